@@ -1,0 +1,339 @@
+//! The ACPI tables (ACPI 6.5 §5.2): what is on the board, and how to power it off.
+//!
+//! The board is hardware-reduced (§4.1): no SCI, no PM timer, no fixed events. Linux then asks for no legacy
+//! interrupt controller and no PIT, and powers off and resets through the registers that the FADT names.
+
+use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, aml};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::{GuestMemory, layout};
+
+/// The tables could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tables would reach the reset vector, 16 bytes below [`layout::ACPI_END`].
+    #[error("the ACPI tables of {cpus} CPUs end at {end:#x}, past {RESET_VECTOR:#x}")]
+    TooLong {
+        /// How many CPUs they describe.
+        cpus: u32,
+        /// Where they would end.
+        end: u64,
+    },
+    /// There is no RAM where they go.
+    #[error("cannot write the ACPI tables to {:#x}", layout::RSDP)]
+    Memory(#[source] GuestMemoryError),
+}
+
+const OEM: [u8; 6] = *b"KITE  ";
+const OEM_TABLE: [u8; 8] = *b"KITE    ";
+const OEM_REVISION: u32 = 1;
+
+/// The RSDP is 36 bytes; the XSDT follows it on the next 8-byte boundary.
+const XSDT_ADDRESS: u64 = layout::RSDP + 40;
+/// The XSDT is a header of 36 bytes and two addresses; everything else follows it.
+const TABLES: u64 = XSDT_ADDRESS + 56;
+
+/// Where a PC's BIOS is entered to reset, f000:fff0.
+const RESET_VECTOR: u64 = layout::ACPI_END - 16;
+/// The reset register.
+const RESET_PORT: u16 = layout::POWER_PORT + 2;
+
+/// FADT `IAPC_BOOT_ARCH` (table 5.10): no VGA to probe. The bits that stay clear say that there is no i8042
+/// to look for, that MSIs work, and that there is a CMOS RTC.
+const NO_VGA: u16 = 1 << 2;
+/// The sleep type of S5, soft off: the guest writes it to the sleep control register, shifted left by two,
+/// with the enable bit 5 (§4.8.3.7).
+const S5_SLEEP_TYPE: u8 = 5;
+
+/// Local APIC ids from this one on do not fit in a local APIC structure (§5.2.12.12).
+const FIRST_X2APIC_ID: u32 = 255;
+/// The length of the MADT in front of its interrupt controller structures.
+const MADT_HEADER: usize = 44;
+
+/// Writes the tables of a board with `cpus` CPUs, whose APIC ids are their indices, and returns the RSDP's
+/// address.
+///
+/// # Errors
+/// [`Error::TooLong`] from about 8,000 CPUs on; [`Error::Memory`] if there is no RAM from [`layout::RSDP`].
+pub fn write(memory: &GuestMemory, cpus: u32) -> Result<u64, Error> {
+    let mut tables = Tables(vec![0; (TABLES - layout::RSDP) as usize]);
+    let dsdt = tables.push(dsdt().as_slice());
+    let fadt = tables.push(&bytes_of(&fadt(dsdt)));
+    let end = tables.next() + madt_len(cpus);
+    if end > RESET_VECTOR {
+        return Err(Error::TooLong { cpus, end });
+    }
+    let madt = tables.push(madt(cpus).as_slice());
+
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    tables.put(layout::RSDP, &bytes_of(&Rsdp::new(OEM, XSDT_ADDRESS)));
+    tables.put(XSDT_ADDRESS, &bytes_of(&xsdt));
+    memory.write_slice(&tables.0, GuestAddress(layout::RSDP)).map_err(Error::Memory)?;
+    memory.write_slice(&reset_code(), GuestAddress(RESET_VECTOR)).map_err(Error::Memory)?;
+    Ok(layout::RSDP)
+}
+
+/// What will be in memory from [`layout::RSDP`] on.
+struct Tables(Vec<u8>);
+
+impl Tables {
+    /// Where the next table goes.
+    fn next(&self) -> u64 {
+        (layout::RSDP + self.0.len() as u64).next_multiple_of(8)
+    }
+
+    /// Appends `table` and says where it is.
+    fn push(&mut self, table: &[u8]) -> u64 {
+        let address = self.next();
+        self.0.resize((address - layout::RSDP) as usize, 0);
+        self.0.extend_from_slice(table);
+        address
+    }
+
+    /// Puts `table` into the room kept for it at `address`.
+    fn put(&mut self, address: u64, table: &[u8]) {
+        let at = (address - layout::RSDP) as usize;
+        self.0[at..at + table.len()].copy_from_slice(table);
+    }
+}
+
+fn bytes_of(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(FADT::len());
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+fn sdt(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
+    let mut sdt = Sdt::new(signature, 36, revision, OEM, OEM_TABLE, OEM_REVISION);
+    sdt.append_slice(body);
+    sdt
+}
+
+/// The definition block: the devices that cannot be discovered, and the sleep type that powers off.
+fn dsdt() -> Sdt {
+    let mut body = Vec::with_capacity(256);
+    serial(&mut body);
+    real_time_clock(&mut body);
+    let s5 = aml::Package::new(vec![&S5_SLEEP_TYPE, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
+    aml::Name::new("_S5_".into(), &s5).to_aml_bytes(&mut body);
+    sdt(*b"DSDT", 2, &body)
+}
+
+fn serial(body: &mut Vec<u8>) {
+    aml::Device::new(
+        "_SB_.COM1".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, 8),
+                    // Consumed, edge-triggered, active high, exclusive.
+                    &aml::Interrupt::new(true, true, false, false, layout::SERIAL_GSI),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(body);
+}
+
+/// Without an interrupt: Linux then offers no alarms and asks for no line.
+fn real_time_clock(body: &mut Vec<u8>) {
+    aml::Device::new(
+        "_SB_.RTC_".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0B00")),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(layout::CMOS_PORT, layout::CMOS_PORT, 1, 2)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(body);
+}
+
+/// The fixed description: hardware-reduced, so that all it holds is how to power off and reset.
+fn fadt(dsdt: u64) -> FADT {
+    let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup);
+    fadt.iapc_boot_arch = NO_VGA.into();
+    fadt.sleep_control_reg = port(layout::POWER_PORT);
+    fadt.sleep_status_reg = port(layout::POWER_PORT + 1);
+    fadt.reset_reg = port(RESET_PORT);
+    fadt.reset_value = layout::RESET_VALUE;
+    fadt.finalize()
+}
+
+/// What a jump to the BIOS's reset vector finds. Without `reboot=`, Linux asks EFI to reset a
+/// hardware-reduced board and, where there is no EFI, jumps there; it does not come to the reset register.
+fn reset_code() -> [u8; 7] {
+    let [low, high] = RESET_PORT.to_le_bytes();
+    // mov dx, RESET_PORT; mov al, RESET_VALUE; out dx, al; hlt
+    [0xba, low, high, 0xb0, layout::RESET_VALUE, 0xee, 0xf4]
+}
+
+/// The length in bytes of [`madt`]'s table.
+fn madt_len(cpus: u32) -> u64 {
+    let apics = u64::from(cpus.min(FIRST_X2APIC_ID));
+    let x2apics = u64::from(cpus.saturating_sub(FIRST_X2APIC_ID));
+    MADT_HEADER as u64 + 12 + 8 * apics + 16 * x2apics
+}
+
+/// The interrupt controllers (§5.2.12). The flag PCAT_COMPAT stays clear: nothing here needs the two 8259s.
+fn madt(cpus: u32) -> Sdt {
+    let mut body = Vec::with_capacity(madt_len(cpus) as usize);
+    body.extend_from_slice(&layout::LOCAL_APIC.to_le_bytes());
+    body.extend_from_slice(&[0; 4]);
+    // I/O APIC: type, length, id, reserved; its address; its first GSI.
+    body.extend_from_slice(&[1, 12, 0, 0]);
+    body.extend_from_slice(&layout::IO_APIC.to_le_bytes());
+    body.extend_from_slice(&0u32.to_le_bytes());
+    for cpu in 0..cpus {
+        match u8::try_from(cpu) {
+            // Processor local APIC: type, length, processor UID, APIC id, flags: enabled.
+            Ok(id) if cpu < FIRST_X2APIC_ID => body.extend_from_slice(&[0, 8, id, id, 1, 0, 0, 0]),
+            // Processor local x2APIC: type, length, reserved; x2APIC id; flags: enabled; processor UID.
+            _ => {
+                body.extend_from_slice(&[9, 16, 0, 0]);
+                body.extend_from_slice(&cpu.to_le_bytes());
+                body.extend_from_slice(&1u32.to_le_bytes());
+                body.extend_from_slice(&cpu.to_le_bytes());
+            }
+        }
+    }
+    sdt(*b"APIC", 6, &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(cpus: u32) -> GuestMemory {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        assert_eq!(write(&memory, cpus).unwrap(), layout::RSDP);
+        memory
+    }
+
+    /// The table at `at`, its checksum verified.
+    fn table(memory: &GuestMemory, at: u64) -> Vec<u8> {
+        let len: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
+        let mut table = vec![0; len as usize];
+        memory.read_slice(&mut table, GuestAddress(at)).unwrap();
+        assert_eq!(sum(&table), 0, "{}", String::from_utf8_lossy(&table[..4]));
+        assert!(at.is_multiple_of(8) && at + u64::from(len) <= layout::ACPI_END);
+        table
+    }
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    fn u64_at(table: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(table[at..at + 8].try_into().unwrap())
+    }
+
+    fn u32_at(table: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(table[at..at + 4].try_into().unwrap())
+    }
+
+    /// FADT, MADT and DSDT, found as a guest finds them.
+    fn walk(memory: &GuestMemory) -> [Vec<u8>; 3] {
+        let mut rsdp = [0; 36];
+        memory.read_slice(&mut rsdp, GuestAddress(layout::RSDP)).unwrap();
+        assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(&rsdp)), (&b"RSD PTR "[..], 0, 0));
+        let xsdt = table(memory, u64_at(&rsdp, 24));
+        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 52));
+        let fadt = table(memory, u64_at(&xsdt, 36));
+        let madt = table(memory, u64_at(&xsdt, 44));
+        let dsdt = table(memory, u64_at(&fadt, 140));
+        assert_eq!((&fadt[..4], &madt[..4], &dsdt[..4]), (&b"FACP"[..], &b"APIC"[..], &b"DSDT"[..]));
+        [fadt, madt, dsdt]
+    }
+
+    /// (APIC id, enabled, is an x2APIC structure) of each CPU.
+    fn cpus(madt: &[u8]) -> Vec<(u32, bool, bool)> {
+        let (mut cpus, mut at) = (Vec::new(), MADT_HEADER);
+        while at < madt.len() {
+            match (madt[at], madt[at + 1]) {
+                (0, 8) => cpus.push((madt[at + 3].into(), madt[at + 4] == 1, false)),
+                (9, 16) => cpus.push((u32_at(madt, at + 4), madt[at + 8] == 1, true)),
+                (1, 12) => assert_eq!((u32_at(madt, at + 4), u32_at(madt, at + 8)), (layout::IO_APIC, 0)),
+                unknown => panic!("structure {unknown:?}"),
+            }
+            at += usize::from(madt[at + 1]);
+        }
+        cpus
+    }
+
+    #[test]
+    fn every_cpu_is_listed_by_its_index_and_large_ids_are_x2apic() {
+        for count in [1, 2, 255, 256, 300, 4096] {
+            let [_, madt, _] = walk(&written(count));
+            let expected: Vec<_> = (0..count).map(|id| (id, true, id >= 255)).collect();
+            assert_eq!(cpus(&madt), expected);
+            assert_eq!(u32_at(&madt, 36), layout::LOCAL_APIC);
+            assert_eq!(madt.len() as u64, madt_len(count));
+        }
+    }
+
+    #[test]
+    fn the_fadt_is_hardware_reduced_and_names_the_power_ports() {
+        let [fadt, ..] = walk(&written(1));
+        assert_eq!(fadt.len(), 276);
+        assert_eq!((fadt[8], fadt[131]), (6, 5), "revision");
+        assert_eq!(u32_at(&fadt, 112), 1 << 20 | 1 << 10, "flags");
+        assert_eq!(u32_at(&fadt, 40), 0, "only the 64-bit DSDT address is set");
+        let port = |at: usize| {
+            assert_eq!(fadt[at..at + 4], [1, 8, 0, 1]);
+            u64_at(&fadt, at + 4) as u16
+        };
+        assert_eq!([port(244), port(256), port(116)], [0, 1, 2].map(|offset| layout::POWER_PORT + offset));
+        assert_eq!(fadt[128], layout::RESET_VALUE);
+    }
+
+    #[test]
+    fn the_reset_vector_writes_the_reset_register() {
+        let mut code = [0; 8];
+        written(1).read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
+        assert_eq!(code, [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0]);
+    }
+
+    #[test]
+    fn the_dsdt_describes_com1_the_clock_and_soft_off() {
+        let [.., dsdt] = walk(&written(1));
+        let holds = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
+        assert!(holds(b"COM1\x08_HID\x0c\x41\xd0\x05\x01"), "PNP0501");
+        assert!(holds(&[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]), "eight ports at 0x3f8");
+        assert!(holds(&[0x89, 6, 0, 0b0011, 1, 4, 0, 0, 0, 0x79]), "GSI 4: edge, high, exclusive");
+        assert!(holds(b"RTC_\x08_HID\x0c\x41\xd0\x0b\x00"), "PNP0B00");
+        assert!(holds(&[0x47, 1, 0x70, 0, 0x70, 0, 1, 2, 0x79]), "two ports at 0x70 and no interrupt");
+        assert!(holds(b"_S5_\x12\x07\x04\x0a\x05\0\0\0"));
+    }
+
+    #[test]
+    fn more_cpus_than_fit_are_refused_before_any_work() {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        assert!(write(&memory, 8000).is_ok());
+        for cpus in [8400, u32::MAX] {
+            assert!(matches!(write(&memory, cpus), Err(Error::TooLong { .. })));
+        }
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::ACPI_END)).unwrap(), 0);
+    }
+
+    #[test]
+    fn memory_that_ends_below_the_tables_is_an_error() {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
+        assert!(matches!(write(&memory, 1), Err(Error::Memory(_))));
+    }
+}

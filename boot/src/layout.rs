@@ -1,0 +1,60 @@
+//! The address map: where everything sits that the guest finds at reset. All addresses are guest-physical.
+
+/// RAM below the 3-4 GiB hole ends here at the latest; what does not fit goes on at [`HIGH_RAM_START`].
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+/// RAM above the hole starts here.
+pub const HIGH_RAM_START: u64 = 1 << 32;
+
+/// The boot vCPU's global descriptor table.
+pub const GDT: u64 = 0x500;
+/// The BIOS data area's reset word: a 16-bit value that Linux sets before every reset it asks for.
+pub const RESET_WORD: u64 = 0x472;
+/// PVH `hvm_start_info` (Xen `docs/misc/pvh.pandoc`) and, behind it, the memory map and module list.
+pub const PVH_INFO: u64 = 0x6000;
+/// Linux `boot_params`, the "zero page" (Linux `Documentation/arch/x86/zero-page.rst`).
+pub const ZERO_PAGE: u64 = 0x7000;
+/// The boot vCPU's page tables: one PML4, one PDPT, one page directory.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// They map this many bytes from address 0 to themselves.
+pub const IDENTITY_MAP: u64 = 1 << 30;
+/// The kernel command line.
+pub const CMDLINE: u64 = 0x2_0000;
+/// The longest command line in bytes without its NUL: Linux's own `COMMAND_LINE_SIZE` is 2048 with it.
+pub const CMDLINE_MAX: usize = 2047;
+
+/// Conventional RAM ends here; up to 1 MiB are tables that the e820 map calls reserved.
+pub const LOW_TABLES: u64 = 0x9_fc00;
+/// The MP floating pointer (MP 1.4 §4.1), in the last KiB of conventional memory; its table is at [`RSDP`].
+pub const MP_TABLE: u64 = LOW_TABLES;
+/// The ACPI root pointer (ACPI 6.5 §5.2.5.1: it is searched for from here up); the tables follow it.
+pub const RSDP: u64 = 0xe_0000;
+/// The tables end before this; its last 16 bytes are a PC's reset vector.
+pub const ACPI_END: u64 = 0x10_0000;
+/// Where kernels are loaded that do not say where: 1 MiB.
+pub const HIGH_MEMORY: u64 = 0x10_0000;
+
+/// The I/O APIC's registers.
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// Every local APIC's registers.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+/// A page that KVM on Intel wants for real mode's identity map; the three pages after it are its TSS.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+/// See [`KVM_IDENTITY_MAP`].
+pub const KVM_TSS: u64 = KVM_IDENTITY_MAP + 0x1000;
+
+/// COM1, a 16550A: eight ports.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// COM1's line.
+pub const SERIAL_GSI: u32 = 4;
+/// The real-time clock's index and data port.
+pub const CMOS_PORT: u16 = 0x70;
+/// The keyboard controller's ports: data here, command and status four further.
+pub const I8042_PORT: u16 = 0x60;
+/// The interval timer's ports: three channels and the control word.
+pub const PIT_PORT: u16 = 0x40;
+/// System control port B, with the gate of the timer's channel 2.
+pub const PIT_GATE_PORT: u16 = 0x61;
+/// ACPI sleep control; the next port is sleep status, the one after it the reset register.
+pub const POWER_PORT: u16 = 0x600;
+/// What to write to the reset register, two ports after [`POWER_PORT`].
+pub const RESET_VALUE: u8 = 1;

@@ -1,0 +1,114 @@
+//! What a VMM takes besides its guest's RAM, while the guest is idle.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::images::Images;
+use super::start::start;
+use super::vmm::{Programs, RAM};
+
+/// After the first instruction a VMM may still be starting threads.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// A line of `/proc/PID/smaps` with its share of memory (`proc(5)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    /// Proportional set size in KiB.
+    pss: u64,
+}
+
+/// Starts each with the tiny guest and prints a table.
+///
+/// # Errors
+/// A guest does not start, or its RAM is not found among the VMM's mappings.
+pub fn run(programs: &Programs, images: &Images) -> Result<()> {
+    println!("\nmemory besides the guest's RAM, a guest of ten bytes idle");
+    println!("{:<26}{:>9}{:>9}{:>15}", "", "PSS KiB", "threads", "program bytes");
+    for (name, mut command) in [
+        ("bare", programs.bare(&images.tiny)),
+        ("kite", programs.kite(&images.tiny)),
+        ("QEMU microvm", programs.qemu(&images.tiny)),
+    ] {
+        let (mut child, _) = start(&mut command)?;
+        std::thread::sleep(SETTLE);
+        let proc = format!("/proc/{}", child.id());
+        let read = || -> Result<(u64, usize, u64)> {
+            let pss = pss_without_ram(&fs::read_to_string(format!("{proc}/smaps"))?, RAM)?;
+            let threads = fs::read_dir(format!("{proc}/task"))?.count();
+            Ok((pss, threads, fs::metadata(Path::new(&proc).join("exe"))?.len()))
+        };
+        let read = read().with_context(|| format!("measuring {name}"));
+        child.kill().and_then(|()| child.wait()).context("ending a VMM")?;
+        let (pss, threads, size) = read?;
+        println!("{name:<26}{pss:>9}{threads:>9}{size:>15}");
+    }
+    Ok(())
+}
+
+/// The PSS in KiB of every mapping but the guest's RAM: the run of neighbouring mappings, `ram` bytes together, that
+/// has the largest of all in it.
+fn pss_without_ram(smaps: &str, ram: u64) -> Result<u64> {
+    let mappings = parse(smaps);
+    let largest = mappings.iter().max_by_key(|mapping| mapping.end - mapping.start).context("no mappings")?;
+    let is_ram = |first: usize| {
+        let start = mappings[first].start;
+        let mut end = start;
+        let run: Vec<_> = mappings[first..]
+            .iter()
+            .take_while(|mapping| {
+                let joins = mapping.start == end && end - start < ram;
+                end = if joins { mapping.end } else { end };
+                joins
+            })
+            .collect();
+        (end - start == ram && run.contains(&largest)).then_some(first..first + run.len())
+    };
+    let ram = (0..mappings.len()).find_map(is_ram).context("no mappings are as large as the guest's RAM")?;
+    let rest = mappings[..ram.start].iter().chain(&mappings[ram.end..]);
+    Ok(rest.map(|mapping| mapping.pss).sum())
+}
+
+fn parse(smaps: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let Some(first) = words.next() else { continue };
+        if let Some((start, end)) = first.split_once('-')
+            && let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
+        {
+            mappings.push(Mapping { start, end, pss: 0 });
+        } else if first == "Pss:"
+            && let (Some(mapping), Some(Ok(pss))) = (mappings.last_mut(), words.next().map(str::parse))
+        {
+            mapping.pss = pss;
+        }
+    }
+    mappings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "00200000-00201000 r-xp 00000000 08:01 1 /bin/vmm\nSize: 4 kB\nPss: 3 kB\nPss_Dirty: 9 kB\n\
+        10000000-10004000 rw-p 00000000 00:00 0\nPss: 100 kB\n10004000-10005000 rw-p 00001000 08:01 2 /kernel\n\
+        Pss: 20 kB\n10005000-10010000 rw-p 00000000 00:00 0\nPss: 1000 kB\n\
+        10010000-10011000 rw-p 00000000 00:00 0\nPss: 5 kB\n";
+
+    #[test]
+    fn guest_ram_is_left_out_with_the_files_mapped_into_it() {
+        assert_eq!(pss_without_ram(SMAPS, 0x1_0000).unwrap(), 8);
+    }
+
+    #[test]
+    fn memory_that_is_not_guest_ram_is_not_taken_for_it() {
+        assert!(pss_without_ram(SMAPS, 0x2_0000).is_err());
+        assert!(pss_without_ram(SMAPS, 0x4000).is_err());
+        assert!(pss_without_ram("", 0x1_0000).is_err());
+    }
+}

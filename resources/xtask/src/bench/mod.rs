@@ -1,0 +1,207 @@
+//! `cargo xtask bench`: kite measured beside the least that runs a guest and beside QEMU's microvm machine. Everything
+//! that is compared runs interleaved; nothing here passes or fails by a time.
+
+mod boot;
+mod files;
+mod images;
+mod memory;
+mod start;
+mod vmm;
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+
+use self::images::Images;
+use self::vmm::Programs;
+use crate::host;
+use crate::lab::Lab;
+use crate::setup::{Kernel, Setup};
+use crate::step::{shown, step};
+use crate::test::build_kite;
+
+/// The kernel that is booted, where it is to be had: the one that published figures are of.
+const KERNEL: &str = "6.1";
+/// The labs' time limit: on a busy machine they are slow.
+const LIMIT: Duration = Duration::from_secs(3600);
+/// Starts of each on this machine, and in the labs.
+const ROUNDS: (u32, u32) = (21, 7);
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// From exec to the guest's first instruction, and memory while the guest is idle: kite, bare, QEMU's microvm
+    ///
+    /// The guest's first instruction writes a byte to COM1, which ends the measurement. It is a tiny program, or a
+    /// stock kernel patched at its entry points. All start in turn, over and over, on this machine's /dev/kvm, in the
+    /// lab, and in the lab that counts instructions instead of time.
+    Start {
+        /// Measure only here
+        #[arg(long)]
+        only: Option<Place>,
+        /// Starts of each [default: 21, in the labs 7]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: Option<u32>,
+    },
+    /// A stock kernel's boot to user space and off again: instructions and VM exits of kite and QEMU's microvm
+    ///
+    /// Instructions are those of everything together (host kernel, VMM and guest), in a lab that counts them. Exits
+    /// are counted in a run of their own.
+    Boot {
+        /// Count only these
+        #[arg(long)]
+        only: Option<Count>,
+    },
+    /// Measure starts where this runs
+    #[command(hide = true)]
+    StartHere {
+        #[command(flatten)]
+        programs: Programs,
+        #[arg(long)]
+        rounds: u32,
+        /// The kernel's name below target/kernels
+        kernel: String,
+    },
+    /// Boot where this runs
+    #[command(hide = true)]
+    BootHere {
+        #[command(flatten)]
+        programs: Programs,
+        #[arg(long)]
+        count: Count,
+        /// The kernel's name below target/kernels
+        kernel: String,
+    },
+}
+
+/// Where to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Place {
+    /// On this machine's /dev/kvm
+    Native,
+    /// In the lab
+    Lab,
+    /// In the lab, with instructions counted
+    Counting,
+}
+
+/// What to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Count {
+    /// Instructions of everything, in the counting lab
+    Instructions,
+    /// VM exits
+    Exits,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// Set-up fails, or a guest does not start.
+pub fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Start { only, rounds } => start_everywhere(only, rounds)?,
+        Task::Boot { only } => boot_everywhere(only)?,
+        Task::StartHere { programs, rounds, kernel } => {
+            let (kernel, images) = here(&programs, &kernel)?;
+            start::run(&programs, &kernel, &images, rounds)?;
+            memory::run(&programs, &images)?;
+        }
+        Task::BootHere { programs, count, kernel } => {
+            let (kernel, images) = here(&programs, &kernel)?;
+            boot::run(&programs, &kernel, &images, count)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is booted, all of it near.
+fn here(programs: &Programs, kernel: &str) -> Result<(Kernel, Images)> {
+    let kernel = Kernel::open(kernel)?.with_context(|| format!("no kernel {kernel}"))?;
+    let images = Images::at(&host::target("bench")?);
+    files::settle(programs, &kernel, &images)?;
+    Ok((kernel, images))
+}
+
+fn start_everywhere(only: Option<Place>, rounds: Option<u32>) -> Result<()> {
+    let mut setup = Setup::new();
+    let (programs, kernel) = prepare(&mut setup)?;
+    let arguments = |rounds: u32| {
+        let mut arguments = vec!["start-here".into(), "--rounds".into(), rounds.to_string().into()];
+        arguments.extend(programs.arguments());
+        arguments.push(OsString::from(&kernel.name));
+        arguments
+    };
+    let wanted = |place| only.is_none_or(|only| only == place);
+    if wanted(Place::Native) {
+        if fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
+            println!("Not measured on this machine: /dev/kvm cannot be opened.");
+        } else {
+            println!("On this machine's /dev/kvm");
+            let own = std::env::current_exe().context("finding this program")?;
+            shown(Command::new(own).arg("bench").args(arguments(rounds.unwrap_or(ROUNDS.0))))?;
+        }
+    }
+    for place in [Place::Lab, Place::Counting].into_iter().filter(|place| wanted(*place)) {
+        let mut lab = Lab::new(&mut setup)?;
+        lab.timeout = LIMIT;
+        if place == Place::Counting {
+            println!("\nIn the counting lab, where a million instructions of everything together take a ms");
+            (lab.icount, lab.cpus) = (true, 1);
+        } else {
+            println!("\nIn the lab, whose times are an emulator's: only their ratios mean something");
+        }
+        in_lab(&mut lab, arguments(rounds.unwrap_or(ROUNDS.1)))?;
+    }
+    Ok(())
+}
+
+fn boot_everywhere(only: Option<Count>) -> Result<()> {
+    let mut setup = Setup::new();
+    let (programs, kernel) = prepare(&mut setup)?;
+    let mut lab = Lab::new(&mut setup)?;
+    lab.timeout = LIMIT;
+    for (count, name) in [(Count::Exits, "exits"), (Count::Instructions, "instructions")] {
+        if only.is_some_and(|only| only != count) {
+            continue;
+        }
+        lab.icount = count == Count::Instructions;
+        lab.cpus = if lab.icount { 1 } else { 2 };
+        let mut arguments = vec!["boot-here".into(), "--count".into(), name.into()];
+        arguments.extend(programs.arguments());
+        arguments.push(OsString::from(&kernel.name));
+        in_lab(&mut lab, arguments)?;
+    }
+    Ok(())
+}
+
+/// Runs this program's `bench` in the lab.
+fn in_lab(lab: &mut Lab, arguments: Vec<OsString>) -> Result<()> {
+    let mut argv: Vec<OsString> = vec!["/proc/self/exe".into(), "bench".into()];
+    argv.extend(arguments);
+    match lab.run(&argv, &mut io::stdout(), &mut io::stderr())? {
+        0 => Ok(()),
+        status => bail!("the bench in the lab ended with {status}"),
+    }
+}
+
+/// Builds what is measured, and fetches and makes what it boots.
+fn prepare(setup: &mut Setup) -> Result<(Programs, Kernel)> {
+    let kite = build_kite()?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.current_dir(host::root()).args(["build", "--quiet", "--release", "--package", "bare"]);
+    step("building bare", || shown(&mut cargo))?;
+    setup.qemu()?;
+    let (kernels, _) = setup.kernels()?;
+    let wanted = kernels.iter().find(|kernel| kernel.name == KERNEL).or(kernels.first());
+    let kernel = wanted.context("there is no kernel to boot")?.clone();
+    let programs = Programs { bare: kite.with_file_name("bare"), kite };
+    let images = Images::at(&host::target("bench")?);
+    step("patching kernels", || images.make(&kernel, &programs.kite))?;
+    Ok((programs, kernel))
+}

@@ -1,0 +1,159 @@
+//! `cargo xtask demo`: builds kite, finds a stock kernel and boots it where that is possible, for all to see.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::host;
+use crate::lab::Lab;
+use crate::setup::Setup;
+use crate::test::build_kite;
+
+/// What the guest's own lines start with.
+const GUEST: &[u8] = b"kite: ";
+
+/// Runs the demonstration; the exit code is kite's.
+///
+/// # Errors
+/// Set-up fails, or the lab does.
+pub fn run() -> Result<ExitCode> {
+    let mut times = Times::default();
+    let kite = times.part("build kite", build_kite)?;
+    let mut setup = Setup::new();
+    let (kernel, modules) = times.part("find a kernel", || kernel(&mut setup))?;
+    let mut argv: Vec<OsString> = vec![kite.into(), "run".into(), "--kernel".into(), kernel.into()];
+    argv.extend(["--modules".into(), modules.into(), "--cpus".into(), "2".into()]);
+    let shown: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
+    let mut watch = Watch::new(io::stdout());
+    let status = match host::hardware_kvm() {
+        Ok(()) => {
+            println!("Booting on this machine's /dev/kvm, which is hardware's.\n$ {}", shown.join(" "));
+            natively(&argv, &mut watch)?
+        }
+        Err(reason) => {
+            println!("Booting in the lab, an emulated machine with KVM, which is slow: {reason}.");
+            let lab = times.part("set up the lab", || Lab::new(&mut setup))?;
+            println!("$ {}", shown.join(" "));
+            watch.start = Instant::now();
+            lab.run(&argv, &mut watch, &mut io::stderr())?
+        }
+    };
+    let end = watch.start.elapsed();
+    let first = watch.first.unwrap_or(end);
+    let up = watch.up.unwrap_or(end);
+    times.0.push(("start, to the kernel's first line", first));
+    times.0.push(("boot, to the guest's own lines", up.saturating_sub(first)));
+    times.0.push(("power off", end.saturating_sub(up)));
+    println!("\nkite's exit code: {status}\n\n{times}");
+    Ok(ExitCode::from(status))
+}
+
+/// A kernel image and the folder of its modules: the newest of this machine's own, or one that is fetched.
+fn kernel(setup: &mut Setup) -> Result<(PathBuf, PathBuf)> {
+    if let Some(image) = boot::kernel::newest(Path::new("/boot")).filter(|image| host::readable(image))
+        && let Some(release) = image.to_string_lossy().strip_prefix("/boot/vmlinuz-")
+    {
+        let modules = Path::new("/lib/modules").join(release);
+        if modules.join("modules.dep").exists() {
+            println!("Kernel: {}", image.display());
+            return Ok((image, modules));
+        }
+    }
+    let kernel = setup.kernel()?;
+    println!("Kernel: {}, as /boot has none that can be read", kernel.release);
+    Ok((kernel.bz_image(), kernel.modules()))
+}
+
+fn natively(argv: &[OsString], watch: &mut impl Write) -> Result<u8> {
+    let (program, arguments) = argv.split_first().context("a command has a name")?;
+    let mut command = Command::new(program);
+    let mut kite = command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting kite")?;
+    let mut out = kite.stdout.take().context("kite has an output")?;
+    io::copy(&mut out, watch).context("passing on kite's output")?;
+    let status = kite.wait().context("waiting for kite")?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX))
+}
+
+/// Passes output on, and notes when the kernel and when the guest's own program begin to speak.
+struct Watch<W> {
+    out: W,
+    start: Instant,
+    first: Option<Duration>,
+    up: Option<Duration>,
+    line: Vec<u8>,
+}
+
+impl<W> Watch<W> {
+    fn new(out: W) -> Self {
+        Self { out, start: Instant::now(), first: None, up: None, line: Vec::new() }
+    }
+}
+
+impl<W: Write> Write for Watch<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let now = self.start.elapsed();
+        self.first.get_or_insert(now);
+        for &byte in bytes {
+            if byte == b'\n' {
+                self.line.clear();
+            } else if self.line.len() < GUEST.len() {
+                self.line.push(byte);
+            }
+            if self.line == GUEST {
+                self.up.get_or_insert(now);
+            }
+        }
+        self.out.write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// How long each part took.
+#[derive(Default)]
+struct Times(Vec<(&'static str, Duration)>);
+
+impl Times {
+    fn part<T>(&mut self, name: &'static str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let done = work()?;
+        self.0.push((name, start.elapsed()));
+        Ok(done)
+    }
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let total = self.0.iter().map(|(_, time)| *time).sum();
+        for (name, time) in self.0.iter().chain([&("together", total)]) {
+            writeln!(out, "{name:<36}{:>8.2} s", time.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_first_line_is_noted_even_in_parts() {
+        let mut watch = Watch::new(Vec::new());
+        watch.write_all(b"a kite: b\nki").unwrap();
+        assert!(watch.first.is_some() && watch.up.is_none());
+        watch.write_all(b"te: cpus 1\n").unwrap();
+        assert!(watch.up.is_some());
+    }
+}

@@ -1,0 +1,304 @@
+//! Linux guests: the machines to try with each kernel, and what is expected of them. Run where hardware
+//! KVM is: on this machine, or inside the lab by a hidden command of this program.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use boot::modules::Modules;
+
+use crate::setup::{Kernel, LAB};
+
+/// A guest that takes longer hangs. Emulated ones on a busy machine take a minute.
+pub const LIMIT: Duration = Duration::from_secs(240);
+/// What kite's guest needs to find its devices, unless it is built in.
+const MODULE: &str = "virtio_mmio";
+
+/// The three ways a kernel file is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    BzImage,
+    Pvh,
+    Elf,
+}
+
+/// How a guest is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    PowerOff,
+    /// With more words for the command line.
+    Reboot(&'static str),
+    Panic,
+}
+
+/// One guest.
+#[derive(Clone, Debug)]
+pub struct Case {
+    kernel: Kernel,
+    format: Format,
+    cpus: u32,
+    /// MiB.
+    memory: u64,
+    end: End,
+    acpi: bool,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let format = match self.format {
+            Format::BzImage => "bzImage",
+            Format::Pvh => "ELF-PVH",
+            Format::Elf => "ELF",
+        };
+        let end = match self.end {
+            End::PowerOff => "poweroff".to_owned(),
+            End::Reboot(how) => ["reboot", how].join(if how.is_empty() { "" } else { "," }),
+            End::Panic => "panic".to_owned(),
+        };
+        let acpi = if self.acpi { "" } else { "/no-acpi" };
+        write!(out, "linux-{}/{format}/{}cpu/{}M/{end}{acpi}", self.kernel.name, self.cpus, self.memory)
+    }
+}
+
+/// The guests to try: all combinations, or few that take each value once or more. The lab's own kernel is the
+/// one that reads an MP table.
+pub fn cases(kernels: &[Kernel], all: bool) -> Vec<Case> {
+    use Format::{BzImage, Elf, Pvh};
+    let mut cases = Vec::new();
+    for (index, kernel) in kernels.iter().enumerate() {
+        let mut add = |format, cpus, memory, end, acpi| {
+            cases.push(Case { kernel: kernel.clone(), format, cpus, memory, end, acpi });
+        };
+        if kernel.name == LAB {
+            add(Elf, 2, 1024, End::Reboot(""), false);
+        } else if all {
+            for format in [BzImage, Pvh, Elf] {
+                for cpus in [1, 2, 4] {
+                    for memory in [128, 1024, 5120] {
+                        add(format, cpus, memory, End::PowerOff, true);
+                    }
+                }
+                for end in [End::Reboot(""), End::Panic] {
+                    add(format, 2, 1024, end, true);
+                }
+            }
+            for how in ["reboot=t", "reboot=k", "reboot=a"] {
+                add(BzImage, 2, 1024, End::Reboot(how), true);
+            }
+            // These kernels are built without MP tables: one CPU and the legacy controllers are left.
+            add(BzImage, 1, 1024, End::PowerOff, false);
+        } else if index % 2 == 0 {
+            add(BzImage, 1, 128, End::PowerOff, true);
+            add(Pvh, 2, 1024, End::PowerOff, true);
+            add(Elf, 4, 5120, End::PowerOff, true);
+            add(BzImage, 2, 1024, End::Reboot(""), true);
+        } else {
+            add(BzImage, 4, 1024, End::PowerOff, true);
+            add(Pvh, 1, 5120, End::PowerOff, true);
+            add(Elf, 2, 128, End::PowerOff, true);
+            add(Pvh, 1, 1024, End::Panic, true);
+        }
+    }
+    cases
+}
+
+/// Runs each guest and writes a line about it: `ok NAME (SECONDS)`, or `FAIL NAME: WHY` and its output below.
+///
+/// # Errors
+/// `out` cannot be written, or this machine cannot start a process.
+pub fn run(kite: &Path, cases: &[Case], out: &mut dyn Write) -> Result<()> {
+    for case in cases {
+        let start = Instant::now();
+        let (status, output) = boot(kite, case)?;
+        match judge(case, status, &output) {
+            Ok(()) => writeln!(out, "ok {case} ({:.1} s)", start.elapsed().as_secs_f64())?,
+            Err(why) => {
+                writeln!(out, "FAIL {case}: {why}")?;
+                for line in output.lines() {
+                    writeln!(out, "  | {}", line.trim_end())?;
+                }
+            }
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// The exit status, unless the guest hung, and everything that was printed.
+fn boot(kite: &Path, case: &Case) -> Result<(Option<ExitStatus>, String)> {
+    // A file, since a pipe that nobody reads would hold the guest up.
+    let mut output = tempfile::tempfile().context("making a file for the guest's output")?;
+    let mut child = command(kite, case)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()
+        .with_context(|| format!("starting {}", kite.display()))?;
+    let start = Instant::now();
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if start.elapsed() > LIMIT => {
+                child.kill()?;
+                child.wait()?;
+                break None;
+            }
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    Ok((status, contents(&mut output)?))
+}
+
+fn contents(file: &mut File) -> Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn command(kite: &Path, case: &Case) -> Command {
+    let kernel = match case.format {
+        Format::BzImage => case.kernel.bz_image(),
+        Format::Pvh => case.kernel.elf(),
+        Format::Elf => case.kernel.elf_without_pvh(),
+    };
+    let mut command = Command::new(kite);
+    command.arg("run").arg("--kernel").arg(kernel).arg("--modules").arg(case.kernel.modules());
+    command.args(["--cpus", &case.cpus.to_string(), "--memory", &format!("{}M", case.memory)]);
+    match case.end {
+        End::PowerOff => {}
+        End::Reboot(how) => drop(command.arg(format!("--append=kite.job=reboot {how}"))),
+        End::Panic => drop(command.arg("--append=kite.job=panic")),
+    }
+    if !case.acpi {
+        command.arg("--no-acpi");
+        if case.kernel.name != LAB {
+            // Without either kind of table Debian's 6.1 masks the line that the legacy controllers come in by.
+            command.arg("--append=nolapic");
+        }
+    }
+    command
+}
+
+/// Compares what a guest said and how it ended with what was expected.
+fn judge(case: &Case, status: Option<ExitStatus>, output: &str) -> Result<(), String> {
+    let Some(status) = status else { return Err(format!("no end after {} s", LIMIT.as_secs())) };
+    let expected = if case.end == End::Panic { 255 } else { 0 };
+    if let Some(signal) = status.signal() {
+        return Err(format!("kite died of signal {signal}"));
+    }
+    if status.code() != Some(expected) {
+        return Err(format!("{status} instead of {expected}"));
+    }
+    let report = report(output);
+    let said =
+        |name: &str| report.get(name).copied().ok_or_else(|| format!("the guest did not say its {name}"));
+    let kernel = said("kernel")?;
+    if kernel.split(' ').next() != Some(case.kernel.release.as_str()) {
+        return Err(format!("kernel {kernel} instead of {}", case.kernel.release));
+    }
+    let cpus = said("cpus")?;
+    if cpus.parse() != Ok(case.cpus) {
+        return Err(format!("{cpus} CPUs instead of {}", case.cpus));
+    }
+    let memory = said("memory")?;
+    let seen: u64 =
+        memory.trim_end_matches(" MiB").parse().map_err(|_| format!("no memory size: {memory}"))?;
+    if !plausible(case.memory, seen) {
+        return Err(format!("{seen} MiB of memory seen of {}", case.memory));
+    }
+    let modules: Vec<&str> = said("modules")?.split(' ').collect();
+    let wanted = Modules::open(&case.kernel.modules()).and_then(|modules| modules.resolve(&[MODULE]));
+    for module in wanted.map_err(|error| error.to_string())? {
+        if !modules.contains(&module.name.as_str()) {
+            return Err(format!("module {} is not loaded", module.name));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a guest of `given` MiB may see `seen` of them: the kernel keeps a quarter at most, half of little.
+fn plausible(given: u64, seen: u64) -> bool {
+    let least = if given <= 128 { given / 2 } else { given / 4 * 3 };
+    (least..=given).contains(&seen)
+}
+
+/// The lines `kite: NAME VALUE` of a guest's output.
+fn report(output: &str) -> BTreeMap<&str, &str> {
+    let line = |line: &'_ str| -> Option<(usize, usize)> {
+        let rest = line.strip_prefix("kite: ")?;
+        let end = rest.find(' ')?;
+        Some((6, 6 + end))
+    };
+    output.lines().filter_map(|text| line(text).map(|(a, b)| (&text[a..b], text[b..].trim()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernels() -> [Kernel; 2] {
+        ["6.1", "6.12"].map(|name| Kernel::at(name, &format!("{name}.0"), Path::new("/nowhere")))
+    }
+
+    #[test]
+    fn the_quick_cases_take_every_value_of_every_axis() {
+        let (quick, all) = (cases(&kernels(), false), cases(&kernels(), true));
+        assert_eq!((quick.len(), all.len()), (8, 74));
+        for case in all.iter().filter(|case| case.end == End::PowerOff) {
+            for same in [
+                |a: &Case, b: &Case| a.kernel.name == b.kernel.name && a.format == b.format,
+                |a: &Case, b: &Case| a.kernel.name == b.kernel.name && a.cpus == b.cpus,
+                |a: &Case, b: &Case| a.kernel.name == b.kernel.name && a.memory == b.memory,
+            ] {
+                assert!(quick.iter().any(|one| same(one, case)), "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_labs_kernel_is_tried_with_an_mp_table() {
+        let cases = cases(&[Kernel::at(LAB, "6.1.0", Path::new("/nowhere"))], true);
+        let names: Vec<String> = cases.iter().map(Case::to_string).collect();
+        assert_eq!(names, ["linux-lab/ELF/2cpu/1024M/reboot/no-acpi"]);
+    }
+
+    #[test]
+    fn names_tell_cases_apart() {
+        let mut names: Vec<String> = cases(&kernels(), true).iter().map(Case::to_string).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 74);
+        assert!(names.contains(&"linux-6.1/bzImage/2cpu/1024M/reboot,reboot=t".to_owned()));
+    }
+
+    #[test]
+    fn a_report_is_read_between_the_kernels_lines() {
+        let report = report("[ 1.0] Run /init\r\nkite: cpus     4\r\nkite: memory   972 MiB\r\nkite:\r\n");
+        assert_eq!(report["cpus"], "4");
+        assert_eq!(report["memory"], "972 MiB");
+        assert_eq!(report.len(), 2);
+    }
+
+    #[test]
+    fn a_guest_that_ends_otherwise_or_says_nothing_fails() {
+        let case = &cases(&kernels(), false)[0];
+        assert!(judge(case, None, "").unwrap_err().contains("no end"));
+        assert!(judge(case, Some(ExitStatus::from_raw(255 << 8)), "").unwrap_err().contains("instead of 0"));
+        assert!(judge(case, Some(ExitStatus::from_raw(0)), "").unwrap_err().contains("did not say"));
+        let wrong = "kite: kernel   6.1.0 x86_64\nkite: cpus     2\n";
+        assert_eq!(judge(case, Some(ExitStatus::from_raw(0)), wrong).unwrap_err(), "2 CPUs instead of 1");
+    }
+
+    #[test]
+    fn memory_is_plausible_within_a_quarter() {
+        assert!(plausible(1024, 972) && plausible(128, 70));
+        assert!(!plausible(5120, 3072) && !plausible(1024, 1025));
+    }
+}

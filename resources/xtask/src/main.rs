@@ -1,0 +1,166 @@
+//! `cargo xtask`: what a developer of kite runs.
+
+mod bench;
+mod demo;
+mod guests;
+mod host;
+mod lab;
+mod setup;
+mod step;
+mod test;
+mod vmlinux;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::lab::Lab;
+use crate::setup::{Kernel, Setup};
+
+/// What a developer of kite runs. Each command does its own set-up.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build kite and boot a stock kernel with it, on /dev/kvm if that can run it, else in the lab
+    ///
+    /// The kernel is the newest in /boot if it can be read, else one fetched into target/kernels. The exit
+    /// status is kite's.
+    #[command(after_help = "Example:\n  cargo xtask demo")]
+    Demo,
+    /// Run everything: format, lints, unit tests, tiny guests, Linux guests
+    ///
+    /// Linux guests run on /dev/kvm if that can run them, else in the lab. The last line counts; what was
+    /// skipped is listed above it with the reason. The exit status is 1 if anything failed.
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
+    Test {
+        /// Try every combination of kernel, format, CPUs and memory
+        #[arg(long)]
+        all: bool,
+    },
+    /// Run a command as root on an emulated machine with hardware-style KVM
+    ///
+    /// The machine sees this one's root folder; what it writes there is lost, but in /out (--out). Standard
+    /// output, standard error, current folder, environment and exit status are the command's. The exit status
+    /// is 125 if the lab itself fails.
+    #[command(after_help = "Examples:\n  cargo xtask lab -- ls -l /dev/kvm\n  \
+                            cargo xtask lab --out /tmp/o -- sh -c 'dmesg >/out/dmesg'\n  \
+                            cargo xtask lab --icount -- kite run")]
+    Lab(LabOptions),
+    /// Fetch the kernels that tests boot into target/kernels
+    ///
+    /// demo, test and lab do this by themselves.
+    Kernels,
+    /// Measure kite beside a bare program and QEMU's microvm machine
+    #[command(subcommand)]
+    Bench(bench::Task),
+    /// Boot Linux guests where there is hardware KVM, a line about each
+    #[command(hide = true)]
+    Guests {
+        /// The program under test
+        #[arg(long)]
+        kite: PathBuf,
+        /// Try every combination
+        #[arg(long)]
+        all: bool,
+        /// Their names below target/kernels
+        kernels: Vec<String>,
+    },
+    /// Go into the lab's root folder and become its command
+    #[command(hide = true)]
+    LabEnter,
+}
+
+#[derive(Args)]
+struct LabOptions {
+    /// Count instructions instead of time: one a nanosecond, and one processor unless --cpus says more
+    #[arg(long)]
+    icount: bool,
+    /// RAM in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 6144)]
+    memory: u32,
+    /// Processors [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: Option<u32>,
+    /// The folder that is /out in the lab
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// End the lab after this many seconds
+    #[arg(long, value_name = "S", default_value_t = 600)]
+    timeout: u64,
+    /// More for the lab kernel's command line
+    #[arg(long, value_name = "STR", default_value = "", hide_default_value = true)]
+    append: String,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    if lab::is_init() {
+        lab::init();
+    }
+    let task = Cli::parse().command;
+    let failure = if matches!(task, Task::Lab(_)) { 125 } else { 1 };
+    match run(task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(failure)
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Demo => demo::run(),
+        Task::Test { all } => test::run(all),
+        Task::Lab(options) => run_lab(options),
+        Task::Kernels => list_kernels(),
+        Task::Bench(task) => bench::run(task),
+        Task::Guests { kite, all, kernels } => run_guests(&kite, all, &kernels),
+        Task::LabEnter => Ok(lab::enter()),
+    }
+}
+
+fn run_lab(options: LabOptions) -> Result<ExitCode> {
+    let mut lab = Lab::new(&mut Setup::new())?;
+    if let Some(out) = &options.out {
+        std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
+    }
+    lab.memory = options.memory;
+    lab.cpus = options.cpus.unwrap_or(if options.icount { 1 } else { 2 });
+    lab.icount = options.icount;
+    lab.out = options.out;
+    lab.timeout = Duration::from_secs(options.timeout);
+    lab.append = options.append;
+    Ok(ExitCode::from(lab.run(&options.command, &mut io::stdout(), &mut io::stderr())?))
+}
+
+fn run_guests(kite: &Path, all: bool, names: &[String]) -> Result<ExitCode> {
+    let open = |name: &String| Kernel::open(name)?.with_context(|| format!("no kernel {name}"));
+    let kernels = names.iter().map(open).collect::<Result<Vec<_>>>()?;
+    guests::run(kite, &guests::cases(&kernels, all), &mut io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list_kernels() -> Result<ExitCode> {
+    let (kernels, missing) = Setup::new().kernels()?;
+    for kernel in kernels {
+        println!("{}: {} in {}", kernel.name, kernel.release, kernel.bz_image().with_file_name("").display());
+    }
+    for kernel in missing {
+        println!("{}: {}", kernel.name, kernel.reason);
+    }
+    Ok(ExitCode::SUCCESS)
+}

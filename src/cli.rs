@@ -1,0 +1,220 @@
+//! The command line as data.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::ValueParser;
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The guest powered off or rebooted, or the user quit.
+pub const DONE: u8 = 0;
+/// kite or the host failed, or was asked for something impossible.
+pub const FAILED: u8 = 125;
+/// The guest crashed.
+pub const CRASHED: u8 = 255;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    the guest powered off or rebooted; or you quit with Ctrl-A X
+  125  kite or the host failed: usage, no KVM, no memory, unreadable image
+  255  the guest crashed: triple fault, KVM internal error, kernel panic
+  124, 126 and 127 are reserved for commands run in the guest.
+  Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  kite run                                     the newest kernel in /boot, to user space and off again
+  kite run --kernel vmlinux --cpus 4 --memory 2G
+  kite run --kernel bzImage --initrd rootfs.cpio.gz --append 'init=/bin/sh'
+  kite run --kernel bzImage --modules target/lib/modules/6.12.0
+
+Keys:
+  Ctrl-A X quits, Ctrl-A H lists the keys, Ctrl-A Ctrl-A sends one Ctrl-A.";
+
+/// A minimal KVM hypervisor: boots a Linux kernel from the command line.
+#[derive(Debug, Parser)]
+#[command(name = "kite", version, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What kite is asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a kernel, its console on standard input and output
+    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
+    Run(RunOptions),
+    /// Check whether this host can run guests, and how to mend what cannot
+    #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
+        kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
+    Doctor {
+        /// Print JSON instead of a line a check
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How to build the machine and what to boot in it.
+#[derive(Args, Debug)]
+pub struct RunOptions {
+    /// The kernel: a bzImage or an ELF vmlinux [default: $KITE_KERNEL, else the newest /boot/vmlinuz-*]
+    #[arg(long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+    /// Use this initrd as it is [default: kite itself as /init, and the modules it needs]
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
+    /// Where the kernel's modules are [default: /lib/modules/VERSION, VERSION from the image]
+    #[arg(long, value_name = "DIR", conflicts_with = "initrd")]
+    pub modules: Option<PathBuf>,
+    /// Load this module too, after those it depends on; may be given more than once
+    #[arg(long = "module", value_name = "NAME", conflicts_with = "initrd")]
+    pub more_modules: Vec<String>,
+    /// Add this to kite's own kernel command line
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// Use this kernel command line instead of kite's own
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// How many vCPUs, from 1 to what the host's KVM can; Linux uses the first 255
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: u32,
+    /// RAM, such as 512M or 4G; at least 64M
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = ValueParser::new(memory_size))]
+    pub memory: u64,
+    /// Give the guest an MP table instead of ACPI
+    #[arg(long)]
+    pub no_acpi: bool,
+    /// What a guest's reboot does
+    #[arg(long, value_name = "ACTION", default_value = "exit")]
+    pub on_reboot: OnReboot,
+    /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What a guest's reboot does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnReboot {
+    /// kite ends with exit code 0
+    Exit,
+    /// The guest boots again, in a machine built anew
+    Restart,
+}
+
+const MIB: u64 = 1 << 20;
+const LEAST_MEMORY: u64 = 64 * MIB;
+
+/// Bytes, from a number with an optional binary suffix, rounded up to whole pages.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err("a size is a number and K, M, G or T, such as 512M".to_owned()),
+    };
+    let number: u64 = match digits.parse() {
+        Ok(number) => number,
+        Err(_) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => u64::MAX,
+        Err(_) => return Err("a size is a number and K, M, G or T, such as 512M".to_owned()),
+    };
+    let size = number.checked_mul(1 << shift).and_then(|size| size.checked_next_multiple_of(4096));
+    match size {
+        Some(size) if size < LEAST_MEMORY => Err("a guest needs at least 64M".to_owned()),
+        Some(size) if size < 1 << 52 => Ok(size),
+        _ => Err("no processor addresses that much memory".to_owned()),
+    }
+}
+
+/// Reads the command line. What is wrong with it is printed as one line; help and version as they are.
+///
+/// # Errors
+/// The exit code, if there is nothing more to do.
+pub fn parse() -> Result<Command, ExitCode> {
+    Cli::try_parse().map(|cli| cli.command).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader who has gone needs no help.
+            let _ = error.print();
+            ExitCode::from(DONE)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            complain("no command; try `kite run` or `kite --help`");
+            ExitCode::from(FAILED)
+        }
+        _ => {
+            complain(&format!("{}; try `kite --help`", one_line(&error)));
+            ExitCode::from(FAILED)
+        }
+    })
+}
+
+/// Tells the user on standard error, in one line. Whether anybody reads it changes nothing.
+pub fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "kite: {}", printable(message));
+}
+
+/// Paths and arguments can hold control characters; a terminal must not obey them.
+pub fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char.is_control() {
+            true => printable.extend(char.escape_default()),
+            false => printable.push(char),
+        }
+    }
+    printable
+}
+
+/// clap's message and tips without its usage text.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.split("\n\nUsage:").next().unwrap_or_default();
+    let text = text.split("\n\nFor more information").next().unwrap_or_default();
+    let lines: Vec<_> =
+        text.trim_start_matches("error: ").lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    lines.join(" ").replace(" tip:", "; tip:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_take_binary_suffixes_and_are_whole_pages() {
+        assert_eq!(memory_size("512M"), Ok(512 * MIB));
+        assert_eq!(memory_size("4g"), Ok(4096 * MIB));
+        assert_eq!(memory_size("65536K"), Ok(64 * MIB));
+        assert_eq!(memory_size("100000001"), Ok(100_003_840));
+    }
+
+    #[test]
+    fn sizes_that_no_machine_has_are_refused() {
+        for text in [
+            "",
+            "M",
+            "x",
+            "1",
+            "0",
+            "63M",
+            "-1",
+            "1.5G",
+            "512 M",
+            "99999999T",
+            "99999999999999999999",
+            "512Q",
+        ] {
+            assert!(memory_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,101 @@
+//! Writes that leave the guest without an exit to kite: KVM keeps those to some ports in a ring ("coalesced PIO"), and
+//! kite takes them from there at the next exit of any other kind, before it carries that out. For a kernel that logs to
+//! the console this halves the exits of a boot.
+//!
+//! Such a write may be late, but for two registers that does not show. The clock's index does nothing until the data
+//! port is used. And the serial port's data may wait if the driver comes back to the port after its last byte, so the
+//! ring starts when the guest's driver has shown that it does ([`devices::serial::Host::output_awaited`]).
+#![expect(
+    unsafe_code,
+    reason = "a second handle of a vCPU's descriptor, for the ring that is mapped through it"
+)]
+
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use anyhow::Context;
+use boot::layout::{CMOS_PORT, SERIAL_PORT};
+use devices::bus::Bus;
+use devices::serial::Host;
+use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
+
+/// More entries than KVM's ring has: what is in it when an exit is taken fits, whatever other vCPUs add meanwhile.
+const ENTRIES: usize = 256;
+
+/// The ring of one virtual machine.
+pub struct Coalesced {
+    vm: Arc<VmFd>,
+    /// A duplicate of a vCPU's descriptor, until the ring is mapped through it.
+    vcpu: Mutex<Option<OwnedFd>>,
+    ring: OnceLock<Mutex<VcpuFd>>,
+}
+
+impl Coalesced {
+    /// No ring yet: [`Self::start`] makes it.
+    pub fn new(vm: Arc<VmFd>) -> Self {
+        Self { vm, vcpu: Mutex::default(), ring: OnceLock::new() }
+    }
+
+    /// Tells which vCPU to map the ring through. Without this, or without the capability, nothing is coalesced.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn set_vcpu(&self, vcpu: &VcpuFd) -> anyhow::Result<()> {
+        if self.vm.check_extension(Cap::CoalescedPio) {
+            // SAFETY: the descriptor stays open as long as `vcpu` is borrowed.
+            let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+            let fd = fd.try_clone_to_owned().context("cannot duplicate a vCPU's descriptor")?;
+            *self.vcpu.lock().unwrap_or_else(PoisonError::into_inner) = Some(fd);
+        }
+        Ok(())
+    }
+
+    /// Lets KVM keep what the guest writes to these ports. A host that refuses goes on as before.
+    fn start(&self) {
+        let vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(vcpu) = vcpu else { return };
+        // SAFETY: the descriptor is a vCPU's of this VM, and the new handle owns it.
+        let Ok(mut vcpu) = (unsafe { self.vm.create_vcpu_from_rawfd(vcpu.into_raw_fd()) }) else { return };
+        if vcpu.map_coalesced_mmio_ring().is_err() || self.ring.set(Mutex::new(vcpu)).is_err() {
+            return;
+        }
+        // Only now may entries come: from here on every exit looks for them.
+        for port in [SERIAL_PORT, CMOS_PORT] {
+            let _ = self.vm.register_coalesced_mmio(IoEventAddress::Pio(port.into()), 1);
+        }
+    }
+
+    /// Carries out what waits in the ring. To be called before any other access is carried out, with no device locked.
+    pub fn carry_out(&self, ports: &Bus) {
+        let Some(ring) = self.ring.get() else { return };
+        // The lock keeps the entries in order when two vCPUs exit at once.
+        let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..ENTRIES {
+            let Ok(Some(entry)) = ring.coalesced_mmio_read() else { return };
+            let len = entry.data.len().min(entry.len as usize);
+            ports.write(entry.phys_addr, &entry.data[..len]);
+        }
+    }
+}
+
+/// The serial port's host side, which starts the ring and passes everything else on.
+pub struct CoalescingHost {
+    /// Where the rest goes.
+    pub host: Box<dyn Host>,
+    /// What is started.
+    pub coalesced: Arc<Coalesced>,
+}
+
+impl Host for CoalescingHost {
+    fn output_ready(&self) {
+        self.host.output_ready();
+    }
+
+    fn input_wanted(&self) {
+        self.host.input_wanted();
+    }
+
+    fn output_awaited(&self) {
+        self.coalesced.start();
+    }
+}

@@ -1,0 +1,185 @@
+//! The serial console's host side: standard input to the guest, the guest's output to standard output, and signals.
+//!
+//! The main thread waits here while the guest runs. What the guest prints is written by a thread of its own, so that
+//! neither a vCPU nor a signal ever waits for whoever reads it.
+
+mod keys;
+mod output;
+mod signals;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, anyhow};
+use devices::serial::{Host, Serial};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+
+use crate::exit::{Exit, ExitRequest};
+use crate::footprint;
+use crate::machine::Running;
+use crate::terminal::RawTerminal;
+use keys::{Key, Keys};
+use output::{Output, Ready};
+
+/// How much input waits for a guest that takes none; the rest stays where it comes from, and what is typed is lost.
+const PENDING: usize = 4096;
+
+/// When nothing has happened for so long, in milliseconds, the start is over.
+const SETTLING: u16 = 200;
+
+/// The host's end of the serial line. It outlives the machines that are built one after the other at its other end.
+pub struct Console {
+    signals: SignalFd,
+    terminal: Option<RawTerminal>,
+    keys: Keys,
+    /// Read and not yet taken by the guest.
+    pending: Vec<u8>,
+    input_open: bool,
+    wanted: Arc<EventFd>,
+    ready: Arc<Ready>,
+}
+
+/// Wakes the host's threads when the device has something for them.
+struct Wake {
+    wanted: Arc<EventFd>,
+    ready: Arc<Ready>,
+}
+
+impl Host for Wake {
+    fn output_ready(&self) {
+        self.ready.set();
+    }
+
+    fn input_wanted(&self) {
+        // The counter cannot get full: the reader takes it down to zero.
+        let _ = self.wanted.write(1);
+    }
+}
+
+impl Console {
+    /// Takes over the process's signals; to be called before there is a second thread.
+    ///
+    /// # Errors
+    /// The host refuses a descriptor.
+    pub fn new() -> anyhow::Result<Self> {
+        let wanted = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        Ok(Self {
+            signals: signals::take_over()?,
+            terminal: None,
+            keys: Keys::default(),
+            pending: Vec::new(),
+            input_open: true,
+            wanted: Arc::new(wanted.context("cannot make an eventfd")?),
+            ready: Arc::default(),
+        })
+    }
+
+    /// What a new machine's serial port is to wake.
+    pub fn host(&self) -> Box<dyn Host> {
+        Box::new(Wake { wanted: self.wanted.clone(), ready: self.ready.clone() })
+    }
+
+    /// Carries bytes both ways until the machine is asked to stop, and stops it; what the guest has printed by then is
+    /// still written. Returns the signal that came while it was, if one did.
+    ///
+    /// # Errors
+    /// The host refuses a thread, or the terminal its setting.
+    pub fn attend(&mut self, machine: &mut Running) -> anyhow::Result<Option<i32>> {
+        self.terminal = RawTerminal::new()?;
+        let output = Output::start(machine.serial().clone(), self.ready.clone(), machine.exit().clone())?;
+        let waited = self.wait(machine);
+        machine.stop();
+        // The keys go nowhere from here on, and while output waits for its reader Ctrl-C is the way out.
+        self.terminal = None;
+        let signal = output.finish(&self.signals);
+        waited?;
+        signal
+    }
+
+    fn wait(&mut self, machine: &Running) -> anyhow::Result<()> {
+        let stdin = io::stdin();
+        let exit = machine.exit();
+        let mut settled = false;
+        while exit.reason().is_none() {
+            let reading = self.input_open && (self.terminal.is_some() || self.pending.len() < PENDING);
+            let watched = if reading { PollFlags::POLLIN } else { PollFlags::empty() };
+            let wanted = self.wanted.clone();
+            let mut fds = [
+                PollFd::new(exit.event(), PollFlags::POLLIN),
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(wanted.as_fd(), PollFlags::POLLIN),
+                PollFd::new(stdin.as_fd(), watched),
+            ];
+            // A closed pipe is always ready; once it has been read to its end it must not be asked about again.
+            let count = if reading { 4 } else { 3 };
+            match poll(&mut fds[..count], if settled { PollTimeout::NONE } else { SETTLING.into() }) {
+                Ok(0) => {
+                    settled = true;
+                    footprint::shrink();
+                }
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(anyhow!(error).context("cannot wait for input")),
+            }
+            let ready = fds.map(|fd| fd.any().unwrap_or(false));
+            if ready[1] {
+                self.take_signal(machine);
+            }
+            if ready[2] {
+                let _ = self.wanted.read();
+            }
+            if ready[3] {
+                self.read_input(exit);
+            }
+            self.offer(machine.serial());
+        }
+        Ok(())
+    }
+
+    fn take_signal(&self, machine: &Running) {
+        let Ok(Some(info)) = self.signals.read_signal() else { return };
+        let signal = info.ssi_signo as i32;
+        if signal != Signal::SIGIO as i32 {
+            machine.exit().request(Exit::Signal(signal));
+        } else if let Err(error) = machine.detach_files() {
+            let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");
+            machine.exit().request(Exit::Failed(error));
+        }
+    }
+
+    fn read_input(&mut self, exit: &ExitRequest) {
+        let mut buffer = [0; PENDING];
+        let got = match nix::unistd::read(io::stdin(), &mut buffer) {
+            Ok(got) => got,
+            Err(Errno::EINTR | Errno::EAGAIN) => return,
+            // A terminal that has gone, say: there is no more to read.
+            Err(_) => 0,
+        };
+        self.input_open = got > 0;
+        for byte in &buffer[..got] {
+            match self.keys.feed(*byte) {
+                Key::Byte(byte) => self.pending.push(byte),
+                Key::Nothing => {}
+                Key::Help => self.ready.ask_for_help(),
+                Key::Quit => exit.request(Exit::Quit),
+            }
+        }
+        // Only a terminal is read when this much waits: its keys must work, and what was typed too far ahead is lost.
+        self.pending.truncate(2 * PENDING);
+    }
+
+    fn offer(&mut self, serial: &Mutex<Serial>) {
+        if !self.pending.is_empty() {
+            let taken = lock(serial).receive(&self.pending);
+            self.pending.drain(..taken);
+        }
+    }
+}
+
+fn lock(serial: &Mutex<Serial>) -> MutexGuard<'_, Serial> {
+    serial.lock().unwrap_or_else(PoisonError::into_inner)
+}

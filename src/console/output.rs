@@ -1,0 +1,191 @@
+//! The thread that writes what the guest prints.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use devices::serial::Serial;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+
+use super::{keys::HELP, lock};
+use crate::exit::{Exit, ExitRequest};
+
+/// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
+const GATHER: Duration = Duration::from_millis(1);
+/// How long a reader that does not read may hold up the end of a kite that was told to end, in milliseconds.
+const GRACE: u16 = 1000;
+
+/// Whether there is output to write.
+#[derive(Default)]
+pub(super) struct Ready {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    output: bool,
+    help: bool,
+    closing: bool,
+}
+
+impl Ready {
+    /// There is output.
+    pub fn set(&self) {
+        self.state().output = true;
+        self.changed.notify_one();
+    }
+
+    /// The user wants to see the list of keys. Not the thread that reads keys writes it, for that one must not wait.
+    pub fn ask_for_help(&self) {
+        self.state().help = true;
+        self.changed.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is something to write, and returns what.
+    fn wait(&self) -> State {
+        let mut state = self.state();
+        while !state.output && !state.help && !state.closing {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let now = *state;
+        (state.output, state.help) = (false, false);
+        now
+    }
+
+    /// Lets output gather, unless it is the last.
+    fn gather(&self) {
+        let until = Instant::now() + GATHER;
+        let mut state = self.state();
+        while !state.closing {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return };
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn set_closing(&self, closing: bool) {
+        self.state().closing = closing;
+        self.changed.notify_one();
+    }
+}
+
+/// The writing thread of one machine.
+pub(super) struct Output {
+    ready: Arc<Ready>,
+    done: Arc<EventFd>,
+    exit: Arc<ExitRequest>,
+    thread: JoinHandle<nix::Result<()>>,
+}
+
+impl Output {
+    /// Starts to write what `serial` has to say.
+    pub fn start(
+        serial: Arc<Mutex<Serial>>,
+        ready: Arc<Ready>,
+        exit: Arc<ExitRequest>,
+    ) -> anyhow::Result<Self> {
+        let done = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?);
+        ready.set_closing(false);
+        let writer = Writer { serial, ready: ready.clone(), exit: exit.clone(), done: done.clone() };
+        let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
+        let thread = thread.spawn(move || writer.run()).context("cannot start the console's thread")?;
+        Ok(Self { ready, done, exit, thread })
+    }
+
+    /// Waits until everything is written. A signal cuts it short, and is returned: kite must not hang on a reader that
+    /// does not read. Nor must it when the user has told it to end, so then the wait is short to begin with.
+    ///
+    /// # Errors
+    /// Standard output did not take all of it, and not because the user wanted an end.
+    pub fn finish(self, signals: &SignalFd) -> anyhow::Result<Option<i32>> {
+        self.ready.set_closing(true);
+        let told_to_end = matches!(self.exit.reason(), Some(Exit::Signal(_) | Exit::Quit));
+        let timeout = if told_to_end { PollTimeout::from(GRACE) } else { PollTimeout::NONE };
+        let mut fds = [
+            PollFd::new(self.done.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        loop {
+            let polled = poll(&mut fds, timeout);
+            if fds[0].any() == Some(true) {
+                return match self.thread.join() {
+                    Ok(Err(error)) if !told_to_end => Err(not_written(error)),
+                    // The panic hook has told of a panic and ended the process.
+                    _ => Ok(None),
+                };
+            }
+            match signals.read_signal() {
+                Ok(Some(info)) if info.ssi_signo == Signal::SIGIO as u32 => {} // the guest is past caring
+                Ok(Some(info)) => return Ok(Some(info.ssi_signo as i32)),
+                _ if polled == Ok(0) => return Ok(None),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn not_written(error: Errno) -> anyhow::Error {
+    anyhow!(error).context("cannot write the guest's output to standard output")
+}
+
+struct Writer {
+    serial: Arc<Mutex<Serial>>,
+    ready: Arc<Ready>,
+    exit: Arc<ExitRequest>,
+    done: Arc<EventFd>,
+}
+
+impl Writer {
+    fn run(self) -> nix::Result<()> {
+        let mut buffer = Vec::new();
+        let mut written = Ok(());
+        loop {
+            let wanted = self.ready.wait();
+            if wanted.help {
+                // Whether there is a reader or not, the guest goes on.
+                let _ = write_all(io::stderr().as_fd(), HELP.as_bytes());
+            }
+            lock(&self.serial).take_output(&mut buffer);
+            if written.is_ok() {
+                written = write_all(io::stdout().as_fd(), &buffer);
+                if let Err(error) = written {
+                    // The guest's output goes nowhere from here on; there is no use in going on.
+                    self.exit.request(Exit::Failed(not_written(error)));
+                }
+            }
+            buffer.clear();
+            if wanted.closing {
+                break;
+            }
+            self.ready.gather();
+        }
+        let _ = self.done.write(1);
+        written
+    }
+}
+
+/// Writes everything, also to a descriptor that whoever opened it made non-blocking.
+fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(to, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                poll(&mut [PollFd::new(to, PollFlags::POLLOUT)], PollTimeout::NONE)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

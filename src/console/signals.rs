@@ -1,0 +1,42 @@
+//! The signals that kite waits for instead of dying of them: there is a terminal to restore first.
+
+use std::mem::MaybeUninit;
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// What ends kite. `SIGXCPU` is what `ulimit -t` sends.
+const ENDING: [Signal; 8] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGALRM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGXCPU,
+];
+
+/// Takes over what ends kite, and `SIGIO`; to be called before there is a second thread.
+pub(super) fn take_over() -> anyhow::Result<SignalFd> {
+    let mut waited = SigSet::empty();
+    waited.add(Signal::SIGIO);
+    ENDING.into_iter().filter(|signal| !is_ignored(*signal)).for_each(|signal| waited.add(signal));
+    let mut blocked = waited;
+    // Reading a terminal that another job has then fails instead of stopping us, and the guest with us.
+    blocked.add(Signal::SIGTTIN);
+    blocked.thread_block().context("cannot block signals")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")
+}
+
+/// Whether who started kite wants it to outlive the signal, as `nohup` does.
+#[expect(unsafe_code, reason = "asking for a signal's action has no safe interface")]
+fn is_ignored(signal: Signal) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: changes no action; the current one goes into memory of its own.
+    let asked = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: the call succeeded, so it has filled in all of it.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}

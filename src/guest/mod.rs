@@ -1,0 +1,79 @@
+//! What runs inside the guest: this same binary as its first process, `/init` of the initramfs.
+//!
+//! It mounts what every program expects, loads the kernel modules that came with it, says on the console where
+//! it is and does the job that the kernel's command line names.
+
+mod job;
+mod modules;
+mod power;
+mod report;
+
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Write};
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::termios::tcdrain;
+
+use job::Job;
+
+/// Whether this process is the init of a guest that kite started. Process 1 of a container is not.
+pub fn is_init() -> bool {
+    std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init")
+}
+
+/// Runs the guest until it is off. What cannot be done without is printed and ends this process, on which the
+/// kernel panics: the crash that it is.
+pub fn main() -> ! {
+    let Err(error) = run();
+    say(format_args!("{error:#}"));
+    drain();
+    std::process::exit(1)
+}
+
+fn run() -> anyhow::Result<Infallible> {
+    mount_all()?;
+    let words = fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
+    let loaded = modules::load();
+    print(&report::Report::read(loaded)?.to_string());
+    match Job::parse(&words) {
+        Ok(job) => job.run(),
+        Err(unknown) => {
+            say(unknown);
+            Job::PowerOff.run()
+        }
+    }
+}
+
+fn mount_all() -> anyhow::Result<()> {
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    for (kind, target, flags) in [
+        ("proc", "/proc", plain | MsFlags::MS_NODEV),
+        ("sysfs", "/sys", plain | MsFlags::MS_NODEV),
+        ("devtmpfs", "/dev", plain),
+    ] {
+        match mount(Some(kind), target, Some(kind), flags, None::<&str>) {
+            Ok(()) | Err(Errno::EBUSY) => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot mount {target}")),
+        }
+    }
+    Ok(())
+}
+
+/// Prints one of our lines among the kernel's.
+fn say(message: impl Display) {
+    print(&format!("kite: {message}\n"));
+}
+
+/// Prints whole lines with one system call. A guest without a console goes on without.
+fn print(lines: &str) {
+    let _no_console = io::stdout().lock().write_all(lines.as_bytes());
+}
+
+/// Waits until the console has sent everything: what it holds is lost when the machine goes.
+fn drain() {
+    let _no_terminal = tcdrain(io::stdout());
+}

@@ -1,0 +1,18 @@
+//! kite, a minimal KVM hypervisor: opens `/dev/kvm`, builds a machine and runs a guest in it.
+//!
+//! The binary is `main.rs`; everything else is here so that tests can build machines without it.
+
+pub mod cli;
+pub mod coalesced;
+pub mod console;
+pub mod doctor;
+pub mod exit;
+pub mod footprint;
+pub mod guest;
+pub mod machine;
+pub mod memory;
+pub mod pit;
+pub mod run;
+pub mod terminal;
+pub mod vcpu;
+pub mod vm;

@@ -1,0 +1,289 @@
+//! The board: what sits where. Builds it, loads a kernel into it, runs it.
+//!
+//! A machine is built once, boots once, and is dropped; a reset builds another.
+//!
+//! Lock order: the ring of coalesced writes, then one device. No two devices are locked at once.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use anyhow::{Context, ensure};
+use boot::cpuid::Leaves;
+use boot::kernel::Image;
+use boot::params::Params;
+use boot::{Piece, acpi, layout, mptable, registers};
+use devices::bus::{self, Bus, BusDevice, SharedDevice};
+use devices::cmos::Cmos;
+use devices::i8042::I8042;
+use devices::power::Power;
+use devices::serial::{Host, Serial};
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::{Cap, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::coalesced::CoalescingHost;
+use crate::exit::ExitRequest;
+use crate::memory::GuestRam;
+use crate::pit::Ports;
+use crate::vcpu::{self, Shared, Vcpu, VcpuThread};
+use crate::vm::{self, Vm};
+
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Board {
+    /// How many vCPUs.
+    pub cpus: u32,
+    /// RAM in bytes, a multiple of the page size.
+    pub ram: u64,
+    /// Whether the guest finds ACPI tables, or else an MP table.
+    pub acpi: bool,
+}
+
+/// What to load.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest<'a> {
+    /// The kernel.
+    pub image: &'a Image,
+    /// The initrd's parts, in order; it is loaded at the start of a page.
+    pub initrd: &'a [Piece],
+    /// The command line.
+    pub cmdline: &'a str,
+}
+
+/// What [`layout::RESET_WORD`] holds unless the guest has written it. Linux writes 0 or 0x1234 before a reset.
+const UNTOUCHED: u16 = 0xffff;
+
+/// IA32_MISC_ENABLE: fast string instructions work (Intel SDM vol. 4).
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// IA32_MTRR_DEF_TYPE: on, write-back unless said otherwise, as firmware leaves it.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+
+/// A machine that has not started.
+pub struct Machine {
+    board: Board,
+    vm: Vm,
+    shared: Shared,
+    serial: Arc<Mutex<Serial>>,
+    vcpus: Vec<VcpuFd>,
+}
+
+impl Machine {
+    /// Builds the board; `console` is what the serial port wakes.
+    ///
+    /// # Errors
+    /// The host has no KVM, or not enough of something.
+    pub fn build(board: Board, console: Box<dyn Host>) -> anyhow::Result<Self> {
+        let kvm = vm::open_kvm()?;
+        let most = kvm.get_max_vcpus();
+        ensure!(
+            board.cpus as usize <= most,
+            "{} CPUs are too many: this host's KVM has at most {most}",
+            board.cpus
+        );
+        let ram = Arc::new(GuestRam::new(board.ram)?);
+        let vm = Vm::new(kvm, ram, board.cpus)?;
+        let exit = Arc::new(ExitRequest::new()?);
+        let coalesced = Arc::new(vm.coalesced());
+        let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
+        let serial = Arc::new(Mutex::new(Serial::new(Box::new(vm.line(layout::SERIAL_GSI)?), host)));
+        let ports = Arc::new(port_bus(&vm, &serial, &exit).context("two devices share a port")?);
+        let shared = Shared { ports, mmio: Arc::default(), coalesced, exit };
+        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new() };
+        machine.create_vcpus()?;
+        Ok(machine)
+    }
+
+    fn create_vcpus(&mut self) -> anyhow::Result<()> {
+        let supported = self.vm.supported_cpuid()?;
+        let leaves = Leaves::new(&supported, self.board.cpus, self.vm.has(Cap::TscDeadlineTimer))?;
+        let msrs =
+            [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry { index, data, reserved: 0 });
+        let msrs = Msrs::from_entries(&msrs).expect("two fit in a list of MSRs");
+        for index in 0..self.board.cpus {
+            let vcpu = self.vm.create_vcpu(index)?;
+            vcpu.set_cpuid2(&leaves.for_vcpu(index))
+                .with_context(|| format!("cannot set vCPU {index}'s CPUID"))?;
+            // KVM stops at the first it refuses, and tells how many it took.
+            let taken = vcpu.set_msrs(&msrs).with_context(|| format!("cannot set vCPU {index}'s MSRs"))?;
+            ensure!(taken == msrs.as_slice().len(), "this KVM refuses vCPU {index} an MSR");
+            if !self.board.acpi {
+                let mut lapic =
+                    vcpu.get_lapic().with_context(|| format!("cannot read vCPU {index}'s local APIC"))?;
+                registers::set_virtual_wire(&mut lapic, index == 0);
+                vcpu.set_lapic(&lapic).with_context(|| format!("cannot set vCPU {index}'s local APIC"))?;
+            }
+            self.vcpus.push(vcpu);
+        }
+        self.shared.coalesced.set_vcpu(&self.vcpus[0])
+    }
+
+    /// Loads `guest` and sets the boot vCPU at its entry.
+    ///
+    /// # Errors
+    /// The guest does not fit in memory, or a file cannot be read.
+    pub fn boot(&mut self, guest: &Guest<'_>) -> anyhow::Result<()> {
+        let ram = self.vm.ram();
+        for segment in &guest.image.segments {
+            // Neither wraps: segments end below 4 GiB.
+            ensure!(
+                segment.addr + segment.mem_len <= self.low_ram_end(),
+                "the kernel needs memory up to {} MiB, and the guest has {} MiB",
+                (segment.addr + segment.mem_len).div_ceil(1 << 20),
+                self.board.ram >> 20
+            );
+            ram.place(segment.addr, &segment.piece).context("cannot load the kernel")?;
+        }
+        let initrd = self.place_initrd(guest)?;
+        let memory = ram.memory();
+        let rsdp = if self.board.acpi {
+            Some(acpi::write(memory, self.board.cpus)?)
+        } else {
+            mptable::write(memory, self.board.cpus)?;
+            None
+        };
+        memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
+        let params = Params { cmdline: guest.cmdline, initrd, rsdp, ram: self.board.ram };
+        let info = params.write(memory, guest.image).context("cannot write the boot parameters")?;
+        let boot_vcpu = self.vcpus.first().context("a machine without CPUs")?;
+        let (mut sregs, mut regs) =
+            (boot_vcpu.get_sregs().context("cannot read the boot vCPU")?, Default::default());
+        registers::set(memory, guest.image, info, &mut sregs, &mut regs)?;
+        boot_vcpu.set_sregs(&sregs).context("cannot set the boot vCPU's system registers")?;
+        boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
+    }
+
+    fn low_ram_end(&self) -> u64 {
+        self.board.ram.min(layout::LOW_RAM_END)
+    }
+
+    /// Puts the initrd as high as the kernel can find it; returns its address and length.
+    fn place_initrd(&self, guest: &Guest<'_>) -> anyhow::Result<Option<(u64, u64)>> {
+        let len: u64 = guest.initrd.iter().map(Piece::len).sum();
+        if len == 0 {
+            return Ok(None);
+        }
+        let end = self.low_ram_end().min(guest.image.initrd_max + 1);
+        let start =
+            end.checked_sub(len).map(|start| start & !0xfff).filter(|start| *start >= guest.image.end);
+        let start = start.with_context(|| {
+            format!("the initrd's {} MiB do not fit in memory beside the kernel", len.div_ceil(1 << 20))
+        })?;
+        // Mappings first: beside them the host has no room for a huge page, which it would clear for a few bytes.
+        for mapped in [true, false] {
+            let mut at = start;
+            for piece in guest.initrd {
+                if matches!(piece, Piece::File { .. }) == mapped {
+                    self.vm.ram().place(at, piece).context("cannot load the initrd")?;
+                }
+                at += piece.len();
+            }
+        }
+        Ok(Some((start, len)))
+    }
+
+    /// Starts the vCPUs.
+    ///
+    /// # Errors
+    /// The host has no threads left.
+    pub fn start(self) -> anyhow::Result<Running> {
+        let Self { vm, shared, serial, vcpus, .. } = self;
+        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).start();
+        let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
+        Ok(Running { vcpus, vm, shared, serial })
+    }
+}
+
+/// The devices at I/O ports.
+fn port_bus(vm: &Vm, serial: &Arc<Mutex<Serial>>, exit: &Arc<ExitRequest>) -> Result<Bus, bus::Error> {
+    let mut ports = Bus::default();
+    let mut put = |port: u16, len, device: SharedDevice| ports.insert(port.into(), len, device);
+    put(layout::SERIAL_PORT, 8, serial.clone())?;
+    put(layout::CMOS_PORT, 2, shared(Cmos::new(Box::new(SystemTime::now))))?;
+    put(layout::POWER_PORT, 3, shared(Power::new(exit.clone())))?;
+    put(layout::PIT_PORT, 4, shared(vm.pit(Ports::Timer, exit.clone())))?;
+    put(layout::PIT_GATE_PORT, 1, shared(vm.pit(Ports::Gate, exit.clone())))?;
+    // The timer's gate lies between the keyboard controller's two ports.
+    let i8042 = shared(I8042::new(exit.clone()));
+    let base = layout::I8042_PORT.into();
+    ports.insert_part(base, base, 1, i8042.clone())?;
+    ports.insert_part(base, base + 4, 1, i8042)?;
+    Ok(ports)
+}
+
+fn shared(device: impl BusDevice + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+/// A machine that runs. Dropping it stops it.
+pub struct Running {
+    vcpus: Vec<VcpuThread>,
+    vm: Vm,
+    shared: Shared,
+    serial: Arc<Mutex<Serial>>,
+}
+
+/// How Linux went into the reset that ended it, by the word it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetWord {
+    /// The guest did not come to write it.
+    Untouched,
+    /// An ordinary restart.
+    Cold,
+    /// A warm restart: what kite's command line makes of a panic.
+    Warm,
+}
+
+impl Running {
+    /// Brings every vCPU to a halt between two instructions, with nothing half done.
+    pub fn pause(&self) {
+        vcpu::pause(&self.vcpus);
+        self.shared.coalesced.carry_out(&self.shared.ports);
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        vcpu::resume(&self.vcpus);
+    }
+
+    /// Makes the guest independent of the files it was loaded from.
+    ///
+    /// # Errors
+    /// The host is out of memory.
+    pub fn detach_files(&self) -> io::Result<()> {
+        self.pause();
+        let detached = self.vm.ram().detach_files();
+        self.resume();
+        detached
+    }
+
+    /// Ends the vCPUs.
+    pub fn stop(&mut self) {
+        vcpu::stop(std::mem::take(&mut self.vcpus));
+        self.shared.coalesced.carry_out(&self.shared.ports);
+    }
+
+    /// What the guest left in the reset word. The vCPUs are stopped.
+    pub fn reset_word(&self) -> ResetWord {
+        match self.vm.ram().memory().read_obj(GuestAddress(layout::RESET_WORD)) {
+            Ok(0x1234u16) => ResetWord::Warm,
+            Ok(0) => ResetWord::Cold,
+            _ => ResetWord::Untouched,
+        }
+    }
+
+    /// Why the machine stops.
+    pub fn exit(&self) -> &Arc<ExitRequest> {
+        &self.shared.exit
+    }
+
+    /// The serial port.
+    pub fn serial(&self) -> &Arc<Mutex<Serial>> {
+        &self.serial
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        self.vm.ram()
+    }
+}

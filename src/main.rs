@@ -1,0 +1,29 @@
+//! Picks the command, runs it, prints what went wrong, and gives the exit code.
+
+use std::process::ExitCode;
+
+use kite::cli::{self, Command};
+use kite::{doctor, guest, run, terminal};
+
+fn main() -> ExitCode {
+    if guest::is_init() {
+        guest::main();
+    }
+    terminal::end_on_panic();
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(code) => return code,
+    };
+    let result = match command {
+        Command::Run(options) => run::run(&options),
+        Command::Doctor { json } => doctor::run(json),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            terminal::restore();
+            cli::complain(&format!("{error:#}"));
+            ExitCode::from(cli::FAILED)
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Guest RAM: anonymous memory, with the pages of large files mapped privately into it instead of being read.
+//!
+//! A private mapping shows the file's own pages until the guest writes them, so the file must not change meanwhile.
+//! Where the host can promise that (a read lease, `fcntl(2)`: the kernel tells us before it lets a writer in), pages
+//! are mapped; everywhere else they are copied.
+#![expect(
+    unsafe_code,
+    reason = "maps files over guest memory and takes leases, which have no safe interface"
+)]
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context, anyhow, ensure};
+use boot::layout::HIGH_MEMORY;
+use boot::{GuestMemory, Piece};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+const PAGE: u64 = 4096;
+/// Below this, reading is cheaper than one more mapping.
+const WORTH_MAPPING: u64 = 16 * PAGE;
+
+/// The guest's RAM.
+pub struct GuestRam {
+    memory: GuestMemory,
+    mapped: Mutex<Vec<Mapped>>,
+}
+
+/// Pages of a file in guest memory.
+struct Mapped {
+    host: *mut libc::c_void,
+    len: usize,
+    /// Held for the lease that it carries.
+    file: Arc<File>,
+}
+
+// SAFETY: the address is of guest memory, which any thread may use; see `replace_by_copy` for what it takes.
+unsafe impl Send for Mapped {}
+
+impl GuestRam {
+    /// `size` bytes, whole pages, laid out around the hole below 4 GiB; the host gives pages as the guest touches them.
+    ///
+    /// # Errors
+    /// The host has no room for that much address space.
+    pub fn new(size: u64) -> anyhow::Result<Self> {
+        let ranges: Vec<_> = boot::params::ram(size)
+            .into_iter()
+            .map(|(start, len)| (GuestAddress(start), len as usize))
+            .collect();
+        let memory = GuestMemory::from_ranges(&ranges)
+            .map_err(|error| anyhow!("cannot map {} MiB of guest memory: {error}", size >> 20))?;
+        let ram = Self { memory, mapped: Mutex::default() };
+        ram.keep_small_pages(0, HIGH_MEMORY)?;
+        Ok(ram)
+    }
+
+    /// Keeps huge pages out of a range that gets a few small tables: clearing a huge one takes longer than all of them.
+    fn keep_small_pages(&self, at: u64, len: u64) -> anyhow::Result<()> {
+        let slice =
+            self.memory.get_slice(GuestAddress(at), len as usize).context("guest memory is too small")?;
+        let host = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
+        // SAFETY: the range is guest memory, and the advice changes no byte. A kernel without huge pages refuses it, and
+        // does not need it.
+        unsafe { libc::madvise(host, slice.len(), libc::MADV_NOHUGEPAGE) };
+        Ok(())
+    }
+
+    /// The memory as devices and loaders see it.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Puts `piece` at the guest-physical address `at`, before the guest runs.
+    ///
+    /// # Errors
+    /// It does not fit in guest memory, or the file cannot be read or is shorter than the piece says.
+    pub fn place(&self, at: u64, piece: &Piece) -> anyhow::Result<()> {
+        ensure!(
+            self.memory.check_range(GuestAddress(at), piece.len() as usize),
+            "{} KiB at {at:#x} do not fit in guest memory",
+            piece.len().div_ceil(1024)
+        );
+        match piece {
+            Piece::Bytes(bytes) => Ok(self.memory.write_slice(bytes, GuestAddress(at))?),
+            Piece::File { file, offset, len } => self.place_file(at, file, *offset, *len),
+        }
+    }
+
+    fn place_file(&self, at: u64, file: &Arc<File>, offset: u64, len: u64) -> anyhow::Result<()> {
+        let head = (at.next_multiple_of(PAGE) - at).min(len);
+        let whole = (len - head) / PAGE * PAGE;
+        if at % PAGE != offset % PAGE || whole < WORTH_MAPPING || !unchanging(file) {
+            return self.copy(at, file, offset, len);
+        }
+        self.copy(at, file, offset, head)?;
+        self.map(at + head, file, offset + head, whole as usize)?;
+        let done = head + whole;
+        self.copy(at + done, file, offset + done, len - done)
+    }
+
+    fn copy(&self, at: u64, file: &File, offset: u64, len: u64) -> anyhow::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let mut file = file;
+        file.seek(SeekFrom::Start(offset))?;
+        self.memory
+            .read_exact_volatile_from(GuestAddress(at), &mut file, len as usize)
+            .context("cannot read all of the file")
+    }
+
+    fn map(&self, at: u64, file: &Arc<File>, offset: u64, len: usize) -> anyhow::Result<()> {
+        let slice = self.memory.get_slice(GuestAddress(at), len).context("a piece spans two regions")?;
+        let host = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
+        // SAFETY: `host..host + len` lies within one mapping of ours (`get_slice` checked it), page-aligned, which
+        // nothing has a reference into; it stays mapped, readable and writable.
+        let result = unsafe {
+            libc::mmap(
+                host,
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if result == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).context("cannot map the file");
+        }
+        self.mapped().push(Mapped { host, len, file: file.clone() });
+        Ok(())
+    }
+
+    fn mapped(&self) -> MutexGuard<'_, Vec<Mapped>> {
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces every mapped page by a copy of its own and lets waiting writers of the files go on. To be called when a
+    /// lease is broken, which `SIGIO` tells, while the guest is still.
+    ///
+    /// # Errors
+    /// The host is out of memory.
+    pub fn detach_files(&self) -> io::Result<()> {
+        let mut mapped = self.mapped();
+        for it in mapped.iter() {
+            it.replace_by_copy()?;
+        }
+        for it in mapped.drain(..) {
+            lease(&it.file, libc::F_UNLCK);
+        }
+        Ok(())
+    }
+}
+
+impl Mapped {
+    /// Merely writing the pages would not do: truncating a file takes even the written pages of its private mappings.
+    fn replace_by_copy(&self) -> io::Result<()> {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let copy = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), self.len, access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+        };
+        if copy == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: both ranges are mapped, `self.len` long and apart; the writer of the file waits for our lease, so
+        // every page can be read, and the guest, the only other user of the memory, is still.
+        unsafe { std::ptr::copy_nonoverlapping(self.host.cast::<u8>(), copy.cast::<u8>(), self.len) };
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: moves the copy over a range of guest memory, which stays mapped throughout.
+        if unsafe { libc::mremap(copy, self.len, self.len, flags, self.host) } == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+}
+
+/// Whether the file's content stays as it is until [`GuestRam::detach_files`]: the program that runs cannot be
+/// written, others are leased. Root's files that only root may write are replaced, not rewritten, by those who
+/// install kernels; a lease on them is root's to take.
+fn unchanging(file: &File) -> bool {
+    let system = |file: &File| file.metadata().is_ok_and(|it| it.uid() == 0 && it.mode() & 0o022 == 0);
+    lease(file, libc::F_RDLCK) || (system(file) && !nix::unistd::geteuid().is_root())
+}
+
+fn lease(file: &File, kind: libc::c_int) -> bool {
+    // SAFETY: takes no pointer.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(len: usize) -> (tempfile::TempPath, Arc<File>, Vec<u8>) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let bytes: Vec<u8> = (0..len).map(|index| (index / 7) as u8 | 1).collect();
+        file.write_all(&bytes).unwrap();
+        let path = file.into_temp_path();
+        let file = Arc::new(File::open(&path).unwrap());
+        (path, file, bytes)
+    }
+
+    fn holds(ram: &GuestRam, at: u64, expected: &[u8]) {
+        let mut got = vec![0; expected.len() + 1];
+        ram.memory.read_slice(&mut got, GuestAddress(at)).unwrap();
+        assert!(&got[..expected.len()] == expected, "content differs");
+        assert_eq!(got[expected.len()], 0, "bytes behind the piece show");
+    }
+
+    #[test]
+    fn a_piece_of_a_file_arrives_whole_wherever_it_begins_and_ends() {
+        let (_path, file, bytes) = file(300_000);
+        for (at, offset, len) in [
+            (0x10_0000, 0, 300_000),
+            (0x10_0200, 0x200, 200_001),
+            (0x10_0001, 0, 100_000),
+            (0x10_0000, 4096, 1),
+        ] {
+            let ram = GuestRam::new(4 << 20).unwrap();
+            ram.place(at, &Piece::File { file: file.clone(), offset, len }).unwrap();
+            holds(&ram, at, &bytes[offset as usize..(offset + len) as usize]);
+        }
+    }
+
+    #[test]
+    fn what_the_guest_writes_never_reaches_the_file() {
+        let (path, file, bytes) = file(300_000);
+        let ram = GuestRam::new(4 << 20).unwrap();
+        ram.place(0x10_0000, &Piece::File { file, offset: 0, len: 300_000 }).unwrap();
+        ram.memory.write_slice(&[0; 300_000], GuestAddress(0x10_0000)).unwrap();
+        assert!(std::fs::read(path).unwrap() == bytes, "the file changed");
+    }
+
+    #[test]
+    fn a_detached_file_may_change_without_the_guest_seeing_it() {
+        let (path, file, mut bytes) = file(300_000);
+        let ram = GuestRam::new(4 << 20).unwrap();
+        ram.place(0x10_0000, &Piece::File { file, offset: 0, len: 300_000 }).unwrap();
+        ram.memory.write_slice(b"guest", GuestAddress(0x10_1234)).unwrap();
+        bytes[0x1234..0x1239].copy_from_slice(b"guest");
+        ram.detach_files().unwrap();
+        std::fs::write(&path, vec![0x55; 300_000]).unwrap();
+        holds(&ram, 0x10_0000, &bytes);
+    }
+
+    #[test]
+    fn a_piece_beyond_memory_or_beyond_its_file_is_refused() {
+        let (_path, file, _) = file(100_000);
+        let ram = GuestRam::new(4 << 20).unwrap();
+        let piece = Piece::File { file: file.clone(), offset: 0, len: 100_000 };
+        assert!(ram.place((4 << 20) - 4096, &piece).is_err());
+        assert!(ram.place(u64::MAX, &piece).is_err());
+        assert!(ram.place(0x10_0001, &Piece::File { file, offset: 0, len: 100_001 }).is_err());
+    }
+}

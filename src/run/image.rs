@@ -1,0 +1,139 @@
+//! What `kite run` boots: which kernel, which initrd, which command line.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail, ensure};
+use boot::Piece;
+use boot::initramfs;
+use boot::kernel::{self, Image};
+use boot::modules::{ModuleFile, Modules};
+
+use crate::cli::RunOptions;
+
+/// kite's own command line: the console; a panic ends the guest at once, by a warm reset, which [`super`] tells from a
+/// reboot; and there are no PCI and no other serial ports to look for.
+const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
+/// The modules of the board's devices.
+const MODULES: [&str; 1] = ["virtio_mmio"];
+const KERNELS: &str = "/boot";
+const KERNEL_VARIABLE: &str = "KITE_KERNEL";
+
+/// What is booted, but for the initrd.
+pub(super) struct Boot {
+    pub image: Image,
+    pub cmdline: String,
+    /// Whether a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
+    pub panics_warmly: bool,
+}
+
+impl Boot {
+    pub fn prepare(options: &RunOptions) -> anyhow::Result<Self> {
+        let path = kernel_path(options.kernel.as_deref())?;
+        let image = Image::open(&path).with_context(|| format!("cannot boot {}", path.display()))?;
+        let (cmdline, panics_warmly) = command_line(options);
+        ensure!(
+            cmdline.len() <= image.cmdline_max,
+            "the kernel command line has {} bytes, and this kernel takes {}",
+            cmdline.len(),
+            image.cmdline_max
+        );
+        ensure!(!cmdline.contains(['\0', '\n']), "the kernel command line holds a NUL or a line break");
+        if !options.force && is_pvm() && image.is_linux() {
+            bail!(
+                "this host's KVM is PVM, which cannot run a stock kernel: it emulates kernel code one instruction at a \
+                 time, and the boot crawls and dies; use a host with hardware virtualisation (`kite doctor` tells), or \
+                 --force if this kernel is made for PVM"
+            );
+        }
+        Ok(Self { image, cmdline, panics_warmly })
+    }
+}
+
+/// The initrd's parts: the user's, or one made of kite itself and the kernel's modules.
+pub(super) fn initrd(options: &RunOptions, image: &Image) -> anyhow::Result<Vec<Piece>> {
+    match &options.initrd {
+        Some(path) => read_initrd(path),
+        None => build_initrd(options, image),
+    }
+}
+
+fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(path) = option {
+        return Ok(path.to_owned());
+    }
+    if let Some(path) = env::var_os(KERNEL_VARIABLE).filter(|path| !path.is_empty()) {
+        return Ok(path.into());
+    }
+    kernel::newest(Path::new(KERNELS)).with_context(|| {
+        format!(
+            "no kernel: {KERNELS} has no vmlinuz-*; name one with --kernel or ${KERNEL_VARIABLE}, or install one \
+             (Debian: apt install linux-image-cloud-amd64)"
+        )
+    })
+}
+
+fn command_line(options: &RunOptions) -> (String, bool) {
+    let own = options.cmdline.as_deref().unwrap_or(CMDLINE);
+    let mut line = own.to_owned();
+    if let Some(more) = &options.append {
+        line.push(' ');
+        line.push_str(more);
+    }
+    let warm = |word: &str| {
+        word.strip_prefix("reboot=").is_some_and(|how| how.split(',').any(|it| it.starts_with('w')))
+    };
+    let panics_warmly = line.contains("reboot=panic_warm") && !line.split_whitespace().any(warm);
+    (line, panics_warmly)
+}
+
+/// Whether KVM runs without hardware virtualisation, by the PVM module.
+fn is_pvm() -> bool {
+    Path::new("/sys/module/kvm_pvm").exists()
+}
+
+fn read_initrd(path: &Path) -> anyhow::Result<Vec<Piece>> {
+    let read = || -> anyhow::Result<Piece> {
+        // Before opening: opening a pipe would wait for its writer.
+        ensure!(fs::metadata(path)?.is_file(), "it is not a regular file");
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        ensure!(len > 0, "it is empty");
+        Ok(Piece::File { file: Arc::new(file), offset: 0, len })
+    };
+    Ok(vec![read().with_context(|| format!("cannot use initrd {}", path.display()))?])
+}
+
+/// kite's own executable as `/init`, with the kernel's modules.
+fn build_initrd(options: &RunOptions, image: &Image) -> anyhow::Result<Vec<Piece>> {
+    let modules = find_modules(options, image)?;
+    let init = File::open("/proc/self/exe").context("cannot open kite's own executable")?;
+    Ok(initramfs::standard(Arc::new(init), &modules).context("cannot build the initramfs")?.pieces)
+}
+
+/// The module files to load. A kernel without a folder of modules has what it needs built in, unless the user says
+/// otherwise.
+fn find_modules(options: &RunOptions, image: &Image) -> anyhow::Result<Vec<ModuleFile>> {
+    let named = options.modules.is_some() || !options.more_modules.is_empty();
+    let folder =
+        match options.modules.clone().or_else(|| Some(Path::new("/lib/modules").join(image.version()?))) {
+            Some(folder) => folder,
+            None => {
+                ensure!(
+                    !named,
+                    "the kernel image does not tell its version; name its modules with --modules DIR"
+                );
+                return Ok(Vec::new());
+            }
+        };
+    if !named && !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut names = MODULES.to_vec();
+    names.extend(options.more_modules.iter().map(String::as_str));
+    Modules::open(&folder)
+        .and_then(|modules| modules.resolve(&names))
+        .context("cannot find the kernel's modules")
+}

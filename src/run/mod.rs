@@ -1,0 +1,129 @@
+//! `kite run`: boots a kernel and tells by the exit code how it ended.
+
+mod image;
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::sysinfo::sysinfo;
+
+use crate::cli::{self, OnReboot, RunOptions};
+use crate::console::Console;
+use crate::exit::Exit;
+use crate::machine::{Board, Guest, Machine, ResetWord, Running};
+use crate::terminal;
+use image::Boot;
+
+/// Runs the guest to its end; returns the exit code.
+///
+/// # Errors
+/// kite or the host failed.
+pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
+    check_memory(options.memory)?;
+    let boot = Boot::prepare(options)?;
+    let board = Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi };
+    let mut console = Console::new()?;
+    // KVM mostly waits while it builds a machine: time enough to put the initrd together.
+    let (machine, initrd) = std::thread::scope(|scope| {
+        let host = console.host();
+        let machine = scope.spawn(move || Machine::build(board, host));
+        let initrd = image::initrd(options, &boot.image);
+        (machine.join().expect("a panic ends the process"), initrd)
+    });
+    // What the user can mend comes first.
+    let initrd = initrd?;
+    let mut built = Some(machine?);
+    loop {
+        let mut machine = match built.take() {
+            Some(machine) => machine,
+            None => Machine::build(board, console.host())?,
+        };
+        machine.boot(&Guest { image: &boot.image, initrd: &initrd, cmdline: &boot.cmdline })?;
+        let mut running = machine.start()?;
+        let signal = console.attend(&mut running)?;
+        let end = match signal {
+            Some(signal) => End::Signal(signal),
+            None => End::of(&running, boot.panics_warmly),
+        };
+        // Whoever told kite to end may be the one who reads nothing.
+        if !matches!(running.exit().reason(), Some(Exit::Quit)) && !matches!(end, End::Signal(_)) {
+            report_lost_output(&running);
+        }
+        match end {
+            End::Reboot if options.on_reboot == OnReboot::Restart => {}
+            End::Done | End::Reboot => return Ok(cli::DONE),
+            End::Crashed(what) => {
+                terminal::restore();
+                cli::complain(&format!("the guest crashed: {what}"));
+                return Ok(cli::CRASHED);
+            }
+            End::Failed(what) => bail!(what),
+            End::Signal(signal) => {
+                terminal::restore();
+                return die_by(signal);
+            }
+        }
+    }
+}
+
+/// How a guest ended.
+enum End {
+    Done,
+    Reboot,
+    Crashed(String),
+    Failed(String),
+    Signal(i32),
+}
+
+impl End {
+    /// What the reason and the reset word say. Linux writes that word before every reset that it asks for, whichever
+    /// way it then takes, so a triple fault without it was none of Linux's doing.
+    fn of(running: &Running, panics_warmly: bool) -> Self {
+        let panicked = panics_warmly && running.reset_word() == ResetWord::Warm;
+        match running.exit().reason() {
+            Some(Exit::Reset | Exit::TripleFault { .. }) if panicked => {
+                Self::Crashed("kernel panic".to_owned())
+            }
+            Some(Exit::TripleFault { vcpu }) if running.reset_word() == ResetWord::Untouched => {
+                Self::Crashed(format!("triple fault on vCPU {vcpu}"))
+            }
+            Some(Exit::Reset | Exit::TripleFault { .. }) => Self::Reboot,
+            Some(Exit::PowerOff | Exit::Quit) => Self::Done,
+            Some(Exit::Crash(what)) => Self::Crashed(what.clone()),
+            Some(Exit::Signal(signal)) => Self::Signal(*signal),
+            Some(Exit::Failed(error)) => Self::Failed(format!("{error:#}")),
+            None => Self::Failed("the console stopped without a reason".to_owned()),
+        }
+    }
+}
+
+/// More memory than the host has can only end in the host's killing things.
+fn check_memory(size: u64) -> anyhow::Result<()> {
+    let info = sysinfo().context("cannot ask how much memory the host has")?;
+    let host = info.ram_total().saturating_add(info.swap_total());
+    ensure!(
+        size <= host,
+        "--memory asks for {} MiB, and this host has {} MiB with its swap",
+        size >> 20,
+        host >> 20
+    );
+    Ok(())
+}
+
+fn report_lost_output(running: &Running) {
+    let lost = running.serial().lock().unwrap_or_else(std::sync::PoisonError::into_inner).dropped();
+    if lost > 0 {
+        cli::complain(&format!(
+            "{lost} bytes of the guest's output were lost: standard output took none, and the guest went on"
+        ));
+    }
+}
+
+/// Ends the process by the signal that it was sent, so that whoever waits for it sees that.
+fn die_by(signal: i32) -> anyhow::Result<u8> {
+    use nix::sys::signal::{SigSet, Signal, raise};
+    let signal = Signal::try_from(signal).context("an unknown signal")?;
+    let mut mask = SigSet::empty();
+    mask.add(signal);
+    raise(signal).context("cannot raise a signal")?;
+    mask.thread_unblock().context("cannot unblock a signal")?;
+    bail!("{signal} did not end kite")
+}

@@ -1,0 +1,67 @@
+//! The user's terminal: raw while the guest has it, and as it was before on every way out.
+
+use std::io::{self, IsTerminal};
+use std::sync::Mutex;
+
+use anyhow::Context;
+use nix::sys::termios::{self, SetArg, Termios};
+use nix::unistd::{getpgrp, tcgetpgrp};
+
+use crate::cli;
+
+/// How the terminal was, while it is raw.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Restores the terminal when dropped. A panic goes through [`restore`] too.
+pub struct RawTerminal;
+
+impl RawTerminal {
+    /// Makes the terminal on standard input raw: every key goes to the guest. Nothing to do, and nothing returned, if
+    /// standard input is no terminal or another job has it.
+    ///
+    /// # Errors
+    /// The terminal does not take the setting.
+    pub fn new() -> anyhow::Result<Option<Self>> {
+        let stdin = io::stdin();
+        if !stdin.is_terminal() || tcgetpgrp(&stdin) != Ok(getpgrp()) {
+            return Ok(None);
+        }
+        let before = termios::tcgetattr(&stdin).context("cannot read the terminal's settings")?;
+        let mut raw = before.clone();
+        termios::cfmakeraw(&mut raw);
+        *lock() = Some(before);
+        let this = Self;
+        termios::tcsetattr(&stdin, SetArg::TCSANOW, &raw).context("cannot make the terminal raw")?;
+        Ok(Some(this))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+/// Gives the terminal back as it was. May be called at any time, any number of times.
+pub fn restore() {
+    if let Some(before) = lock().take() {
+        // There is nobody left to tell, and nothing else to try. What was typed ahead is kept; output that nobody reads
+        // is not waited for.
+        let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &before);
+    }
+}
+
+/// From now on a panic in any thread, which is a bug of ours, ends the process as every other failure of kite does,
+/// with the terminal as it was.
+pub fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        restore();
+        print(panic);
+        std::process::exit(cli::FAILED.into());
+    }));
+}
+
+fn lock() -> std::sync::MutexGuard<'static, Option<Termios>> {
+    BEFORE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -1,0 +1,97 @@
+//! The smallest kernels there are, for tests to break.
+//!
+//! System V ABI, "Object Files"; Linux `Documentation/arch/x86/boot.rst`.
+
+/// The program header of [`elf`]: where its fields begin, and which they are.
+pub const PROGRAM: usize = 64;
+pub const TYPE: usize = PROGRAM;
+pub const OFFSET: usize = PROGRAM + 8;
+pub const ADDRESS: usize = PROGRAM + 24;
+pub const FILE_LEN: usize = PROGRAM + 32;
+pub const MEMORY_LEN: usize = PROGRAM + 40;
+/// The length of one.
+pub const PROGRAM_LEN: usize = 56;
+/// The length of [`elf`], and where its segment is in the file.
+pub const LEN: usize = 0x1000;
+pub const CODE: usize = 0x800;
+
+/// A guest that powers off at once: `mov dx, 0x600; mov al, 0x34; out dx, al; hlt`.
+pub const POWER_OFF: &[u8] = b"\x66\xba\x00\x06\xb0\x34\xee\xf4";
+
+/// An ELF image that powers off.
+pub fn elf() -> Vec<u8> {
+    elf_of(POWER_OFF)
+}
+
+/// An ELF image with one segment at 1 MiB, entered in long mode at its first byte.
+pub fn elf_of(code: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; LEN];
+    put(&mut file, 0, b"\x7fELF\x02\x01\x01");
+    put(&mut file, 16, &[2, 0, 62, 0, 1]);
+    put(&mut file, 24, &0x10_0000u64.to_le_bytes());
+    put(&mut file, 32, &(PROGRAM as u64).to_le_bytes());
+    put(&mut file, 54, &[PROGRAM_LEN as u8, 0, 1]);
+    put(&mut file, TYPE, &[1]);
+    put(&mut file, OFFSET, &(CODE as u64).to_le_bytes());
+    put(&mut file, ADDRESS, &0x10_0000u64.to_le_bytes());
+    put(&mut file, FILE_LEN, &0x400u64.to_le_bytes());
+    put(&mut file, MEMORY_LEN, &0x1000u64.to_le_bytes());
+    put(&mut file, CODE, code);
+    file
+}
+
+/// [`elf`] with a number somewhere in it.
+pub fn elf_with(changes: &[(usize, u64)]) -> Vec<u8> {
+    let mut file = elf();
+    changes.iter().for_each(|(at, value)| put(&mut file, *at, &value.to_le_bytes()));
+    file
+}
+
+/// [`elf`] with a second program header: notes that hold these bytes.
+pub fn elf_with_notes(notes: &[u8]) -> Vec<u8> {
+    const NOTES: usize = 0x400;
+    let mut file = elf();
+    file[56] = 2;
+    let at = PROGRAM_LEN;
+    put(&mut file, TYPE + at, &[4]);
+    put(&mut file, OFFSET + at, &(NOTES as u64).to_le_bytes());
+    put(&mut file, FILE_LEN + at, &(notes.len() as u64).to_le_bytes());
+    put(&mut file, MEMORY_LEN + at, &(notes.len() as u64).to_le_bytes());
+    put(&mut file, NOTES, notes);
+    file
+}
+
+/// A PVH note whose value has these bytes.
+pub fn pvh_note(value: &[u8]) -> Vec<u8> {
+    [&4u32.to_le_bytes(), &(value.len() as u32).to_le_bytes(), &18u32.to_le_bytes(), &b"Xen\0"[..], value]
+        .concat()
+}
+
+/// A bzImage with four setup sectors and a 4 KiB kernel that powers off at its 64-bit entry.
+pub fn bzimage() -> Vec<u8> {
+    const SETUP: usize = 5 * 512;
+    let mut file = vec![0; SETUP + 0x1000];
+    put(&mut file, 0x1f1, &[4]);
+    put(&mut file, 0x1f4, &0x100u32.to_le_bytes());
+    put(&mut file, 0x1fe, b"\x55\xaa\xeb\x6aHdrS\x0f\x02");
+    put(&mut file, 0x211, &[1]);
+    put(&mut file, 0x214, &0x10_0000u32.to_le_bytes());
+    put(&mut file, 0x22c, &0x7fff_ffffu32.to_le_bytes());
+    put(&mut file, 0x234, &[1, 0, 1, 0]);
+    put(&mut file, 0x238, &2047u32.to_le_bytes());
+    put(&mut file, 0x258, &0x20_0000u64.to_le_bytes());
+    put(&mut file, 0x260, &0x2000u32.to_le_bytes());
+    put(&mut file, SETUP + 0x200, POWER_OFF);
+    file
+}
+
+/// [`bzimage`] with these bytes somewhere in it.
+pub fn bzimage_with(at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut file = bzimage();
+    put(&mut file, at, bytes);
+    file
+}
+
+fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+}

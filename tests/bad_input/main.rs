@@ -1,0 +1,11 @@
+//! Bad input: every file, option and host that kite cannot work with gives one clear line on standard error, exit code
+//! 125, nothing on standard output, and leaves nothing behind.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod attempt;
+mod files;
+mod host;
+mod image;
+mod kernels;
+mod modules;
+mod options;

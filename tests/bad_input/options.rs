@@ -1,0 +1,119 @@
+//! Command lines that make no sense.
+
+use std::os::unix::ffi::OsStrExt;
+
+use crate::attempt::{Attempt, KITE, no_kvm, run};
+use crate::image::{bzimage_with, elf};
+
+#[test]
+fn unknown_commands_and_options_are_refused() {
+    let attempt = Attempt::new();
+    for (arguments, expected) in [
+        (&[][..], "no command"),
+        (&["fly"], "fly"),
+        (&["ru"], "ru"),
+        (&["--fly"], "--fly"),
+        (&["run", "--fly"], "--fly"),
+        (&["run", "kernel"], "kernel"),
+        (&["run", "--kernel"], "--kernel"),
+        (&["run", "--kernel", "a", "--kernel", "b"], "--kernel"),
+        (&["run", "--initrd", "a", "--modules", "b"], "--initrd"),
+        (&["run", "--on-reboot", "explode"], "explode"),
+        (&["run", "--no-acpi=maybe"], "--no-acpi"),
+        (&["doctor", "--fly"], "--fly"),
+        (&[""], ""),
+    ] {
+        attempt.refused(arguments, expected);
+    }
+}
+
+#[test]
+fn text_that_is_not_unicode_is_refused() {
+    let attempt = Attempt::new();
+    let bytes = |bytes| std::ffi::OsStr::from_bytes(bytes);
+    attempt.refused([bytes(b"\xff")], "");
+    attempt.refused([bytes(b"run"), bytes(b"--append"), bytes(b"\xff")], "");
+    attempt.refused([bytes(b"run"), bytes(b"--kernel"), bytes(b"\xff\xfe")], "No such file");
+}
+
+#[test]
+fn sizes_of_memory_that_no_guest_can_have_are_refused() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    for (size, expected) in [
+        ("0", "at least 64M"),
+        ("1", "at least 64M"),
+        ("63M", "at least 64M"),
+        ("67104768", "at least 64M"),
+        ("", "--memory"),
+        ("x", "such as 512M"),
+        ("M", "such as 512M"),
+        ("-1", "--memory"),
+        ("1.5G", "such as 512M"),
+        ("512 M", "such as 512M"),
+        ("512MM", "such as 512M"),
+        ("\u{665}12M", "such as 512M"),
+        ("4P", "such as 512M"),
+        ("18446744073709551616", "no processor"),
+        ("18446744073709551615K", "no processor"),
+        ("4096T", "no processor"),
+        ("2047T", "this host has"),
+    ] {
+        let argument = format!("--memory={size}");
+        attempt.refused(["run", "--kernel", kernel.to_str().unwrap(), &argument], expected);
+    }
+}
+
+#[test]
+fn numbers_of_cpus_that_no_guest_can_have_are_refused() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    for (cpus, expected) in [
+        ("0", "--cpus"),
+        ("-1", "--cpus"),
+        ("x", "--cpus"),
+        ("", "--cpus"),
+        ("1.5", "--cpus"),
+        ("4294967296", "--cpus"),
+        ("99999999999999999999999", "--cpus"),
+    ] {
+        attempt.kernel_refused(&kernel, &[&format!("--cpus={cpus}")], expected);
+    }
+    if !no_kvm("numbers_of_cpus_that_no_guest_can_have_are_refused (beyond KVM's)") {
+        for cpus in ["100000", "4294967295"] {
+            attempt.kernel_refused(&kernel, &["--cpus", cpus], &format!("{cpus} CPUs are too many"));
+        }
+    }
+}
+
+#[test]
+fn kernel_command_lines_that_do_not_fit_are_refused() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let line = |len| "x".repeat(len);
+    attempt.kernel_refused(
+        &kernel,
+        &["--cmdline", &line(2048)],
+        "has 2048 bytes, and this kernel takes 2047",
+    );
+    attempt.kernel_refused(&kernel, &["--append", &line(2047)], "this kernel takes 2047");
+    attempt.kernel_refused(&kernel, &["--cmdline", &line(120_000)], "this kernel takes 2047");
+    let modest = attempt.file("modest", &bzimage_with(0x238, &100u32.to_le_bytes()));
+    attempt.kernel_refused(&modest, &["--cmdline", &line(101)], "has 101 bytes, and this kernel takes 100");
+    let silent = attempt.file("silent", &bzimage_with(0x238, &0u32.to_le_bytes()));
+    attempt.kernel_refused(&silent, &["--cmdline", &line(256)], "has 256 bytes, and this kernel takes 255");
+    if !no_kvm("kernel_command_lines_that_do_not_fit_are_refused (one that does)") {
+        let end = attempt.end_of(run(KITE, &kernel).args(["--cmdline", &line(2047)]));
+        assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+fn kernel_command_lines_of_more_than_one_line_are_refused() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    for line in ["quiet\ninit=/bin/sh", "\n", "quiet\n"] {
+        attempt.kernel_refused(&kernel, &["--append", line], "line break");
+        attempt.kernel_refused(&kernel, &["--cmdline", line], "line break");
+    }
+}

@@ -1,0 +1,150 @@
+//! The exit codes: that help and README tell the same, and that it is so.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::process::Command;
+
+use attempt::{Attempt, KITE, no_kvm, run, skipped};
+use image::{POWER_OFF, elf, elf_of};
+
+#[expect(dead_code, reason = "what only bad input needs")]
+#[path = "bad_input/attempt.rs"]
+mod attempt;
+#[expect(dead_code, reason = "what only bad input needs")]
+#[path = "bad_input/image.rs"]
+mod image;
+
+const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+/// What commands in the guest will end with.
+const RESERVED: [&str; 3] = ["124", "126", "127"];
+
+/// What these arguments print.
+fn printed(arguments: &[&str]) -> String {
+    let end = Attempt::new().run(arguments);
+    assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    assert!(!end.stdout.is_empty(), "{arguments:?}");
+    end.stdout
+}
+
+/// The section of a help text, as one line without its heading.
+fn help_section(help: &str) -> Vec<String> {
+    let lines = help.lines().skip_while(|line| *line != "Exit codes:").skip(1);
+    let lines: Vec<_> =
+        lines.take_while(|line| line.starts_with("  ")).map(|line| line.trim().to_owned()).collect();
+    assert!(!lines.is_empty(), "{help}");
+    lines
+}
+
+/// The table in a help text: a code and what it means on each line.
+fn help_table(help: &str) -> BTreeMap<u8, String> {
+    let row = |line: &String| {
+        let (code, meaning) = line.split_once("  ")?;
+        Some((code.parse().ok()?, meaning.trim().to_owned()))
+    };
+    help_section(help).iter().filter_map(row).collect()
+}
+
+/// The section "Exit codes" of the README.
+fn readme_section(readme: &str) -> Vec<&str> {
+    let heading = |line: &str| line.starts_with('#');
+    let lines = readme.lines().skip_while(|line| !(heading(line) && line.ends_with("# Exit codes"))).skip(1);
+    lines.take_while(|line| !heading(line)).collect()
+}
+
+/// The table in the README: a code and what it means in the first two columns.
+fn readme_table(readme: &str) -> BTreeMap<u8, String> {
+    let row = |line: &&str| {
+        let mut cells = line.strip_prefix('|')?.split('|').map(|cell| cell.trim().replace('`', ""));
+        Some((cells.next()?.parse().ok()?, cells.next()?))
+    };
+    readme_section(readme).iter().filter_map(row).collect()
+}
+
+#[test]
+fn help_and_version_exit_with_0() {
+    let helps: [&[&str]; 6] =
+        [&["--help"], &["-h"], &["help"], &["help", "run"], &["run", "--help"], &["doctor", "--help"]];
+    for arguments in helps {
+        assert!(printed(arguments).contains("Usage: kite"), "{arguments:?}");
+    }
+    for arguments in [["--version"], ["-V"]] {
+        assert_eq!(printed(&arguments), concat!("kite ", env!("CARGO_PKG_VERSION"), "\n"));
+    }
+}
+
+#[test]
+fn help_that_nobody_reads_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(KITE).arg("--help").stdout(writer).output().unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()));
+}
+
+#[test]
+fn the_exit_codes_are_the_same_in_every_help() {
+    let help = printed(&["--help"]);
+    assert_eq!(help_table(&help).into_keys().collect::<Vec<_>>(), [0, 125, 255]);
+    let section = help_section(&help);
+    assert!(RESERVED.iter().all(|code| section.iter().any(|line| line.contains(code))), "{help}");
+    assert_eq!(help_section(&printed(&["run", "--help"])), section);
+}
+
+#[test]
+fn the_readme_has_the_exit_codes_of_the_help() {
+    let Ok(readme) = std::fs::read_to_string(README) else {
+        return skipped("the_readme_has_the_exit_codes_of_the_help", "there is no README.md");
+    };
+    assert_eq!(readme_table(&readme), help_table(&printed(&["--help"])));
+    let section = readme_section(&readme).join("\n");
+    assert!(RESERVED.iter().all(|code| section.contains(code)), "{section}");
+}
+
+#[test]
+fn each_code_means_what_the_table_says() {
+    let attempt = Attempt::new();
+    attempt.refused(["run", "--kernel", "none"], "none");
+    if no_kvm("each_code_means_what_the_table_says (0 and 255)") {
+        return;
+    }
+    let crash = elf_of(b"\x0f\x0b");
+    for (guest, code, stderr) in
+        [(elf(), 0, ""), (crash, 255, "kite: the guest crashed: triple fault on vCPU 0\n")]
+    {
+        let end = attempt.end_of(&mut run(KITE, &attempt.file("kernel", &guest)));
+        assert_eq!((end.status.code(), end.stderr.as_str()), (Some(code), stderr));
+    }
+}
+
+#[test]
+fn the_code_is_the_same_when_the_message_cannot_be_written() {
+    if no_kvm("the_code_is_the_same_when_the_message_cannot_be_written") {
+        return;
+    }
+    let attempt = Attempt::new();
+    for (guest, code) in [(elf_of(b"\x0f\x0b"), 255), (Vec::new(), 125)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let status = run(KITE, &attempt.file("kernel", &guest)).stderr(full).status().unwrap();
+        assert_eq!(status.code(), Some(code));
+    }
+}
+
+#[test]
+fn output_that_is_lost_at_the_very_end_is_a_failure() {
+    if no_kvm("output_that_is_lost_at_the_very_end_is_a_failure") {
+        return;
+    }
+    let attempt = Attempt::new();
+    // mov dx, 0x3f8; mov al, 'h'; out dx, al
+    let kernel = attempt.file("kernel", &elf_of(&[b"\x66\xba\xf8\x03\xb0h\xee", POWER_OFF].concat()));
+    for _ in 0..20 {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = run(KITE, &kernel).stdout(full).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(125), "{stderr}");
+        assert!(
+            stderr.starts_with("kite: cannot write the guest's output") && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+    }
+}

@@ -1,0 +1,19 @@
+//! Tiny guests on any KVM: machine code that is assembled into this test, wrapped into an ELF file, and run by the
+//! real binary, or by the library where a test has to look inside.
+//!
+//! A guest that prints what it has seen needs no checks of its own: the test compares the bytes.
+#![expect(unsafe_code, reason = "the guests' code is assembled here and found through the linker's symbols")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[macro_use]
+mod guest;
+mod console;
+mod crash;
+mod exits;
+mod flow;
+mod interrupts;
+mod pause;
+mod power;
+mod process;
+mod rig;
+mod smp;

@@ -1,0 +1,136 @@
+//! A machine with one vCPU and nothing but the test's own devices, and the device that records.
+
+use std::sync::{Arc, Mutex};
+
+use boot::cpuid::Leaves;
+use boot::kernel::Image;
+use boot::layout;
+use devices::bus::{Bus, BusDevice, SharedDevice};
+use devices::power::Power;
+use kite::exit::{Exit, ExitRequest};
+use kite::memory::GuestRam;
+use kite::vcpu::{self, Shared, Vcpu, VcpuThread};
+use kite::vm::{self, Vm};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::guest::{Blob, Elf, Entry};
+use crate::process::HANG;
+
+const RAM: u64 = 64 << 20;
+/// Where the ports of the test's device are.
+const PORTS: u64 = 0xc00;
+/// Where the memory of the test's device is.
+const MEMORY: u64 = 0x1000_0000;
+const LEN: u64 = 0x2000;
+/// Ports that an instruction can name in one byte.
+const LOW_PORTS: u64 = 0xe0;
+
+/// A guest that runs. Dropping it stops it.
+pub struct Rig {
+    vcpus: Vec<VcpuThread>,
+    exit: Arc<ExitRequest>,
+    vm: Vm,
+}
+
+impl Rig {
+    /// Runs `guest` in long mode with `ports` at ports 0xc00 and 0xe0, and `memory` at 0x10000000.
+    pub fn run(guest: &'static Blob, ports: SharedDevice, memory: SharedDevice) -> Self {
+        let elf = Elf::new(guest.code(), Entry::Long);
+        let image = Image::open(&elf.path).unwrap();
+        let ram = Arc::new(GuestRam::new(RAM).unwrap());
+        ram.place(image.segments[0].addr, &image.segments[0].piece).unwrap();
+        let vm = Vm::new(vm::open_kvm().unwrap(), ram, 1).unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let leaves = Leaves::new(&vm.supported_cpuid().unwrap(), 1, false).unwrap();
+        vcpu.set_cpuid2(&leaves.for_vcpu(0)).unwrap();
+        let (mut sregs, mut regs) = (vcpu.get_sregs().unwrap(), Default::default());
+        boot::registers::set(vm.ram().memory(), &image, 0, &mut sregs, &mut regs).unwrap();
+        vcpu.set_sregs(&sregs).unwrap();
+        vcpu.set_regs(&regs).unwrap();
+
+        let exit = Arc::new(ExitRequest::new().unwrap());
+        let (mut port_bus, mut memory_bus) = (Bus::default(), Bus::default());
+        port_bus.insert(LOW_PORTS, 16, ports.clone()).unwrap();
+        port_bus.insert(PORTS, 16, ports).unwrap();
+        let power = Arc::new(Mutex::new(Power::new(exit.clone())));
+        port_bus.insert(layout::POWER_PORT.into(), 3, power).unwrap();
+        memory_bus.insert(MEMORY, LEN, memory).unwrap();
+        let coalesced = Arc::new(vm.coalesced());
+        let shared =
+            Shared { ports: Arc::new(port_bus), mmio: Arc::new(memory_bus), coalesced, exit: exit.clone() };
+        let vcpu = Vcpu::new(0, vcpu, shared);
+        Self { vcpus: vec![vcpu.start().unwrap()], exit, vm }
+    }
+
+    /// Waits until the guest powers off, and stops.
+    pub fn wait(&mut self) {
+        let timeout = PollTimeout::try_from(HANG).unwrap();
+        let ended = poll(&mut [PollFd::new(self.exit.event(), PollFlags::POLLIN)], timeout).unwrap();
+        assert_eq!(ended, 1, "the guest hangs");
+        assert!(matches!(self.exit.reason(), Some(Exit::PowerOff)), "{:?}", self.exit.reason());
+        vcpu::stop(std::mem::take(&mut self.vcpus));
+    }
+
+    /// Pauses the vCPU.
+    pub fn pause(&self) {
+        vcpu::pause(&self.vcpus);
+    }
+
+    /// Lets the vCPU go on.
+    pub fn resume(&self) {
+        vcpu::resume(&self.vcpus);
+    }
+
+    /// Fails if the guest has ended.
+    pub fn assert_running(&self) {
+        assert!(self.exit.reason().is_none(), "{:?}", self.exit.reason());
+    }
+
+    /// What is in guest memory at `address`.
+    pub fn memory<const LEN: usize>(&self, address: u64) -> [u8; LEN] {
+        let mut bytes = [0; LEN];
+        self.vm.ram().memory().read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+}
+
+/// An access as a device sees it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The guest read these bytes at this offset.
+    Read(u64, Vec<u8>),
+    /// The guest wrote these bytes at this offset.
+    Write(u64, Vec<u8>),
+}
+
+/// Records every access; what it gives is 1, 2, 3 and so on, byte by byte, then from 0 again.
+#[derive(Default)]
+pub struct Recorder {
+    /// All accesses so far.
+    pub accesses: Vec<Access>,
+    last: u8,
+}
+
+impl BusDevice for Recorder {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for byte in &mut *data {
+            self.last = self.last.wrapping_add(1);
+            *byte = self.last;
+        }
+        self.accesses.push(Access::Read(offset, data.to_vec()));
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.accesses.push(Access::Write(offset, data.to_vec()));
+    }
+}
+
+/// Runs `guest` to its end; returns what its ports and its memory saw, and the rig.
+pub fn record(guest: &'static Blob) -> (Vec<Access>, Vec<Access>, Rig) {
+    let (ports, memory) = (Arc::<Mutex<Recorder>>::default(), Arc::<Mutex<Recorder>>::default());
+    let mut rig = Rig::run(guest, ports.clone(), memory.clone());
+    rig.wait();
+    let taken = |device: &Mutex<Recorder>| std::mem::take(&mut device.lock().unwrap().accesses);
+    (taken(&ports), taken(&memory), rig)
+}
