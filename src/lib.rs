@@ -9,6 +9,8 @@ pub mod doctor;
 pub mod exit;
 pub mod footprint;
 pub mod guest;
+pub mod heap;
+pub mod load;
 pub mod machine;
 pub mod memory;
 pub mod pit;

@@ -1,4 +1,4 @@
-//! The board: what sits where. Builds it, loads a kernel into it, runs it.
+//! The board: what sits where. Builds it around memory that a kernel is loaded into, and runs it.
 //!
 //! A machine is built once, boots once, and is dropped; a reset builds another.
 //!
@@ -11,8 +11,7 @@ use std::time::SystemTime;
 use anyhow::{Context, ensure};
 use boot::cpuid::Leaves;
 use boot::kernel::Image;
-use boot::params::Params;
-use boot::{Piece, acpi, layout, mptable, registers};
+use boot::{layout, registers};
 use devices::bus::{self, Bus, BusDevice, SharedDevice};
 use devices::cmos::Cmos;
 use devices::i8042::I8042;
@@ -40,20 +39,6 @@ pub struct Board {
     pub acpi: bool,
 }
 
-/// What to load.
-#[derive(Clone, Copy, Debug)]
-pub struct Guest<'a> {
-    /// The kernel.
-    pub image: &'a Image,
-    /// The initrd's parts, in order; it is loaded at the start of a page.
-    pub initrd: &'a [Piece],
-    /// The command line.
-    pub cmdline: &'a str,
-}
-
-/// What [`layout::RESET_WORD`] holds unless the guest has written it. Linux writes 0 or 0x1234 before a reset.
-const UNTOUCHED: u16 = 0xffff;
-
 /// IA32_MISC_ENABLE: fast string instructions work (Intel SDM vol. 4).
 const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 /// IA32_MTRR_DEF_TYPE: on, write-back unless said otherwise, as firmware leaves it.
@@ -69,11 +54,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the board; `console` is what the serial port wakes.
+    /// Builds the board around `ram`; `console` is what the serial port wakes.
     ///
     /// # Errors
     /// The host has no KVM, or not enough of something.
-    pub fn build(board: Board, console: Box<dyn Host>) -> anyhow::Result<Self> {
+    pub fn build(board: Board, ram: Arc<GuestRam>, console: Box<dyn Host>) -> anyhow::Result<Self> {
         let kvm = vm::open_kvm()?;
         let most = kvm.get_max_vcpus();
         ensure!(
@@ -81,7 +66,6 @@ impl Machine {
             "{} CPUs are too many: this host's KVM has at most {most}",
             board.cpus
         );
-        let ram = Arc::new(GuestRam::new(board.ram)?);
         let vm = Vm::new(kvm, ram, board.cpus)?;
         let exit = Arc::new(ExitRequest::new()?);
         let coalesced = Arc::new(vm.coalesced());
@@ -118,68 +102,17 @@ impl Machine {
         self.shared.coalesced.set_vcpu(&self.vcpus[0])
     }
 
-    /// Loads `guest` and sets the boot vCPU at its entry.
+    /// Sets the boot vCPU at the entry of `image`, which has been loaded, its boot parameters at `info`.
     ///
     /// # Errors
-    /// The guest does not fit in memory, or a file cannot be read.
-    pub fn boot(&mut self, guest: &Guest<'_>) -> anyhow::Result<()> {
-        let ram = self.vm.ram();
-        for segment in &guest.image.segments {
-            // Neither wraps: segments end below 4 GiB.
-            ensure!(
-                segment.addr + segment.mem_len <= self.low_ram_end(),
-                "the kernel needs memory up to {} MiB, and the guest has {} MiB",
-                (segment.addr + segment.mem_len).div_ceil(1 << 20),
-                self.board.ram >> 20
-            );
-            ram.place(segment.addr, &segment.piece).context("cannot load the kernel")?;
-        }
-        let initrd = self.place_initrd(guest)?;
-        let memory = ram.memory();
-        let rsdp = if self.board.acpi {
-            Some(acpi::write(memory, self.board.cpus)?)
-        } else {
-            mptable::write(memory, self.board.cpus)?;
-            None
-        };
-        memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
-        let params = Params { cmdline: guest.cmdline, initrd, rsdp, ram: self.board.ram };
-        let info = params.write(memory, guest.image).context("cannot write the boot parameters")?;
+    /// The host's KVM refuses the registers.
+    pub fn boot(&mut self, image: &Image, info: u64) -> anyhow::Result<()> {
         let boot_vcpu = self.vcpus.first().context("a machine without CPUs")?;
         let (mut sregs, mut regs) =
             (boot_vcpu.get_sregs().context("cannot read the boot vCPU")?, Default::default());
-        registers::set(memory, guest.image, info, &mut sregs, &mut regs)?;
+        registers::set(self.vm.ram().memory(), image, info, &mut sregs, &mut regs)?;
         boot_vcpu.set_sregs(&sregs).context("cannot set the boot vCPU's system registers")?;
         boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
-    }
-
-    fn low_ram_end(&self) -> u64 {
-        self.board.ram.min(layout::LOW_RAM_END)
-    }
-
-    /// Puts the initrd as high as the kernel can find it; returns its address and length.
-    fn place_initrd(&self, guest: &Guest<'_>) -> anyhow::Result<Option<(u64, u64)>> {
-        let len: u64 = guest.initrd.iter().map(Piece::len).sum();
-        if len == 0 {
-            return Ok(None);
-        }
-        let end = self.low_ram_end().min(guest.image.initrd_max + 1);
-        let start =
-            end.checked_sub(len).map(|start| start & !0xfff).filter(|start| *start >= guest.image.end);
-        let start = start.with_context(|| {
-            format!("the initrd's {} MiB do not fit in memory beside the kernel", len.div_ceil(1 << 20))
-        })?;
-        // Mappings first: beside them the host has no room for a huge page, which it would clear for a few bytes.
-        for mapped in [true, false] {
-            let mut at = start;
-            for piece in guest.initrd {
-                if matches!(piece, Piece::File { .. }) == mapped {
-                    self.vm.ram().place(at, piece).context("cannot load the initrd")?;
-                }
-                at += piece.len();
-            }
-        }
-        Ok(Some((start, len)))
     }
 
     /// Starts the vCPUs.

@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use kite::cli::{self, Command};
+use kite::heap::Heap;
 use kite::{doctor, guest, run, terminal};
+
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 fn main() -> ExitCode {
     if guest::is_init() {

@@ -2,13 +2,19 @@
 
 mod image;
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail, ensure};
+use boot::Piece;
+use devices::serial::Host;
 use nix::sys::sysinfo::sysinfo;
 
 use crate::cli::{self, OnReboot, RunOptions};
 use crate::console::Console;
 use crate::exit::Exit;
-use crate::machine::{Board, Guest, Machine, ResetWord, Running};
+use crate::load::Guest;
+use crate::machine::{Board, Machine, ResetWord, Running};
+use crate::memory::GuestRam;
 use crate::terminal;
 use image::Boot;
 
@@ -21,23 +27,9 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     let boot = Boot::prepare(options)?;
     let board = Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi };
     let mut console = Console::new()?;
-    // KVM mostly waits while it builds a machine: time enough to put the initrd together.
-    let (machine, initrd) = std::thread::scope(|scope| {
-        let host = console.host();
-        let machine = scope.spawn(move || Machine::build(board, host));
-        let initrd = image::initrd(options, &boot.image);
-        (machine.join().expect("a panic ends the process"), initrd)
-    });
-    // What the user can mend comes first.
-    let initrd = initrd?;
-    let mut built = Some(machine?);
+    let mut initrd = None;
     loop {
-        let mut machine = match built.take() {
-            Some(machine) => machine,
-            None => Machine::build(board, console.host())?,
-        };
-        machine.boot(&Guest { image: &boot.image, initrd: &initrd, cmdline: &boot.cmdline })?;
-        let mut running = machine.start()?;
+        let mut running = start(options, board, &boot, &mut initrd, console.host())?;
         let signal = console.attend(&mut running)?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
@@ -62,6 +54,40 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
             }
         }
     }
+}
+
+/// The stack of the thread that loads, in bytes; the host gives what is touched of it.
+const LOADER_STACK: usize = 256 << 10;
+
+/// Builds a machine, loads the guest and starts it. `initrd` is made by the first start and kept for the next.
+fn start(
+    options: &RunOptions,
+    board: Board,
+    boot: &Boot,
+    initrd: &mut Option<Vec<Piece>>,
+    host: Box<dyn Host>,
+) -> anyhow::Result<Running> {
+    let ram = Arc::new(GuestRam::new(board.ram)?);
+    let load = || -> anyhow::Result<_> {
+        let initrd = match initrd {
+            Some(initrd) => initrd,
+            None => initrd.insert(image::initrd(options, &boot.image)?),
+        };
+        Ok(Guest { image: &boot.image, initrd, cmdline: &boot.cmdline }.load(board, &ram))
+    };
+    // KVM mostly waits while it builds a machine: time enough to load the guest.
+    let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
+        let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
+        let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
+        let machine = Machine::build(board, ram.clone(), host);
+        Ok((machine, loader.join().expect("a panic ends the process")))
+    })?;
+    // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.
+    let info = loaded?;
+    let mut machine = machine?;
+    let info = info?;
+    machine.boot(&boot.image, info)?;
+    machine.start()
 }
 
 /// How a guest ended.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use boot::kernel::Image;
 use devices::bus::BusDevice;
 use devices::serial::Host;
-use kite::machine::{Board, Guest, Machine, Running};
+use kite::load::Guest;
+use kite::machine::{Board, Machine, Running};
+use kite::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::exits::join;
@@ -29,8 +31,11 @@ impl Host for Nobody {
 fn run(guest: &'static Blob) -> Running {
     let elf = Elf::new(guest.code(), Entry::Long);
     let image = Image::open(&elf.path).unwrap();
-    let mut machine = Machine::build(Board { cpus: 2, ram: 64 << 20, acpi: true }, Box::new(Nobody)).unwrap();
-    machine.boot(&Guest { image: &image, initrd: &[], cmdline: "" }).unwrap();
+    let board = Board { cpus: 2, ram: 64 << 20, acpi: true };
+    let ram = Arc::new(GuestRam::new(board.ram).unwrap());
+    let info = Guest { image: &image, initrd: &[], cmdline: "" }.load(board, &ram).unwrap();
+    let mut machine = Machine::build(board, ram, Box::new(Nobody)).unwrap();
+    machine.boot(&image, info).unwrap();
     machine.start().unwrap()
 }
 

@@ -1,0 +1,83 @@
+//! Loading: puts a kernel, its initrd and what it reads at start into guest memory, before or while a machine is
+//! built around that memory.
+
+use anyhow::{Context, ensure};
+use boot::kernel::Image;
+use boot::params::Params;
+use boot::{Piece, acpi, layout, mptable};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::machine::Board;
+use crate::memory::GuestRam;
+
+/// What [`layout::RESET_WORD`] holds unless the guest has written it. Linux writes 0 or 0x1234 before a reset.
+const UNTOUCHED: u16 = 0xffff;
+
+/// What to load.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest<'a> {
+    /// The kernel.
+    pub image: &'a Image,
+    /// The initrd's parts, in order; it is loaded at the start of a page.
+    pub initrd: &'a [Piece],
+    /// The command line.
+    pub cmdline: &'a str,
+}
+
+impl Guest<'_> {
+    /// Fills `ram`, which is new, for the machine `board`; returns where the boot parameters are.
+    ///
+    /// # Errors
+    /// The guest does not fit in memory, or a file cannot be read.
+    pub fn load(&self, board: Board, ram: &GuestRam) -> anyhow::Result<u64> {
+        for segment in &self.image.segments {
+            // Neither wraps: segments end below 4 GiB.
+            ensure!(
+                segment.addr + segment.mem_len <= low_ram_end(board),
+                "the kernel needs memory up to {} MiB, and the guest has {} MiB",
+                (segment.addr + segment.mem_len).div_ceil(1 << 20),
+                board.ram >> 20
+            );
+            ram.place(segment.addr, &segment.piece).context("cannot load the kernel")?;
+        }
+        let initrd = self.place_initrd(board, ram)?;
+        let memory = ram.memory();
+        let rsdp = if board.acpi {
+            Some(acpi::write(memory, board.cpus)?)
+        } else {
+            mptable::write(memory, board.cpus)?;
+            None
+        };
+        memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
+        let params = Params { cmdline: self.cmdline, initrd, rsdp, ram: board.ram };
+        params.write(memory, self.image).context("cannot write the boot parameters")
+    }
+
+    /// Puts the initrd as high as the kernel can find it; returns its address and length.
+    fn place_initrd(&self, board: Board, ram: &GuestRam) -> anyhow::Result<Option<(u64, u64)>> {
+        let len: u64 = self.initrd.iter().map(Piece::len).sum();
+        if len == 0 {
+            return Ok(None);
+        }
+        let end = low_ram_end(board).min(self.image.initrd_max + 1);
+        let start = end.checked_sub(len).map(|start| start & !0xfff).filter(|start| *start >= self.image.end);
+        let start = start.with_context(|| {
+            format!("the initrd's {} MiB do not fit in memory beside the kernel", len.div_ceil(1 << 20))
+        })?;
+        // Mappings first: beside them the host has no room for a huge page, which it would clear for a few bytes.
+        for mapped in [true, false] {
+            let mut at = start;
+            for piece in self.initrd {
+                if matches!(piece, Piece::File { .. }) == mapped {
+                    ram.place(at, piece).context("cannot load the initrd")?;
+                }
+                at += piece.len();
+            }
+        }
+        Ok(Some((start, len)))
+    }
+}
+
+fn low_ram_end(board: Board) -> u64 {
+    board.ram.min(layout::LOW_RAM_END)
+}
