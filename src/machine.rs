@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
+use std::thread::{self, Builder};
 use std::time::SystemTime;
 
 use anyhow::{Context, ensure};
@@ -17,7 +18,7 @@ use devices::cmos::Cmos;
 use devices::i8042::I8042;
 use devices::power::Power;
 use devices::serial::{Host, Serial};
-use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -38,6 +39,9 @@ pub struct Board {
     /// Whether the guest finds ACPI tables, or else an MP table.
     pub acpi: bool,
 }
+
+/// The stack of the thread that reads CPUID, in bytes; the host gives what is touched of it.
+const STACK: usize = 128 << 10;
 
 /// IA32_MISC_ENABLE: fast string instructions work (Intel SDM vol. 4).
 const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
@@ -66,7 +70,15 @@ impl Machine {
             "{} CPUs are too many: this host's KVM has at most {most}",
             board.cpus
         );
-        let vm = Vm::new(kvm, ram, board.cpus)?;
+        // While KVM waits for what a virtual machine takes, it can as well ask the processor: on a host that is itself a
+        // guest each answer is an exit, and all of them take as long.
+        let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
+            let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
+            let asking = asking.spawn_scoped(scope, || vm::supported_cpuid(&kvm));
+            let asking = asking.context("cannot start a thread")?;
+            let vm = Vm::new(&kvm, ram, board.cpus);
+            Ok((vm?, asking.join().expect("a panic ends the process")?))
+        })?;
         let exit = Arc::new(ExitRequest::new()?);
         let coalesced = Arc::new(vm.coalesced());
         let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
@@ -74,13 +86,12 @@ impl Machine {
         let ports = Arc::new(port_bus(&vm, &serial, &exit).context("two devices share a port")?);
         let shared = Shared { ports, mmio: Arc::default(), coalesced, exit };
         let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new() };
-        machine.create_vcpus()?;
+        machine.create_vcpus(&supported)?;
         Ok(machine)
     }
 
-    fn create_vcpus(&mut self) -> anyhow::Result<()> {
-        let supported = self.vm.supported_cpuid()?;
-        let leaves = Leaves::new(&supported, self.board.cpus, self.vm.has(Cap::TscDeadlineTimer))?;
+    fn create_vcpus(&mut self, supported: &CpuId) -> anyhow::Result<()> {
+        let leaves = Leaves::new(supported.as_slice(), self.board.cpus, self.vm.has(Cap::TscDeadlineTimer))?;
         let msrs =
             [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry { index, data, reserved: 0 });
         let msrs = Msrs::from_entries(&msrs).expect("two fit in a list of MSRs");

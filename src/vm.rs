@@ -6,8 +6,9 @@ use anyhow::{Context, bail};
 use boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use devices::interrupt::Line;
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
-    KVM_X2APIC_API_USE_32BIT_IDS, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -38,10 +39,17 @@ pub fn open_kvm() -> anyhow::Result<Kvm> {
     }
 }
 
+/// What KVM can show a guest of this processor.
+///
+/// # Errors
+/// The host's KVM refuses to tell.
+pub fn supported_cpuid(kvm: &Kvm) -> anyhow::Result<CpuId> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("cannot read KVM's CPUID")
+}
+
 /// The virtual machine. Its memory outlives it.
 pub struct Vm {
     fd: Arc<VmFd>,
-    kvm: Kvm,
     ram: Arc<GuestRam>,
 }
 
@@ -53,9 +61,9 @@ impl Vm {
     ///
     /// # Errors
     /// The host's KVM refuses a step.
-    pub fn new(kvm: Kvm, ram: Arc<GuestRam>, cpus: u32) -> anyhow::Result<Self> {
+    pub fn new(kvm: &Kvm, ram: Arc<GuestRam>, cpus: u32) -> anyhow::Result<Self> {
         let fd = kvm.create_vm().context("cannot create a virtual machine")?;
-        let vm = Self { fd: Arc::new(fd), kvm, ram };
+        let vm = Self { fd: Arc::new(fd), ram };
         vm.map_memory()?;
         // Only Intel without unrestricted guest wants these two, and nothing else minds.
         vm.fd.set_identity_map_address(KVM_IDENTITY_MAP).context("cannot set KVM's identity map")?;
@@ -113,15 +121,6 @@ impl Vm {
     /// The host's KVM refuses it.
     pub fn create_vcpu(&self, index: u32) -> anyhow::Result<VcpuFd> {
         self.fd.create_vcpu(index.into()).with_context(|| format!("cannot create vCPU {index}"))
-    }
-
-    /// What KVM can show a guest of this processor.
-    ///
-    /// # Errors
-    /// The host's KVM refuses to tell.
-    pub fn supported_cpuid(&self) -> anyhow::Result<Vec<kvm_cpuid_entry2>> {
-        let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("cannot read KVM's CPUID")?;
-        Ok(cpuid.as_slice().to_vec())
     }
 
     /// Whether the virtual machine has `cap`.

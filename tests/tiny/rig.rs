@@ -40,9 +40,10 @@ impl Rig {
         let image = Image::open(&elf.path).unwrap();
         let ram = Arc::new(GuestRam::new(RAM).unwrap());
         ram.place(image.segments[0].addr, &image.segments[0].piece).unwrap();
-        let vm = Vm::new(vm::open_kvm().unwrap(), ram, 1).unwrap();
+        let kvm = vm::open_kvm().unwrap();
+        let vm = Vm::new(&kvm, ram, 1).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
-        let leaves = Leaves::new(&vm.supported_cpuid().unwrap(), 1, false).unwrap();
+        let leaves = Leaves::new(vm::supported_cpuid(&kvm).unwrap().as_slice(), 1, false).unwrap();
         vcpu.set_cpuid2(&leaves.for_vcpu(0)).unwrap();
         let (mut sregs, mut regs) = (vcpu.get_sregs().unwrap(), Default::default());
         boot::registers::set(vm.ram().memory(), &image, 0, &mut sregs, &mut regs).unwrap();

@@ -175,7 +175,7 @@ pub(super) fn version(file: &File, places: &[(u64, u64)]) -> Option<String> {
     /// No more than this is searched, in bytes: Linux has a tenth of it before the banner.
     const SEARCH: u64 = 256 << 20;
     const BANNER: &[u8] = b"Linux version ";
-    const CHUNK: usize = 64 << 10;
+    const CHUNK: usize = 16 << 10;
     // Enough behind the banner for the longest release.
     const TAIL: usize = 256;
     let mut buffer = vec![0; CHUNK + TAIL];

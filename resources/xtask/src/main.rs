@@ -83,15 +83,15 @@ enum Task {
 
 #[derive(Args)]
 struct LabOptions {
-    /// Count instructions instead of time: one a nanosecond, and one processor unless --cpus says more
+    /// Count instructions instead of time: one a nanosecond
     #[arg(long)]
     icount: bool,
     /// RAM in MiB
     #[arg(long, value_name = "MIB", default_value_t = 6144)]
     memory: u32,
-    /// Processors [default: 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
-    cpus: Option<u32>,
+    /// Processors. With more than one, emulation may ruin nested guests that have several
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    cpus: u32,
     /// The folder that is /out in the lab
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -139,7 +139,7 @@ fn run_lab(options: LabOptions) -> Result<ExitCode> {
         std::fs::create_dir_all(out).with_context(|| format!("making {}", out.display()))?;
     }
     lab.memory = options.memory;
-    lab.cpus = options.cpus.unwrap_or(if options.icount { 1 } else { 2 });
+    lab.cpus = options.cpus;
     lab.icount = options.icount;
     lab.out = options.out;
     lab.timeout = Duration::from_secs(options.timeout);

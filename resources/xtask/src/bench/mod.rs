@@ -152,8 +152,9 @@ fn start_everywhere(only: Option<Place>, rounds: Option<u32>) -> Result<()> {
         lab.timeout = LIMIT;
         if place == Place::Counting {
             println!("\nIn the counting lab, where a million instructions of everything together take a ms");
-            (lab.icount, lab.cpus) = (true, 1);
+            lab.icount = true;
         } else {
+            lab.cpus = 2;
             println!("\nIn the lab, whose times are an emulator's: only their ratios mean something");
         }
         in_lab(&mut lab, arguments(rounds.unwrap_or(ROUNDS.1)))?;
@@ -171,7 +172,6 @@ fn boot_everywhere(only: Option<Count>) -> Result<()> {
             continue;
         }
         lab.icount = count == Count::Instructions;
-        lab.cpus = if lab.icount { 1 } else { 2 };
         let mut arguments = vec!["boot-here".into(), "--count".into(), name.into()];
         arguments.extend(programs.arguments());
         arguments.push(OsString::from(&kernel.name));
