@@ -187,8 +187,12 @@ fn unchanging(file: &File) -> bool {
 }
 
 fn lease(file: &File, kind: libc::c_int) -> bool {
-    // SAFETY: takes no pointer.
-    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
+    let fd = file.as_raw_fd();
+    // SAFETY: take no pointer. Whoever takes a lease is told of its end, unless the file has an owner: the process is
+    // there to be told when the thread that loads has ended.
+    unsafe {
+        libc::fcntl(fd, libc::F_SETOWN, libc::getpid()) == 0 && libc::fcntl(fd, libc::F_SETLEASE, kind) == 0
+    }
 }
 
 #[cfg(test)]

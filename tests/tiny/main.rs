@@ -10,6 +10,7 @@ mod guest;
 mod console;
 mod crash;
 mod exits;
+mod files;
 mod flow;
 mod interrupts;
 mod pause;

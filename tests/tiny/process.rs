@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
@@ -42,7 +43,7 @@ impl Seen {
 /// kite, while it runs.
 pub struct Kite {
     child: Child,
-    _elf: Elf,
+    elf: Elf,
     stdout: Seen,
     stderr: Seen,
     readers: Vec<JoinHandle<()>>,
@@ -97,7 +98,7 @@ impl Kite {
         let (stdout, stderr) = (Seen::default(), Seen::default());
         let mut readers = vec![stderr.read(child.stderr.take().unwrap())];
         readers.extend(child.stdout.take().map(|pipe| stdout.read(pipe)));
-        Self { child, _elf: elf, stdout, stderr, readers }
+        Self { child, elf, stdout, stderr, readers }
     }
 
     /// Reads what the guest prints from `pipe`, which is standard output's other end, from now on.
@@ -108,6 +109,11 @@ impl Kite {
     /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The guest's file.
+    pub fn image(&self) -> &Path {
+        &self.elf.path
     }
 
     /// The pipe to standard input; dropping it ends the input.

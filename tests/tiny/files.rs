@@ -1,0 +1,39 @@
+//! The files that a guest is loaded from, while it runs.
+
+use std::fs;
+
+use crate::guest::no_kvm;
+use crate::process::{Kite, guarded};
+
+guest!(
+    FAR_PAGE,
+    // Code, then more pages than it takes for kite to map them, and a word on the last, which the guest looks at late.
+    say!("'>'"),
+    "mov dx, 0x3fd
+     2: in al, dx
+     test al, 1
+     jz 2b
+     cld
+     mov esi, 0x140000
+     mov ecx, 5
+     mov dx, 0x3f8
+     rep outsb",
+    power_off!(),
+    ".org .Lstart_FAR_PAGE + 0x40000, 0
+     .ascii \"asis\\n\"
+     .org .Lstart_FAR_PAGE + 0x41000, 0"
+);
+
+#[test]
+fn who_changes_a_kernel_file_need_not_wait_and_the_guest_does_not_see_it() {
+    if no_kvm("who_changes_a_kernel_file_need_not_wait_and_the_guest_does_not_see_it") {
+        return;
+    }
+    let mut kite = Kite::typed_to(&FAR_PAGE, &[]);
+    kite.expect(b">");
+    let path = kite.image().to_owned();
+    // The writer waits until kite lets it in. Left to itself, the host would do that much later, with no copy made.
+    guarded(move || fs::write(&path, vec![b'X'; 0x42000]).unwrap());
+    kite.send(b"go");
+    kite.end().assert(0, b">asis\n", "");
+}
