@@ -16,7 +16,7 @@ use std::io::{self, Write};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sys::termios::tcdrain;
+use nix::sys::termios::{OutputFlags, SetArg, tcdrain, tcgetattr, tcsetattr};
 
 use job::Job;
 
@@ -68,9 +68,19 @@ fn say(message: impl Display) {
     print(&format!("kite: {message}\n"));
 }
 
-/// Prints whole lines with one system call. A guest without a console goes on without.
+/// Prints whole lines in one piece: left to the terminal, the end of each goes to the serial port by itself, with the
+/// exits of a piece. A guest without a console goes on without.
 fn print(lines: &str) {
-    let _no_console = io::stdout().lock().write_all(lines.as_bytes());
+    let mut out = io::stdout().lock();
+    let settings = tcgetattr(&out);
+    if let Ok(mut raw) = settings.clone() {
+        raw.output_flags.remove(OutputFlags::OPOST);
+        let _no_terminal = tcsetattr(&out, SetArg::TCSANOW, &raw);
+    }
+    let _no_console = out.write_all(lines.replace('\n', "\r\n").as_bytes());
+    if let Ok(settings) = settings {
+        let _no_terminal = tcsetattr(&out, SetArg::TCSANOW, &settings);
+    }
 }
 
 /// Waits until the console has sent everything: what it holds is lost when the machine goes.
