@@ -10,6 +10,13 @@ unsafe extern "C" {
 
 const PAGE: usize = 4096;
 
+/// Keeps to one heap: the allocator makes one more for each thread otherwise, with system calls and 64 MiB of address
+/// space each, and kite's threads hardly allocate.
+pub fn keep_one_heap() {
+    // SAFETY: sets a number in the allocator.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Gives back the pages of code and constants, and free heap. What is used again comes back from the page cache, a few
 /// pages at a time.
 pub fn shrink() {

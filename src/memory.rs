@@ -8,6 +8,7 @@
     reason = "maps files over guest memory and takes leases, which have no safe interface"
 )]
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -17,9 +18,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, anyhow, ensure};
 use boot::layout::HIGH_MEMORY;
 use boot::{GuestMemory, Piece};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 const PAGE: u64 = 4096;
+const HUGE_PAGE: usize = 2 << 20;
+/// Address space that kite's own heap and threads need besides guest RAM. Where it is limited, this is looked for
+/// at the start, while failing is easy.
+const HEADROOM: usize = 16 << 20;
 /// Below this, reading is cheaper than one more mapping.
 const WORTH_MAPPING: u64 = 16 * PAGE;
 
@@ -46,12 +51,14 @@ impl GuestRam {
     /// # Errors
     /// The host has no room for that much address space.
     pub fn new(size: u64) -> anyhow::Result<Self> {
-        let ranges: Vec<_> = boot::params::ram(size)
-            .into_iter()
-            .map(|(start, len)| (GuestAddress(start), len as usize))
-            .collect();
-        let memory = GuestMemory::from_ranges(&ranges)
-            .map_err(|error| anyhow!("cannot map {} MiB of guest memory: {error}", size >> 20))?;
+        let cannot = |error: &dyn Display| anyhow!("cannot map {} MiB of guest memory: {error}", size >> 20);
+        let mut regions = Vec::new();
+        for (start, len) in boot::params::ram(size) {
+            let map = || GuestRegionMmap::from_range(GuestAddress(start), len as usize, None);
+            let region = at_huge_page(len as usize, map).map_err(|error| cannot(&error))?;
+            regions.push(region.map_err(|error| cannot(&error))?);
+        }
+        let memory = GuestMemory::from_regions(regions).map_err(|error| cannot(&error))?;
         let ram = Self { memory, mapped: Mutex::default() };
         ram.keep_small_pages(0, HIGH_MEMORY)?;
         Ok(ram)
@@ -176,6 +183,34 @@ impl Mapped {
         }
         Ok(())
     }
+}
+
+/// Calls `map`, which is to map `len` bytes where the host likes, and sees to it that the host likes a multiple of a huge
+/// page's size: KVM gives a guest huge pages only where both addresses are one, and hosts before Linux 6.7 align nothing.
+///
+/// # Errors
+/// The host has no address space for that and what kite needs besides.
+fn at_huge_page<T>(len: usize, map: impl FnOnce() -> T) -> io::Result<T> {
+    let room = len.saturating_add(HUGE_PAGE + HEADROOM);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let hole = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0) };
+    if hole == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = hole.addr().next_multiple_of(HUGE_PAGE) - hole.addr();
+    let after = before + len;
+    let unmap = |from: usize, to: usize| {
+        // SAFETY: `from..to` are pages of the hole, which nobody uses.
+        unsafe { libc::munmap(hole.byte_add(from), to - from) }
+    };
+    // The host takes the highest place where a mapping fits: that is here, between what stays of the hole. Somewhere
+    // else would do too, with small pages.
+    unmap(before, after);
+    let mapped = map();
+    unmap(0, before);
+    unmap(after, room);
+    Ok(mapped)
 }
 
 /// Whether the file's content stays as it is until [`GuestRam::detach_files`]: the program that runs cannot be

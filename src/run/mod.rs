@@ -12,6 +12,7 @@ use nix::sys::sysinfo::sysinfo;
 use crate::cli::{self, OnReboot, RunOptions};
 use crate::console::Console;
 use crate::exit::Exit;
+use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
@@ -23,6 +24,7 @@ use image::Boot;
 /// # Errors
 /// kite or the host failed.
 pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
+    footprint::keep_one_heap();
     check_memory(options.memory)?;
     let boot = Boot::prepare(options)?;
     let board = Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi };

@@ -1,4 +1,4 @@
-//! The files that a guest is loaded from, while it runs.
+//! Guest memory as the host sees it, and the files that it is loaded from while the guest runs.
 
 use std::fs;
 
@@ -36,4 +36,24 @@ fn who_changes_a_kernel_file_need_not_wait_and_the_guest_does_not_see_it() {
     guarded(move || fs::write(&path, vec![b'X'; 0x42000]).unwrap());
     kite.send(b"go");
     kite.end().assert(0, b">asis\n", "");
+}
+
+guest!(SAYS, say!("'!'"), "cli\n 2: hlt\n jmp 2b");
+
+#[test]
+fn host_and_guest_addresses_agree_within_a_huge_page() {
+    const HUGE_PAGE: u64 = 2 << 20;
+    if no_kvm("host_and_guest_addresses_agree_within_a_huge_page") {
+        return;
+    }
+    let mut kite = Kite::run(&SAYS, &[]);
+    kite.expect(b"!");
+    let maps = fs::read_to_string(format!("/proc/{}/maps", kite.id())).unwrap();
+    let mut ranges = maps.lines().filter_map(|line| {
+        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+        Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
+    });
+    // The first MiB of the guest's RAM is advised otherwise than the rest.
+    let (start, _) = ranges.find(|(start, end)| end - start == 1 << 20).unwrap();
+    assert_eq!(start % HUGE_PAGE, 0, "{maps}");
 }
