@@ -16,6 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -45,6 +46,8 @@ pub struct Lab {
     pub out: Option<PathBuf>,
     /// A run that takes longer is ended.
     pub timeout: Duration,
+    /// And so is one whose command has written nothing for so long.
+    pub silence: Duration,
     /// More for the kernel's command line.
     pub append: String,
 }
@@ -61,7 +64,8 @@ impl Lab {
         setup.qemu()?;
         let kernel = setup.lab_kernel()?;
         let timeout = Duration::from_secs(600);
-        Ok(Self { kernel, memory: 6144, cpus: 1, icount: false, out: None, timeout, append: String::new() })
+        let (silence, append) = (Duration::MAX, String::new());
+        Ok(Self { kernel, memory: 6144, cpus: 1, icount: false, out: None, timeout, silence, append })
     }
 
     /// Runs a command in this process's folder and environment; answers its exit status, 128 and more for a
@@ -90,11 +94,7 @@ impl Lab {
         show_tail(&console);
         match ended.status {
             None if ended.unread => bail!("nobody reads what the lab's command writes"),
-            None => bail!(
-                "the lab took more than {} s; its console: {}",
-                self.timeout.as_secs(),
-                console.display()
-            ),
+            None => bail!("the lab took too long or stood still; its console: {}", console.display()),
             Some(status) => {
                 bail!("the lab gave no exit status (QEMU: {status}); its console: {}", console.display())
             }
@@ -112,14 +112,31 @@ impl Lab {
             .context("starting qemu-system-x86_64")?;
         let out = qemu.stdout.take().context("QEMU has an output")?;
         let err = qemu.stderr.take().context("QEMU has an error output")?;
-        let unread = AtomicBool::new(false);
+        let heard = Heard { unread: AtomicBool::new(false), last: Mutex::new(Instant::now()) };
         std::thread::scope(|scope| {
-            scope.spawn(|| copy(out, stdout, &unread));
-            let said = scope.spawn(|| copy(err, stderr, &unread));
-            let status = wait(&mut qemu, self.timeout, &unread)?;
+            scope.spawn(|| copy(out, stdout, &heard));
+            let said = scope.spawn(|| copy(err, stderr, &heard));
+            let status = self.wait(&mut qemu, &heard)?;
             let said = said.join().unwrap_or_default();
-            Ok(Ended { status, said, unread: unread.load(Ordering::Relaxed) })
+            Ok(Ended { status, said, unread: heard.unread.load(Ordering::Relaxed) })
         })
+    }
+
+    /// Waits for QEMU to end; kills it at the time limit, when it is silent, or when nobody takes its output.
+    fn wait(&self, qemu: &mut Child, heard: &Heard) -> Result<Option<ExitStatus>> {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = qemu.try_wait().context("waiting for QEMU")? {
+                return Ok(Some(status));
+            }
+            let late = start.elapsed() >= self.timeout || heard.last().elapsed() >= self.silence;
+            if late || heard.unread.load(Ordering::Relaxed) {
+                qemu.kill().context("ending QEMU")?;
+                qemu.wait().context("waiting for QEMU")?;
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn qemu(&self, folder: &Path) -> Command {
@@ -164,6 +181,20 @@ impl Lab {
     }
 }
 
+/// What has become of a run's output.
+struct Heard {
+    /// Somebody did not take it.
+    unread: AtomicBool,
+    /// When the last of it came.
+    last: Mutex<Instant>,
+}
+
+impl Heard {
+    fn last(&self) -> MutexGuard<'_, Instant> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How a run ended.
 struct Ended {
     /// QEMU's exit status; `None` if it had to be killed.
@@ -199,34 +230,19 @@ fn prepare(folder: &Path, argv: &[OsString]) -> Result<()> {
 }
 
 /// Passes on what comes until the end, or says that nobody takes it. Answers the last of it.
-fn copy(mut from: impl Read, to: Sink<'_>, unread: &AtomicBool) -> String {
+fn copy(mut from: impl Read, to: Sink<'_>, heard: &Heard) -> String {
     let mut buffer = [0; 1 << 16];
     let mut last = Vec::new();
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         let bytes = &buffer[..count];
+        *heard.last() = Instant::now();
         if to.write_all(bytes).and_then(|()| to.flush()).is_err() {
-            unread.store(true, Ordering::Relaxed);
+            heard.unread.store(true, Ordering::Relaxed);
         }
         last.extend_from_slice(bytes);
         last.drain(..last.len().saturating_sub(4096));
     }
     String::from_utf8_lossy(&last).into_owned()
-}
-
-/// Waits for QEMU to end; kills it at the time limit, or when nobody takes its output.
-fn wait(qemu: &mut Child, limit: Duration, unread: &AtomicBool) -> Result<Option<ExitStatus>> {
-    let start = Instant::now();
-    loop {
-        if let Some(status) = qemu.try_wait().context("waiting for QEMU")? {
-            return Ok(Some(status));
-        }
-        if start.elapsed() >= limit || unread.load(Ordering::Relaxed) {
-            qemu.kill().context("ending QEMU")?;
-            qemu.wait().context("waiting for QEMU")?;
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 fn show_tail(console: &Path) {
