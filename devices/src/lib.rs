@@ -1,7 +1,6 @@
 //! Device models that know no KVM: what a device does with the bytes a guest reads and writes.
 //!
-//! A device owns no file descriptor, thread or address; what it needs is given to `new`.
-#![forbid(unsafe_code)]
+//! A device owns no thread and no address; what it needs is given to `new`.
 
 pub mod bus;
 pub mod cmos;
@@ -11,3 +10,7 @@ pub mod power;
 pub mod serial;
 #[cfg(test)]
 mod testing;
+pub mod virtio;
+
+/// Guest RAM as devices see it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap;

@@ -1,0 +1,162 @@
+//! Virtio over MMIO (virtio 1.2 §4.2): the registers and the one interrupt line. There is no legacy interface.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_mmio::*;
+use virtio_queue::{Queue, QueueT};
+
+use super::{Cause, Doorbell, Interrupt, Virtio};
+use crate::bus::BusDevice;
+use crate::interrupt::Line;
+
+/// The size of a device's register window in bytes.
+pub const WINDOW: u64 = 0x1000;
+/// Where in the window the driver writes a queue's number to kick it.
+pub const NOTIFY: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+/// Where the configuration space begins.
+const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
+/// The version of the register layout: not the legacy one.
+const VERSION: u32 = 2;
+const VENDOR: u32 = u32::from_le_bytes(*b"KITE");
+
+/// The interrupt line, with the causes that the driver reads back. It has no lock: the driver reads it at every
+/// interrupt, and must not wait for a device that is serving.
+pub struct InterruptLine {
+    causes: AtomicU32,
+    line: Box<dyn Line + Sync>,
+}
+
+impl InterruptLine {
+    /// Sends its edges over `line`.
+    pub fn new(line: Box<dyn Line + Sync>) -> Self {
+        Self { causes: AtomicU32::new(0), line }
+    }
+}
+
+impl Interrupt for InterruptLine {
+    fn signal(&self, cause: Cause) {
+        let bit = match cause {
+            Cause::Queue(_) => VIRTIO_MMIO_INT_VRING,
+            Cause::Config => VIRTIO_MMIO_INT_CONFIG,
+        };
+        self.causes.fetch_or(bit, Ordering::SeqCst);
+        self.line.pulse();
+    }
+
+    fn clear(&self) {
+        self.causes.store(0, Ordering::SeqCst);
+    }
+}
+
+/// The register window of one device.
+pub struct Mmio {
+    virtio: Arc<Mutex<Virtio>>,
+    line: Arc<InterruptLine>,
+    doorbell: Box<dyn Doorbell>,
+    queue_count: u32,
+    device_page: u32,
+    driver_page: u32,
+    queue: u32,
+}
+
+impl Mmio {
+    /// Shows `virtio`, which interrupts over `line`, to the guest.
+    pub fn new(virtio: Arc<Mutex<Virtio>>, line: Arc<InterruptLine>, doorbell: Box<dyn Doorbell>) -> Self {
+        let queue_count = lock(&virtio).queue_count() as u32;
+        Self { virtio, line, doorbell, queue_count, device_page: 0, driver_page: 0, queue: 0 }
+    }
+
+    fn virtio(&self) -> MutexGuard<'_, Virtio> {
+        lock(&self.virtio)
+    }
+
+    fn read_register(&self, register: u32) -> u32 {
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => u32::from_le_bytes(*b"virt"),
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.virtio().device().id(),
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES if self.device_page < 2 => {
+                (self.virtio().features() >> (self.device_page * 32)) as u32
+            }
+            VIRTIO_MMIO_QUEUE_NUM_MAX => self.virtio().queue(self.queue).map_or(0, |it| it.max_size().into()),
+            VIRTIO_MMIO_QUEUE_READY => self.virtio().queue(self.queue).is_some_and(QueueT::ready).into(),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.line.causes.load(Ordering::SeqCst),
+            VIRTIO_MMIO_STATUS => self.virtio().status(),
+            // No shared memory: every region has the length -1 (§4.2.2).
+            VIRTIO_MMIO_SHM_LEN_LOW
+            | VIRTIO_MMIO_SHM_LEN_HIGH
+            | VIRTIO_MMIO_SHM_BASE_LOW
+            | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.virtio().generation(),
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, register: u32, value: u32) {
+        let part = Some(value);
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_page = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_page = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => self.virtio().accept_features(self.driver_page, value),
+            VIRTIO_MMIO_QUEUE_SEL => self.queue = value,
+            VIRTIO_MMIO_QUEUE_NUM => self.configure(|queue| set_size(queue, value)),
+            VIRTIO_MMIO_QUEUE_READY => self.configure(|queue| queue.set_ready(value == 1)),
+            VIRTIO_MMIO_QUEUE_NOTIFY if value < self.queue_count => self.doorbell.kick(value as u16),
+            VIRTIO_MMIO_INTERRUPT_ACK => {
+                self.line.causes.fetch_and(!value, Ordering::SeqCst);
+            }
+            VIRTIO_MMIO_STATUS => {
+                let up = self.virtio().set_status(value);
+                if up {
+                    self.doorbell.activated();
+                }
+            }
+            VIRTIO_MMIO_QUEUE_DESC_LOW => self.configure(|queue| queue.set_desc_table_address(part, None)),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => self.configure(|queue| queue.set_desc_table_address(None, part)),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => self.configure(|queue| queue.set_avail_ring_address(part, None)),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.configure(|queue| queue.set_avail_ring_address(None, part)),
+            VIRTIO_MMIO_QUEUE_USED_LOW => self.configure(|queue| queue.set_used_ring_address(part, None)),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => self.configure(|queue| queue.set_used_ring_address(None, part)),
+            _ => {}
+        }
+    }
+
+    fn configure(&self, set: impl FnOnce(&mut Queue)) {
+        self.virtio().configure(self.queue, set);
+    }
+}
+
+/// Checked before it is narrowed: 0x1_0000 is not 0.
+fn set_size(queue: &mut Queue, value: u32) {
+    if let Ok(size) = u16::try_from(value) {
+        let _refused = queue.try_set_size(size);
+    }
+}
+
+/// A device that panicked under its lock ends the process by the panic hook; in tests it is one device less.
+fn lock(virtio: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
+    virtio.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl BusDevice for Mmio {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some(at) = offset.checked_sub(CONFIG) {
+            self.virtio().read_config(at, data);
+        } else if let Ok(data) = <&mut [u8; 4]>::try_from(&mut *data) {
+            *data = self.read_register(offset as u32).to_le_bytes();
+        } else {
+            // Registers are 32 bits wide (§4.2.2.2).
+            data.fill(0);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(at) = offset.checked_sub(CONFIG) {
+            self.virtio().write_config(at, data);
+        } else if let Ok(data) = <[u8; 4]>::try_from(data) {
+            self.write_register(offset as u32, u32::from_le_bytes(data));
+        }
+    }
+}

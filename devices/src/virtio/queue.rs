@@ -1,0 +1,246 @@
+//! Virtqueues in the hands of a device (virtio 1.2 §2.7, the split ring).
+
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestAddress;
+
+use super::buffers::Buffers;
+use crate::GuestMemory;
+
+/// What the driver did wrong. The device then needs a reset.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The ring cannot be used.
+    #[error("the ring: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// A chain of descriptors cannot be used.
+    #[error("chain {head}: {what}")]
+    Chain {
+        /// The index of its first descriptor.
+        head: u16,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// The device cannot go on for a reason of its own.
+    #[error("{0}")]
+    Device(&'static str),
+}
+
+/// A chain of descriptors, each read once: what the device may read, and what it may write.
+#[derive(Debug, Default)]
+pub struct Chain {
+    /// The index of its first descriptor, by which the driver knows it.
+    pub head: u16,
+    /// What the driver has written for the device.
+    pub readable: Buffers,
+    /// What the device is to fill.
+    pub writable: Buffers,
+}
+
+/// What a device did with a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// It is done: so many bytes were written into it.
+    Used(u32),
+    /// Nothing can be done now: it goes back, and nothing more is taken.
+    NotYet,
+    /// It is in flight; the device keeps what it needs and completes it later.
+    Later,
+}
+
+/// A queue, and what is known of it beyond the ring.
+pub(super) struct Ring {
+    pub queue: Queue,
+    /// Heads that the device holds, a bit each.
+    in_flight: Vec<u64>,
+    /// Chains that may still be taken in this service.
+    budget: u16,
+    /// Buffers were used since the driver was last told.
+    pub used: bool,
+    /// The budget ended before the chains did.
+    pub again: bool,
+}
+
+impl Ring {
+    /// A queue of at most `max` entries, a power of two up to 32,768.
+    pub fn new(max: u16) -> Self {
+        let queue = Queue::new(max).expect("a device's queue sizes are powers of two");
+        Self {
+            queue,
+            in_flight: vec![0; usize::from(max).div_ceil(64)],
+            budget: 0,
+            used: false,
+            again: false,
+        }
+    }
+
+    pub fn reset(&mut self) {
+        self.queue.reset();
+        self.in_flight.fill(0);
+        (self.used, self.again) = (false, false);
+    }
+
+    /// Marks `head` as held; false if it is already.
+    fn hold(&mut self, head: u16) -> bool {
+        let Some(word) = self.in_flight.get_mut(usize::from(head / 64)) else { return false };
+        let bit = 1 << (head % 64);
+        let free = *word & bit == 0;
+        *word |= bit;
+        free
+    }
+
+    fn release(&mut self, head: u16) {
+        if let Some(word) = self.in_flight.get_mut(usize::from(head / 64)) {
+            *word &= !(1 << (head % 64));
+        }
+    }
+
+    fn take(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, Error> {
+        loop {
+            // Not `pop_descriptor_chain`: it hides the error of an index run too far ahead, which
+            // `enable_notification` then tells as more work, for ever.
+            if let Some(chain) = self.queue.iter(memory)?.next() {
+                if self.budget == 0 {
+                    self.queue.go_to_previous_position();
+                    self.again = true;
+                    return Ok(None);
+                }
+                self.budget -= 1;
+                let head = chain.head_index();
+                if !self.hold(head) {
+                    return Err(Error::Chain { head, what: "it is in flight already" });
+                }
+                return read_chain(memory, chain, self.queue.size()).map(Some);
+            }
+            if !self.queue.enable_notification(memory)? {
+                return Ok(None);
+            }
+            self.queue.disable_notification(memory)?;
+        }
+    }
+}
+
+/// Reads each descriptor of a chain once. What the iterator ends early, it ends silently: a chain whose last descriptor
+/// names a next one is broken.
+fn read_chain(memory: &GuestMemory, chain: DescriptorChain<&GuestMemory>, most: u16) -> Result<Chain, Error> {
+    let head = chain.head_index();
+    let broken = |what| Error::Chain { head, what };
+    let mut it = Chain { head, ..Chain::default() };
+    let mut whole = false;
+    for (count, descriptor) in chain.enumerate() {
+        if count >= usize::from(most) {
+            return Err(broken("it is longer than the queue"));
+        }
+        add(memory, &mut it, &descriptor).map_err(broken)?;
+        whole = !descriptor.has_next();
+    }
+    if whole { Ok(it) } else { Err(broken("a descriptor is missing, looped or not in memory")) }
+}
+
+fn add(memory: &GuestMemory, chain: &mut Chain, descriptor: &Descriptor) -> Result<(), &'static str> {
+    let buffers = if descriptor.is_write_only() {
+        &mut chain.writable
+    } else if chain.writable.is_empty() {
+        &mut chain.readable
+    } else {
+        return Err("a readable descriptor follows a writable one");
+    };
+    let address = GuestAddress(descriptor.addr().0);
+    match buffers.push(memory, address, descriptor.len() as usize) {
+        true => Ok(()),
+        false => Err("a buffer is not in memory"),
+    }
+}
+
+/// A device's queues for the time of one service. A service takes at most as many chains from a queue as that has
+/// entries: whatever the driver adds meanwhile waits for the next one.
+pub struct Queues<'a> {
+    memory: &'a GuestMemory,
+    rings: &'a mut [Ring],
+    /// The device's configuration has changed, and the driver is to know.
+    pub(super) config_changed: bool,
+}
+
+impl<'a> Queues<'a> {
+    pub(super) fn new(memory: &'a GuestMemory, rings: &'a mut [Ring]) -> Self {
+        for ring in rings.iter_mut() {
+            ring.budget = ring.queue.size();
+        }
+        Self { memory, rings, config_changed: false }
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &'a GuestMemory {
+        self.memory
+    }
+
+    /// How many queues there are.
+    pub fn count(&self) -> usize {
+        self.rings.len()
+    }
+
+    /// Whether the driver has set up queue `index`.
+    pub fn is_ready(&self, index: usize) -> bool {
+        self.rings.get(index).is_some_and(|ring| ring.queue.ready())
+    }
+
+    /// Takes the next chain from queue `index`, which the device then holds; none from a queue that is empty, not set up
+    /// or not there. Once it has told of an empty queue, the driver kicks when it adds to it.
+    ///
+    /// # Errors
+    /// The driver broke a rule of the ring or of the chain.
+    pub fn take(&mut self, index: usize) -> Result<Option<Chain>, Error> {
+        match self.rings.get_mut(index) {
+            Some(ring) if ring.queue.ready() => ring.take(self.memory),
+            _ => Ok(None),
+        }
+    }
+
+    /// Puts back the chain that was taken last from queue `index`.
+    pub fn put_back(&mut self, index: usize, chain: &Chain) {
+        if let Some(ring) = self.rings.get_mut(index) {
+            ring.release(chain.head);
+            ring.queue.go_to_previous_position();
+        }
+    }
+
+    /// Gives chain `head` of queue `index` back to the driver, `written` bytes of it filled.
+    ///
+    /// # Errors
+    /// The used ring is not in memory.
+    pub fn complete(&mut self, index: usize, head: u16, written: u32) -> Result<(), Error> {
+        let Some(ring) = self.rings.get_mut(index).filter(|ring| ring.queue.ready()) else { return Ok(()) };
+        ring.release(head);
+        ring.queue.add_used(self.memory, head, written)?;
+        ring.used = true;
+        Ok(())
+    }
+
+    /// Hands each chain of queue `index` to `serve`.
+    ///
+    /// # Errors
+    /// The driver broke a rule of the ring or of a chain.
+    pub fn each(
+        &mut self,
+        index: usize,
+        mut serve: impl FnMut(&GuestMemory, Chain) -> Served,
+    ) -> Result<(), Error> {
+        while let Some(chain) = self.take(index)? {
+            let head = chain.head;
+            match serve(self.memory, chain) {
+                Served::Used(written) => self.complete(index, head, written)?,
+                Served::NotYet => {
+                    self.put_back(index, &Chain { head, ..Chain::default() });
+                    return Ok(());
+                }
+                Served::Later => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that the device's configuration space has changed.
+    pub fn config_changed(&mut self) {
+        self.config_changed = true;
+    }
+}

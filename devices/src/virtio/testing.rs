@@ -1,0 +1,382 @@
+//! A driver in the hands of a test: it pokes raw registers and writes raw rings, well-formed or not, at a real transport
+//! with a real device behind it.
+//!
+//! Guest RAM is 0 to 1 MiB and 2 to 3 MiB, with pages around each that end the process when they are touched.
+#![expect(unsafe_code, reason = "maps guest memory with guard pages around it")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_mmio::*;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+
+use super::mmio::{InterruptLine, Mmio};
+use super::{Doorbell, Virtio, VirtioDevice};
+use crate::GuestMemory;
+use crate::bus::BusDevice;
+use crate::interrupt::Line;
+
+/// The regions of guest RAM: start and length.
+pub const RAM: [(u64, usize); 2] = [(0, 1 << 20), (2 << 20, 1 << 20)];
+/// Every byte of RAM that nobody has written.
+pub const CANARY: u8 = 0xa5;
+/// Where the rings of queue `n` are: from here, [`RINGS_STEP`] a queue.
+pub const RINGS: u64 = 0x1000;
+/// See [`RINGS`].
+pub const RINGS_STEP: u64 = 0x4000;
+/// From here on RAM is free for buffers.
+pub const BUFFERS: u64 = 2 << 20;
+
+/// VIRTIO_F_VERSION_1 and VIRTIO_F_RING_EVENT_IDX, which every device here offers.
+pub const MODERN: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX;
+/// The descriptor names a next one.
+pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+/// The device writes.
+pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+/// The status of a device whose driver is up.
+pub const UP: u32 = 0xf;
+/// DEVICE_NEEDS_RESET.
+pub const NEEDS_RESET: u32 = 0x40;
+
+const PAGE: usize = 4096;
+
+/// RAM between guard pages, filled with [`CANARY`].
+pub fn memory() -> GuestMemory {
+    let region = |(start, len): (u64, usize)| {
+        let (access, flags) =
+            (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping at an address of the kernel's choice. It is never unmapped: a test's memory.
+        let guard = unsafe { libc::mmap(std::ptr::null_mut(), len + 2 * PAGE, access, flags, -1, 0) };
+        assert_ne!(guard, libc::MAP_FAILED, "the host has no memory");
+        let ram = guard.wrapping_byte_add(PAGE).cast::<u8>();
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: within the mapping that was just made.
+        assert_eq!(unsafe { libc::mprotect(ram.cast(), len, access) }, 0, "the host has no memory");
+        // SAFETY: `len` bytes from `ram` on are mapped, readable and writable, for good.
+        let builder = unsafe {
+            MmapRegionBuilder::new(len)
+                .with_mmap_prot(access)
+                .with_mmap_flags(flags)
+                .with_raw_mmap_pointer(ram)
+        };
+        let region = builder.build().expect("the region is whole pages");
+        GuestRegionMmap::new(region, GuestAddress(start)).expect("the region fits the address space")
+    };
+    let memory = GuestMemory::from_regions(RAM.map(region).into()).expect("the regions are in order");
+    for (start, len) in RAM {
+        memory.write_slice(&vec![CANARY; len], GuestAddress(start)).expect("it is RAM");
+    }
+    memory
+}
+
+/// Counts edges.
+#[derive(Clone, Default)]
+struct Edges(Arc<AtomicU64>);
+
+impl Line for Edges {
+    fn pulse(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Remembers kicks until they are served.
+#[derive(Clone, Default)]
+struct Bell(Arc<Mutex<Rung>>);
+
+#[derive(Default)]
+struct Rung {
+    kicks: Vec<u16>,
+    activated: bool,
+}
+
+impl Doorbell for Bell {
+    fn kick(&self, index: u16) {
+        let mut rung = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !rung.kicks.contains(&index) {
+            rung.kicks.push(index);
+        }
+    }
+
+    fn activated(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).activated = true;
+    }
+}
+
+/// What a driver can do: RAM, registers, rings.
+pub struct Driver {
+    /// Guest RAM.
+    pub memory: GuestMemory,
+    /// The device behind its lock, as the thread that serves it has it.
+    pub virtio: Arc<Mutex<Virtio>>,
+    mmio: Mmio,
+    edges: Edges,
+    bell: Bell,
+    sources: usize,
+    /// The size that [`Self::set_up`] gives queues, at most.
+    pub size: u16,
+    /// What [`Self::add`] has made available on each queue.
+    avail: Vec<u16>,
+    /// The next free descriptor of each queue.
+    next: Vec<u16>,
+    /// How many used entries of each queue [`Self::used`] has returned.
+    seen: Vec<u16>,
+}
+
+/// A descriptor: address, length, flags, next.
+pub type Raw = (u64, u32, u16, u16);
+
+impl Driver {
+    /// A driver of the device that `make` makes for its memory.
+    pub fn new(make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
+        let memory = memory();
+        let device = make(&memory);
+        let sources = device.sources().len();
+        let (edges, bell) = (Edges::default(), Bell::default());
+        let line = Arc::new(InterruptLine::new(Box::new(edges.clone())));
+        let virtio = Arc::new(Mutex::new(Virtio::new(device, memory.clone(), line.clone())));
+        let mmio = Mmio::new(virtio.clone(), line, Box::new(bell.clone()));
+        let count = virtio.lock().unwrap_or_else(PoisonError::into_inner).queue_count();
+        let zeros = vec![0; count];
+        Self {
+            memory,
+            virtio,
+            mmio,
+            edges,
+            bell,
+            sources,
+            size: 64,
+            avail: zeros.clone(),
+            next: zeros.clone(),
+            seen: zeros,
+        }
+    }
+
+    /// The device's lock.
+    pub fn lock(&self) -> MutexGuard<'_, Virtio> {
+        self.virtio.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a register.
+    pub fn get(&mut self, register: u32) -> u32 {
+        let mut data = [0; 4];
+        self.mmio.read(register.into(), &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Writes a register. A kick waits for [`Self::serve`].
+    pub fn set(&mut self, register: u32, value: u32) {
+        self.mmio.write(register.into(), &value.to_le_bytes());
+    }
+
+    /// The register window, for accesses of any kind.
+    pub fn window(&mut self) -> &mut Mmio {
+        &mut self.mmio
+    }
+
+    /// Reads `len` bytes of the configuration space from `offset` on.
+    pub fn config(&mut self, offset: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.mmio.read(u64::from(VIRTIO_MMIO_CONFIG) + offset, &mut data);
+        data
+    }
+
+    /// How many interrupts there were since the last call.
+    pub fn interrupts(&mut self) -> u64 {
+        self.edges.0.swap(0, Ordering::SeqCst)
+    }
+
+    /// What is offered (register DeviceFeatures).
+    pub fn offered(&mut self) -> u64 {
+        let [low, high] = [0, 1].map(|page| {
+            self.set(VIRTIO_MMIO_DEVICE_FEATURES_SEL, page);
+            u64::from(self.get(VIRTIO_MMIO_DEVICE_FEATURES))
+        });
+        high << 32 | low
+    }
+
+    /// Resets the device and negotiates `features`, up to FEATURES_OK; answers whether they are accepted.
+    pub fn negotiate(&mut self, features: u64) -> bool {
+        for status in [0, 1, 3] {
+            self.set(VIRTIO_MMIO_STATUS, status);
+        }
+        for page in [0, 1] {
+            self.set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, page);
+            self.set(VIRTIO_MMIO_DRIVER_FEATURES, (features >> (page * 32)) as u32);
+        }
+        self.set(VIRTIO_MMIO_STATUS, 0xb);
+        self.get(VIRTIO_MMIO_STATUS) == 0xb
+    }
+
+    /// Sets up queue `index` with `size` entries at its place of [`RINGS`], all of them zeros.
+    pub fn set_up(&mut self, index: usize, size: u16) {
+        let [desc, avail, used] = self.rings(index);
+        self.memory.write_slice(&[0; RINGS_STEP as usize], GuestAddress(desc)).expect("rings are in RAM");
+        self.set(VIRTIO_MMIO_QUEUE_SEL, index as u32);
+        self.set(VIRTIO_MMIO_QUEUE_NUM, size.into());
+        for (register, address) in [
+            (VIRTIO_MMIO_QUEUE_DESC_LOW, desc),
+            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, avail),
+            (VIRTIO_MMIO_QUEUE_USED_LOW, used),
+        ] {
+            self.set(register, address as u32);
+            self.set(register + 4, (address >> 32) as u32);
+        }
+        self.set(VIRTIO_MMIO_QUEUE_READY, 1);
+        (self.avail[index], self.next[index], self.seen[index]) = (0, 0, 0);
+    }
+
+    /// Where queue `index` has its descriptors, its avail ring and its used ring. There is room for 256 entries.
+    pub fn rings(&self, index: usize) -> [u64; 3] {
+        let start = RINGS + index as u64 * RINGS_STEP;
+        [start, start + 0x1000, start + 0x2000]
+    }
+
+    /// Brings the device up with `features` beside [`MODERN`], each queue with [`Self::size`] entries or its maximum.
+    pub fn start(&mut self, features: u64) {
+        assert!(self.negotiate(features | MODERN), "features {features:#x} refused");
+        for index in 0..self.avail.len() {
+            self.set(VIRTIO_MMIO_QUEUE_SEL, index as u32);
+            let max = self.get(VIRTIO_MMIO_QUEUE_NUM_MAX) as u16;
+            self.set_up(index, self.size.min(max));
+        }
+        self.set(VIRTIO_MMIO_STATUS, UP);
+        assert_eq!(self.get(VIRTIO_MMIO_STATUS), UP, "the device is not up");
+        self.serve();
+    }
+
+    /// Writes descriptor `at` of queue `index`.
+    pub fn descriptor(&self, index: usize, at: u16, raw: Raw) {
+        write_descriptor(&self.memory, self.rings(index)[0] + 16 * u64::from(at), raw);
+    }
+
+    /// Makes a chain of `parts` (address, length, whether the device writes), with free descriptors, available. Returns
+    /// its head. The ring wraps as the driver comes round; what is still in flight is not looked at.
+    pub fn add(&mut self, index: usize, parts: &[(u64, u32, bool)]) -> u16 {
+        let size = self.size;
+        let head = self.next[index];
+        for (count, (address, len, writable)) in (1..).zip(parts) {
+            let at = self.next[index];
+            let next = (at + 1) % size;
+            let more = if count < parts.len() { NEXT } else { 0 };
+            self.descriptor(index, at, (*address, *len, more | if *writable { WRITE } else { 0 }, next));
+            self.next[index] = next;
+        }
+        self.offer(index, head);
+        head
+    }
+
+    /// Puts `head` into the avail ring of queue `index`, whatever it is.
+    pub fn offer(&mut self, index: usize, head: u16) {
+        let avail = self.rings(index)[1];
+        let slot = self.avail[index] % self.size;
+        self.write(avail + 4 + 2 * u64::from(slot), &head.to_le_bytes());
+        self.avail[index] = self.avail[index].wrapping_add(1);
+        self.write(avail + 2, &self.avail[index].to_le_bytes());
+    }
+
+    /// Writes an index of queue `index`'s avail ring that nobody expects.
+    pub fn set_avail(&mut self, index: usize, avail: u16) {
+        self.avail[index] = avail;
+        let ring = self.rings(index)[1];
+        self.write(ring + 2, &avail.to_le_bytes());
+    }
+
+    /// Asks for an interrupt at every used entry from here on.
+    pub fn want_interrupts(&mut self, index: usize) {
+        let ring = self.rings(index)[1];
+        let seen = self.seen[index];
+        self.write(ring + 4 + 2 * u64::from(self.size), &seen.to_le_bytes());
+    }
+
+    /// Kicks queue `index` and has the device serve.
+    pub fn kick(&mut self, index: usize) {
+        self.set(VIRTIO_MMIO_QUEUE_NOTIFY, index as u32);
+        self.serve();
+    }
+
+    /// What the device's thread does: serves what was kicked and, after activation, everything. Returns how many
+    /// services that took.
+    pub fn serve(&mut self) -> usize {
+        let rung = std::mem::take(&mut *self.bell.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut virtio = self.virtio.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues: Vec<usize> = rung.kicks.into_iter().map(usize::from).collect();
+        let mut services = 0;
+        if rung.activated {
+            queues = (0..virtio.queue_count()).collect();
+            for source in 0..self.sources {
+                virtio.serve_source(source);
+                services += 1;
+            }
+        }
+        while let Some(index) = queues.pop() {
+            virtio.serve(index);
+            services += 1;
+            if services < 10_000 {
+                queues.extend(virtio.take_unserved());
+            }
+        }
+        services
+    }
+
+    /// Has the device look at source `index`.
+    pub fn serve_source(&mut self, index: usize) {
+        self.lock().serve_source(index);
+        let unserved = self.lock().take_unserved();
+        self.bell
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .kicks
+            .extend(unserved.iter().map(|it| *it as u16));
+        self.serve();
+    }
+
+    /// The used entries of queue `index` since the last call: head and length.
+    pub fn used(&mut self, index: usize) -> Vec<(u16, u32)> {
+        let ring = self.rings(index)[2];
+        let idx = self.used_index(index);
+        let mut entries = Vec::new();
+        while self.seen[index] != idx && entries.len() < 1 << 16 {
+            let at = ring + 4 + 8 * u64::from(self.seen[index] % self.size);
+            let [head, len]: [u32; 2] = self.memory.read_obj(GuestAddress(at)).expect("rings are in RAM");
+            entries.push((head as u16, len));
+            self.seen[index] = self.seen[index].wrapping_add(1);
+        }
+        entries
+    }
+
+    /// The index of queue `index`'s used ring.
+    pub fn used_index(&self, index: usize) -> u16 {
+        self.memory.read_obj(GuestAddress(self.rings(index)[2] + 2)).expect("rings are in RAM")
+    }
+
+    /// The device status.
+    pub fn status(&mut self) -> u32 {
+        self.get(VIRTIO_MMIO_STATUS)
+    }
+
+    /// Writes guest memory.
+    pub fn write(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).expect("a test writes RAM");
+    }
+
+    /// Reads guest memory.
+    pub fn read(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).expect("a test reads RAM");
+        bytes
+    }
+}
+
+/// Writes a descriptor anywhere: into a queue's table, or into an indirect one.
+pub fn write_descriptor(memory: &GuestMemory, address: u64, (buffer, len, flags, next): Raw) {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&buffer.to_le_bytes());
+    bytes[8..12].copy_from_slice(&len.to_le_bytes());
+    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+    bytes[14..].copy_from_slice(&next.to_le_bytes());
+    memory.write_slice(&bytes, GuestAddress(address)).expect("descriptors are in RAM");
+}
