@@ -60,8 +60,8 @@ pub fn random(memory: &GuestMemory, buffers: &Buffers) -> io::Result<usize> {
         while at < slice.len() {
             let part = slice.offset(at).expect("within the slice");
             let to = part.ptr_guard_mut();
-            // SAFETY: as in `read`; not more than the slice's length.
             let got = retry(|| {
+                // SAFETY: as in `read`; not more than the slice's length.
                 checked(unsafe { libc::getrandom(to.as_ptr().cast(), part.len(), libc::GRND_NONBLOCK) })
             })?;
             at += got;
