@@ -1,14 +1,17 @@
 //! `cargo xtask`: what a developer of kite runs.
 
 mod bench;
+mod debian;
 mod demo;
 mod guests;
 mod host;
 mod lab;
+mod running;
 mod setup;
 mod step;
 mod test;
 mod vmlinux;
+mod vmm;
 
 use std::ffi::OsString;
 use std::io;
@@ -36,8 +39,11 @@ enum Task {
     ///
     /// The kernel is the newest in /boot if it can be read, else one fetched into target/kernels. The exit
     /// status is kite's.
-    #[command(after_help = "Example:\n  cargo xtask demo")]
-    Demo,
+    #[command(after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo debian")]
+    Demo {
+        #[command(subcommand)]
+        what: Option<Demo>,
+    },
     /// Run everything: format, lints, unit tests, tiny guests, Linux guests
     ///
     /// Linux guests run on /dev/kvm if that can run them, else in the lab. The last line counts; what was
@@ -57,7 +63,7 @@ enum Task {
                             cargo xtask lab --out /tmp/o -- sh -c 'dmesg >/out/dmesg'\n  \
                             cargo xtask lab --icount -- kite run")]
     Lab(LabOptions),
-    /// Fetch the kernels that tests boot into target/kernels
+    /// Fetch the kernels that tests boot into target/kernels, and make the Debian disk in target/debian
     ///
     /// demo, test and lab do this by themselves.
     Kernels,
@@ -82,6 +88,16 @@ enum Task {
     /// Go into the lab's root folder and become its command
     #[command(hide = true)]
     LabEnter,
+}
+
+#[derive(Subcommand)]
+enum Demo {
+    /// Boot a whole Debian from a disk to its login prompt, log in, look around, power off, check the disk
+    Debian {
+        /// Do that where this runs, with this kite
+        #[arg(long, hide = true, value_name = "KITE")]
+        here: Option<PathBuf>,
+    },
 }
 
 #[derive(Args)]
@@ -126,7 +142,9 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Demo => demo::run(),
+        Task::Demo { what: None } => demo::run(),
+        Task::Demo { what: Some(Demo::Debian { here: None }) } => demo::debian::run(),
+        Task::Demo { what: Some(Demo::Debian { here: Some(kite) }) } => demo::debian::here(&kite),
         Task::Test { all } => test::run(all),
         Task::Lab(options) => run_lab(options),
         Task::Kernels => list_kernels(),
@@ -159,12 +177,18 @@ fn run_guests(kite: &Path, all: bool, skip: usize, names: &[String]) -> Result<E
 }
 
 fn list_kernels() -> Result<ExitCode> {
-    let (kernels, missing) = Setup::new().kernels()?;
+    let mut setup = Setup::new();
+    let (kernels, missing) = setup.kernels()?;
     for kernel in kernels {
         println!("{}: {} in {}", kernel.name, kernel.release, kernel.bz_image().with_file_name("").display());
     }
     for kernel in missing {
         println!("{}: {}", kernel.name, kernel.reason);
+    }
+    match setup.debian() {
+        Ok(debian) => println!("Debian: {}", debian.disk().display()),
+        Err(error) if error.is::<setup::Unavailable>() => println!("Debian: {error}"),
+        Err(error) => return Err(error),
     }
     Ok(ExitCode::SUCCESS)
 }

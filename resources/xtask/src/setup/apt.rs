@@ -52,6 +52,11 @@ impl Apt {
         Ok(apt)
     }
 
+    /// The list of sources that it uses.
+    pub fn sources(&self) -> PathBuf {
+        self.config.with_file_name("sources.list.d").join("kite.sources")
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command.arg("-c").arg(&self.config);

@@ -2,6 +2,7 @@
 //! KVM. Nothing is done twice: what is there is used.
 
 mod apt;
+mod debian;
 mod kernels;
 
 use std::fmt;
@@ -10,8 +11,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use self::apt::Apt;
+pub use self::debian::{Debian, PASSWORD};
 pub use self::kernels::{Kernel, LAB, Missing};
-use crate::host::Distribution;
+use crate::host::{self, Distribution};
 
 /// The oldest major version of QEMU whose emulated SVM runs nested guests.
 const QEMU_MAJOR: u32 = 10;
@@ -88,6 +90,27 @@ impl Setup {
     pub fn lab_kernel(&mut self) -> Result<Kernel> {
         let origin = kernels::lab_origin(&Distribution::here()?);
         kernels::ensure(self, &origin)?.context("no package has a kernel for the lab")
+    }
+
+    /// A disk with a whole Debian on it.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where there is none to be had; or it cannot be made.
+    pub fn debian(&mut self) -> Result<Debian> {
+        debian::ensure(self)
+    }
+
+    /// Programs of the host's that tests use, each with the package that has it.
+    ///
+    /// # Errors
+    /// A package cannot be installed.
+    pub fn programs(&mut self, programs: &[(&str, &str)]) -> Result<()> {
+        for (program, package) in programs {
+            if host::program(program).is_none() {
+                self.apt()?.install(&[package], None)?;
+            }
+        }
+        Ok(())
     }
 
     /// QEMU for the lab.

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: builds kite, finds a stock kernel and boots it where that is possible, for all to see.
 
+pub mod debian;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,56 @@
+//! `cargo xtask demo debian`: a whole Debian booted from a disk to its login prompt, with a network; logged in, looked
+//! at, powered off, and its file system checked.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::debian;
+use crate::host;
+use crate::lab::Lab;
+use crate::setup::{Debian, Setup};
+use crate::test::build_kite;
+use crate::vmm::{Access, Net, Vmm};
+
+/// Runs the demonstration, here or in the lab.
+///
+/// # Errors
+/// Set-up fails, or the guest does.
+pub fn run() -> Result<ExitCode> {
+    let kite = build_kite()?;
+    let mut setup = Setup::new();
+    setup.debian()?;
+    if let Err(error) = setup.programs(&[("passt", "passt")]) {
+        eprintln!("xtask: the guest will have no network, as there is no passt: {error:#}");
+    }
+    let Err(reason) = host::hardware_kvm() else { return here(&kite) };
+    println!("Booting in the lab, an emulated machine with KVM, where it takes minutes: {reason}.");
+    let lab = Lab::new(&mut setup)?;
+    let argv = ["/proc/self/exe", "demo", "debian", "--here"].map(OsString::from);
+    let argv: Vec<OsString> = argv.into_iter().chain([kite.into()]).collect();
+    Ok(ExitCode::from(lab.run(&argv, &mut io::stdout(), &mut io::stderr())?))
+}
+
+/// Runs it on this machine's KVM, on a copy of the disk.
+///
+/// # Errors
+/// The guest fails, or leaves a broken file system.
+pub fn here(vmm: &Path) -> Result<ExitCode> {
+    let made = Debian::open()?.context("there is no Debian disk")?;
+    let folder = tempfile::tempdir().context("making a folder")?;
+    let disk: PathBuf = folder.path().join("disk.img");
+    debian::copy(&made.disk(), &disk)?;
+    let nets = if host::program("passt").is_some() { vec![Net::User] } else { Vec::new() };
+    let machine = debian::machine(&made, &disk, Access::Write, 2, nets);
+    let vmm = Vmm::named(vmm);
+    let command = machine.command(&vmm);
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
+    println!("$ {} {}", command.get_program().display(), words.join(" "));
+    let visit = debian::visit(&machine, &vmm, true)?;
+    debian::check(&disk)?;
+    println!("\n{visit}{:<20}clean", "file system");
+    Ok(ExitCode::SUCCESS)
+}
