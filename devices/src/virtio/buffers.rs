@@ -34,6 +34,11 @@ impl Buffers {
         self.len
     }
 
+    /// How many pieces there are.
+    pub fn pieces(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
