@@ -87,6 +87,9 @@ pub struct RunOptions {
     /// Give the guest an MP table instead of ACPI
     #[arg(long)]
     pub no_acpi: bool,
+    /// Leave out the entropy device
+    #[arg(long)]
+    pub no_rng: bool,
     /// What a guest's reboot does
     #[arg(long, value_name = "ACTION", default_value = "exit")]
     pub on_reboot: OnReboot,

@@ -8,6 +8,8 @@ pub mod rng;
 mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod vectored;
 
 use std::io;
