@@ -3,6 +3,7 @@
 
 pub mod buffers;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 mod state;

@@ -220,6 +220,11 @@ impl<'a> Queues<'a> {
         self.rings.len()
     }
 
+    /// How many entries queue `index` has.
+    pub fn size(&self, index: usize) -> u16 {
+        self.rings.get(index).map_or(0, |ring| ring.queue.size())
+    }
+
     /// Whether the driver has set up queue `index`.
     pub fn is_ready(&self, index: usize) -> bool {
         self.rings.get(index).is_some_and(|ring| ring.queue.ready())

@@ -5,6 +5,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use vm_memory::VolatileSlice;
+
 use super::{Buffers, retry};
 use crate::GuestMemory;
 
@@ -15,12 +17,11 @@ pub const MOST: usize = 1024;
 /// is mapped.
 pub fn entries(memory: &GuestMemory, buffers: &Buffers, entries: &mut Vec<libc::iovec>) {
     let room = MOST.saturating_sub(entries.len());
-    entries.extend(
-        buffers.slices(memory).take(room).map(|slice| libc::iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len: slice.len(),
-        }),
-    );
+    entries.extend(buffers.slices(memory).take(room).map(|slice| entry(&slice)));
+}
+
+fn entry(slice: &VolatileSlice<'_, ()>) -> libc::iovec {
+    libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() }
 }
 
 fn checked(result: isize) -> io::Result<usize> {
@@ -81,12 +82,12 @@ impl<'a> Gather<'a> {
         Self { memory, list: Vec::with_capacity(64), own: PhantomData }
     }
 
-    /// Appends `head` and then `buffers`, if there is room for all their pieces.
-    pub fn push(&mut self, head: &'a [u8], buffers: &Buffers) -> bool {
+    /// Appends `head`, and then `buffers` from `offset` on, if there is room for all their pieces.
+    pub fn push(&mut self, head: &'a [u8], buffers: &Buffers, offset: usize) -> bool {
         let fits = self.list.len() + 1 + buffers.pieces() <= MOST;
         if fits {
             self.list.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
-            entries(self.memory, buffers, &mut self.list);
+            buffers.walk(self.memory, offset, buffers.len(), |slice| self.list.push(entry(&slice)));
         }
         fits
     }
