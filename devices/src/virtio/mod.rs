@@ -4,6 +4,7 @@
 pub mod balloon;
 pub mod buffers;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 mod state;
