@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use self::apt::Apt;
 pub use self::kernels::{Kernel, LAB, Missing};
-use crate::host::Distribution;
+use crate::host::{self, Distribution};
 
 /// The oldest major version of QEMU whose emulated SVM runs nested guests.
 const QEMU_MAJOR: u32 = 10;
@@ -88,6 +88,17 @@ impl Setup {
     pub fn lab_kernel(&mut self) -> Result<Kernel> {
         let origin = kernels::lab_origin(&Distribution::here()?);
         kernels::ensure(self, &origin)?.context("no package has a kernel for the lab")
+    }
+
+    /// A C++ compiler.
+    ///
+    /// # Errors
+    /// There is none, and it cannot be installed.
+    pub fn cxx(&mut self) -> Result<()> {
+        if host::program("c++").is_some() {
+            return Ok(());
+        }
+        self.apt()?.install(&["g++"], None)
     }
 
     /// QEMU for the lab.
