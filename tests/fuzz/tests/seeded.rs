@@ -36,7 +36,7 @@ fn bytes(seed: u64) -> Vec<u8> {
 
 /// Runs target `name` with `count` inputs.
 fn seeded(name: &str, count: u64) {
-    let target = fuzz::target(name).unwrap();
+    let target = fuzz::target(name).expect("a target of this name");
     for seed in 1..=count {
         run(&format!("{name}, seed {seed}"), target, &bytes(seed));
     }
