@@ -1,6 +1,7 @@
 //! Virtio: what a device does ([`VirtioDevice`]), the state that every transport shares ([`Virtio`]) and the registers
 //! that a driver uses ([`mmio`]).
 
+pub mod block;
 pub mod buffers;
 pub mod mmio;
 pub mod queue;
