@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(map.run(15..17), (true, 2));
         assert_eq!(map.run(20..5000), (false, 3980));
         assert_eq!(map.run(4095..20_000), (true, 2 * LEAF + 2));
-        assert_eq!(map.run(3 * LEAF + 1..1 << 50), (false, (1 << 50) - 3 * LEAF - 1));
+        assert_eq!(map.run(3 * LEAF + 1..1 << 30), (false, (1 << 30) - 3 * LEAF - 1));
     }
 
     #[test]
@@ -102,8 +102,8 @@ mod tests {
         for sector in (0..LEAF).rev() {
             map.insert(sector..sector + 1);
         }
-        map.insert(LEAF..1 << 30);
+        map.insert(LEAF..1 << 25);
         assert!(map.0.values().all(|leaf| matches!(leaf, Leaf::All)));
-        assert_eq!(map.run(0..1 << 40), (true, 1 << 30));
+        assert_eq!(map.run(0..1 << 30), (true, 1 << 25));
     }
 }
