@@ -2,6 +2,7 @@
 //! that a driver uses ([`mmio`]).
 
 pub mod balloon;
+pub mod block;
 pub mod buffers;
 pub mod mmio;
 pub mod net;
