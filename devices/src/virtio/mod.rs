@@ -3,6 +3,7 @@
 
 pub mod balloon;
 pub mod buffers;
+pub mod console;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
