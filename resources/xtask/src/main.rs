@@ -5,6 +5,7 @@ mod debian;
 mod demo;
 mod guests;
 mod host;
+mod inside;
 mod lab;
 mod running;
 mod setup;
@@ -127,6 +128,9 @@ struct LabOptions {
 
 fn main() -> ExitCode {
     if lab::is_init() {
+        if inside::is_guest() {
+            inside::main();
+        }
         lab::init();
     }
     let task = Cli::parse().command;
