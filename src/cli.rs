@@ -87,6 +87,12 @@ pub struct RunOptions {
     /// Give the guest an MP table instead of ACPI
     #[arg(long)]
     pub no_acpi: bool,
+    /// Leave out the balloon, which gives memory that the guest has freed back to the host
+    #[arg(long)]
+    pub no_balloon: bool,
+    /// Leave out the entropy device
+    #[arg(long)]
+    pub no_rng: bool,
     /// What a guest's reboot does
     #[arg(long, value_name = "ACTION", default_value = "exit")]
     pub on_reboot: OnReboot,

@@ -43,7 +43,7 @@ impl Guest<'_> {
         let initrd = self.place_initrd(board, ram)?;
         let memory = ram.memory();
         let rsdp = if board.acpi {
-            Some(acpi::write(memory, board.cpus)?)
+            Some(acpi::write(memory, board.cpus, board.virtio)?)
         } else {
             mptable::write(memory, board.cpus)?;
             None

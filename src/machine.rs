@@ -2,10 +2,11 @@
 //!
 //! A machine is built once, boots once, and is dropped; a reset builds another.
 //!
-//! Lock order: the ring of coalesced writes, then one device. No two devices are locked at once.
+//! Lock order: the ring of coalesced writes, then a virtio device's registers, then one device. Only while every vCPU is
+//! paused are several devices locked at once, in the order of the board.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 use std::time::SystemTime;
 
@@ -18,12 +19,15 @@ use devices::cmos::Cmos;
 use devices::i8042::I8042;
 use devices::power::Power;
 use devices::serial::{Host, Serial};
+use devices::virtio::mmio::{self, InterruptLine, Mmio};
+use devices::virtio::{Virtio, VirtioDevice};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::coalesced::CoalescingHost;
 use crate::exit::ExitRequest;
+use crate::io_thread::{Bell, BellRope, IoThread, Served};
 use crate::memory::GuestRam;
 use crate::pit::Ports;
 use crate::vcpu::{self, Shared, Vcpu, VcpuThread};
@@ -38,6 +42,16 @@ pub struct Board {
     pub ram: u64,
     /// Whether the guest finds ACPI tables, or else an MP table.
     pub acpi: bool,
+    /// How many virtio devices, at most [`layout::VIRTIO_MAX`]. Only ACPI tells the guest of them.
+    pub virtio: u32,
+}
+
+/// A virtio device to be put on the board.
+pub struct Attachment {
+    /// The device.
+    pub device: Box<dyn VirtioDevice>,
+    /// The name of the thread that serves it; devices that name one thread share it.
+    pub thread: String,
 }
 
 /// The stack of the thread that reads CPUID, in bytes; the host gives what is touched of it.
@@ -55,14 +69,20 @@ pub struct Machine {
     shared: Shared,
     serial: Arc<Mutex<Serial>>,
     vcpus: Vec<VcpuFd>,
+    virtio: Vec<(String, Served)>,
 }
 
 impl Machine {
-    /// Builds the board around `ram`; `console` is what the serial port wakes.
+    /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says.
     ///
     /// # Errors
     /// The host has no KVM, or not enough of something.
-    pub fn build(board: Board, ram: Arc<GuestRam>, console: Box<dyn Host>) -> anyhow::Result<Self> {
+    pub fn build(
+        board: Board,
+        ram: Arc<GuestRam>,
+        console: Box<dyn Host>,
+        devices: Vec<Attachment>,
+    ) -> anyhow::Result<Self> {
         let kvm = vm::open_kvm()?;
         let most = kvm.get_max_vcpus();
         ensure!(
@@ -84,8 +104,12 @@ impl Machine {
         let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
         let serial = Arc::new(Mutex::new(Serial::new(Box::new(vm.line(layout::SERIAL_GSI)?), host)));
         let ports = Arc::new(port_bus(&vm, &serial, &exit).context("two devices share a port")?);
-        let shared = Shared { ports, mmio: Arc::default(), coalesced, exit };
-        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new() };
+        let mut mmio = Bus::default();
+        let places = devices.into_iter().zip(0..);
+        let virtio =
+            places.map(|(it, index)| add_virtio(&vm, &mut mmio, it, index)).collect::<Result<_, _>>()?;
+        let shared = Shared { ports, mmio: Arc::new(mmio), coalesced, exit };
+        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio };
         machine.create_vcpus(&supported)?;
         Ok(machine)
     }
@@ -126,16 +150,43 @@ impl Machine {
         boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
     }
 
-    /// Starts the vCPUs.
+    /// Starts the vCPUs, and behind them the devices, which no guest needs in its first instructions.
     ///
     /// # Errors
     /// The host has no threads left.
     pub fn start(self) -> anyhow::Result<Running> {
-        let Self { vm, shared, serial, vcpus, .. } = self;
+        let Self { vm, shared, serial, vcpus, virtio, .. } = self;
         let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).start();
         let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
-        Ok(Running { vcpus, vm, shared, serial })
+        let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
+        let mut threads: Vec<(String, Vec<Served>)> = Vec::new();
+        for (name, served) in virtio {
+            match threads.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, thread)) => thread.push(served),
+                None => threads.push((name, vec![served])),
+            }
+        }
+        let threads = threads.into_iter().map(|(name, served)| IoThread::start(&name, served));
+        let threads = threads.collect::<Result<_, _>>()?;
+        Ok(Running { vcpus, threads, devices, vm, shared, serial })
     }
+}
+
+/// Puts a virtio device into the window and on the line of its `index`.
+fn add_virtio(vm: &Vm, bus: &mut Bus, it: Attachment, index: u32) -> anyhow::Result<(String, Served)> {
+    ensure!(
+        index < layout::VIRTIO_MAX,
+        "there is room for {} devices: use fewer disks and networks",
+        layout::VIRTIO_MAX
+    );
+    let line = Arc::new(InterruptLine::new(Box::new(vm.line(layout::VIRTIO_GSI + index)?)));
+    let virtio = Virtio::new(it.device, vm.ram().memory().clone(), line.clone());
+    let bell = Arc::new(Bell::new(virtio.queue_count())?);
+    let virtio = Arc::new(Mutex::new(virtio));
+    let window = shared(Mmio::new(virtio.clone(), line, Box::new(BellRope(bell.clone()))));
+    let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
+    bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
+    Ok((it.thread, Served { virtio, bell, kicks: vm.kicks(address + mmio::NOTIFY) }))
 }
 
 /// The devices at I/O ports.
@@ -159,9 +210,19 @@ fn shared(device: impl BusDevice + 'static) -> SharedDevice {
     Arc::new(Mutex::new(device))
 }
 
+/// Locks a device and waits until it has nothing in flight.
+fn settled(device: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
+    let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    device.settle();
+    device
+}
+
 /// A machine that runs. Dropping it stops it.
 pub struct Running {
     vcpus: Vec<VcpuThread>,
+    threads: Vec<IoThread>,
+    /// The virtio devices, in the order of the board.
+    devices: Vec<Arc<Mutex<Virtio>>>,
     vm: Vm,
     shared: Shared,
     serial: Arc<Mutex<Serial>>,
@@ -196,14 +257,18 @@ impl Running {
     /// The host is out of memory.
     pub fn detach_files(&self) -> io::Result<()> {
         self.pause();
+        // Devices write guest memory too.
+        let still: Vec<_> = self.devices.iter().map(|device| settled(device)).collect();
         let detached = self.vm.ram().detach_files();
+        drop(still);
         self.resume();
         detached
     }
 
-    /// Ends the vCPUs.
+    /// Ends the vCPUs, then the devices' threads.
     pub fn stop(&mut self) {
         vcpu::stop(std::mem::take(&mut self.vcpus));
+        self.threads.clear();
         self.shared.coalesced.carry_out(&self.shared.ports);
     }
 

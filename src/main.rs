@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use kite::cli::{self, Command};
 use kite::heap::Heap;
-use kite::{doctor, guest, run, terminal};
+use kite::{doctor, guest, log, run, terminal};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         guest::main();
     }
     terminal::end_on_panic();
+    log::start();
     let command = match cli::parse() {
         Ok(command) => command,
         Err(code) => return code,

@@ -1,6 +1,6 @@
 //! The user's terminal: raw while the guest has it, and as it was before on every way out.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 
 use anyhow::Context;
@@ -49,6 +49,13 @@ pub fn restore() {
         // is not waited for.
         let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &before);
     }
+}
+
+/// Tells the user while the guest runs: one line, also on a terminal that is raw.
+pub fn tell(message: &str) {
+    let end = if lock().is_some() { "\r\n" } else { "\n" };
+    // In one write, so that it stays one line among the guest's. Whether anybody reads it changes nothing.
+    let _ = io::stderr().write_all(format!("kite: {}{end}", cli::printable(message)).as_bytes());
 }
 
 /// From now on a panic in any thread, which is a bug of ours, ends the process as every other failure of kite does,

@@ -10,9 +10,9 @@ use kvm_bindings::{
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::coalesced::Coalesced;
 use crate::exit::ExitRequest;
@@ -110,9 +110,14 @@ impl Vm {
     /// # Errors
     /// The host's KVM refuses it.
     pub fn line(&self, gsi: u32) -> anyhow::Result<Irqfd> {
-        let event = EventFd::new(EFD_NONBLOCK).context("cannot make an eventfd")?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("cannot make an eventfd")?;
         self.fd.register_irqfd(&event, gsi).with_context(|| format!("cannot connect GSI {gsi}"))?;
         Ok(Irqfd(event))
+    }
+
+    /// The writes of a queue's number to `address`, which are to become writes of eventfds.
+    pub fn kicks(&self, address: u64) -> Kicks {
+        Kicks { vm: self.fd.clone(), address, taken: false }
     }
 
     /// A vCPU as it is after reset.
@@ -154,5 +159,27 @@ impl Line for Irqfd {
     fn pulse(&self) {
         // Fails only if 2^64 - 1 edges wait to be delivered; one of them will do.
         let _ = self.0.write(1);
+    }
+}
+
+/// Where a driver writes a queue's number to kick that queue.
+pub struct Kicks {
+    vm: Arc<VmFd>,
+    address: u64,
+    taken: bool,
+}
+
+impl Kicks {
+    /// From now on KVM writes `events[n]` when the guest writes `n`, instead of an exit. Where it refuses, exits go on.
+    pub fn take_over(&mut self, events: &[EventFd]) {
+        if std::mem::replace(&mut self.taken, true) {
+            return;
+        }
+        for (index, event) in (0u32..).zip(events) {
+            if let Err(error) = self.vm.register_ioevent(event, &IoEventAddress::Mmio(self.address), index) {
+                log::debug!("KVM refuses an ioeventfd: {error}");
+                return;
+            }
+        }
     }
 }

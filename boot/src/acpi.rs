@@ -55,14 +55,14 @@ const FIRST_X2APIC_ID: u32 = 255;
 /// The length of the MADT in front of its interrupt controller structures.
 const MADT_HEADER: usize = 44;
 
-/// Writes the tables of a board with `cpus` CPUs, whose APIC ids are their indices, and returns the RSDP's
-/// address.
+/// Writes the tables of a board with `cpus` CPUs, whose APIC ids are their indices, and `virtio` virtio devices, at most
+/// [`layout::VIRTIO_MAX`], and returns the RSDP's address.
 ///
 /// # Errors
 /// [`Error::TooLong`] from about 8,000 CPUs on; [`Error::Memory`] if there is no RAM from [`layout::RSDP`].
-pub fn write(memory: &GuestMemory, cpus: u32) -> Result<u64, Error> {
+pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32) -> Result<u64, Error> {
     let mut tables = Tables(vec![0; (TABLES - layout::RSDP) as usize]);
-    let dsdt = tables.push(dsdt().as_slice());
+    let dsdt = tables.push(dsdt(virtio).as_slice());
     let fadt = tables.push(&bytes_of(&fadt(dsdt)));
     let end = tables.next() + madt_len(cpus);
     if end > RESET_VECTOR {
@@ -117,10 +117,11 @@ fn sdt(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
 }
 
 /// The definition block: the devices that cannot be discovered, and the sleep type that powers off.
-fn dsdt() -> Sdt {
-    let mut body = Vec::with_capacity(256);
+fn dsdt(virtio: u32) -> Sdt {
+    let mut body = Vec::with_capacity(1024);
     serial(&mut body);
     real_time_clock(&mut body);
+    (0..virtio).for_each(|index| virtio_mmio(&mut body, index));
     let s5 = aml::Package::new(vec![&S5_SLEEP_TYPE, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
     aml::Name::new("_S5_".into(), &s5).to_aml_bytes(&mut body);
     sdt(*b"DSDT", 2, &body)
@@ -154,6 +155,27 @@ fn real_time_clock(body: &mut Vec<u8>) {
             &aml::Name::new(
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![&aml::IO::new(layout::CMOS_PORT, layout::CMOS_PORT, 1, 2)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(body);
+}
+
+/// A virtio device over MMIO: nothing else tells a guest where it is.
+fn virtio_mmio(body: &mut Vec<u8>, index: u32) {
+    let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
+    aml::Device::new(
+        format!("_SB_.V{index:03}").as_str().into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"LNRO0005"),
+            &aml::Name::new("_UID".into(), &index),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &aml::Memory32Fixed::new(true, address as u32, layout::VIRTIO_WINDOW as u32),
+                    // Consumed, edge-triggered, active high, exclusive.
+                    &aml::Interrupt::new(true, true, false, false, layout::VIRTIO_GSI + index),
+                ]),
             ),
         ],
     )
@@ -221,7 +243,7 @@ mod tests {
 
     fn written(cpus: u32) -> GuestMemory {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        assert_eq!(write(&memory, cpus).unwrap(), layout::RSDP);
+        assert_eq!(write(&memory, cpus, 3).unwrap(), layout::RSDP);
         memory
     }
 
@@ -322,11 +344,20 @@ mod tests {
     }
 
     #[test]
+    fn the_dsdt_describes_each_virtio_device() {
+        let [.., dsdt] = walk(&written(1));
+        let count = |bytes: &[u8]| dsdt.windows(bytes.len()).filter(|window| *window == bytes).count();
+        assert_eq!(count(b"\x08_HID\x0dLNRO0005\0"), 3);
+        assert_eq!(count(&[0x86, 9, 0, 1, 0, 0x20, 0, 0xd0, 0, 0x10, 0, 0]), 1, "the third window");
+        assert_eq!(count(&[0x89, 6, 0, 0b0011, 1, 7, 0, 0, 0, 0x79]), 1, "its line: edge, high, exclusive");
+    }
+
+    #[test]
     fn more_cpus_than_fit_are_refused_before_any_work() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        assert!(write(&memory, 8000).is_ok());
+        assert!(write(&memory, 8000, layout::VIRTIO_MAX).is_ok());
         for cpus in [8400, u32::MAX] {
-            assert!(matches!(write(&memory, cpus), Err(Error::TooLong { .. })));
+            assert!(matches!(write(&memory, cpus, 3), Err(Error::TooLong { .. })));
         }
         assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::ACPI_END)).unwrap(), 0);
     }
@@ -334,6 +365,6 @@ mod tests {
     #[test]
     fn memory_that_ends_below_the_tables_is_an_error() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
-        assert!(matches!(write(&memory, 1), Err(Error::Memory(_))));
+        assert!(matches!(write(&memory, 1, 0), Err(Error::Memory(_))));
     }
 }

@@ -33,6 +33,15 @@ pub const ACPI_END: u64 = 0x10_0000;
 /// Where kernels are loaded that do not say where: 1 MiB.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
+/// The register window of the first virtio device; the next one's follows it, [`VIRTIO_WINDOW`] bytes further.
+pub const VIRTIO: u64 = 0xd000_0000;
+/// The length of a virtio device's register window in bytes.
+pub const VIRTIO_WINDOW: u64 = 0x1000;
+/// The first virtio device's line; every device has one of its own.
+pub const VIRTIO_GSI: u32 = 5;
+/// How many virtio devices there can be: the I/O APIC has 24 lines.
+pub const VIRTIO_MAX: u32 = 24 - VIRTIO_GSI;
+
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Every local APIC's registers.

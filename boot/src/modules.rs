@@ -105,10 +105,10 @@ impl Modules {
         }
     }
 
-    /// The files that `names` need, themselves included, in the order to load them and each once. Modules built
-    /// into the kernel need none; `-` and `_` are one in names.
-    pub fn resolve(&self, names: &[&str]) -> Result<Vec<ModuleFile>, Error> {
-        let lines = self.lines(names)?;
+    /// The files that `names` need, themselves included, in the order to load them and each once, and those of
+    /// `optional` that there are. Modules built into the kernel need none; `-` and `_` are one in names.
+    pub fn resolve(&self, names: &[&str], optional: &[&str]) -> Result<Vec<ModuleFile>, Error> {
+        let lines = self.lines(&[names, optional].concat(), names.len())?;
         let mut files: Vec<ModuleFile> = Vec::new();
         for line in lines.into_iter().flatten() {
             for path in line.split(|&byte| byte == b' ').rev().filter(|path| !path.is_empty()) {
@@ -121,8 +121,8 @@ impl Modules {
         Ok(files)
     }
 
-    /// For each name the files of its line, itself first, or nothing for one built in.
-    fn lines(&self, names: &[&str]) -> Result<Vec<Option<Vec<u8>>>, Error> {
+    /// For each name the files of its line, itself first, or nothing for one built in. The first `needed` must be there.
+    fn lines(&self, names: &[&str], needed: usize) -> Result<Vec<Option<Vec<u8>>>, Error> {
         let mut found = vec![None; names.len()];
         let mut left = names.len();
         if left == 0 {
@@ -140,9 +140,13 @@ impl Modules {
             }
             if left == 0 { Break(()) } else { Continue(()) }
         })?;
-        if left > 0 {
-            let missing: Vec<&str> =
-                names.iter().zip(&found).filter(|(_, slot)| slot.is_none()).map(|(name, _)| *name).collect();
+        if left > 0 && needed > 0 {
+            let missing: Vec<&str> = names[..needed]
+                .iter()
+                .zip(&found)
+                .filter(|(_, slot)| slot.is_none())
+                .map(|(name, _)| *name)
+                .collect();
             self.check_built_in(missing)?;
         }
         Ok(found)

@@ -3,6 +3,7 @@
 //! It mounts what every program expects, loads the kernel modules that came with it, says on the console where
 //! it is and does the job that the kernel's command line names.
 
+mod console;
 mod job;
 mod modules;
 mod power;
@@ -37,7 +38,14 @@ pub fn main() -> ! {
 fn run() -> anyhow::Result<Infallible> {
     mount_all()?;
     let words = fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
+    let virtio_console = console::is_wanted(&words);
+    if virtio_console {
+        console::forget_what_was_printed();
+    }
     let loaded = modules::load();
+    if virtio_console {
+        console::take();
+    }
     print(&report::Report::read(loaded)?.to_string());
     match Job::parse(&words) {
         Ok(job) => job.run(),

@@ -11,13 +11,14 @@ use boot::initramfs;
 use boot::kernel::{self, Image};
 use boot::modules::{ModuleFile, Modules};
 
+use super::devices::Devices;
 use crate::cli::RunOptions;
 
 /// kite's own command line: the console; a panic ends the guest at once, by a warm reset, which [`super`] tells from a
 /// reboot; and there are no PCI and no other serial ports to look for.
 const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
-/// The modules of the board's devices.
-const MODULES: [&str; 1] = ["virtio_mmio"];
+/// The module that finds the board's devices.
+const TRANSPORT: &str = "virtio_mmio";
 const KERNELS: &str = "/boot";
 const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
@@ -53,10 +54,10 @@ impl Boot {
 }
 
 /// The initrd's parts: the user's, or one made of kite itself and the kernel's modules.
-pub(super) fn initrd(options: &RunOptions, image: &Image) -> anyhow::Result<Vec<Piece>> {
+pub(super) fn initrd(options: &RunOptions, image: &Image, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     match &options.initrd {
         Some(path) => read_initrd(path),
-        None => build_initrd(options, image),
+        None => build_initrd(options, image, devices),
     }
 }
 
@@ -107,15 +108,15 @@ fn read_initrd(path: &Path) -> anyhow::Result<Vec<Piece>> {
 }
 
 /// kite's own executable as `/init`, with the kernel's modules.
-fn build_initrd(options: &RunOptions, image: &Image) -> anyhow::Result<Vec<Piece>> {
-    let modules = find_modules(options, image)?;
+fn build_initrd(options: &RunOptions, image: &Image, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
+    let modules = find_modules(options, image, devices)?;
     let init = File::open("/proc/self/exe").context("cannot open kite's own executable")?;
     Ok(initramfs::standard(Arc::new(init), &modules).context("cannot build the initramfs")?.pieces)
 }
 
 /// The module files to load. A kernel without a folder of modules has what it needs built in, unless the user says
 /// otherwise.
-fn find_modules(options: &RunOptions, image: &Image) -> anyhow::Result<Vec<ModuleFile>> {
+fn find_modules(options: &RunOptions, image: &Image, devices: &Devices) -> anyhow::Result<Vec<ModuleFile>> {
     let named = options.modules.is_some() || !options.more_modules.is_empty();
     let folder =
         match options.modules.clone().or_else(|| Some(Path::new("/lib/modules").join(image.version()?))) {
@@ -131,9 +132,11 @@ fn find_modules(options: &RunOptions, image: &Image) -> anyhow::Result<Vec<Modul
     if !named && !folder.exists() {
         return Ok(Vec::new());
     }
-    let mut names = MODULES.to_vec();
+    let (needed, optional) = devices.modules();
+    let mut names = vec![TRANSPORT];
+    names.extend(needed);
     names.extend(options.more_modules.iter().map(String::as_str));
     Modules::open(&folder)
-        .and_then(|modules| modules.resolve(&names))
+        .and_then(|modules| modules.resolve(&names, &optional))
         .context("cannot find the kernel's modules")
 }

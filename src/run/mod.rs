@@ -1,12 +1,13 @@
 //! `kite run`: boots a kernel and tells by the exit code how it ended.
 
+mod devices;
 mod image;
 
 use std::sync::Arc;
 
+use ::devices::serial::Host;
 use anyhow::{Context, bail, ensure};
 use boot::Piece;
-use devices::serial::Host;
 use nix::sys::sysinfo::sysinfo;
 
 use crate::cli::{self, OnReboot, RunOptions};
@@ -17,6 +18,7 @@ use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
 use crate::terminal;
+use devices::Devices;
 use image::Boot;
 
 /// Runs the guest to its end; returns the exit code.
@@ -27,11 +29,13 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     footprint::keep_one_heap();
     check_memory(options.memory)?;
     let boot = Boot::prepare(options)?;
-    let board = Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi };
     let mut console = Console::new()?;
+    let devices = Devices::open(options)?;
+    let board =
+        Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi, virtio: devices.count() };
     let mut initrd = None;
     loop {
-        let mut running = start(options, board, &boot, &mut initrd, console.host())?;
+        let mut running = start(options, board, &boot, &devices, &mut initrd, console.host())?;
         let signal = console.attend(&mut running)?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
@@ -66,6 +70,7 @@ fn start(
     options: &RunOptions,
     board: Board,
     boot: &Boot,
+    devices: &Devices,
     initrd: &mut Option<Vec<Piece>>,
     host: Box<dyn Host>,
 ) -> anyhow::Result<Running> {
@@ -73,7 +78,7 @@ fn start(
     let load = || -> anyhow::Result<_> {
         let initrd = match initrd {
             Some(initrd) => initrd,
-            None => initrd.insert(image::initrd(options, &boot.image)?),
+            None => initrd.insert(image::initrd(options, &boot.image, devices)?),
         };
         Ok(Guest { image: &boot.image, initrd, cmdline: &boot.cmdline }.load(board, &ram))
     };
@@ -81,7 +86,9 @@ fn start(
     let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
         let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
         let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
-        let machine = Machine::build(board, ram.clone(), host);
+        let machine = devices
+            .attach(ram.memory())
+            .and_then(|devices| Machine::build(board, ram.clone(), host, devices));
         Ok((machine, loader.join().expect("a panic ends the process")))
     })?;
     // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.

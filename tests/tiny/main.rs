@@ -12,9 +12,11 @@ mod crash;
 mod exits;
 mod files;
 mod flow;
+#[macro_use]
 mod interrupts;
 mod pause;
 mod power;
 mod process;
 mod rig;
 mod smp;
+mod virtio;

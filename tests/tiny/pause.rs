@@ -31,10 +31,10 @@ impl Host for Nobody {
 fn run(guest: &'static Blob) -> Running {
     let elf = Elf::new(guest.code(), Entry::Long);
     let image = Image::open(&elf.path).unwrap();
-    let board = Board { cpus: 2, ram: 64 << 20, acpi: true };
+    let board = Board { cpus: 2, ram: 64 << 20, acpi: true, virtio: 0 };
     let ram = Arc::new(GuestRam::new(board.ram).unwrap());
     let info = Guest { image: &image, initrd: &[], cmdline: "" }.load(board, &ram).unwrap();
-    let mut machine = Machine::build(board, ram, Box::new(Nobody)).unwrap();
+    let mut machine = Machine::build(board, ram, Box::new(Nobody), Vec::new()).unwrap();
     machine.boot(&image, info).unwrap();
     machine.start().unwrap()
 }

@@ -20,7 +20,7 @@ fn folder(list: impl AsRef<[u8]>) -> (TempDir, Modules) {
 }
 
 fn names(modules: &Modules, wanted: &[&str]) -> Vec<String> {
-    modules.resolve(wanted).unwrap().into_iter().map(|file| file.name).collect()
+    modules.resolve(wanted, &[]).unwrap().into_iter().map(|file| file.name).collect()
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn what_a_module_needs_comes_before_it() {
     let (dir, modules) = folder(LIST);
     assert_eq!(names(&modules, &["virtio_mmio"]), ["virtio_ring", "virtio", "virtio_mmio"]);
     assert_eq!(names(&modules, &["virtiofs"]), ["fuse", "virtio_ring", "virtio", "virtiofs"]);
-    let files = modules.resolve(&["fuse"]).unwrap();
+    let files = modules.resolve(&["fuse"], &[]).unwrap();
     assert_eq!(files[0].path, dir.path().join("kernel/fs/fuse/fuse.ko.zst"));
     assert_eq!(files[0].file_name(), "fuse.ko.zst");
 }
@@ -49,10 +49,20 @@ fn dashes_and_underscores_are_one() {
 }
 
 #[test]
+fn an_optional_module_that_is_not_there_is_left_out() {
+    let (_dir, modules) = folder(LIST);
+    let names = |optional: &[&str]| -> Vec<String> {
+        modules.resolve(&["virtio"], optional).unwrap().into_iter().map(|file| file.name).collect()
+    };
+    assert_eq!(names(&["virtio_balloon"]), ["virtio_ring", "virtio"]);
+    assert_eq!(names(&["virtio_balloon", "virtio_rng"]), ["virtio_ring", "virtio", "virtio_rng"]);
+}
+
+#[test]
 fn part_of_a_name_is_not_the_name() {
     let (_dir, modules) = folder(LIST);
     for name in ["mmio", "virtio_mmi", "virtio_mmio.ko", "virtio/virtio", "", "_mmio", "VIRTIO"] {
-        assert!(matches!(modules.resolve(&[name]), Err(Error::Missing { .. })), "{name:?}");
+        assert!(matches!(modules.resolve(&[name], &[]), Err(Error::Missing { .. })), "{name:?}");
     }
 }
 
@@ -68,7 +78,7 @@ fn built_in_modules_need_no_file() {
 fn a_missing_module_is_named_with_its_folder() {
     let (dir, modules) = folder(LIST);
     fs::write(dir.path().join("modules.builtin"), "kernel/fs/ext4/ext4.ko\n").unwrap();
-    let error = modules.resolve(&["virtio", "ext4", "btrfs"]).unwrap_err();
+    let error = modules.resolve(&["virtio", "ext4", "btrfs"], &[]).unwrap_err();
     assert_eq!(error.to_string(), format!("no kernel module btrfs in {}", dir.path().display()));
 }
 
@@ -96,7 +106,7 @@ fn paths_that_leave_the_folder_are_refused() {
     for path in ["/etc/x.ko", "../x.ko", "kernel/../../x.ko", "./x.ko"] {
         for list in [format!("{path}:\n"), format!("x.ko: {path}\n")] {
             let (_dir, modules) = folder(&list);
-            let refused = modules.resolve(&["x"]);
+            let refused = modules.resolve(&["x"], &[]);
             assert!(matches!(refused, Err(Error::Malformed { .. })), "{list:?}: {refused:?}");
         }
     }
@@ -106,7 +116,7 @@ fn paths_that_leave_the_folder_are_refused() {
 fn needs_that_are_no_modules_are_refused() {
     for need in [&b"kernel"[..], b"x.txt", b".ko", b"d/.ko.xz", b"\xff\xfe.ko", b"\x1b[31m.ko", b"a\rb.ko"] {
         let (_dir, modules) = folder([b"x.ko: ", need, b"\n"].concat());
-        let refused = modules.resolve(&["x"]);
+        let refused = modules.resolve(&["x"], &[]);
         assert!(matches!(refused, Err(Error::Malformed { .. })), "{need:?}: {refused:?}");
     }
 }
@@ -137,24 +147,24 @@ fn a_line_is_found_wherever_reads_cut_it() {
 #[test]
 fn a_huge_line_is_refused() {
     let (dir, modules) = folder("x".repeat(LINE_MAX + 1) + ".ko:\nwanted.ko:\n");
-    assert!(matches!(modules.resolve(&["wanted"]), Err(Error::Malformed { .. })));
+    assert!(matches!(modules.resolve(&["wanted"], &[]), Err(Error::Malformed { .. })));
     let endless = File::create(dir.path().join("modules.dep")).unwrap();
     endless.set_len(1 << 40).unwrap();
-    assert!(matches!(modules.resolve(&["wanted"]), Err(Error::Malformed { .. })));
+    assert!(matches!(modules.resolve(&["wanted"], &[]), Err(Error::Malformed { .. })));
 }
 
 #[test]
 fn a_huge_list_is_refused() {
     let (_dir, modules) =
         folder("kernel/some/module.ko: kernel/some/need.ko\n".repeat(LIST_MAX as usize / 40));
-    assert!(matches!(modules.resolve(&["wanted"]), Err(Error::Malformed { .. })));
+    assert!(matches!(modules.resolve(&["wanted"], &[]), Err(Error::Malformed { .. })));
 }
 
 #[test]
 fn a_module_that_is_gone_or_no_file_cannot_be_opened() {
     let (dir, modules) = folder("gone.ko:\nfolder.ko:\n");
     fs::create_dir(dir.path().join("folder.ko")).unwrap();
-    let files = modules.resolve(&["gone", "folder"]).unwrap();
+    let files = modules.resolve(&["gone", "folder"], &[]).unwrap();
     assert!(matches!(files[0].open(), Err(Error::Open(..))));
     assert!(matches!(files[1].open(), Err(Error::NotRegular(_))));
 }

@@ -34,6 +34,11 @@ impl Buffers {
         self.len
     }
 
+    /// How many pieces there are.
+    pub fn pieces(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -99,12 +104,12 @@ impl Buffers {
     }
 
     /// Visits the `len` bytes from `offset` on, as far as there are.
-    fn walk(
+    pub(super) fn walk<'m>(
         &self,
-        memory: &GuestMemory,
+        memory: &'m GuestMemory,
         offset: usize,
         len: usize,
-        mut visit: impl FnMut(VolatileSlice<'_, ()>),
+        mut visit: impl FnMut(VolatileSlice<'m, ()>),
     ) {
         let (mut skip, mut left) = (offset, len);
         for slice in self.slices(memory) {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
 
 use super::{Cause, Doorbell, Interrupt, Virtio};
 use crate::bus::BusDevice;
@@ -95,7 +96,6 @@ impl Mmio {
     }
 
     fn write_register(&mut self, register: u32, value: u32) {
-        let part = Some(value);
         match register {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_page = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_page = value,
@@ -113,12 +113,15 @@ impl Mmio {
                     self.doorbell.activated();
                 }
             }
-            VIRTIO_MMIO_QUEUE_DESC_LOW => self.configure(|queue| queue.set_desc_table_address(part, None)),
-            VIRTIO_MMIO_QUEUE_DESC_HIGH => self.configure(|queue| queue.set_desc_table_address(None, part)),
-            VIRTIO_MMIO_QUEUE_AVAIL_LOW => self.configure(|queue| queue.set_avail_ring_address(part, None)),
-            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.configure(|queue| queue.set_avail_ring_address(None, part)),
-            VIRTIO_MMIO_QUEUE_USED_LOW => self.configure(|queue| queue.set_used_ring_address(part, None)),
-            VIRTIO_MMIO_QUEUE_USED_HIGH => self.configure(|queue| queue.set_used_ring_address(None, part)),
+            VIRTIO_MMIO_QUEUE_DESC_LOW | VIRTIO_MMIO_QUEUE_DESC_HIGH => self.configure(|queue| {
+                let _refused = queue.try_set_desc_table_address(half(queue.desc_table(), register, value));
+            }),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW | VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.configure(|queue| {
+                let _refused = queue.try_set_avail_ring_address(half(queue.avail_ring(), register, value));
+            }),
+            VIRTIO_MMIO_QUEUE_USED_LOW | VIRTIO_MMIO_QUEUE_USED_HIGH => self.configure(|queue| {
+                let _refused = queue.try_set_used_ring_address(half(queue.used_ring(), register, value));
+            }),
             _ => {}
         }
     }
@@ -133,6 +136,13 @@ fn set_size(queue: &mut Queue, value: u32) {
     if let Ok(size) = u16::try_from(value) {
         let _refused = queue.try_set_size(size);
     }
+}
+
+/// The address with the half that `register` holds, which is the lower one at a multiple of 8, replaced. A misaligned one
+/// is refused in silence; the queue's own setters for halves log each.
+fn half(address: u64, register: u32, value: u32) -> GuestAddress {
+    let shift = register % 8 * 8;
+    GuestAddress(address & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift)
 }
 
 /// A device that panicked under its lock ends the process by the panic hook; in tests it is one device less.

@@ -1,13 +1,17 @@
 //! Virtio: what a device does ([`VirtioDevice`]), the state that every transport shares ([`Virtio`]) and the registers
 //! that a driver uses ([`mmio`]).
 
+pub mod balloon;
 pub mod buffers;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 pub mod rng;
 mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 pub mod vectored;
 
 use std::io;

@@ -1,8 +1,12 @@
 //! Virtqueues in the hands of a device (virtio 1.2 §2.7, the split ring).
 
+use std::num::Wrapping;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::buffers::Buffers;
 use crate::GuestMemory;
@@ -57,8 +61,10 @@ pub(super) struct Ring {
     budget: u16,
     /// Buffers were used since the driver was last told.
     pub used: bool,
-    /// The budget ended before the chains did.
+    /// There is more to serve than one service takes.
     pub again: bool,
+    /// The used index that the driver was last told of.
+    told: Wrapping<u16>,
 }
 
 impl Ring {
@@ -71,13 +77,14 @@ impl Ring {
             budget: 0,
             used: false,
             again: false,
+            told: Wrapping(0),
         }
     }
 
     pub fn reset(&mut self) {
         self.queue.reset();
         self.in_flight.fill(0);
-        (self.used, self.again) = (false, false);
+        (self.used, self.again, self.told) = (false, false, Wrapping(0));
     }
 
     /// Marks `head` as held; false if it is already.
@@ -92,6 +99,40 @@ impl Ring {
     fn release(&mut self, head: u16) {
         if let Some(word) = self.in_flight.get_mut(usize::from(head / 64)) {
             *word &= !(1 << (head % 64));
+        }
+    }
+
+    /// Gives `chains` back, all with one step of the used ring's index.
+    fn complete(&mut self, memory: &GuestMemory, chains: &[(u16, u32)]) -> Result<(), Error> {
+        let ring = GuestAddress(self.queue.used_ring());
+        let at = |offset| ring.checked_add(offset).ok_or(virtio_queue::Error::AddressOverflow);
+        let mut next = Wrapping(self.queue.next_used());
+        for (head, written) in chains {
+            self.release(*head);
+            let entry = at(4 + 8 * u64::from(next.0 % self.queue.size()))?;
+            let bytes = [u32::from(*head).to_le(), written.to_le()];
+            memory.write_obj(bytes, entry).map_err(virtio_queue::Error::GuestMemory)?;
+            next += 1;
+        }
+        memory.store(next.0.to_le(), at(2)?, Ordering::Release).map_err(virtio_queue::Error::GuestMemory)?;
+        self.queue.set_next_used(next.0);
+        self.used = true;
+        Ok(())
+    }
+
+    /// Whether the driver wants to know of what was used since it was last told (§2.7.10).
+    pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> bool {
+        let used = Wrapping(self.queue.next_used());
+        let told = std::mem::replace(&mut self.told, used);
+        // The driver sees what was used before its wish is read, or else it may sleep and never be woken.
+        fence(Ordering::SeqCst);
+        let event_idx = self.queue.event_idx_enabled();
+        let offset = if event_idx { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
+        let Some(wish) = GuestAddress(self.queue.avail_ring()).checked_add(offset) else { return true };
+        match memory.load::<u16>(wish, Ordering::Relaxed).map(u16::from_le) {
+            Ok(event) if event_idx => used - Wrapping(event) - Wrapping(1) < used - told,
+            Ok(flags) => u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0,
+            Err(_) => true,
         }
     }
 
@@ -179,6 +220,11 @@ impl<'a> Queues<'a> {
         self.rings.len()
     }
 
+    /// How many entries queue `index` has.
+    pub fn size(&self, index: usize) -> u16 {
+        self.rings.get(index).map_or(0, |ring| ring.queue.size())
+    }
+
     /// Whether the driver has set up queue `index`.
     pub fn is_ready(&self, index: usize) -> bool {
         self.rings.get(index).is_some_and(|ring| ring.queue.ready())
@@ -209,11 +255,27 @@ impl<'a> Queues<'a> {
     /// # Errors
     /// The used ring is not in memory.
     pub fn complete(&mut self, index: usize, head: u16, written: u32) -> Result<(), Error> {
-        let Some(ring) = self.rings.get_mut(index).filter(|ring| ring.queue.ready()) else { return Ok(()) };
-        ring.release(head);
-        ring.queue.add_used(self.memory, head, written)?;
-        ring.used = true;
-        Ok(())
+        self.complete_all(index, &[(head, written)])
+    }
+
+    /// Gives chains of queue `index` back to the driver, heads with the bytes written. It sees all of them or none, as a
+    /// packet in more than one chain needs (§5.1.6.4.1).
+    ///
+    /// # Errors
+    /// The used ring is not in memory.
+    pub fn complete_all(&mut self, index: usize, chains: &[(u16, u32)]) -> Result<(), Error> {
+        match self.rings.get_mut(index) {
+            Some(ring) if ring.queue.ready() && !chains.is_empty() => ring.complete(self.memory, chains),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says that queue `index` has more to do than this service did, which its ring doesn't show: it is served again,
+    /// after whatever else waits.
+    pub fn serve_again(&mut self, index: usize) {
+        if let Some(ring) = self.rings.get_mut(index) {
+            ring.again = true;
+        }
     }
 
     /// Hands each chain of queue `index` to `serve`.

@@ -213,7 +213,7 @@ impl Virtio {
             self.interrupt.signal(Cause::Config);
         }
         for (index, ring) in (0..).zip(&mut self.rings) {
-            if std::mem::take(&mut ring.used) && ring.queue.needs_notification(&self.memory).unwrap_or(true) {
+            if std::mem::take(&mut ring.used) && ring.needs_interrupt(&self.memory) {
                 self.interrupt.signal(Cause::Queue(index));
             }
         }

@@ -1,17 +1,25 @@
 //! A driver in the hands of a test: it pokes raw registers and writes raw rings, well-formed or not, at a real transport
 //! with a real device behind it.
 //!
-//! Guest RAM is 0 to 1 MiB and 2 to 3 MiB, with pages around each that end the process when they are touched.
-#![expect(unsafe_code, reason = "maps guest memory with guard pages around it")]
+//! Guest RAM is 0 to 1 MiB and 2 to 3 MiB, with pages around each that end the process when they are touched. What a
+//! device owes its host is in [`Driver::assert_contract`].
 
+mod contract;
+pub mod devices;
+#[cfg(test)]
+pub mod heap;
+mod ram;
+mod watch;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::mmio::{InterruptLine, Mmio};
 use super::{Doorbell, Virtio, VirtioDevice};
@@ -19,10 +27,10 @@ use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::interrupt::Line;
 
-/// The regions of guest RAM: start and length.
-pub const RAM: [(u64, usize); 2] = [(0, 1 << 20), (2 << 20, 1 << 20)];
-/// Every byte of RAM that nobody has written.
-pub const CANARY: u8 = 0xa5;
+pub use contract::{INDIRECT, every_queue_serves};
+pub use ram::{CANARY, RAM, fill, memory};
+pub use watch::{alone, files_and_threads, lines_logged, watched};
+
 /// Where the rings of queue `n` are: from here, [`RINGS_STEP`] a queue.
 pub const RINGS: u64 = 0x1000;
 /// See [`RINGS`].
@@ -40,37 +48,6 @@ pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub const UP: u32 = 0xf;
 /// DEVICE_NEEDS_RESET.
 pub const NEEDS_RESET: u32 = 0x40;
-
-const PAGE: usize = 4096;
-
-/// RAM between guard pages, filled with [`CANARY`].
-pub fn memory() -> GuestMemory {
-    let region = |(start, len): (u64, usize)| {
-        let (access, flags) =
-            (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-        // SAFETY: a new mapping at an address of the kernel's choice. It is never unmapped: a test's memory.
-        let guard = unsafe { libc::mmap(std::ptr::null_mut(), len + 2 * PAGE, access, flags, -1, 0) };
-        assert_ne!(guard, libc::MAP_FAILED, "the host has no memory");
-        let ram = guard.wrapping_byte_add(PAGE).cast::<u8>();
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: within the mapping that was just made.
-        assert_eq!(unsafe { libc::mprotect(ram.cast(), len, access) }, 0, "the host has no memory");
-        // SAFETY: `len` bytes from `ram` on are mapped, readable and writable, for good.
-        let builder = unsafe {
-            MmapRegionBuilder::new(len)
-                .with_mmap_prot(access)
-                .with_mmap_flags(flags)
-                .with_raw_mmap_pointer(ram)
-        };
-        let region = builder.build().expect("the region is whole pages");
-        GuestRegionMmap::new(region, GuestAddress(start)).expect("the region fits the address space")
-    };
-    let memory = GuestMemory::from_regions(RAM.map(region).into()).expect("the regions are in order");
-    for (start, len) in RAM {
-        memory.write_slice(&vec![CANARY; len], GuestAddress(start)).expect("it is RAM");
-    }
-    memory
-}
 
 /// Counts edges.
 #[derive(Clone, Default)]
@@ -111,6 +88,8 @@ pub struct Driver {
     pub memory: GuestMemory,
     /// The device behind its lock, as the thread that serves it has it.
     pub virtio: Arc<Mutex<Virtio>>,
+    /// What RAM should hold.
+    account: RefCell<ram::Account>,
     mmio: Mmio,
     edges: Edges,
     bell: Bell,
@@ -131,7 +110,13 @@ pub type Raw = (u64, u32, u16, u16);
 impl Driver {
     /// A driver of the device that `make` makes for its memory.
     pub fn new(make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
-        let memory = memory();
+        Self::within(memory(), make)
+    }
+
+    /// A driver in `memory`, which is as [`memory`] makes it.
+    pub fn within(memory: GuestMemory, make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
+        watch::count_lines();
+        lines_logged();
         let device = make(&memory);
         let sources = device.sources().len();
         let (edges, bell) = (Edges::default(), Bell::default());
@@ -143,6 +128,7 @@ impl Driver {
         Self {
             memory,
             virtio,
+            account: ram::Account::new().into(),
             mmio,
             edges,
             bell,
@@ -199,9 +185,10 @@ impl Driver {
 
     /// Resets the device and negotiates `features`, up to FEATURES_OK; answers whether they are accepted.
     pub fn negotiate(&mut self, features: u64) -> bool {
-        for status in [0, 1, 3] {
-            self.set(VIRTIO_MMIO_STATUS, status);
-        }
+        self.set(VIRTIO_MMIO_STATUS, 0);
+        self.account.borrow_mut().settle(&self.memory);
+        self.set(VIRTIO_MMIO_STATUS, 1);
+        self.set(VIRTIO_MMIO_STATUS, 3);
         for page in [0, 1] {
             self.set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, page);
             self.set(VIRTIO_MMIO_DRIVER_FEATURES, (features >> (page * 32)) as u32);
@@ -213,7 +200,8 @@ impl Driver {
     /// Sets up queue `index` with `size` entries at its place of [`RINGS`], all of them zeros.
     pub fn set_up(&mut self, index: usize, size: u16) {
         let [desc, avail, used] = self.rings(index);
-        self.memory.write_slice(&[0; RINGS_STEP as usize], GuestAddress(desc)).expect("rings are in RAM");
+        self.write(desc, &[0; RINGS_STEP as usize]);
+        self.allow(used, 6 + 8 * u64::from(size));
         self.set(VIRTIO_MMIO_QUEUE_SEL, index as u32);
         self.set(VIRTIO_MMIO_QUEUE_NUM, size.into());
         for (register, address) in [
@@ -249,7 +237,7 @@ impl Driver {
 
     /// Writes descriptor `at` of queue `index`.
     pub fn descriptor(&self, index: usize, at: u16, raw: Raw) {
-        write_descriptor(&self.memory, self.rings(index)[0] + 16 * u64::from(at), raw);
+        self.table(self.rings(index)[0] + 16 * u64::from(at), &[raw]);
     }
 
     /// Makes a chain of `parts` (address, length, whether the device writes), with free descriptors, available. Returns
@@ -302,17 +290,17 @@ impl Driver {
     pub fn serve(&mut self) -> usize {
         let rung = std::mem::take(&mut *self.bell.0.lock().unwrap_or_else(PoisonError::into_inner));
         let mut virtio = self.virtio.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut queues: Vec<usize> = rung.kicks.into_iter().map(usize::from).collect();
+        let mut queues: VecDeque<usize> = rung.kicks.into_iter().map(usize::from).collect();
         let mut services = 0;
         if rung.activated {
             queues = (0..virtio.queue_count()).collect();
             for source in 0..self.sources {
-                virtio.serve_source(source);
+                Self::serve_once(&mut virtio, |virtio| _ = virtio.serve_source(source));
                 services += 1;
             }
         }
-        while let Some(index) = queues.pop() {
-            virtio.serve(index);
+        while let Some(index) = queues.pop_front() {
+            Self::serve_once(&mut virtio, |virtio| _ = virtio.serve(index));
             services += 1;
             if services < 10_000 {
                 queues.extend(virtio.take_unserved());
@@ -323,7 +311,7 @@ impl Driver {
 
     /// Has the device look at source `index`.
     pub fn serve_source(&mut self, index: usize) {
-        self.lock().serve_source(index);
+        Self::serve_once(&mut self.lock(), |virtio| _ = virtio.serve_source(index));
         let unserved = self.lock().take_unserved();
         self.bell
             .0
@@ -360,6 +348,7 @@ impl Driver {
 
     /// Writes guest memory.
     pub fn write(&self, address: u64, bytes: &[u8]) {
+        self.account.borrow_mut().wrote(address, bytes);
         self.memory.write_slice(bytes, GuestAddress(address)).expect("a test writes RAM");
     }
 
@@ -369,14 +358,4 @@ impl Driver {
         self.memory.read_slice(&mut bytes, GuestAddress(address)).expect("a test reads RAM");
         bytes
     }
-}
-
-/// Writes a descriptor anywhere: into a queue's table, or into an indirect one.
-pub fn write_descriptor(memory: &GuestMemory, address: u64, (buffer, len, flags, next): Raw) {
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&buffer.to_le_bytes());
-    bytes[8..12].copy_from_slice(&len.to_le_bytes());
-    bytes[12..14].copy_from_slice(&flags.to_le_bytes());
-    bytes[14..].copy_from_slice(&next.to_le_bytes());
-    memory.write_slice(&bytes, GuestAddress(address)).expect("descriptors are in RAM");
 }

@@ -2,7 +2,10 @@
 #![expect(unsafe_code, reason = "the host is handed addresses of guest memory")]
 
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::VolatileSlice;
 
 use super::{Buffers, retry};
 use crate::GuestMemory;
@@ -14,12 +17,11 @@ pub const MOST: usize = 1024;
 /// is mapped.
 pub fn entries(memory: &GuestMemory, buffers: &Buffers, entries: &mut Vec<libc::iovec>) {
     let room = MOST.saturating_sub(entries.len());
-    entries.extend(
-        buffers.slices(memory).take(room).map(|slice| libc::iovec {
-            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-            iov_len: slice.len(),
-        }),
-    );
+    entries.extend(buffers.slices(memory).take(room).map(|slice| entry(&slice)));
+}
+
+fn entry(slice: &VolatileSlice<'_, ()>) -> libc::iovec {
+    libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() }
 }
 
 fn checked(result: isize) -> io::Result<usize> {
@@ -47,6 +49,62 @@ pub fn write(fd: BorrowedFd<'_>, memory: &GuestMemory, buffers: &Buffers) -> io:
     entries(memory, buffers, &mut list);
     // SAFETY: as in `read`.
     retry(|| checked(unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) }))
+}
+
+/// Reads once into `room`, of which no more than the first [`MOST`] - 1 pieces may be there, and what has no room into
+/// `beyond` (readv(2)).
+///
+/// # Errors
+/// The call fails; EAGAIN if there is nothing to read.
+pub fn read_beyond<'a>(
+    fd: BorrowedFd<'_>,
+    memory: &GuestMemory,
+    room: impl Iterator<Item = &'a Buffers>,
+    beyond: &mut [u8],
+) -> io::Result<usize> {
+    let mut list = Vec::with_capacity(64);
+    room.for_each(|buffers| entries(memory, buffers, &mut list));
+    list.push(libc::iovec { iov_base: beyond.as_mut_ptr().cast(), iov_len: beyond.len() });
+    // SAFETY: as in `read`; the last entry is `beyond`, which is borrowed for this call alone.
+    retry(|| checked(unsafe { libc::readv(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) }))
+}
+
+/// Pieces of guest memory and of the host's own, in order, to be sent with one call.
+pub struct Gather<'a> {
+    memory: &'a GuestMemory,
+    list: Vec<libc::iovec>,
+    own: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Gather<'a> {
+    /// Nothing yet; the guest's memory is `memory`.
+    pub fn new(memory: &'a GuestMemory) -> Self {
+        Self { memory, list: Vec::with_capacity(64), own: PhantomData }
+    }
+
+    /// Appends `head`, and then `buffers` from `offset` on, if there is room for all their pieces.
+    pub fn push(&mut self, head: &'a [u8], buffers: &Buffers, offset: usize) -> bool {
+        let fits = self.list.len() + 1 + buffers.pieces() <= MOST;
+        if fits {
+            self.list.push(libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
+            buffers.walk(self.memory, offset, buffers.len(), |slice| self.list.push(entry(&slice)));
+        }
+        fits
+    }
+
+    /// Sends once over a socket, without waiting (sendmsg(2)).
+    ///
+    /// # Errors
+    /// The call fails; EAGAIN if there is no room.
+    pub fn send(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: a message header is integers and pointers, all of which may be zero.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.list.as_ptr().cast_mut();
+        message.msg_iovlen = self.list.len() as _;
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+        // SAFETY: as in `read`; entries of the host's own are borrowed as long as `self` lives, and are only read.
+        retry(|| checked(unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) }))
+    }
 }
 
 /// Fills guest memory with entropy (getrandom(2)); returns how many bytes it got.

@@ -214,7 +214,7 @@ fn judge(case: &Case, status: Option<ExitStatus>, output: &str) -> Result<(), St
         return Err(format!("{seen} MiB of memory seen of {}", case.memory));
     }
     let modules: Vec<&str> = said("modules")?.split(' ').collect();
-    let wanted = Modules::open(&case.kernel.modules()).and_then(|modules| modules.resolve(&[MODULE]));
+    let wanted = Modules::open(&case.kernel.modules()).and_then(|modules| modules.resolve(&[MODULE], &[]));
     for module in wanted.map_err(|error| error.to_string())? {
         if !modules.contains(&module.name.as_str()) {
             return Err(format!("module {} is not loaded", module.name));

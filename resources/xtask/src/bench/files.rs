@@ -27,7 +27,10 @@ pub fn settle(programs: &Programs, kernel: &Kernel, images: &Images) -> Result<(
     );
     files.push(kernel.modules().join("modules.dep"));
     files.extend(
-        Modules::open(&kernel.modules())?.resolve(&images::MODULES)?.into_iter().map(|module| module.path),
+        Modules::open(&kernel.modules())?
+            .resolve(&images::MODULES, &[])?
+            .into_iter()
+            .map(|module| module.path),
     );
     files.extend(qemu()?);
     // The program that runs this in the lab says so.

@@ -64,7 +64,7 @@ impl Images {
         let elf = image(&kernel.elf())?;
         let without_note = image(&kernel.elf_without_pvh())?;
         patch(&kernel.elf(), &elf, &[elf.entry, without_note.entry], &self.elf)?;
-        let modules = Modules::open(&kernel.modules())?.resolve(&MODULES)?;
+        let modules = Modules::open(&kernel.modules())?.resolve(&MODULES, &[])?;
         let init = File::open(kite).with_context(|| format!("opening {}", kite.display()))?;
         let initrd = initramfs::standard(Arc::new(init), &modules).context("making an initramfs")?;
         let mut file =

@@ -23,8 +23,6 @@ const USEFUL: [&str; 6] = ["virtio_rng", "tun", "vhost_net", "vhost_vsock", "vet
 /// A needed module is missing, or the file cannot be written.
 pub fn write(kernel: &Kernel, path: &Path) -> Result<()> {
     let modules = Modules::open(&kernel.modules())?;
-    let useful = USEFUL.into_iter().filter(|name| modules.resolve(&[name]).is_ok());
-    let names: Vec<&str> = NEEDED.into_iter().chain(useful).collect();
     let mut archive = Initramfs::new();
     archive.dir("/dev", 0o755)?.device("/dev/console", 0o600, 5, 1)?;
     for folder in init::FOLDERS {
@@ -32,7 +30,7 @@ pub fn write(kernel: &Kernel, path: &Path) -> Result<()> {
     }
     archive.dir(MODULES, 0o755)?;
     let mut manifest = String::new();
-    for module in modules.resolve(&names)? {
+    for module in modules.resolve(&NEEDED, &USEFUL)? {
         add(&mut archive, &module).with_context(|| format!("adding kernel module {}", module.name))?;
         manifest += &format!("{MODULES}/{}.ko\n", module.name);
     }

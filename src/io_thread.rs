@@ -1,0 +1,181 @@
+//! The threads that serve virtio devices: kicks from the driver, by eventfd, and what the host makes ready.
+//!
+//! A kick costs no exit once the device is up: KVM itself writes the queue's eventfd (KVM API, `KVM_IOEVENTFD`). That is
+//! set up by the thread when the driver comes up, as the kernel waits for every vCPU to see it: a guest without drivers
+//! does not pay for it.
+
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::Context;
+use devices::virtio::{Doorbell, Virtio};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::vm::Kicks;
+
+/// What the driver of one device has left for the thread that serves it.
+pub struct Bell {
+    kicks: Vec<EventFd>,
+    activated: EventFd,
+}
+
+impl Bell {
+    /// For a device of `count` queues.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn new(count: usize) -> anyhow::Result<Self> {
+        let kicks = (0..count).map(|_| event()).collect::<anyhow::Result<_>>()?;
+        Ok(Self { kicks, activated: event()? })
+    }
+}
+
+/// The counters are never read: the descriptors are watched for edges, and 2^64 - 1 of those do not come.
+fn event() -> anyhow::Result<EventFd> {
+    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).context("cannot make an eventfd")
+}
+
+/// The vCPUs' side of a [`Bell`].
+pub struct BellRope(pub Arc<Bell>);
+
+impl Doorbell for BellRope {
+    fn kick(&self, index: u16) {
+        if let Some(kick) = self.0.kicks.get(usize::from(index)) {
+            let _ = kick.write(1);
+        }
+    }
+
+    fn activated(&self) {
+        let _ = self.0.activated.write(1);
+    }
+}
+
+/// One device as its thread knows it.
+pub struct Served {
+    /// The device.
+    pub virtio: Arc<Mutex<Virtio>>,
+    /// Where kicks come.
+    pub bell: Arc<Bell>,
+    /// Where the guest writes to kick.
+    pub kicks: Kicks,
+}
+
+/// What an event is about: the device's index in the upper half, and one of these in the lower.
+const ACTIVATED: u32 = 0;
+const FIRST_KICK: u32 = 1;
+/// Sources count from here; a device has at most 32,768 queues.
+const FIRST_SOURCE: u32 = 1 << 16;
+/// The epoll event that ends the thread.
+const STOP: u64 = u64::MAX;
+/// How many events are taken at once.
+const EVENTS: usize = 16;
+/// The thread's stack in bytes; the host gives what is touched of it.
+const STACK: usize = 256 << 10;
+
+/// A thread that serves devices. Dropping it stops it.
+pub struct IoThread {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl IoThread {
+    /// Starts to serve `devices`.
+    ///
+    /// # Errors
+    /// The host has no thread or descriptor left.
+    pub fn start(name: &str, devices: Vec<Served>) -> anyhow::Result<Self> {
+        let epoll = Epoll::new().context("cannot make an epoll")?;
+        let stop = event()?;
+        let watch = |fd: RawFd, data, events| {
+            let event = EpollEvent::new(events, data);
+            epoll.ctl(ControlOperation::Add, fd, event).context("cannot watch a device")
+        };
+        let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        watch(stop.as_raw_fd(), STOP, EventSet::IN)?;
+        for (index, device) in (0u64..).zip(&devices) {
+            let data = |token: u32| index << 32 | u64::from(token);
+            watch(device.bell.activated.as_raw_fd(), data(ACTIVATED), edge)?;
+            for (kick, token) in device.bell.kicks.iter().zip(FIRST_KICK..) {
+                watch(kick.as_raw_fd(), data(token), edge)?;
+            }
+            for (source, token) in lock(&device.virtio).device().sources().iter().zip(FIRST_SOURCE..) {
+                let more = if source.writable { EventSet::OUT } else { EventSet::empty() };
+                watch(source.fd.as_raw_fd(), data(token), edge | more)?;
+            }
+        }
+        let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
+        let thread = builder.spawn(move || run(&epoll, devices)).context("cannot start a device's thread")?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for IoThread {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            // The panic hook has told of a panic and ended the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(epoll: &Epoll, mut devices: Vec<Served>) {
+    let mut events = [EpollEvent::default(); EVENTS];
+    loop {
+        let count = match epoll.wait(-1, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => panic!("epoll_wait on descriptors of our own: {error}"),
+        };
+        for event in &events[..count] {
+            if event.data() == STOP {
+                return;
+            }
+            let device = devices.get_mut((event.data() >> 32) as usize).expect("events name devices");
+            device.take(event.data() as u32);
+        }
+    }
+}
+
+impl Served {
+    fn take(&mut self, token: u32) {
+        if token == ACTIVATED {
+            return self.activate();
+        }
+        let mut virtio = lock(&self.virtio);
+        let more = match token.checked_sub(FIRST_SOURCE) {
+            Some(source) => virtio.serve_source(source as usize),
+            None => virtio.serve((token - FIRST_KICK) as usize),
+        };
+        if more {
+            self.come_back(&mut virtio);
+        }
+    }
+
+    /// The driver is up, perhaps after work had come for it.
+    fn activate(&mut self) {
+        self.kicks.take_over(&self.bell.kicks);
+        let mut virtio = lock(&self.virtio);
+        for source in 0..virtio.device().sources().len() {
+            virtio.serve_source(source);
+        }
+        for queue in 0..self.bell.kicks.len() {
+            virtio.serve(queue);
+        }
+        self.come_back(&mut virtio);
+    }
+
+    /// Has what is left served after everything else that waits.
+    fn come_back(&self, virtio: &mut Virtio) {
+        for queue in virtio.take_unserved() {
+            let _ = self.bell.kicks[queue].write(1);
+        }
+    }
+}
+
+fn lock(virtio: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
+    virtio.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,68 @@
+//! The virtio devices of `kite run`: opened once, and made anew for each machine that is built.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use boot::GuestMemory;
+use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{Balloon, Target};
+use devices::virtio::rng::Rng;
+
+use crate::cli::RunOptions;
+use crate::machine::Attachment;
+
+/// The thread of the devices that have little to do.
+const SHARED_THREAD: &str = "virtio";
+
+/// What the host has opened for the guest's devices.
+pub(super) struct Devices {
+    /// What the balloon is to be; nothing without a balloon.
+    balloon: Option<Arc<Target>>,
+    rng: bool,
+}
+
+impl Devices {
+    /// Opens what `options` name.
+    pub fn open(options: &RunOptions) -> Result<Self> {
+        // Without ACPI the guest cannot know of them.
+        let acpi = !options.no_acpi;
+        let balloon = (acpi && !options.no_balloon).then(Target::new).transpose();
+        Ok(Self {
+            balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
+            rng: acpi && !options.no_rng,
+        })
+    }
+
+    /// How many devices there are.
+    pub fn count(&self) -> u32 {
+        u32::from(self.balloon.is_some()) + u32::from(self.rng)
+    }
+
+    /// The kernel modules of devices that the guest cannot do without, and of those that it can.
+    pub fn modules(&self) -> (Vec<&'static str>, Vec<&'static str>) {
+        let mut optional = Vec::new();
+        if self.balloon.is_some() {
+            optional.push("virtio_balloon");
+        }
+        if self.rng {
+            optional.push("virtio_rng");
+        }
+        (Vec::new(), optional)
+    }
+
+    /// New devices for a machine with `memory`, in the order of the board.
+    pub fn attach(&self, _memory: &GuestMemory) -> Result<Vec<Attachment>> {
+        let mut devices = Vec::new();
+        if let Some(target) = &self.balloon {
+            devices.push(shared(Box::new(Balloon::new(target.clone()))));
+        }
+        if self.rng {
+            devices.push(shared(Box::new(Rng)));
+        }
+        Ok(devices)
+    }
+}
+
+fn shared(device: Box<dyn VirtioDevice>) -> Attachment {
+    Attachment { device, thread: SHARED_THREAD.to_owned() }
+}
