@@ -46,15 +46,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// A needed module is missing, or the file cannot be written.
 pub fn write_initrd(kernel: &Kernel, job: &str, path: &Path) -> Result<()> {
     let modules = Modules::open(&kernel.modules())?;
-    let useful = USEFUL.into_iter().filter(|name| modules.resolve(&[name]).is_ok());
-    let names: Vec<&str> = NEEDED.into_iter().chain(useful).collect();
     let mut archive = Initramfs::new();
     for folder in FOLDERS {
         archive.dir(folder, 0o755)?;
     }
     archive.device("/dev/console", 0o600, 5, 1)?.dir(MODULES, 0o755)?;
     let mut manifest = String::new();
-    for module in modules.resolve(&names)? {
+    for module in modules.resolve(&NEEDED, &USEFUL)? {
         initrd::add(&mut archive, &module)
             .with_context(|| format!("adding kernel module {}", module.name))?;
         manifest += &format!("{MODULES}/{}.ko\n", module.name);
@@ -71,8 +69,11 @@ pub fn write_initrd(kernel: &Kernel, job: &str, path: &Path) -> Result<()> {
 
 /// This program, without what debuggers want of it where that can be had: a guest unpacks it.
 fn program(beside: &Path) -> Result<File> {
-    let stripped = beside.with_extension("program");
+    let stripped = beside.with_file_name("guest-program");
     let own = "/proc/self/exe";
+    if stripped.exists() {
+        return File::open(&stripped).context("opening the guest's program");
+    }
     let strip =
         host::program("strip").map(|strip| output(Command::new(strip).arg("-o").arg(&stripped).arg(own)));
     let path = if matches!(strip, Some(Ok(_))) { stripped.as_path() } else { Path::new(own) };
