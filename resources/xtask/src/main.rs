@@ -6,7 +6,9 @@ mod demo;
 mod fuzz;
 mod guests;
 mod host;
+mod inside;
 mod lab;
+mod proof;
 mod running;
 mod setup;
 mod step;
@@ -25,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::lab::Lab;
 use crate::setup::{Kernel, Setup};
+use crate::vmm::Vmm;
 
 /// What a developer of kite runs. Each command does its own set-up.
 #[derive(Parser)]
@@ -96,6 +99,24 @@ enum Task {
         /// Their names below target/kernels
         kernels: Vec<String>,
     },
+    /// Prove devices on Linux guests where there is hardware KVM, a line about each
+    #[command(hide = true)]
+    Proofs {
+        /// The program under test, or `qemu`
+        #[arg(long)]
+        kite: PathBuf,
+        /// Run all
+        #[arg(long)]
+        all: bool,
+        /// Leave out the first of them
+        #[arg(long, default_value_t = 0)]
+        skip: usize,
+        /// Run those whose name contains this
+        #[arg(long, default_value = "")]
+        only: String,
+        /// The name below target/kernels of the kernel
+        kernel: String,
+    },
     /// Go into the lab's root folder and become its command
     #[command(hide = true)]
     LabEnter,
@@ -138,6 +159,9 @@ struct LabOptions {
 
 fn main() -> ExitCode {
     if lab::is_init() {
+        if inside::is_guest() {
+            inside::main();
+        }
         lab::init();
     }
     let task = Cli::parse().command;
@@ -162,6 +186,14 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(task) => bench::run(task),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Guests { kite, all, skip, kernels } => run_guests(&kite, all, skip, &kernels),
+        Task::Proofs { kite, all, skip, only, kernel } => {
+            proof::go_alone()?;
+            let ground = proof::Ground::new(Vmm::named(&kite), &kernel)?;
+            let mut proofs = proof::proofs(all);
+            proofs.retain(|proof| proof.to_string().contains(&only));
+            proof::run(&ground, proofs.get(skip..).unwrap_or_default(), &mut io::stdout())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Task::LabEnter => Ok(lab::enter()),
     }
 }

@@ -49,16 +49,25 @@ fn work() -> Result<()> {
     mounted("dev", "/dev", "devtmpfs", "")?;
     mounted("proc", "/proc", "proc", "")?;
     mounted("sys", "/sys", "sysfs", "")?;
-    let manifest = fs::read_to_string(MANIFEST).with_context(|| format!("reading {MANIFEST}"))?;
-    for module in manifest.lines() {
-        load(module).with_context(|| format!("loading {module}"))?;
-    }
+    load_modules()?;
     mount_root().context("mounting the root folder")?;
     loopback_up().context("setting up the loopback interface")?;
     let (stdout, stderr) = (console("/dev/hvc0")?, console("/dev/hvc1")?);
     let status = command(stdout, stderr)?;
     let file = format!("{LAB}/status");
     fs::write(&file, status.to_string()).with_context(|| format!("writing {file}"))
+}
+
+/// Loads the modules that came with the initrd, in the order of its manifest.
+///
+/// # Errors
+/// One is missing or refused.
+pub fn load_modules() -> Result<()> {
+    let manifest = fs::read_to_string(MANIFEST).with_context(|| format!("reading {MANIFEST}"))?;
+    for module in manifest.lines() {
+        load(module).with_context(|| format!("loading {module}"))?;
+    }
+    Ok(())
 }
 
 fn load(module: &str) -> Result<()> {
@@ -69,7 +78,11 @@ fn load(module: &str) -> Result<()> {
     }
 }
 
-fn mounted(source: &str, target: &str, kind: &str, options: &str) -> Result<()> {
+/// Mounts a file system of this kind.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn mounted(source: &str, target: &str, kind: &str, options: &str) -> Result<()> {
     mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))
         .with_context(|| format!("mounting {kind} at {target}"))
 }

@@ -46,7 +46,7 @@ pub fn write(kernel: &Kernel, path: &Path) -> Result<()> {
 }
 
 /// Adds a module, decompressed: emulation would take its time over that.
-fn add(archive: &mut Initramfs, module: &ModuleFile) -> Result<()> {
+pub fn add(archive: &mut Initramfs, module: &ModuleFile) -> Result<()> {
     let name = format!("{MODULES}/{}.ko", module.name);
     let file = module.open()?;
     let mut bytes = Vec::new();

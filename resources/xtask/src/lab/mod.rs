@@ -6,7 +6,7 @@
 //! run's own that both sides see; its output passes through two consoles.
 
 mod init;
-mod initrd;
+pub mod initrd;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-pub use self::init::{enter, init, is_init};
+pub use self::init::{enter, init, is_init, load_modules, mounted};
 use crate::host;
 use crate::setup::{Kernel, Setup};
 

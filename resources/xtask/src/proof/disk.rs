@@ -1,0 +1,100 @@
+//! Disks: a whole system that writes its own, data written and read back in many ways, and a disk that forgets.
+
+use std::fs::{self, File};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Ground, finish, noise, watched};
+use crate::debian;
+use crate::host;
+use crate::vmm::{Access, Net, Vmm};
+
+/// The size of a disk for data, in bytes.
+const SIZE: u64 = 128 << 20;
+/// Writes with checksums and reads back, at random and in order, with flushes between; discards and zeroes what was
+/// there, and looks.
+const VERIFY: &str = r#"
+set -e
+check() {
+    name=$1; shift
+    fio --name="$name" --filename=/dev/vdb --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 \
+        --output-format=terse "$@" >/tmp/out || { cat /tmp/out; exit 1; }
+    echo "guest: $name is right"
+}
+check random --rw=randwrite --bs=4k --size=16M --iodepth=32 --fsync=64
+check sizes --rw=randwrite --bsrange=512-256k --blockalign=512 --size=32M --iodepth=16
+check order --rw=write --bs=1M --size=64M --iodepth=8 --fdatasync=16
+check mixed --rw=randrw --bs=8k --size=16M --iodepth=32
+check buffered --rw=randwrite --bs=4k --size=8M --direct=0 --end_fsync=1
+zero() { cmp -n "$2" -i "$1":0 /dev/vdb /dev/zero; }
+head -c 32M /dev/urandom >/dev/vdb; sync
+blkdiscard --offset 1M --length 8M /dev/vdb
+zero 1048576 8388608
+echo 'guest: what was discarded is gone'
+blkdiscard --zeroout --offset 16M --length 8M /dev/vdb
+zero 16777216 8388608
+echo 'guest: what was zeroed is zero'
+"#;
+const SCRIBBLE: &str = r#"
+set -e
+head -c 24M /dev/urandom >/tmp/noise
+dd if=/tmp/noise of=/dev/vdb bs=64k conv=fsync,notrunc status=none
+blockdev --flushbufs /dev/vdb
+cmp -n 25165824 /tmp/noise /dev/vdb
+blkdiscard --offset 32M --length 8M /dev/vdb || true
+"#;
+
+/// A whole Debian boots to its login prompt, finds its network, and leaves a clean file system behind.
+pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
+    let disk = ground.file("debian.img");
+    if !disk.exists() {
+        debian::copy(&ground.debian.disk(), &disk)?;
+    }
+    let _wire = super::Wire::new()?;
+    let has_net = ground.vmm != Vmm::Qemu("threads") && host::program("passt").is_some();
+    let nets = if has_net { vec![Net::User] } else { Vec::new() };
+    let machine = debian::machine(&ground.debian, &disk, Access::Write, cpus, nets);
+    let visit = debian::visit(&machine, &ground.vmm, false)?;
+    debian::check(&disk)?;
+    if visit.cpus != cpus.to_string() {
+        bail!("{} processors instead of {cpus}", visit.cpus);
+    }
+    if has_net && visit.addresses.is_empty() {
+        bail!("it found no network");
+    }
+    if !visit.failed.is_empty() {
+        bail!("units failed: {}", visit.failed);
+    }
+    Ok(format!("prompt after {:.1} s, {}", visit.prompt.as_secs_f64(), visit.addresses))
+}
+
+/// What is written is what is read.
+pub fn verified(ground: &Ground, cpus: u32) -> Result<String> {
+    let disk = ground.file("data.img");
+    File::create(&disk).and_then(|file| file.set_len(SIZE)).context("making a disk")?;
+    let mut machine = ground.machine(VERIFY)?;
+    machine.cpus = cpus;
+    machine.disks.push((disk.clone(), Access::Write));
+    watched(ground.start(&machine)?, finish)?;
+    fs::remove_file(&disk).context("removing a disk")?;
+    Ok(String::new())
+}
+
+/// The guest reads what it wrote, and the file is what it was.
+pub fn ephemeral(ground: &Ground) -> Result<String> {
+    let disk = ground.file("kept.img");
+    let before = noise(&disk, 48 << 20)?;
+    let listing = || -> Result<usize> { Ok(fs::read_dir(ground.folder.path())?.count()) };
+    let mut machine = ground.machine(SCRIBBLE)?;
+    machine.disks.push((disk.clone(), Access::Ephemeral));
+    let files = listing()?;
+    watched(ground.start(&machine)?, finish)?;
+    if fs::read(&disk).context("reading the disk again")? != before {
+        bail!("the file has changed");
+    }
+    if listing()? != files {
+        bail!("something was left behind in the folder");
+    }
+    fs::remove_file(&disk).context("removing a disk")?;
+    Ok(String::new())
+}

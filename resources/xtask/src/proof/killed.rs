@@ -1,0 +1,80 @@
+//! A machine killed at a random moment while its guest writes and flushes: what the guest was told is flushed is there.
+
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Ground, SCRIPT, watched};
+use crate::inside::{self, RECORD, SLOTS};
+use crate::running::Running;
+use crate::vmm::Access;
+
+/// How long a guest writes at most, in milliseconds.
+const LONGEST: u64 = 1500;
+
+/// Kills a machine so many times; answers how many records were told of.
+pub fn killed(ground: &Ground, times: u32) -> Result<String> {
+    let disk = ground.file("records.img");
+    let mut machine = ground.machine(inside::RECORDS)?;
+    machine.memory = 128;
+    machine.disks.push((disk.clone(), Access::Write));
+    let mut told = 0;
+    for time in 1..=times {
+        let file = File::create(&disk).context("making a disk")?;
+        file.set_len(SLOTS * RECORD as u64).context("making a disk")?;
+        let random = RandomState::new().hash_one(time) % LONGEST;
+        let last = watched(ground.start(&machine)?, |running| kill(running, Duration::from_millis(random)))?;
+        compare(&disk, last).with_context(|| format!("kill {time}, after {random} ms"))?;
+        told += last + 1;
+    }
+    Ok(format!("{told} records"))
+}
+
+/// Kills a machine so long after its first record; answers the last one that it told of.
+fn kill(running: &mut Running, after: Duration) -> Result<u64> {
+    running.wait_for("record ", SCRIPT)?;
+    std::thread::sleep(after);
+    running.kill()?;
+    let said = running.said();
+    said.lines().filter_map(told).next_back().context("no record was told of")
+}
+
+/// The number in a whole line: `record 12.`
+fn told(line: &str) -> Option<u64> {
+    line.trim().strip_prefix("record ")?.strip_suffix('.')?.parse().ok()
+}
+
+/// Compares a disk with the last record told of: each place has the last of its records that was told of, or a later
+/// one.
+fn compare(disk: &Path, last: u64) -> Result<()> {
+    let file = File::open(disk).context("opening the disk")?;
+    let mut bytes = vec![0; RECORD];
+    for slot in 0..SLOTS.min(last + 1) {
+        let wanted = last - (last - slot) % SLOTS;
+        file.read_exact_at(&mut bytes, slot * RECORD as u64).context("reading the disk")?;
+        match inside::number(&bytes) {
+            Some(found) if found >= wanted && found % SLOTS == slot => {}
+            Some(found) => bail!("record {found} is where {wanted} was flushed"),
+            // Being written anew when the machine was killed: it was told of long ago, and overwriting tears.
+            None if wanted + SLOTS <= last + 2 * 8 => {}
+            None => bail!("record {wanted} was flushed, and is not there"),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_line_tells_of_nothing() {
+        assert_eq!(told("record 12.\r"), Some(12));
+        assert_eq!(told("record 12"), None);
+        assert_eq!(told("[ 1.0] record 1."), None);
+    }
+}

@@ -1,0 +1,210 @@
+//! Devices proved on real guests: whole systems, data that is checked, networks, and machines that are killed. Run where
+//! hardware KVM is, on this machine or inside the lab, in a network namespace of its own, by a hidden command of this
+//! program.
+
+mod disk;
+mod killed;
+mod network;
+mod wire;
+
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{getegid, geteuid};
+use tempfile::TempDir;
+
+pub use self::wire::{GUEST, HERE, TAP, Wire};
+use crate::inside::{self, STATUS};
+use crate::running::Running;
+use crate::setup::{Debian, Kernel};
+use crate::vmm::{Access, Machine, Vmm};
+
+/// What any one of them takes at most, in seconds, with its machine emulated: fifty kills take the longest.
+pub const LIMIT: u64 = 1800;
+/// What a guest's script may take.
+const SCRIPT: Duration = Duration::from_secs(300);
+
+/// One proof.
+#[derive(Clone, Copy)]
+pub struct Proof {
+    name: &'static str,
+    /// Part of the quick run.
+    quick: bool,
+    run: fn(&Ground) -> Result<String>,
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.name)
+    }
+}
+
+/// The proofs: all, or those of the quick run.
+pub fn proofs(all: bool) -> Vec<Proof> {
+    let list: [(&'static str, bool, fn(&Ground) -> Result<String>); 12] = [
+        ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
+        ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
+        ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
+        ("disk/verified/1cpu", false, |ground| disk::verified(ground, 1)),
+        ("disk/verified/2cpu", true, |ground| disk::verified(ground, 2)),
+        ("disk/verified/4cpu", false, |ground| disk::verified(ground, 4)),
+        ("disk/ephemeral", true, disk::ephemeral),
+        ("disk/killed-5-times", true, |ground| killed::killed(ground, 5)),
+        ("disk/killed-50-times", false, |ground| killed::killed(ground, 50)),
+        ("net/tap", true, network::tap),
+        ("net/user", true, network::user),
+        ("net/flooded", true, network::flooded),
+    ];
+    let proofs = list.into_iter().map(|(name, quick, run)| Proof { name, quick, run });
+    proofs.filter(|proof| all || proof.quick).collect()
+}
+
+/// What proofs stand on.
+pub struct Ground {
+    vmm: Vmm,
+    kernel: Kernel,
+    debian: Debian,
+    folder: TempDir,
+}
+
+impl Ground {
+    /// # Errors
+    /// The Debian disk or the kernel is missing, or there is no folder to be had.
+    pub fn new(vmm: Vmm, kernel: &str) -> Result<Self> {
+        let kernel = Kernel::open(kernel)?.with_context(|| format!("no kernel {kernel}"))?;
+        let debian = Debian::open()?.context("there is no Debian disk")?;
+        let folder = tempfile::tempdir().context("making a folder")?;
+        Ok(Self { vmm, kernel, debian, folder })
+    }
+
+    /// A file of the run's own folder.
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A machine that does a job; its first disk is the one of programs, unless the job needs none.
+    ///
+    /// # Errors
+    /// Its initrd cannot be written.
+    pub fn machine(&self, job: &str) -> Result<Machine> {
+        let initrd = self.file("initrd");
+        inside::write_initrd(&self.kernel, job, &initrd)?;
+        let mut machine = Machine::new(&self.kernel.bz_image(), &initrd);
+        machine.append = "quiet".into();
+        if job != inside::RECORDS {
+            machine.disks.push((self.debian.disk(), Access::ReadOnly));
+        }
+        Ok(machine)
+    }
+
+    /// Starts a machine.
+    ///
+    /// # Errors
+    /// The program that runs it does not start.
+    pub fn start(&self, machine: &Machine) -> Result<Running> {
+        Running::start(machine.command(&self.vmm), false)
+    }
+}
+
+/// Waits until a guest's script is done and the guest is off.
+///
+/// # Errors
+/// The script failed, or there is no end.
+pub fn finish(running: &mut Running) -> Result<()> {
+    running.wait_for(STATUS, SCRIPT)?;
+    let status = running.wait_for("\n", SCRIPT)?;
+    let ended = running.end(SCRIPT)?;
+    if status.trim() != "0" {
+        bail!("the guest's script ended with {}", status.trim());
+    }
+    if !ended.success() {
+        bail!("the machine ended with {ended}");
+    }
+    Ok(())
+}
+
+/// Does `work` with a running machine; what that has said is part of the error.
+fn watched<T>(mut running: Running, work: impl FnOnce(&mut Running) -> Result<T>) -> Result<T> {
+    work(&mut running).map_err(|error| {
+        let said = running.said();
+        anyhow::anyhow!("{error:#}\n{said}")
+    })
+}
+
+/// Runs each and writes a line about it: `ok NAME (SECONDS) DETAIL`, or `FAIL NAME: WHY` and more below.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn run(ground: &Ground, proofs: &[Proof], out: &mut dyn Write) -> Result<()> {
+    for proof in proofs {
+        let start = Instant::now();
+        match (proof.run)(ground) {
+            Ok(detail) => writeln!(out, "ok {proof} ({:.1} s) {detail}", start.elapsed().as_secs_f64())?,
+            Err(error) => {
+                let text = format!("{error:#}");
+                let mut lines = text.lines();
+                writeln!(out, "FAIL {proof}: {}", lines.next().unwrap_or_default())?;
+                for line in lines {
+                    writeln!(out, "  | {}", line.trim_end())?;
+                }
+            }
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+/// Gives this process a network of its own, in which it is root.
+///
+/// # Errors
+/// The kernel does not let it.
+pub fn go_alone() -> Result<()> {
+    let (user, group) = (geteuid(), getegid());
+    if user.is_root() {
+        return unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace");
+    }
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)
+        .context("making user and network namespaces")?;
+    let maps = [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("0 {user} 1")),
+        ("gid_map", format!("0 {group} 1")),
+    ];
+    for (file, text) in maps {
+        fs::write(format!("/proc/self/{file}"), text).with_context(|| format!("writing {file}"))?;
+    }
+    Ok(())
+}
+
+/// A command that is started and ends with its owner.
+struct Started(std::process::Child);
+
+impl Started {
+    fn new(command: &mut Command) -> Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        command.spawn().map(Self).with_context(|| format!("starting {name}"))
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// Writes a file of bytes without a pattern.
+fn noise(path: &Path, len: usize) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut random| std::io::Read::read_exact(&mut random, &mut bytes))
+        .context("reading /dev/urandom")?;
+    fs::write(path, &bytes).with_context(|| format!("writing {}", path.display()))?;
+    Ok(bytes)
+}

@@ -1,0 +1,94 @@
+//! The network around a guest: a tap in this network namespace, which routes between it and another namespace.
+//!
+//! ```text
+//! guest 10.9.0.2 -- tap 10.9.0.1 (here) 10.8.0.1 -- 10.8.0.2 (peer)
+//! ```
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::step::output;
+
+/// The tap's name.
+pub const TAP: &str = "kite0";
+/// This end of it.
+pub const HERE: &str = "10.9.0.1";
+/// The guest.
+pub const GUEST: &str = "10.9.0.2";
+/// The other namespace.
+pub const PEER: &str = "10.8.0.2";
+
+/// The tap and the other namespace; they go with it.
+pub struct Wire {
+    /// Holds the other namespace.
+    holder: Child,
+}
+
+impl Wire {
+    /// Makes both, in a network namespace that nothing else uses.
+    ///
+    /// # Errors
+    /// A part of it cannot be made.
+    pub fn new() -> Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "echo; exec sleep infinity"]).stdout(Stdio::piped());
+        let holder = command.spawn().context("making a network namespace")?;
+        let mut wire = Self { holder };
+        let said = wire.holder.stdout.take().context("it has an output")?;
+        BufReader::new(said).read_line(&mut String::new()).context("waiting for a network namespace")?;
+        let pid = wire.holder.id().to_string();
+        ip("link set lo up")?;
+        wire.tap()?;
+        ip(&format!("link add kite1 type veth peer name kite2 netns {pid}"))?;
+        ip("addr add 10.8.0.1/24 dev kite1")?;
+        ip("link set kite1 up")?;
+        for command in [
+            "link set lo up",
+            "addr add 10.8.0.2/24 dev kite2",
+            "link set kite2 up",
+            "route add default via 10.8.0.1",
+        ] {
+            output(wire.at_peer("ip").args(command.split(' ')))?;
+        }
+        ip(&format!("route add default via {PEER}"))?;
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("switching routing on")?;
+        Ok(wire)
+    }
+
+    fn tap(&self) -> Result<()> {
+        ip(&format!("tuntap add {TAP} mode tap"))?;
+        ip(&format!("addr add {HERE}/24 dev {TAP}"))?;
+        ip(&format!("link set {TAP} up"))
+    }
+
+    /// A command that runs in the other namespace.
+    pub fn at_peer(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.holder.id().to_string(), "--net", program]);
+        command
+    }
+
+    /// Takes the tap away.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub fn unplug(&self) -> Result<()> {
+        ip(&format!("link delete {TAP}"))
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        // What is not there any more need not be removed.
+        let _ = self.unplug();
+        let _ = ip("link delete kite1");
+        let _ = self.holder.kill().and_then(|()| self.holder.wait());
+    }
+}
+
+fn ip(words: &str) -> Result<()> {
+    output(Command::new("ip").args(words.split(' '))).map(drop).with_context(|| format!("ip {words}"))
+}
