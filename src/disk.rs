@@ -13,7 +13,7 @@ use boot::GuestMemory;
 use devices::virtio::VirtioDevice;
 use devices::virtio::block::disk::{Blocks, Disk, SECTOR, SERIAL};
 use devices::virtio::block::{Block, MAX_QUEUES, QUEUE_SIZE, engine};
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Queues that a disk has at most if nobody says how many.
 const DEFAULT_QUEUES: u32 = 16;
@@ -197,6 +197,8 @@ fn open(path: &Path, writable: bool, flags: i32) -> anyhow::Result<File> {
         _ => error.into(),
     })?;
     check(&file.metadata()?)?;
+    // An io_uring tells EAGAIN where a file that may not block would have to wait.
+    fcntl(&file, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags))).context("cannot let it wait")?;
     Ok(file)
 }
 
