@@ -234,7 +234,7 @@ fn a_head_in_flight_is_refused() {
 fn a_reset_with_requests_in_flight_leaves_them_without_a_word() {
     with_engines("reset", |kind| {
         let mut rig = Rig::new(kind);
-        for _ in 0..200 {
+        for _ in 0..50 {
             rig.header(VIRTIO_BLK_T_FLUSH, 0);
             let heads: Vec<_> =
                 (0..16).map(|_| rig.driver.add(0, &[(HEADER, 16, false), (STATUS, 1, true)])).collect();
