@@ -9,6 +9,7 @@ use devices::virtio::balloon::{Balloon, Target};
 use devices::virtio::rng::Rng;
 
 use crate::cli::RunOptions;
+use crate::disk;
 use crate::machine::Attachment;
 use crate::net::Network;
 
@@ -17,6 +18,7 @@ const SHARED_THREAD: &str = "virtio";
 
 /// What the host has opened for the guest's devices.
 pub(super) struct Devices {
+    disks: Vec<disk::Open>,
     networks: Vec<Network>,
     /// What the balloon is to be; nothing without a balloon.
     balloon: Option<Arc<Target>>,
@@ -31,6 +33,7 @@ impl Devices {
         let balloon = (acpi && !options.no_balloon).then(Target::new).transpose();
         let networks = options.networks.iter().zip(0..).map(|(spec, index)| spec.open(index));
         Ok(Self {
+            disks: options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?,
             networks: networks.collect::<Result<_>>()?,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,
@@ -39,12 +42,16 @@ impl Devices {
 
     /// How many devices there are.
     pub fn count(&self) -> u32 {
-        self.networks.len() as u32 + u32::from(self.balloon.is_some()) + u32::from(self.rng)
+        let named = self.disks.len() + self.networks.len();
+        named as u32 + u32::from(self.balloon.is_some()) + u32::from(self.rng)
     }
 
     /// The kernel modules of devices that the guest cannot do without, and of those that it can.
     pub fn modules(&self) -> (Vec<&'static str>, Vec<&'static str>) {
         let mut needed = Vec::new();
+        if !self.disks.is_empty() {
+            needed.push("virtio_blk");
+        }
         if !self.networks.is_empty() {
             needed.push("virtio_net");
         }
@@ -59,8 +66,12 @@ impl Devices {
     }
 
     /// New devices for a machine with `memory`, in the order of the board.
-    pub fn attach(&self, _memory: &GuestMemory) -> Result<Vec<Attachment>> {
+    pub fn attach(&self, memory: &GuestMemory) -> Result<Vec<Attachment>> {
         let mut devices = Vec::new();
+        for (disk, index) in self.disks.iter().zip(0..) {
+            let device = disk.device(memory).with_context(|| format!("cannot set up disk {index}"))?;
+            devices.push(Attachment { device, thread: format!("disk{index}") });
+        }
         for (network, index) in self.networks.iter().zip(0..) {
             devices.push(Attachment { device: network.device()?, thread: format!("net{index}") });
         }
