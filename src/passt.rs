@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, PipeReader, Read};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -34,6 +35,8 @@ pub fn start(forwards: &[Forward]) -> anyhow::Result<UnixStream> {
     command.args(["--fd", &theirs.as_raw_fd().to_string()]);
     command.args(["--pid", &format!("/dev/fd/{}", tell.as_raw_fd())]);
     command.args(["--tcp-ports", &ports(forwards, false), "--udp-ports", &ports(forwards, true)]);
+    // Of its own, so that a key that interrupts kite doesn't end it first.
+    command.process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     inherit(theirs.as_fd())?;
     inherit(tell.as_fd())?;
