@@ -167,3 +167,82 @@ fn derive_mac(host: &[u8], name: &str, index: usize) -> [u8; 6] {
     mac[0] = mac[0] & 0xfc | 2;
     mac
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_command_line_says_is_understood() {
+        let tap = |name: &str, mac, queues| Spec { mac, to: To::Tap { name: name.to_owned(), queues } };
+        assert_eq!(parse("tap=tap0"), Ok(tap("tap0", None, 1)));
+        let mac = Some([2, 0, 0, 0xab, 0xcd, 0xef]);
+        assert_eq!(parse("tap=a.b-c,queues=4,mac=02:00:00:AB:cd:ef"), Ok(tap("a.b-c", mac, 4)));
+        let forward = |host, guest, udp| Forward { host, guest, udp };
+        let forwards = vec![forward(8080, 80, false), forward(53, 53, true), forward(1, 65535, false)];
+        let text = "user,forward=8080:80,forward=53:53/udp,forward=1:65535/tcp";
+        assert_eq!(parse(text), Ok(Spec { mac: None, to: To::User { forwards } }));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for text in [
+            "",
+            "tap",
+            "tap=",
+            "tap=sixteen-bytes-ab",
+            "tap=a/b",
+            "tap=..",
+            "tap=a b",
+            "tap=t0,queues=0",
+            "tap=t0,queues=257",
+            "tap=t0,forward=1:1",
+            "tap=t0,",
+            "tap=t0,mac=01:00:00:00:00:01",
+            "tap=t0,mac=00:00:00:00:00:00",
+            "tap=t0,mac=02:00:00:00:00",
+            "tap=t0,mac=02:00:00:00:00:00:00",
+            "tap=t0,mac=02:00:00:00:00:+1",
+            "user=1",
+            "user,queues=2",
+            "user,forward=80",
+            "user,forward=0:80",
+            "user,forward=80:65536",
+            "user,forward=80:80/sctp",
+            "user,forward=80:80/tcp/tcp",
+            "vhost",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_derived_address_is_stable_local_and_differs_by_host_name_and_index() {
+        let mac = derive_mac(b"host", "tap0", 0);
+        assert_eq!(mac, derive_mac(b"host", "tap0", 0));
+        assert_eq!(mac[0] & 3, 2);
+        let others = [(&b"other"[..], "tap0", 0), (b"host", "tap1", 0), (b"host", "tap0", 1)];
+        assert!(others.iter().all(|(host, name, index)| derive_mac(host, name, *index) != mac));
+    }
+
+    #[test]
+    fn a_tap_that_kite_makes_goes_with_it() {
+        let name = "kitet9";
+        let network = match parse("tap=kitet9,queues=2").unwrap().open(0) {
+            Ok(network) => network,
+            Err(error) => {
+                println!("skipped: a_tap_that_kite_makes_goes_with_it: {error:#}");
+                return;
+            }
+        };
+        let path = std::path::Path::new("/sys/class/net").join(name);
+        for _machine in 0..2 {
+            assert_eq!(network.device().unwrap().queue_sizes().len(), 5);
+        }
+        let error = parse("tap=kitet9").unwrap().open(0).map(drop).map_err(|error| error.to_string());
+        assert_eq!(error, Ok(()), "one queue of several will do");
+        assert!(fs::read_to_string(path.join("flags")).unwrap().trim().ends_with('3'), "it is up");
+        drop(network);
+        assert!(!path.exists());
+    }
+}

@@ -2,8 +2,10 @@
 //! socket. It ends when that is closed, so it goes with kite, whatever ends kite.
 
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -23,6 +25,7 @@ const CHATTER: [&str; 2] = ["Don't run as root", "to syslog"];
 /// # Errors
 /// There is no passt, or it doesn't start: with what it says.
 pub fn start(forwards: &[Forward]) -> anyhow::Result<UnixStream> {
+    forwards.iter().try_for_each(check)?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
     let (ready, tell) = io::pipe().context("cannot make a pipe")?;
     // Started by root it opens the pipe as nobody.
@@ -32,6 +35,8 @@ pub fn start(forwards: &[Forward]) -> anyhow::Result<UnixStream> {
     command.args(["--fd", &theirs.as_raw_fd().to_string()]);
     command.args(["--pid", &format!("/dev/fd/{}", tell.as_raw_fd())]);
     command.args(["--tcp-ports", &ports(forwards, false), "--udp-ports", &ports(forwards, true)]);
+    // Of its own, so that a key that interrupts kite doesn't end it first.
+    command.process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     inherit(theirs.as_fd())?;
     inherit(tell.as_fd())?;
@@ -46,6 +51,18 @@ pub fn start(forwards: &[Forward]) -> anyhow::Result<UnixStream> {
     wait_until_ready(ready, &mut child)?;
     watch(child)?;
     Ok(ours)
+}
+
+/// passt says nothing if it gets a port for IPv6 alone.
+fn check(forward: &Forward) -> anyhow::Result<()> {
+    let address = (Ipv4Addr::UNSPECIFIED, forward.host);
+    let (bound, protocol) = match forward.udp {
+        true => (UdpSocket::bind(address).map(drop), "UDP"),
+        false => (TcpListener::bind(address).map(drop), "TCP"),
+    };
+    bound.map_err(|error| {
+        anyhow!("cannot forward {protocol} port {}: {error}; choose another port of the host", forward.host)
+    })
 }
 
 /// Leaves `file` open in programs that kite starts from here on. It is closed here when passt has it.
@@ -95,4 +112,113 @@ fn watch(mut child: Child) -> anyhow::Result<()> {
     };
     let thread = thread::Builder::new().name("passt".to_owned()).stack_size(STACK);
     thread.spawn(run).map(drop).context("cannot start a thread")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::thread::sleep;
+    use std::time::Duration;
+
+    use devices::virtio::testing::{BUFFERS, Driver};
+
+    use super::*;
+    use crate::net;
+
+    /// Whether there is no passt, which is said.
+    fn missing(test: &str) -> bool {
+        let missing = Command::new("passt").arg("--version").output().is_err();
+        if missing {
+            println!("skipped: {test}: passt isn't installed");
+        }
+        missing
+    }
+
+    /// How many processes passt has that this one started, zombies among them.
+    fn children() -> usize {
+        let me = format!(" {} ", std::process::id());
+        let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+        let stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
+        stats
+            .filter(|stat| {
+                stat.contains("(passt") && stat.split(')').nth(1).is_some_and(|it| it[2..].starts_with(&me))
+            })
+            .count()
+    }
+
+    /// A DHCP request for an offer (RFC 2131), in all its headers.
+    fn discover() -> Vec<u8> {
+        let mac = [2, 0, 0, 1, 2, 3];
+        let mut bootp = vec![0; 236];
+        bootp[..4].copy_from_slice(&[1, 1, 6, 0]);
+        bootp[28..34].copy_from_slice(&mac);
+        bootp.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
+        let [high, low] = (8 + bootp.len() as u16).to_be_bytes();
+        let udp = [&[0, 68, 0, 67, high, low, 0, 0], &bootp[..]].concat();
+        let [high, low] = (20 + udp.len() as u16).to_be_bytes();
+        let ip = [0x45, 0, high, low, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255];
+        [&[0xff; 6][..], &mac, &[8, 0], &ip, &udp].concat()
+    }
+
+    #[test]
+    fn a_guest_gets_an_address_and_passt_goes_with_its_machine() {
+        if missing("a_guest_gets_an_address_and_passt_goes_with_its_machine") {
+            return;
+        }
+        let network = net::parse("user,mac=02:00:00:01:02:03").unwrap().open(0).unwrap();
+        let mut driver = Driver::new(|_| network.device().unwrap());
+        driver.start(0);
+        assert_eq!(children(), 1);
+        for at in 0..16 {
+            driver.add(0, &[(BUFFERS + at * 0x1000, 0x1000, true)]);
+        }
+        driver.kick(0);
+        let packet = [vec![0; 12], discover()].concat();
+        driver.write(BUFFERS + 0x8_0000, &packet);
+        driver.add(1, &[(BUFFERS + 0x8_0000, packet.len() as u32, false)]);
+        driver.kick(1);
+        let offer = loop {
+            driver.serve_source(0);
+            let used = driver.used(0).into_iter();
+            let mut frames = used.map(|(head, len)| {
+                driver.read(BUFFERS + u64::from(head) * 0x1000, len as usize).split_off(12)
+            });
+            if let Some(offer) = frames.find(|frame| frame.get(34..38) == Some(&[0, 67, 0, 68])) {
+                break offer;
+            }
+            sleep(Duration::from_millis(1));
+        };
+        assert_eq!(offer[42], 2, "it is a reply");
+        assert_ne!(offer[58..62], [0; 4], "it has an address");
+        drop(driver);
+        while children() > 0 {
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_is_said_at_start() {
+        let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+        let host = taken.local_addr().unwrap().port();
+        let error = start(&[Forward { host, guest: 80, udp: false }]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot forward TCP port {host}: ")), "{error}");
+        let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let host = taken.local_addr().unwrap().port();
+        let error = start(&[Forward { host, guest: 80, udp: true }]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot forward UDP port {host}: ")), "{error}");
+    }
+
+    #[test]
+    fn ports_are_listed_by_protocol() {
+        let forwards =
+            ["8080:80", "53:5353/udp", "22:22/tcp"].map(|it| net::parse(&format!("user,forward={it}")));
+        assert!(forwards.iter().all(Result::is_ok));
+        let forward = |host, guest, udp| Forward { host, guest, udp };
+        let list = [forward(8080, 80, false), forward(53, 5353, true), forward(22, 22, false)];
+        assert_eq!(
+            (ports(&list, false), ports(&list, true)),
+            ("8080:80,22:22".to_owned(), "53:5353".to_owned())
+        );
+        assert_eq!(ports(&[], true), "none");
+    }
 }

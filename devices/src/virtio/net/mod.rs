@@ -63,7 +63,7 @@ pub trait Backend: Send {
     /// The files to wait for: that of pair `n` is the `n`-th.
     fn sources(&self) -> Vec<Source<'_>>;
 
-    /// The driver accepted `features`. Called from a vCPU thread: it must not wait.
+    /// The driver accepted `features`, none of them when it has gone. Called from a vCPU thread: it must not wait.
     fn activate(&mut self, _features: u64) {}
 
     /// Packets come to the first `count` pairs only.
@@ -259,6 +259,7 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.features = 0;
         self.active = 1;
+        self.backend.activate(0);
         self.receivers.iter_mut().for_each(Receiver::reset);
     }
 }

@@ -47,6 +47,7 @@ impl Tap {
         if tap.set_offloads(all).is_ok() {
             tap.features = OFFLOADS.iter().fold(GUEST_OFFLOADS, |all, (feature, _)| all | bit(*feature));
         }
+        tap.activate(0);
         tap
     }
 
@@ -106,6 +107,7 @@ impl Backend for Tap {
         let flags = if flags & TUN_F_CSUM == 0 { 0 } else { flags };
         if self.features != 0
             && let Err(error) = self.set_offloads(flags)
+            && flags != 0
         {
             log::warn!("tap: cannot set its offloads: {error}");
         }

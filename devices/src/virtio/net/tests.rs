@@ -82,12 +82,15 @@ fn send(driver: &mut Driver, packet: &[u8]) -> u16 {
 
 /// The device is as good as new: after a reset packets go both ways.
 fn works_after_reset(driver: &mut Driver, peer: &UnixDatagram) {
-    driver.start(MERGEABLE);
     while peer.recv(&mut [0; 1]).is_ok() {}
-    give(driver, 0, 4, 0x800);
-    driver.kick(RX);
-    driver.serve_source(0);
-    driver.used(RX);
+    loop {
+        driver.start(MERGEABLE);
+        give(driver, 0, 64, 0x800);
+        driver.kick(RX);
+        if driver.used(RX).is_empty() {
+            break; // Nothing is left of what came before.
+        }
+    }
     peer.send(&packet(60, 9)).unwrap();
     driver.serve_source(0);
     assert_eq!(received(driver, place), [frame(60, 9)]);
@@ -107,7 +110,7 @@ fn the_driver_reads_its_address_and_that_the_link_is_up() {
     let offered = driver.offered();
     assert_eq!(offered & bit(VIRTIO_NET_F_CSUM), 0, "a socket has no offloads");
     assert_eq!(offered & (bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_CTRL_VQ)), 0);
-    assert_ne!(offered & bit(VIRTIO_NET_F_MAC) & bit(VIRTIO_NET_F_MAC), 0);
+    assert_ne!(offered & bit(VIRTIO_NET_F_MAC), 0);
 }
 
 #[test]

@@ -96,10 +96,8 @@ fn a_real_tap_delivers_what_the_host_sends() {
         return;
     }
     // The guest asks who has an address of the host's, and is told.
-    let commands = [vec!["addr", "add", "198.51.100.1/24", "dev", name]];
-    for command in commands {
-        assert!(std::process::Command::new("ip").args(command).status().unwrap().success());
-    }
+    let command = ["addr", "add", "198.51.100.1/24", "dev", name];
+    assert!(std::process::Command::new("ip").args(command).status().unwrap().success());
     let mut question = broadcast(42);
     question[HEADER + 12..HEADER + 14].copy_from_slice(&[8, 6]);
     let arp = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 1, 2, 3, 198, 51, 100, 2, 0, 0, 0, 0, 0, 0, 198, 51, 100, 1];
