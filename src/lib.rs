@@ -16,6 +16,7 @@ pub mod log;
 pub mod machine;
 pub mod memory;
 pub mod pit;
+pub mod port;
 pub mod run;
 pub mod terminal;
 pub mod vcpu;
