@@ -19,6 +19,7 @@ pub mod memory;
 pub mod net;
 pub mod passt;
 pub mod pit;
+pub mod port;
 pub mod run;
 pub mod tap;
 pub mod terminal;

@@ -42,6 +42,11 @@ impl Drop for RawTerminal {
     }
 }
 
+/// The columns and rows of the user's terminal; zeros if there is none.
+pub fn size() -> (u16, u16) {
+    terminal_size::terminal_size().map_or((0, 0), |(columns, rows)| (columns.0, rows.0))
+}
+
 /// Gives the terminal back as it was. May be called at any time, any number of times.
 pub fn restore() {
     if let Some(before) = lock().take() {

@@ -1,4 +1,7 @@
-//! The serial console's host side: standard input to the guest, the guest's output to standard output, and signals.
+//! The consoles' host side: standard input to the guest, the guest's output to standard output, and signals.
+//!
+//! There are two, the serial port and the virtio console. What either prints is written; what is typed goes to the one
+//! that the guest listens to.
 //!
 //! The main thread waits here while the guest runs. What the guest prints is written by a thread of its own, so that
 //! neither a vCPU nor a signal ever waits for whoever reads it.
@@ -13,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow};
 use devices::serial::{Host, Serial};
+use devices::virtio::console::{self as hvc, Port};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,9 +26,9 @@ use nix::sys::signalfd::SignalFd;
 use crate::exit::{Exit, ExitRequest};
 use crate::footprint;
 use crate::machine::Running;
-use crate::terminal::RawTerminal;
+use crate::terminal::{self, RawTerminal};
 use keys::{Key, Keys};
-use output::{Output, Ready};
+use output::{Line, Output, Ready};
 
 /// How much input waits for a guest that takes none; the rest stays where it comes from, and what is typed is lost.
 const PENDING: usize = 4096;
@@ -32,7 +36,7 @@ const PENDING: usize = 4096;
 /// When nothing has happened for so long, in milliseconds, the start is over.
 const SETTLING: u16 = 200;
 
-/// The host's end of the serial line. It outlives the machines that are built one after the other at its other end.
+/// The host's end of both consoles. It outlives the machines that are built one after the other at the other end.
 pub struct Console {
     signals: SignalFd,
     terminal: Option<RawTerminal>,
@@ -42,9 +46,12 @@ pub struct Console {
     input_open: bool,
     wanted: Arc<EventFd>,
     ready: Arc<Ready>,
+    hvc: Arc<Port>,
+    prefers_hvc: bool,
 }
 
-/// Wakes the host's threads when the device has something for them.
+/// Wakes the host's threads when a device has something for them.
+#[derive(Clone)]
 struct Wake {
     wanted: Arc<EventFd>,
     ready: Arc<Ready>,
@@ -52,7 +59,7 @@ struct Wake {
 
 impl Host for Wake {
     fn output_ready(&self) {
-        self.ready.set();
+        self.ready.set(Line::Serial);
     }
 
     fn input_wanted(&self) {
@@ -61,27 +68,56 @@ impl Host for Wake {
     }
 }
 
+impl hvc::Host for Wake {
+    fn output_ready(&self) {
+        self.ready.set(Line::Hvc);
+    }
+
+    fn changed(&self) {
+        self.input_wanted();
+    }
+}
+
+/// Whether the kernel listens to the virtio console, given its command line: the last `console=` names it.
+pub fn prefers_hvc(cmdline: &str) -> bool {
+    let mut consoles = cmdline.split_ascii_whitespace().filter_map(|it| it.strip_prefix("console="));
+    consoles.next_back().is_some_and(|console| console.starts_with("hvc"))
+}
+
 impl Console {
-    /// Takes over the process's signals; to be called before there is a second thread.
+    /// Takes over the process's signals; to be called before there is a second thread. With `prefers_hvc`, input goes to
+    /// the virtio console once the guest has that open.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new() -> anyhow::Result<Self> {
+    pub fn new(prefers_hvc: bool) -> anyhow::Result<Self> {
+        let signals = signals::take_over()?;
         let wanted = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let wake =
+            Wake { wanted: Arc::new(wanted.context("cannot make an eventfd")?), ready: Arc::default() };
+        let hvc = Port::new("", Box::new(wake.clone())).context("cannot make an eventfd")?;
+        hvc.connect(true);
         Ok(Self {
-            signals: signals::take_over()?,
+            signals,
             terminal: None,
             keys: Keys::default(),
             pending: Vec::new(),
             input_open: true,
-            wanted: Arc::new(wanted.context("cannot make an eventfd")?),
-            ready: Arc::default(),
+            wanted: wake.wanted,
+            ready: wake.ready,
+            hvc: Arc::new(hvc),
+            prefers_hvc,
         })
     }
 
     /// What a new machine's serial port is to wake.
     pub fn host(&self) -> Box<dyn Host> {
         Box::new(Wake { wanted: self.wanted.clone(), ready: self.ready.clone() })
+    }
+
+    /// The host's end of a new machine's virtio console.
+    pub fn hvc(&self) -> &Arc<Port> {
+        &self.hvc
     }
 
     /// Carries bytes both ways until the machine is asked to stop, and stops it; what the guest has printed by then is
@@ -91,7 +127,9 @@ impl Console {
     /// The host refuses a thread, or the terminal its setting.
     pub fn attend(&mut self, machine: &mut Running) -> anyhow::Result<Option<i32>> {
         self.terminal = RawTerminal::new()?;
-        let output = Output::start(machine.serial().clone(), self.ready.clone(), machine.exit().clone())?;
+        self.measure_terminal();
+        let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
+        let output = Output::start(serial, hvc, self.ready.clone(), machine.exit().clone())?;
         let waited = self.wait(machine);
         machine.stop();
         // The keys go nowhere from here on, and while output waits for its reader Ctrl-C is the way out.
@@ -143,12 +181,19 @@ impl Console {
     fn take_signal(&self, machine: &Running) {
         let Ok(Some(info)) = self.signals.read_signal() else { return };
         let signal = info.ssi_signo as i32;
-        if signal != Signal::SIGIO as i32 {
+        if signal == Signal::SIGWINCH as i32 {
+            self.measure_terminal();
+        } else if signal != Signal::SIGIO as i32 {
             machine.exit().request(Exit::Signal(signal));
         } else if let Err(error) = machine.detach_files() {
             let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");
             machine.exit().request(Exit::Failed(error));
         }
+    }
+
+    fn measure_terminal(&self) {
+        let (columns, rows) = terminal::size();
+        self.hvc.resize(columns, rows);
     }
 
     fn read_input(&mut self, exit: &ExitRequest) {
@@ -174,7 +219,10 @@ impl Console {
 
     fn offer(&mut self, serial: &Mutex<Serial>) {
         if !self.pending.is_empty() {
-            let taken = lock(serial).receive(&self.pending);
+            let taken = match self.prefers_hvc && self.hvc.is_open() {
+                true => self.hvc.receive(&self.pending),
+                false => lock(serial).receive(&self.pending),
+            };
             self.pending.drain(..taken);
         }
     }
@@ -182,4 +230,23 @@ impl Console {
 
 fn lock(serial: &Mutex<Serial>) -> MutexGuard<'_, Serial> {
     serial.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_console_of_the_command_line_is_listened_to() {
+        for (cmdline, hvc) in [
+            ("console=ttyS0 console=hvc0", true),
+            ("console=hvc0 panic=-1", true),
+            ("console=hvc0 console=ttyS0,115200", false),
+            ("earlycon console=ttyS0", false),
+            ("init=/x xconsole=hvc0", false),
+            ("", false),
+        ] {
+            assert_eq!(prefers_hvc(cmdline), hvc, "{cmdline}");
+        }
+    }
 }

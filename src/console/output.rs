@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use devices::serial::Serial;
+use devices::virtio::console::Port;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -22,6 +23,15 @@ const GATHER: Duration = Duration::from_millis(1);
 /// How long a reader that does not read may hold up the end of a kite that was told to end, in milliseconds.
 const GRACE: u16 = 1000;
 
+/// A device that the guest prints to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// The serial port.
+    Serial,
+    /// The virtio console.
+    Hvc,
+}
+
 /// Whether there is output to write.
 #[derive(Default)]
 pub(super) struct Ready {
@@ -31,15 +41,16 @@ pub(super) struct Ready {
 
 #[derive(Clone, Copy, Default)]
 struct State {
-    output: bool,
+    /// Where output came first since it was last taken.
+    first: Option<Line>,
     help: bool,
     closing: bool,
 }
 
 impl Ready {
-    /// There is output.
-    pub fn set(&self) {
-        self.state().output = true;
+    /// There is output from `line`.
+    pub fn set(&self, line: Line) {
+        self.state().first.get_or_insert(line);
         self.changed.notify_one();
     }
 
@@ -56,11 +67,11 @@ impl Ready {
     /// Waits until there is something to write, and returns what.
     fn wait(&self) -> State {
         let mut state = self.state();
-        while !state.output && !state.help && !state.closing {
+        while state.first.is_none() && !state.help && !state.closing {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         let now = *state;
-        (state.output, state.help) = (false, false);
+        (state.first, state.help) = (None, false);
         now
     }
 
@@ -89,15 +100,16 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Starts to write what `serial` has to say.
+    /// Starts to write what `serial` and `hvc` have to say.
     pub fn start(
         serial: Arc<Mutex<Serial>>,
+        hvc: Arc<Port>,
         ready: Arc<Ready>,
         exit: Arc<ExitRequest>,
     ) -> anyhow::Result<Self> {
         let done = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?);
         ready.set_closing(false);
-        let writer = Writer { serial, ready: ready.clone(), exit: exit.clone(), done: done.clone() };
+        let writer = Writer { serial, hvc, ready: ready.clone(), exit: exit.clone(), done: done.clone() };
         let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
         let thread = thread.spawn(move || writer.run()).context("cannot start the console's thread")?;
         Ok(Self { ready, done, exit, thread })
@@ -126,7 +138,7 @@ impl Output {
                 };
             }
             match signals.read_signal() {
-                Ok(Some(info)) if info.ssi_signo == Signal::SIGIO as u32 => {} // the guest is past caring
+                Ok(Some(info)) if is_news(info.ssi_signo) => {} // the guest is past caring
                 Ok(Some(info)) => return Ok(Some(info.ssi_signo as i32)),
                 _ if polled == Ok(0) => return Ok(None),
                 _ => {}
@@ -139,8 +151,14 @@ fn not_written(error: Errno) -> anyhow::Error {
     anyhow!(error).context("cannot write the guest's output to standard output")
 }
 
+/// Whether the signal is about files or the terminal, and ends nothing.
+fn is_news(signal: u32) -> bool {
+    [Signal::SIGIO, Signal::SIGWINCH].iter().any(|it| *it as u32 == signal)
+}
+
 struct Writer {
     serial: Arc<Mutex<Serial>>,
+    hvc: Arc<Port>,
     ready: Arc<Ready>,
     exit: Arc<ExitRequest>,
     done: Arc<EventFd>,
@@ -156,7 +174,7 @@ impl Writer {
                 // Whether there is a reader or not, the guest goes on.
                 let _ = write_all(io::stderr().as_fd(), HELP.as_bytes());
             }
-            lock(&self.serial).take_output(&mut buffer);
+            self.take_output(wanted.first, &mut buffer);
             if written.is_ok() {
                 written = write_all(io::stdout().as_fd(), &buffer);
                 if let Err(error) = written {
@@ -172,6 +190,17 @@ impl Writer {
         }
         let _ = self.done.write(1);
         written
+    }
+
+    /// Takes what there is from both, in the order it came as far as that is known.
+    fn take_output(&self, first: Option<Line>, buffer: &mut Vec<u8>) {
+        if first == Some(Line::Hvc) {
+            self.hvc.take_output(buffer);
+        }
+        lock(&self.serial).take_output(buffer);
+        if first != Some(Line::Hvc) {
+            self.hvc.take_output(buffer);
+        }
     }
 }
 

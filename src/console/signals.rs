@@ -18,10 +18,11 @@ const ENDING: [Signal; 8] = [
     Signal::SIGXCPU,
 ];
 
-/// Takes over what ends kite, and `SIGIO`; to be called before there is a second thread.
+/// Takes over what ends kite, and what does not: `SIGIO` and `SIGWINCH`; to be called before there is a second thread.
 pub(super) fn take_over() -> anyhow::Result<SignalFd> {
     let mut waited = SigSet::empty();
     waited.add(Signal::SIGIO);
+    waited.add(Signal::SIGWINCH);
     ENDING.into_iter().filter(|signal| !is_ignored(*signal)).for_each(|signal| waited.add(signal));
     let mut blocked = waited;
     // Reading a terminal that another job has then fails instead of stopping us, and the guest with us.

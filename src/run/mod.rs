@@ -11,7 +11,7 @@ use boot::Piece;
 use nix::sys::sysinfo::sysinfo;
 
 use crate::cli::{self, OnReboot, RunOptions};
-use crate::console::Console;
+use crate::console::{self, Console};
 use crate::exit::Exit;
 use crate::footprint;
 use crate::load::Guest;
@@ -29,7 +29,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     footprint::keep_one_heap();
     check_memory(options.memory)?;
     let boot = Boot::prepare(options)?;
-    let mut console = Console::new()?;
+    let mut console = Console::new(console::prefers_hvc(&boot.cmdline))?;
     let devices = Devices::open(options)?;
     let board =
         Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi, virtio: devices.count() };
@@ -43,7 +43,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         };
         // Whoever told kite to end may be the one who reads nothing.
         if !matches!(running.exit().reason(), Some(Exit::Quit)) && !matches!(end, End::Signal(_)) {
-            report_lost_output(&running);
+            report_lost_output(&running, &console);
         }
         match end {
             End::Reboot if options.on_reboot == OnReboot::Restart => {}
@@ -143,8 +143,9 @@ fn check_memory(size: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn report_lost_output(running: &Running) {
-    let lost = running.serial().lock().unwrap_or_else(std::sync::PoisonError::into_inner).dropped();
+fn report_lost_output(running: &Running, console: &Console) {
+    let serial = running.serial().lock().unwrap_or_else(std::sync::PoisonError::into_inner).dropped();
+    let lost = serial + console.hvc().lost();
     if lost > 0 {
         cli::complain(&format!(
             "{lost} bytes of the guest's output were lost: standard output took none, and the guest went on"
