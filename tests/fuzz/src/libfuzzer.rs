@@ -15,4 +15,9 @@ fn named() -> fn(&[u8]) {
     })
 }
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| TARGET.get_or_init(named)(data));
+libfuzzer_sys::fuzz_target!(
+    init: {
+        TARGET.get_or_init(named);
+    },
+    |data: &[u8]| TARGET.get_or_init(named)(data)
+);

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "asks how much processor time another thread has had")]
 
 use std::cell::Cell;
+use std::io::Write;
 use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -24,7 +25,9 @@ pub fn watched<T>(name: &str, case: impl FnOnce() -> T) -> T {
                 waited += STEP;
                 let used = time(clock).map_or(Duration::ZERO, |now| now.saturating_sub(start));
                 if used > PROCESSOR || waited > WAITING {
-                    eprintln!("{name}: no end after {used:?} of processor time");
+                    // Not by `eprintln`: what a test prints is kept, and lost with the process.
+                    let told = format!("{name}: no end after {used:?} of processor time\n");
+                    let _nobody_listens = std::io::stderr().write_all(told.as_bytes());
                     std::process::abort();
                 }
             }
