@@ -84,7 +84,7 @@ impl Ground {
     }
 
     /// A file of the run's own folder.
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -183,10 +183,14 @@ pub fn go_alone() -> Result<()> {
 }
 
 /// A command that is started and ends with its owner.
-struct Started(std::process::Child);
+pub struct Started(std::process::Child);
 
 impl Started {
-    fn new(command: &mut Command) -> Result<Self> {
+    /// Starts `command`.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn new(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         command.spawn().map(Self).with_context(|| format!("starting {name}"))
     }
