@@ -8,6 +8,8 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::{disk, net};
+
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
 /// kite or the host failed, or was asked for something impossible.
@@ -87,6 +89,14 @@ pub struct RunOptions {
     /// Give the guest an MP table instead of ACPI
     #[arg(long)]
     pub no_acpi: bool,
+    /// Add a disk, a raw image or a block device: PATH, or path=PATH[,readonly][,ephemeral][,direct][,queues=N]
+    /// [,id=SERIAL]; what the guest writes to an ephemeral one is dropped at the end; may be given more than once
+    #[arg(long = "disk", value_name = "DISK", value_parser = ValueParser::new(disk::parse), conflicts_with = "no_acpi")]
+    pub disks: Vec<disk::Spec>,
+    /// Add a network: tap=NAME[,mac=MAC][,queues=N], a tap device of this host, made if need be; or
+    /// user[,mac=MAC][,forward=HOST:GUEST[/udp]...], through passt, without privileges; may be given more than once
+    #[arg(long = "net", value_name = "NETWORK", value_parser = ValueParser::new(net::parse), conflicts_with = "no_acpi")]
+    pub networks: Vec<net::Spec>,
     /// Leave out the balloon, which gives memory that the guest has freed back to the host
     #[arg(long)]
     pub no_balloon: bool,

@@ -9,13 +9,17 @@ use devices::virtio::balloon::{Balloon, Target};
 use devices::virtio::rng::Rng;
 
 use crate::cli::RunOptions;
+use crate::disk;
 use crate::machine::Attachment;
+use crate::net::Network;
 
 /// The thread of the devices that have little to do.
 const SHARED_THREAD: &str = "virtio";
 
 /// What the host has opened for the guest's devices.
 pub(super) struct Devices {
+    disks: Vec<disk::Open>,
+    networks: Vec<Network>,
     /// What the balloon is to be; nothing without a balloon.
     balloon: Option<Arc<Target>>,
     rng: bool,
@@ -27,7 +31,10 @@ impl Devices {
         // Without ACPI the guest cannot know of them.
         let acpi = !options.no_acpi;
         let balloon = (acpi && !options.no_balloon).then(Target::new).transpose();
+        let networks = options.networks.iter().zip(0..).map(|(spec, index)| spec.open(index));
         Ok(Self {
+            disks: options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?,
+            networks: networks.collect::<Result<_>>()?,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,
         })
@@ -35,11 +42,19 @@ impl Devices {
 
     /// How many devices there are.
     pub fn count(&self) -> u32 {
-        u32::from(self.balloon.is_some()) + u32::from(self.rng)
+        let named = self.disks.len() + self.networks.len();
+        named as u32 + u32::from(self.balloon.is_some()) + u32::from(self.rng)
     }
 
     /// The kernel modules of devices that the guest cannot do without, and of those that it can.
     pub fn modules(&self) -> (Vec<&'static str>, Vec<&'static str>) {
+        let mut needed = Vec::new();
+        if !self.disks.is_empty() {
+            needed.push("virtio_blk");
+        }
+        if !self.networks.is_empty() {
+            needed.push("virtio_net");
+        }
         let mut optional = Vec::new();
         if self.balloon.is_some() {
             optional.push("virtio_balloon");
@@ -47,12 +62,19 @@ impl Devices {
         if self.rng {
             optional.push("virtio_rng");
         }
-        (Vec::new(), optional)
+        (needed, optional)
     }
 
     /// New devices for a machine with `memory`, in the order of the board.
-    pub fn attach(&self, _memory: &GuestMemory) -> Result<Vec<Attachment>> {
+    pub fn attach(&self, memory: &GuestMemory) -> Result<Vec<Attachment>> {
         let mut devices = Vec::new();
+        for (disk, index) in self.disks.iter().zip(0..) {
+            let device = disk.device(memory).with_context(|| format!("cannot set up disk {index}"))?;
+            devices.push(Attachment { device, thread: format!("disk{index}") });
+        }
+        for (network, index) in self.networks.iter().zip(0..) {
+            devices.push(Attachment { device: network.device()?, thread: format!("net{index}") });
+        }
         if let Some(target) = &self.balloon {
             devices.push(shared(Box::new(Balloon::new(target.clone()))));
         }

@@ -65,6 +65,11 @@ impl Buffers {
         Self::default()
     }
 
+    /// Whether each piece begins, in guest memory, and ends at a multiple of `align`, a power of two up to a page.
+    pub fn is_aligned(&self, align: usize) -> bool {
+        self.parts.iter().all(|(at, len)| (at.0 | *len as u64) & (align as u64 - 1) == 0)
+    }
+
     /// Keeps the first `len` bytes at most.
     pub fn truncate(&mut self, len: usize) {
         let _cut = self.split_off(len);

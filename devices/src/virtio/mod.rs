@@ -2,7 +2,9 @@
 //! that a driver uses ([`mmio`]).
 
 pub mod balloon;
+pub mod block;
 pub mod buffers;
+pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod queue;

@@ -96,6 +96,8 @@ pub struct Driver {
     sources: usize,
     /// The size that [`Self::set_up`] gives queues, at most.
     pub size: u16,
+    /// The size of each queue, as [`Self::set_up`] gave it.
+    sizes: Vec<u16>,
     /// What [`Self::add`] has made available on each queue.
     avail: Vec<u16>,
     /// The next free descriptor of each queue.
@@ -134,6 +136,7 @@ impl Driver {
             bell,
             sources,
             size: 64,
+            sizes: vec![64; count],
             avail: zeros.clone(),
             next: zeros.clone(),
             seen: zeros,
@@ -214,6 +217,7 @@ impl Driver {
         }
         self.set(VIRTIO_MMIO_QUEUE_READY, 1);
         (self.avail[index], self.next[index], self.seen[index]) = (0, 0, 0);
+        self.sizes[index] = size;
     }
 
     /// Where queue `index` has its descriptors, its avail ring and its used ring. There is room for 256 entries.
@@ -243,7 +247,7 @@ impl Driver {
     /// Makes a chain of `parts` (address, length, whether the device writes), with free descriptors, available. Returns
     /// its head. The ring wraps as the driver comes round; what is still in flight is not looked at.
     pub fn add(&mut self, index: usize, parts: &[(u64, u32, bool)]) -> u16 {
-        let size = self.size;
+        let size = self.sizes[index];
         let head = self.next[index];
         for (count, (address, len, writable)) in (1..).zip(parts) {
             let at = self.next[index];
@@ -259,7 +263,7 @@ impl Driver {
     /// Puts `head` into the avail ring of queue `index`, whatever it is.
     pub fn offer(&mut self, index: usize, head: u16) {
         let avail = self.rings(index)[1];
-        let slot = self.avail[index] % self.size;
+        let slot = self.avail[index] % self.sizes[index];
         self.write(avail + 4 + 2 * u64::from(slot), &head.to_le_bytes());
         self.avail[index] = self.avail[index].wrapping_add(1);
         self.write(avail + 2, &self.avail[index].to_le_bytes());
@@ -276,7 +280,7 @@ impl Driver {
     pub fn want_interrupts(&mut self, index: usize) {
         let ring = self.rings(index)[1];
         let seen = self.seen[index];
-        self.write(ring + 4 + 2 * u64::from(self.size), &seen.to_le_bytes());
+        self.write(ring + 4 + 2 * u64::from(self.sizes[index]), &seen.to_le_bytes());
     }
 
     /// Kicks queue `index` and has the device serve.
@@ -328,7 +332,7 @@ impl Driver {
         let idx = self.used_index(index);
         let mut entries = Vec::new();
         while self.seen[index] != idx && entries.len() < 1 << 16 {
-            let at = ring + 4 + 8 * u64::from(self.seen[index] % self.size);
+            let at = ring + 4 + 8 * u64::from(self.seen[index] % self.sizes[index]);
             let [head, len]: [u32; 2] = self.memory.read_obj(GuestAddress(at)).expect("rings are in RAM");
             entries.push((head as u16, len));
             self.seen[index] = self.seen[index].wrapping_add(1);

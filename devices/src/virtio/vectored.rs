@@ -51,6 +51,40 @@ pub fn write(fd: BorrowedFd<'_>, memory: &GuestMemory, buffers: &Buffers) -> io:
     retry(|| checked(unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) }))
 }
 
+/// Reads once into guest memory, from `offset` of a file on (preadv(2)).
+///
+/// # Errors
+/// The call fails.
+pub fn read_at(
+    fd: BorrowedFd<'_>,
+    memory: &GuestMemory,
+    buffers: &Buffers,
+    offset: u64,
+) -> io::Result<usize> {
+    let mut list = Vec::with_capacity(16);
+    entries(memory, buffers, &mut list);
+    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    // SAFETY: as in `read`.
+    retry(|| checked(unsafe { libc::preadv(fd, list.as_ptr(), count, offset) }))
+}
+
+/// Writes once out of guest memory, to `offset` of a file and on (pwritev(2)).
+///
+/// # Errors
+/// The call fails.
+pub fn write_at(
+    fd: BorrowedFd<'_>,
+    memory: &GuestMemory,
+    buffers: &Buffers,
+    offset: u64,
+) -> io::Result<usize> {
+    let mut list = Vec::with_capacity(16);
+    entries(memory, buffers, &mut list);
+    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    // SAFETY: as in `read`.
+    retry(|| checked(unsafe { libc::pwritev(fd, list.as_ptr(), count, offset) }))
+}
+
 /// Reads once into `room`, of which no more than the first [`MOST`] - 1 pieces may be there, and what has no room into
 /// `beyond` (readv(2)).
 ///

@@ -3,6 +3,7 @@
 mod bench;
 mod debian;
 mod demo;
+mod fuzz;
 mod guests;
 mod host;
 mod inside;
@@ -73,6 +74,16 @@ enum Task {
     /// Measure kite beside a bare program and QEMU's microvm machine
     #[command(subcommand)]
     Bench(bench::Task),
+    /// Run a fuzz target with libFuzzer, which looks for input that reaches new code
+    ///
+    /// What it learns is kept in target/fuzz/TARGET/corpus, so that the next run goes on from there; what breaks the
+    /// target is in target/fuzz/TARGET/findings. The targets are those of tests/fuzz/src/lib.rs. The exit status is 1
+    /// if there was a finding.
+    #[command(
+        after_help = "Examples:\n  cargo xtask fuzz queue\n  cargo xtask fuzz kernel --seconds 600\n  \
+                            cargo xtask fuzz queue target/fuzz/queue/findings/crash-da39a3ee"
+    )]
+    Fuzz(fuzz::Options),
     /// Boot Linux guests where there is hardware KVM, a line about each
     #[command(hide = true)]
     Guests {
@@ -173,6 +184,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lab(options) => run_lab(options),
         Task::Kernels => list_kernels(),
         Task::Bench(task) => bench::run(task),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Guests { kite, all, skip, kernels } => run_guests(&kite, all, skip, &kernels),
         Task::Proofs { kite, all, skip, only, kernel } => {
             proof::go_alone()?;

@@ -60,7 +60,8 @@ pub fn build_kite() -> Result<PathBuf> {
     Ok(profiles.join("release/kite"))
 }
 
-fn cargo() -> Command {
+/// Cargo, in the root folder of this tree.
+pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo.current_dir(host::root());
     cargo

@@ -85,10 +85,17 @@ impl Account {
         }
     }
 
-    /// The device was reset: whatever `memory` holds now is right, and the device may write nothing.
+    /// The device was reset: what it has written where it might is right, and from here on it may write nothing.
     pub fn settle(&mut self, memory: &GuestMemory) {
-        self.take_stray(memory);
-        self.writable.clear();
+        for range in self.writable.drain(..) {
+            for ((start, len), expected) in RAM.iter().zip(&mut self.expected) {
+                let (from, to) = (range.start.max(*start), range.end.min(start + *len as u64));
+                if from < to {
+                    let expected = &mut expected[(from - start) as usize..(to - start) as usize];
+                    memory.read_slice(expected, GuestAddress(from)).expect("it is RAM");
+                }
+            }
+        }
     }
 
     /// The first byte of `memory` that is not what it should be, once.

@@ -1,0 +1,169 @@
+//! `--net`: what a network device is connected to, from the command line to the device.
+
+use std::fs::{self, File};
+
+use anyhow::Context;
+use devices::virtio::VirtioDevice;
+use devices::virtio::net::{Net, Stream, Tap};
+
+use crate::{passt, tap};
+
+/// The most queue pairs of a device: what the kernel's taps have.
+const MOST_QUEUES: u16 = 256;
+
+/// A network device as the command line describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    mac: Option<[u8; 6]>,
+    to: To,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum To {
+    Tap { name: String, queues: u16 },
+    User { forwards: Vec<Forward> },
+}
+
+/// A port of the host that leads to one of the guest's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The host's port.
+    pub host: u16,
+    /// The guest's port.
+    pub guest: u16,
+    /// UDP, not TCP.
+    pub udp: bool,
+}
+
+/// Reads `tap=NAME[,mac=MAC][,queues=N]` or `user[,mac=MAC][,forward=HOST:GUEST[/udp]…]`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(text: &str) -> Result<Spec, String> {
+    let mut options = text.split(',');
+    let mut mac = None;
+    let to = match options.next().unwrap_or_default().split_once('=') {
+        Some(("tap", name)) => To::Tap { name: tap_name(name)?, queues: 1 },
+        None if text.split(',').next() == Some("user") => To::User { forwards: Vec::new() },
+        _ => return Err("it starts with tap=NAME or user".to_owned()),
+    };
+    let mut spec = Spec { mac: None, to };
+    for option in options {
+        match (&mut spec.to, option.split_once('=')) {
+            (_, Some(("mac", value))) => mac = Some(parse_mac(value)?),
+            (To::Tap { queues, .. }, Some(("queues", value))) => *queues = parse_queues(value)?,
+            (To::User { forwards }, Some(("forward", value))) => forwards.push(parse_forward(value)?),
+            (To::Tap { .. }, _) => return Err(format!("{option}: a tap has mac=MAC and queues=N")),
+            (To::User { .. }, _) => return Err(format!("{option}: user has mac=MAC and forward=HOST:GUEST")),
+        }
+    }
+    spec.mac = mac;
+    Ok(spec)
+}
+
+fn tap_name(name: &str) -> Result<String, String> {
+    let fits = (1..=tap::LONGEST_NAME).contains(&name.len());
+    let odd = |char: char| char.is_whitespace() || char.is_control() || matches!(char, '/' | ':' | '%');
+    match fits && !name.contains(odd) && name != "." && name != ".." {
+        true => Ok(name.to_owned()),
+        false => Err(format!(
+            "an interface's name has 1 to {} bytes, none of them / : % or space",
+            tap::LONGEST_NAME
+        )),
+    }
+}
+
+fn parse_queues(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(queues @ 1..=MOST_QUEUES) => Ok(queues),
+        _ => Err(format!("queues={text}: a tap has 1 to {MOST_QUEUES} queues")),
+    }
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], String> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2 && !part.starts_with('+'));
+        let value = part.and_then(|part| u8::from_str_radix(part, 16).ok());
+        *byte = value.ok_or("a MAC address is six bytes in hexadecimal, such as 02:00:00:12:34:56")?;
+    }
+    if parts.next().is_some() || mac[0] & 1 != 0 || mac == [0; 6] {
+        return Err(format!("{text} is no address of one interface"));
+    }
+    Ok(mac)
+}
+
+fn parse_forward(text: &str) -> Result<Forward, String> {
+    let (ports, udp) = match text.split_once('/') {
+        None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), false),
+        Some((ports, "udp")) => (ports, true),
+        Some(_) => return Err(format!("forward={text}: the protocol is tcp or udp")),
+    };
+    let port = |text: &str| text.parse().ok().filter(|port: &u16| *port != 0);
+    match ports.split_once(':').map(|(host, guest)| (port(host), port(guest))) {
+        Some((Some(host), Some(guest))) => Ok(Forward { host, guest, udp }),
+        _ => Err(format!("forward={text}: two ports are needed, such as forward=8080:80")),
+    }
+}
+
+/// What a network device is connected to, open. Each machine built gets a device from it.
+pub struct Network {
+    mac: [u8; 6],
+    to: Open,
+}
+
+enum Open {
+    Tap(Vec<File>),
+    User(Vec<Forward>),
+}
+
+impl Spec {
+    /// Opens what it names, for the `index`-th network device of the machine.
+    ///
+    /// # Errors
+    /// It cannot be used: with what to do.
+    pub fn open(&self, index: usize) -> anyhow::Result<Network> {
+        let (name, to) = match &self.to {
+            To::Tap { name, queues } => (name.as_str(), Open::Tap(tap::open(name, *queues)?)),
+            To::User { forwards } => ("user", Open::User(forwards.clone())),
+        };
+        Ok(Network { mac: self.mac.unwrap_or_else(|| derive_mac(&machine_id(), name, index)), to })
+    }
+}
+
+impl Network {
+    /// A device of a new machine; there is no other at the time. For `user` it has a passt of its own, which goes with it.
+    ///
+    /// # Errors
+    /// The host has no files left, or passt doesn't start.
+    pub fn device(&self) -> anyhow::Result<Box<dyn VirtioDevice>> {
+        let backend: Box<dyn devices::virtio::net::Backend> = match &self.to {
+            Open::Tap(files) => {
+                let files = files.iter().map(File::try_clone).collect::<Result<_, _>>();
+                Box::new(Tap::new(files.context("cannot duplicate a tap's file")?))
+            }
+            Open::User(forwards) => {
+                Box::new(Stream::new(passt::start(forwards)?).context("cannot use passt's socket")?)
+            }
+        };
+        Ok(Box::new(Net::new(backend, self.mac)))
+    }
+}
+
+/// What tells this host from others; nothing where it has none.
+fn machine_id() -> Vec<u8> {
+    fs::read("/etc/machine-id").unwrap_or_default()
+}
+
+/// An address that is the same at every start: locally administered, and another for each host, name and index.
+fn derive_mac(host: &[u8], name: &str, index: usize) -> [u8; 6] {
+    // FNV-1a: it need not be hard to guess.
+    let seed = host.iter().chain(name.as_bytes()).chain(&[0]).copied().chain((index as u64).to_le_bytes());
+    let hash = seed.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let [_, _, mut mac @ ..] = hash.to_be_bytes();
+    mac[0] = mac[0] & 0xfc | 2;
+    mac
+}

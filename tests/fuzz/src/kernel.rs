@@ -1,0 +1,167 @@
+//! Kernel images that say anything: read, placed into guest memory, and told to the guest in the zero page.
+
+use std::cell::RefCell;
+use std::os::unix::fs::FileExt;
+
+use arbitrary::{Arbitrary, Unstructured};
+use boot::kernel::{Image, Protocol};
+use boot::layout::{HIGH_MEMORY, IDENTITY_MAP};
+use boot::params::Params;
+use boot::{GuestMemory, Piece};
+use tempfile::NamedTempFile;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::list;
+
+/// Guest RAM in bytes.
+const RAM: u64 = 64 << 20;
+
+/// A file: what it starts from, and what is put into it.
+#[derive(Arbitrary, Debug)]
+struct Content<'a> {
+    base: Base<'a>,
+    #[arbitrary(with = list)]
+    bytes: Vec<(u16, u8)>,
+    #[arbitrary(with = list)]
+    numbers: Vec<(u16, u64)>,
+    /// Cut, or lengthened by a hole.
+    len: Option<u32>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Base<'a> {
+    Elf { notes: bool, segments: u8 },
+    BzImage,
+    Raw(&'a [u8]),
+}
+
+impl Content<'_> {
+    fn write(&self) -> Vec<u8> {
+        let mut content = match self.base {
+            Base::Elf { notes, segments } => elf(notes, segments % 8),
+            Base::BzImage => bzimage(),
+            Base::Raw(bytes) => bytes.to_vec(),
+        };
+        let bytes = self.bytes.iter().map(|(at, byte)| (at, vec![*byte]));
+        let numbers = self.numbers.iter().map(|(at, number)| (at, number.to_le_bytes().to_vec()));
+        for (at, bytes) in bytes.chain(numbers) {
+            // Most of what matters is in the first KiB.
+            let at = usize::from(*at) % content.len().clamp(1, 1024);
+            let end = content.len().min(at + bytes.len());
+            content[at..end].copy_from_slice(&bytes[..end - at]);
+        }
+        content
+    }
+}
+
+fn put(content: &mut [u8], at: usize, bytes: &[u8]) {
+    content[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+/// An ELF executable with segments of a page at 1 MiB and on, and a PVH note if asked for.
+fn elf(notes: bool, segments: u8) -> Vec<u8> {
+    let mut content = vec![0; 0x1000 * (usize::from(segments) + 2)];
+    put(&mut content, 0, b"\x7fELF\x02\x01\x01");
+    put(&mut content, 16, &[2, 0, 62, 0, 1]);
+    put(&mut content, 24, &HIGH_MEMORY.to_le_bytes());
+    put(&mut content, 32, &64u64.to_le_bytes());
+    put(&mut content, 52, &[64, 0, 56, 0, segments + u8::from(notes), 0]);
+    for index in 0..u64::from(segments) {
+        let (offset, address) = (0x1000 * (index + 1), HIGH_MEMORY + 0x2000 * index);
+        let at = 64 + 56 * index as usize;
+        put(&mut content, at, &[1, 0, 0, 0, 7]);
+        for (field, value) in [(8, offset), (16, address), (24, address), (32, 0x1000), (40, 0x2000)] {
+            put(&mut content, at + field, &value.to_le_bytes());
+        }
+    }
+    if notes {
+        // XEN_ELFNOTE_PHYS32_ENTRY.
+        put(&mut content, 0x800, b"\x04\0\0\0\x08\0\0\0\x12\0\0\0Xen\0\0\0\x10\0\0\0\0\0");
+        let at = 64 + 56 * usize::from(segments);
+        put(&mut content, at, &[4, 0, 0, 0, 4]);
+        for (field, value) in [(8, 0x800u64), (32, 24), (40, 24)] {
+            put(&mut content, at + field, &value.to_le_bytes());
+        }
+    }
+    content
+}
+
+/// A bzImage of protocol 2.15 with a 64-bit entry (Linux `Documentation/arch/x86/boot.rst`).
+fn bzimage() -> Vec<u8> {
+    let mut content = vec![0; 0x5000];
+    put(&mut content, 0x1f1, &[4]);
+    put(&mut content, 0x1f4, &0x400u32.to_le_bytes());
+    put(&mut content, 0x1fe, &[0x55, 0xaa, 0xeb, 0x6c]);
+    put(&mut content, 0x202, b"HdrS\x0f\x02");
+    put(&mut content, 0x20e, &0x100u16.to_le_bytes());
+    put(&mut content, 0x211, &[1]);
+    put(&mut content, 0x214, &0x10_0000u32.to_le_bytes());
+    put(&mut content, 0x22c, &0x7fff_ffffu32.to_le_bytes());
+    put(&mut content, 0x230, &0x20_0000u32.to_le_bytes());
+    put(&mut content, 0x234, &[1, 21, 3, 0, 0xff, 0x07, 0, 0]);
+    put(&mut content, 0x258, &0x100_0000u64.to_le_bytes());
+    put(&mut content, 0x260, &0x2_0000u32.to_le_bytes());
+    put(&mut content, 0x300, b"6.1.0 (fuzz)\0");
+    content
+}
+
+thread_local! {
+    /// One file and one memory for all inputs.
+    static KEPT: RefCell<Option<(NamedTempFile, GuestMemory)>> = const { RefCell::new(None) };
+}
+
+pub fn run(data: &[u8]) {
+    let Ok(content) = Content::arbitrary(&mut Unstructured::new(data)) else { return };
+    KEPT.with_borrow_mut(|kept| {
+        let (file, memory) = kept.get_or_insert_with(|| {
+            let memory = GuestMemory::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
+            (NamedTempFile::new().unwrap(), memory)
+        });
+        let bytes = content.write();
+        let len = content.len.map_or(bytes.len() as u64, u64::from);
+        file.as_file().set_len(0).unwrap();
+        file.as_file().write_all_at(&bytes, 0).unwrap();
+        file.as_file().set_len(len).unwrap();
+        if let Ok(image) = Image::open(file.path()) {
+            assert_sound(&image, len);
+            place(&image, memory);
+        }
+    });
+}
+
+/// What an image that was accepted promises to whoever loads it, for a file of `len` bytes.
+fn assert_sound(image: &Image, len: u64) {
+    let mut free = HIGH_MEMORY;
+    for segment in &image.segments {
+        assert!(segment.addr >= free && segment.piece.len() <= segment.mem_len, "{image:x?}");
+        free = segment.addr.checked_add(segment.mem_len).unwrap();
+        if let Piece::File { offset, len: part, .. } = &segment.piece {
+            assert!(offset.checked_add(*part).unwrap() <= len, "{image:x?}");
+        }
+    }
+    assert_eq!(free, image.end, "{image:x?}");
+    let addressable = if image.protocol == Protocol::Pvh { 1 << 32 } else { IDENTITY_MAP };
+    assert!(image.end <= addressable && image.initrd_max < 1 << 32, "{image:x?}");
+    let holds = |it: &boot::kernel::Segment| (it.addr..it.addr + it.piece.len()).contains(&image.entry);
+    assert!(image.segments.iter().any(holds), "{image:x?}");
+    image.version();
+}
+
+/// Puts what fits, a KiB of each end, where the image says, and writes the zero page.
+fn place(image: &Image, memory: &GuestMemory) {
+    for segment in &image.segments {
+        let Piece::File { file, offset, len } = &segment.piece else { continue };
+        if segment.addr + segment.mem_len > RAM {
+            return;
+        }
+        let part = (*len).min(1024);
+        for at in [0, len - part] {
+            let mut bytes = vec![0; part as usize];
+            file.read_exact_at(&mut bytes, offset + at).unwrap();
+            memory.write_slice(&bytes, GuestAddress(segment.addr + at)).unwrap();
+        }
+    }
+    let params = Params { cmdline: "console=ttyS0", initrd: None, rsdp: None, ram: RAM };
+    // Refused for a reason, or written.
+    let _refused = params.write(memory, image);
+}

@@ -1,0 +1,80 @@
+//! Every fuzz target with random bytes, the same ones in every run, and with the inputs that once were findings.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+
+use devices::virtio::testing::watched;
+
+/// Runs one input; whatever goes wrong, what it was is told.
+fn run(name: &str, target: fn(&[u8]), input: &[u8]) {
+    if let Err(panic) = watched(name, || catch_unwind(AssertUnwindSafe(|| target(input)))) {
+        eprintln!("fuzz target {name}");
+        resume_unwind(panic);
+    }
+}
+
+/// Random bytes that belong to `seed` (xorshift64, Marsaglia, 2003): few values are more frequent than others, as in
+/// inputs that a person would write.
+fn bytes(seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state >> 11
+    };
+    let len = next() % 2000;
+    (0..len)
+        .map(|_| match next() % 4 {
+            0 => 0,
+            1 => (next() % 16) as u8,
+            _ => next() as u8,
+        })
+        .collect()
+}
+
+/// Runs target `name` with `count` inputs.
+fn seeded(name: &str, count: u64) {
+    let target = fuzz::target(name).expect("a target of this name");
+    for seed in 1..=count {
+        run(&format!("{name}, seed {seed}"), target, &bytes(seed));
+    }
+}
+
+#[test]
+fn any_driver_of_queues_does_no_harm() {
+    seeded("queue", 500);
+}
+
+#[test]
+fn any_driver_of_the_entropy_device_does_no_harm() {
+    seeded("rng", 500);
+}
+
+#[test]
+fn any_driver_of_the_serial_port_does_no_harm() {
+    seeded("serial", 300);
+}
+
+#[test]
+fn any_kernel_image_does_no_harm() {
+    seeded("kernel", 3000);
+}
+
+#[test]
+fn any_list_of_modules_does_no_harm() {
+    seeded("modules", 1000);
+}
+
+#[test]
+fn what_was_found_once_is_not_found_again() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (name, target) in fuzz::TARGETS {
+        let Ok(inputs) = fs::read_dir(corpus.join(name)) else { continue };
+        for input in inputs {
+            let path = input.unwrap().path();
+            run(&format!("{name}, input {}", path.display()), *target, &fs::read(&path).unwrap());
+        }
+    }
+}
