@@ -71,6 +71,8 @@ pub struct Ground {
     kernel: Kernel,
     debian: Debian,
     folder: TempDir,
+    /// What guests say is passed on as they say it.
+    pub shown: bool,
 }
 
 impl Ground {
@@ -80,7 +82,7 @@ impl Ground {
         let kernel = Kernel::open(kernel)?.with_context(|| format!("no kernel {kernel}"))?;
         let debian = Debian::open()?.context("there is no Debian disk")?;
         let folder = tempfile::tempdir().context("making a folder")?;
-        Ok(Self { vmm, kernel, debian, folder })
+        Ok(Self { vmm, kernel, debian, folder, shown: false })
     }
 
     /// A file of the run's own folder.
@@ -108,7 +110,7 @@ impl Ground {
     /// # Errors
     /// The program that runs it does not start.
     pub fn start(&self, machine: &Machine) -> Result<Running> {
-        Running::start(machine.command(&self.vmm), false)
+        Running::start(machine.command(&self.vmm), self.shown)
     }
 }
 
