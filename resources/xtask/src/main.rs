@@ -1,5 +1,6 @@
 //! `cargo xtask`: what a developer of kite runs.
 
+mod batch;
 mod bench;
 mod debian;
 mod demo;

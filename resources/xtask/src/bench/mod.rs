@@ -23,6 +23,7 @@ use self::images::Images;
 use self::vmm::Programs;
 use crate::host;
 use crate::lab::Lab;
+use crate::proof::PROGRAMS;
 use crate::setup::{Kernel, Setup};
 use crate::step::{shown, step};
 use crate::test::build_kite;
@@ -214,7 +215,7 @@ fn io_somewhere(rounds: u32, only: &str) -> Result<()> {
     let mut setup = Setup::new();
     setup.qemu()?;
     setup.debian()?;
-    setup.programs(&[("iperf3", "iperf3"), ("ip", "iproute2")])?;
+    setup.programs(&PROGRAMS)?;
     let kernel = setup.kernel()?;
     let mut arguments: Vec<OsString> = vec!["io-here".into(), "--kite".into(), kite.into()];
     arguments.extend(["--rounds".into(), rounds.to_string().into(), "--only".into(), only.into()]);

@@ -188,7 +188,10 @@ fn try_enter() -> Result<std::convert::Infallible> {
     let (argv, environ, cwd) = (read("argv")?, read("environ")?, read("cwd")?);
     let (argv, environ) = (words(&argv), words(&environ));
     let (name, arguments) = argv.split_first().context("no command")?;
-    chroot(ROOT).context("entering the root folder")?;
+    // Whoever was only put into a folder by chroot may make no user namespaces.
+    chdir(ROOT).context("entering the root folder")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("moving the root folder")?;
+    chroot(".").context("making it the root folder")?;
     let cwd = OsStr::from_bytes(&cwd);
     chdir(cwd).with_context(|| format!("entering {}", cwd.display()))?;
     let variables = environ.iter().filter_map(|variable| {
