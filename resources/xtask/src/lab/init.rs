@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -110,6 +110,8 @@ fn mount_root() -> Result<()> {
         fs::create_dir_all(&target).with_context(|| format!("making {target}"))?;
         mounted(kind, &target, kind, "")?;
     }
+    // udev would have made it.
+    symlink("/proc/self/fd", format!("{ROOT}/dev/fd")).context("making /dev/fd")?;
     fs::create_dir_all(format!("{ROOT}/out")).context("making /out")?;
     if has_tag("out")? {
         mounted("out", &format!("{ROOT}/out"), "9p", plan9)?;
