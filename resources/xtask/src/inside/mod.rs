@@ -1,7 +1,7 @@
 //! What runs inside the guests of tests and benchmarks: this program as their first process. It loads modules, does its
 //! one job, says how that ended, and powers off. The job is a file of the initrd.
 
-mod records;
+pub mod records;
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -18,7 +18,6 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::{chdir, chroot, sync};
 
-pub use self::records::{RECORD, SLOTS, number};
 use crate::host;
 use crate::lab::{self, initrd};
 use crate::setup::Kernel;
