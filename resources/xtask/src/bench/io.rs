@@ -112,6 +112,7 @@ pub fn run(kite: Option<PathBuf>, kernel: &str, rounds: u32, only: &str) -> Resu
                 let done =
                     done.with_context(|| format!("{}, {}:\n{}", subject.name, work.name, running.said()));
                 let (figure, exits) = done?;
+                eprintln!("xtask:   {}: {figure} {}, exits {exits:.2?}", work.name, work.unit);
                 match (round, &counted) {
                     (0, Some(_)) => subject.exits.push(exits),
                     (0, None) => {}

@@ -54,7 +54,7 @@ pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
     let has_net = ground.vmm != Vmm::Qemu("threads") && host::program("passt").is_some();
     let nets = if has_net { vec![Net::User] } else { Vec::new() };
     let machine = debian::machine(&ground.debian, &disk, Access::Write, cpus, nets);
-    let visit = debian::visit(&machine, &ground.vmm, false)?;
+    let visit = debian::visit(&machine, &ground.vmm, ground.shown)?;
     debian::check(&disk)?;
     if visit.cpus != cpus.to_string() {
         bail!("{} processors instead of {cpus}", visit.cpus);
