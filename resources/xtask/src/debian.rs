@@ -116,13 +116,13 @@ pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let mut source = File::open(from).with_context(|| format!("opening {}", from.display()))?;
     let mut file = File::create(to).with_context(|| format!("making {}", to.display()))?;
     let size = source.metadata().context("looking at an image")?.len();
-    let mut chunk = vec![0; CHUNK];
+    let (mut chunk, zeros) = (vec![0; CHUNK], vec![0; CHUNK]);
     loop {
         let count = source.read(&mut chunk).with_context(|| format!("reading {}", from.display()))?;
         if count == 0 {
             break;
         }
-        let done = match chunk[..count].iter().all(|&byte| byte == 0) {
+        let done = match chunk[..count] == zeros[..count] {
             true => file.seek(SeekFrom::Current(count as i64)).map(drop),
             false => file.write_all(&chunk[..count]),
         };

@@ -1,5 +1,6 @@
 //! `cargo xtask`: what a developer of kite runs.
 
+mod batch;
 mod bench;
 mod debian;
 mod demo;
@@ -114,6 +115,9 @@ enum Task {
         /// Run those whose name contains this
         #[arg(long, default_value = "")]
         only: String,
+        /// Show what guests say
+        #[arg(long)]
+        shown: bool,
         /// The name below target/kernels of the kernel
         kernel: String,
     },
@@ -186,9 +190,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Bench(task) => bench::run(task),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Guests { kite, all, skip, kernels } => run_guests(&kite, all, skip, &kernels),
-        Task::Proofs { kite, all, skip, only, kernel } => {
+        Task::Proofs { kite, all, skip, only, shown, kernel } => {
             proof::go_alone()?;
-            let ground = proof::Ground::new(Vmm::named(&kite), &kernel)?;
+            let mut ground = proof::Ground::new(Vmm::named(&kite), &kernel)?;
+            ground.shown = shown;
             let mut proofs = proof::proofs(all);
             proofs.retain(|proof| proof.to_string().contains(&only));
             proof::run(&ground, proofs.get(skip..).unwrap_or_default(), &mut io::stdout())?;

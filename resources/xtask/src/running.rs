@@ -56,11 +56,6 @@ impl Running {
         Ok(Self { child, keyboard, said, reader: Some(reader), heard: 0 })
     }
 
-    /// The program's process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Waits until `text` is said behind what was waited for last; answers everything in between.
     ///
     /// # Errors

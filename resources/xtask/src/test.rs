@@ -1,25 +1,19 @@
 //! `cargo xtask test`: everything. What passed, failed and was skipped is counted; why is told at the end.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::guests::{self, Case};
+use crate::batch::{Batch, Outcome};
+use crate::guests;
 use crate::host;
-use crate::lab::Lab;
+use crate::proof;
 use crate::setup::{Setup, Unavailable};
 use crate::step::{output, shown, step};
-
-/// RAM of the lab in MiB: room for a guest of 5 GiB.
-const LAB_MEMORY: u32 = 8192;
-
-/// What the lab takes at most from its start to its first guest's, on a busy machine.
-const STARTING: Duration = Duration::from_secs(60);
 
 /// What was found so far.
 #[derive(Debug, Default)]
@@ -44,6 +38,7 @@ pub fn run(all: bool) -> Result<ExitCode> {
     tally.command("clippy", cargo().args(lints));
     tally.unit_tests()?;
     tally.linux_guests(&mut setup, all)?;
+    tally.proofs(&mut setup, all)?;
     tally.close();
     Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -119,60 +114,43 @@ impl Tally {
         for kernel in missing {
             self.skipped.push(format!("linux-{}: {}", kernel.name, kernel.reason));
         }
-        let cases = guests::cases(&kernels, all);
-        let kite = build_kite()?;
-        let Err(reason) = host::hardware_kvm() else {
-            println!("Linux guests on this machine's /dev/kvm: {}", cases.len());
-            let mut lines = Lines::new(io::stdout());
-            guests::run(&kite, &cases, &mut lines)?;
-            self.guests(&cases, &lines.lines, None);
-            return Ok(());
-        };
-        println!("Linux guests in the lab: {} ({reason})", cases.len());
-        let mut lab = match Lab::new(setup) {
-            Ok(lab) => lab,
-            Err(error) if error.is::<Unavailable>() => {
-                let skips = cases.iter().map(|case| format!("{case}: {reason}, and no lab: {error}"));
-                self.skipped.extend(skips);
-                return Ok(());
-            }
-            Err(error) => return Err(error.context("setting up the lab")),
-        };
-        lab.memory = LAB_MEMORY;
-        lab.timeout = Duration::from_secs(300 + 90 * cases.len() as u64);
-        lab.silence = guests::LIMIT + STARTING;
-        let mut argv: Vec<OsString> = ["/proc/self/exe", "guests", "--kite"].map(OsString::from).into();
-        argv.push(kite.into());
-        argv.extend(all.then(|| "--all".into()));
-        argv.extend(kernels.iter().map(|kernel| OsString::from(&kernel.name)));
-        let mut lines = Lines::new(io::stdout());
-        let mut ended = lab.run(&argv, &mut lines, &mut io::stderr());
-        // A guest that hangs or crashes is told as failed by a lab that goes on. Rarely emulation ruins the lab itself.
-        if let Err(error) = &ended {
-            let told = lines.outcomes();
-            eprintln!("xtask: {error:#}; running it once more for the last {} guests", cases.len() - told);
-            argv.extend(["--skip".into(), told.to_string().into()]);
-            ended = lab.run(&argv, &mut lines, &mut io::stderr());
-        }
-        let problem = match ended {
-            Ok(0) => None,
-            Ok(status) => Some(format!("the lab's command ended with {status}")),
-            Err(error) => Some(format!("{error:#}")),
-        };
-        self.guests(&cases, &lines.lines, problem);
-        Ok(())
+        let mut arguments: Vec<OsString> = vec!["guests".into(), "--kite".into(), build_kite()?.into()];
+        arguments.extend(all.then(|| "--all".into()));
+        arguments.extend(kernels.iter().map(|kernel| OsString::from(&kernel.name)));
+        let names = guests::cases(&kernels, all).iter().map(ToString::to_string).collect();
+        let (limit, usual) = (guests::LIMIT, Duration::from_secs(90));
+        self.batch(setup, &Batch { what: "Linux guests", names, arguments, limit, usual })
     }
 
-    /// Counts each case by the last line about it: a lab that had to be run again has told twice.
-    fn guests(&mut self, cases: &[Case], lines: &[String], problem: Option<String>) {
-        for case in cases {
-            let (ok, fail) = (format!("ok {case} "), format!("FAIL {case}: "));
-            match lines.iter().rev().find(|line| line.starts_with(&ok) || line.starts_with(&fail)) {
-                Some(line) if line.starts_with(&ok) => self.passed += 1,
-                Some(line) => self.failed.push(line.trim_start_matches("FAIL ").to_owned()),
-                None => self.failed.push(format!("{case}: {}", problem.as_deref().unwrap_or("not run"))),
+    /// Devices on real guests.
+    fn proofs(&mut self, setup: &mut Setup, all: bool) -> Result<()> {
+        let names: Vec<String> = proof::proofs(all).iter().map(ToString::to_string).collect();
+        match setup.debian() {
+            Ok(_) => {}
+            Err(error) if error.is::<Unavailable>() => {
+                self.skipped.extend(names.iter().map(|name| format!("{name}: {error}")));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        setup.programs(&proof::PROGRAMS)?;
+        let kernel = setup.kernel()?;
+        let mut arguments: Vec<OsString> = vec!["proofs".into(), "--kite".into(), build_kite()?.into()];
+        arguments.extend(all.then(|| "--all".into()));
+        arguments.push(kernel.name.into());
+        let (limit, usual) = (proof::LIMIT, Duration::from_secs(300));
+        self.batch(setup, &Batch { what: "Devices on Linux guests", names, arguments, limit, usual })
+    }
+
+    fn batch(&mut self, setup: &mut Setup, batch: &Batch) -> Result<()> {
+        for outcome in batch.run(setup)? {
+            match outcome {
+                Outcome::Passed => self.passed += 1,
+                Outcome::Failed(why) => self.failed.push(why),
+                Outcome::Skipped(why) => self.skipped.push(why),
             }
         }
+        Ok(())
     }
 
     fn close(&self) {
@@ -234,50 +212,6 @@ impl TestOutput {
     }
 }
 
-/// Passes lines on and keeps them.
-struct Lines<W> {
-    out: W,
-    part: Vec<u8>,
-    lines: Vec<String>,
-}
-
-impl<W: Write> Lines<W> {
-    fn new(out: W) -> Self {
-        Self { out, part: Vec::new(), lines: Vec::new() }
-    }
-
-    /// How many guests have been told of; what has been told half of another is forgotten.
-    fn outcomes(&mut self) -> usize {
-        self.part.clear();
-        // By name: a lab that had to be run again has told twice.
-        let name = |line: &'_ String| {
-            let (outcome, rest) = line.split_once(' ')?;
-            let name = rest.split([' ', ':']).next()?.to_owned();
-            ["ok", "FAIL"].contains(&outcome).then_some(name)
-        };
-        self.lines.iter().filter_map(name).collect::<BTreeSet<_>>().len()
-    }
-}
-
-impl<W: Write> Write for Lines<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for &byte in bytes {
-            match byte {
-                b'\n' => {
-                    self.lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.part)).into_owned())
-                }
-                _ => self.part.push(byte),
-            }
-        }
-        self.out.write_all(bytes)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,27 +229,5 @@ mod tests {
         assert_eq!(tally.failed, ["b"]);
         assert_eq!(tally.skipped, ["c: ignored, slow", "d: no KVM"]);
         assert!(shown.contains(&"why") && !shown.contains(&"test a ... ok") && !shown.contains(&"    a"));
-    }
-
-    #[test]
-    fn a_lab_that_died_goes_on_behind_the_last_guest_it_told_of() {
-        let mut lines = Lines::new(Vec::new());
-        write!(lines, "ok a (1.0 s)\nok a (1.0 s)\nFAIL b: why\n  | ok c \nok d (1").unwrap();
-        assert_eq!(lines.outcomes(), 2);
-        writeln!(lines, "ok d (2.0 s)").unwrap();
-        assert_eq!(lines.lines.last().unwrap(), "ok d (2.0 s)");
-    }
-
-    #[test]
-    fn a_guest_counts_by_the_last_line_about_it() {
-        let kernel = crate::setup::Kernel::at("6.1", "6.1.0", Path::new("/nowhere"));
-        let cases = guests::cases(&[kernel], false);
-        let mut lines = Lines::new(Vec::new());
-        let (first, second) = (&cases[0], &cases[1]);
-        write!(lines, "FAIL {first}: why\n  | ok {second} \nok {first} (1.0 s)\n").unwrap();
-        let mut tally = Tally::default();
-        tally.guests(&cases, &lines.lines, Some("the lab died".into()));
-        assert_eq!((tally.passed, tally.failed.len()), (1, 3));
-        assert_eq!(tally.failed[0], format!("{second}: the lab died"));
     }
 }

@@ -62,8 +62,8 @@ pub struct Machine {
     pub disks: Vec<(PathBuf, Access)>,
     /// Network interfaces.
     pub nets: Vec<Net>,
-    /// kite's console.
-    pub console: &'static str,
+    /// Which console kite gives it, if not the usual one.
+    pub console: Option<&'static str>,
 }
 
 impl Machine {
@@ -71,7 +71,7 @@ impl Machine {
     pub fn new(kernel: &Path, initrd: &Path) -> Self {
         let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
         let (disks, nets) = (Vec::new(), Vec::new());
-        Self { cpus: 1, memory: 512, kernel, initrd, append: String::new(), disks, nets, console: "serial" }
+        Self { cpus: 1, memory: 512, kernel, initrd, append: String::new(), disks, nets, console: None }
     }
 
     /// The command that runs it.
@@ -86,7 +86,10 @@ impl Machine {
         let mut command = Command::new(program);
         command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initrd);
         command.args(["--cpus", &self.cpus.to_string(), "--memory", &format!("{}M", self.memory)]);
-        command.args(["--console", self.console, "--append", &self.append]);
+        command.args(["--append", &self.append]);
+        if let Some(console) = self.console {
+            command.args(["--console", console]);
+        }
         for (path, access) in &self.disks {
             let mut disk = OsString::from("path=");
             disk.push(path);

@@ -1,32 +1,25 @@
 //! A stock kernel's boot to user space and off again, counted in instructions or in VM exits.
 //!
-//! Instructions are those between exec and exit by the clock of a lab in which an instruction takes a nanosecond. Exits
-//! are counted by the host kernel's histograms of trace events (Linux `Documentation/trace/histogram.rst`), which
-//! outlive the virtual machine, unlike KVM's own statistics; they cost instructions, so that they have runs of their own.
+//! Instructions are those between exec and exit by the clock of a lab in which an instruction takes a nanosecond.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
 
 use super::Count;
+use super::exits::{ALL, Event, Histograms, TO_USER, hits};
 use super::images::Images;
 use super::start::start;
 use super::vmm::Programs;
 use crate::setup::Kernel;
 
-const TRACING: &str = "/sys/kernel/tracing";
-/// KVM_RUN returned: what the VMM has to answer.
-const TO_USER: (&str, &str) = ("kvm_userspace_exit", "reason");
-/// The guest left the processor's guest mode, whoever answers.
-const ALL: (&str, &str) = ("kvm_exit", "exit_reason");
 /// Port accesses, in the order that the histogram prints its keys.
-const PORTS: (&str, &str) = ("kvm_pio", "port,rw");
+const PORTS: Event = ("kvm_pio", "port,rw");
 /// How many ports are shown.
 const BUSIEST: usize = 10;
 /// QEMU's command line does for it what kite's own does.
@@ -56,10 +49,6 @@ pub fn run(programs: &Programs, kernel: &Kernel, images: &Images, count: Count) 
             println!("{:<34}{:>9}{:>16}{:>14}{:>9}", "", "all", "kernel to init", "init to off", "bytes");
         }
         Count::Exits => {
-            if !Path::new(TRACING).join("events").exists() {
-                mount(Some("tracefs"), TRACING, Some("tracefs"), MsFlags::empty(), None::<&str>)
-                    .context("mounting tracefs")?;
-            }
             println!("\nLinux {} to user space and off: VM exits", kernel.release);
             println!("{:<34}{:>9}{:>16}{:>14}{:>9}", "", "to user", "in all", "port accesses", "bytes");
         }
@@ -109,30 +98,13 @@ fn instructions(subject: &mut Subject) -> Result<()> {
 }
 
 fn exits(subject: &mut Subject) -> Result<()> {
-    for event in [TO_USER, ALL, PORTS] {
-        trigger(event, "hist:keys=")?;
-    }
-    let booted = boot(subject);
-    let histograms = [TO_USER, ALL, PORTS].map(|(event, _)| {
-        let path = format!("{TRACING}/events/kvm/{event}/hist");
-        fs::read_to_string(&path).with_context(|| format!("reading {path}"))
-    });
-    for event in [TO_USER, ALL, PORTS] {
-        trigger(event, "!hist:keys=")?;
-    }
-    let (_, output) = booted?;
-    let [to_user, all, ports] = histograms;
-    let ports = ports?;
-    let (to_user, all, accesses) = (hits(&to_user?)?, hits(&all?)?, hits(&ports)?);
+    let histograms = Histograms::start([TO_USER, ALL, PORTS])?;
+    let (_, output) = boot(subject)?;
+    let [to_user, all, ports] = histograms.read()?;
+    let (to_user, all, accesses) = (hits(&to_user)?, hits(&all)?, hits(&ports)?);
     println!("{:<34}{to_user:>9}{all:>16}{accesses:>14}{:>9}", subject.name, output.len());
     println!("  {}", busiest(&ports).join(", "));
     Ok(())
-}
-
-/// Adds a histogram to an event, or takes it away.
-fn trigger((event, keys): (&str, &str), how: &str) -> Result<()> {
-    let path = format!("{TRACING}/events/kvm/{event}/trigger");
-    fs::write(&path, format!("{how}{keys}")).with_context(|| format!("writing {path}"))
 }
 
 /// Boots; answers the time from exec to exit and what was printed. A file takes the output: a pipe would need a reader.
@@ -160,12 +132,6 @@ fn stamp(log: &str, text: &str) -> Option<Duration> {
     let line = log.lines().find(|line| line.contains(text))?;
     let (time, _) = line.strip_prefix('[')?.split_once(']')?;
     Duration::try_from_secs_f64(time.trim().parse().ok()?).ok()
-}
-
-/// A histogram's total: "    Hits: 770".
-fn hits(histogram: &str) -> Result<u64> {
-    let line = histogram.lines().find_map(|line| line.trim().strip_prefix("Hits:"));
-    line.and_then(|hits| hits.trim().parse().ok()).context("a histogram has no total")
 }
 
 /// The entries with the most hits: "{ port:       1021, rw:          0 } hitcount:        106".

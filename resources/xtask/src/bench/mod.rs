@@ -2,15 +2,17 @@
 //! that is compared runs interleaved; nothing here passes or fails by a time.
 
 mod boot;
+mod exits;
 mod files;
 mod images;
+mod io;
 mod memory;
 mod start;
 mod vmm;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{stderr, stdout};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use self::images::Images;
 use self::vmm::Programs;
 use crate::host;
 use crate::lab::Lab;
+use crate::proof::PROGRAMS;
 use crate::setup::{Kernel, Setup};
 use crate::step::{shown, step};
 use crate::test::build_kite;
@@ -56,6 +59,31 @@ pub enum Task {
         /// Count only these
         #[arg(long)]
         only: Option<Count>,
+    },
+    /// Disk and network of a running guest: kite, and QEMU's microvm with io_uring and with threads
+    ///
+    /// The same kernel, initrd, programs, disk and tap. Each round boots each once, and its guest does everything
+    /// before it goes. VM exits are counted in a round of their own.
+    Io {
+        /// Rounds
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Do only what has this in its name
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        only: String,
+    },
+    /// Measure disk and network where this runs
+    #[command(hide = true)]
+    IoHere {
+        /// kite, or no kite
+        #[arg(long)]
+        kite: Option<std::path::PathBuf>,
+        #[arg(long)]
+        rounds: u32,
+        #[arg(long, default_value = "")]
+        only: String,
+        /// The kernel's name below target/kernels
+        kernel: String,
     },
     /// Measure starts where this runs
     #[command(hide = true)]
@@ -107,6 +135,8 @@ pub fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Start { only, rounds } => start_everywhere(only, rounds)?,
         Task::Boot { only } => boot_everywhere(only)?,
+        Task::Io { rounds, only } => io_somewhere(rounds, &only)?,
+        Task::IoHere { kite, rounds, only, kernel } => io::run(kite, &kernel, rounds, &only)?,
         Task::StartHere { programs, rounds, kernel } => {
             let (kernel, images) = here(&programs, &kernel)?;
             start::run(&programs, &kernel, &images, rounds)?;
@@ -180,11 +210,32 @@ fn boot_everywhere(only: Option<Count>) -> Result<()> {
     Ok(())
 }
 
+fn io_somewhere(rounds: u32, only: &str) -> Result<()> {
+    let kite = build_kite()?;
+    let mut setup = Setup::new();
+    setup.qemu()?;
+    setup.debian()?;
+    setup.programs(&PROGRAMS)?;
+    let kernel = setup.kernel()?;
+    let mut arguments: Vec<OsString> = vec!["io-here".into(), "--kite".into(), kite.into()];
+    arguments.extend(["--rounds".into(), rounds.to_string().into(), "--only".into(), only.into()]);
+    arguments.push(kernel.name.into());
+    let Err(reason) = host::hardware_kvm() else {
+        let own = std::env::current_exe().context("finding this program")?;
+        return shown(Command::new(own).arg("bench").args(arguments));
+    };
+    println!("In the lab, whose figures are an emulator's: only their ratios mean something. {reason}.");
+    let mut lab = Lab::new(&mut setup)?;
+    lab.timeout = LIMIT;
+    lab.cpus = 2;
+    in_lab(&mut lab, arguments)
+}
+
 /// Runs this program's `bench` in the lab.
 fn in_lab(lab: &mut Lab, arguments: Vec<OsString>) -> Result<()> {
     let mut argv: Vec<OsString> = vec!["/proc/self/exe".into(), "bench".into()];
     argv.extend(arguments);
-    match lab.run(&argv, &mut io::stdout(), &mut io::stderr())? {
+    match lab.run(&argv, &mut stdout(), &mut stderr())? {
         0 => Ok(()),
         status => bail!("the bench in the lab ended with {status}"),
     }

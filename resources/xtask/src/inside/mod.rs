@@ -1,7 +1,7 @@
 //! What runs inside the guests of tests and benchmarks: this program as their first process. It loads modules, does its
 //! one job, says how that ended, and powers off. The job is a file of the initrd.
 
-mod records;
+pub mod records;
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -18,7 +18,6 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::unistd::{chdir, chroot, sync};
 
-pub use self::records::{RECORD, SLOTS, number};
 use crate::host;
 use crate::lab::{self, initrd};
 use crate::setup::Kernel;
@@ -70,13 +69,14 @@ pub fn write_initrd(kernel: &Kernel, job: &str, path: &Path) -> Result<()> {
 /// This program, without what debuggers want of it where that can be had: a guest unpacks it.
 fn program(beside: &Path) -> Result<File> {
     let stripped = beside.with_file_name("guest-program");
-    let own = "/proc/self/exe";
+    // Not by the name "self", which to strip would be strip.
+    let own = format!("/proc/{}/exe", std::process::id());
     if stripped.exists() {
         return File::open(&stripped).context("opening the guest's program");
     }
     let strip =
-        host::program("strip").map(|strip| output(Command::new(strip).arg("-o").arg(&stripped).arg(own)));
-    let path = if matches!(strip, Some(Ok(_))) { stripped.as_path() } else { Path::new(own) };
+        host::program("strip").map(|strip| output(Command::new(strip).arg("-o").arg(&stripped).arg(&own)));
+    let path = if matches!(strip, Some(Ok(_))) { stripped.as_path() } else { Path::new(&own) };
     File::open(path).with_context(|| format!("opening {}", path.display()))
 }
 

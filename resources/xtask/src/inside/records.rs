@@ -36,7 +36,7 @@ pub fn write() -> Result<Infallible> {
 
 /// The record of this number: the number over and over, each time with its place, so that no part of another record,
 /// and no part in another place, passes for it.
-fn record(number: u64) -> Vec<u8> {
+pub fn record(number: u64) -> Vec<u8> {
     (0..RECORD as u64 / 8).flat_map(|index| ((number + 1) << 16 | index).to_le_bytes()).collect()
 }
 

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -110,6 +110,8 @@ fn mount_root() -> Result<()> {
         fs::create_dir_all(&target).with_context(|| format!("making {target}"))?;
         mounted(kind, &target, kind, "")?;
     }
+    // udev would have made it.
+    symlink("/proc/self/fd", format!("{ROOT}/dev/fd")).context("making /dev/fd")?;
     fs::create_dir_all(format!("{ROOT}/out")).context("making /out")?;
     if has_tag("out")? {
         mounted("out", &format!("{ROOT}/out"), "9p", plan9)?;
@@ -188,7 +190,10 @@ fn try_enter() -> Result<std::convert::Infallible> {
     let (argv, environ, cwd) = (read("argv")?, read("environ")?, read("cwd")?);
     let (argv, environ) = (words(&argv), words(&environ));
     let (name, arguments) = argv.split_first().context("no command")?;
-    chroot(ROOT).context("entering the root folder")?;
+    // Whoever was only put into a folder by chroot may make no user namespaces.
+    chdir(ROOT).context("entering the root folder")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("moving the root folder")?;
+    chroot(".").context("making it the root folder")?;
     let cwd = OsStr::from_bytes(&cwd);
     chdir(cwd).with_context(|| format!("entering {}", cwd.display()))?;
     let variables = environ.iter().filter_map(|variable| {

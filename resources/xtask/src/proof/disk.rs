@@ -17,15 +17,15 @@ const VERIFY: &str = r#"
 set -e
 check() {
     name=$1; shift
-    fio --name="$name" --filename=/dev/vdb --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 \
+    fio --name="$name" --filename=/dev/vdb --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
         --output-format=terse "$@" >/tmp/out || { cat /tmp/out; exit 1; }
     echo "guest: $name is right"
 }
-check random --rw=randwrite --bs=4k --size=16M --iodepth=32 --fsync=64
-check sizes --rw=randwrite --bsrange=512-256k --blockalign=512 --size=32M --iodepth=16
-check order --rw=write --bs=1M --size=64M --iodepth=8 --fdatasync=16
-check mixed --rw=randrw --bs=8k --size=16M --iodepth=32
-check buffered --rw=randwrite --bs=4k --size=8M --direct=0 --end_fsync=1
+check random --rw=randwrite --bs=4k --size=4M --iodepth=32 --fsync=64
+check sizes --rw=randwrite --bsrange=512-256k --blockalign=512 --size=16M --iodepth=16
+check order --rw=write --bs=1M --size=32M --iodepth=8 --fdatasync=16
+check mixed --rw=randrw --bs=8k --size=8M --iodepth=32
+check buffered --rw=randwrite --bs=4k --size=4M --direct=0 --end_fsync=1
 zero() { cmp -n "$2" -i "$1":0 /dev/vdb /dev/zero; }
 head -c 32M /dev/urandom >/dev/vdb; sync
 blkdiscard --offset 1M --length 8M /dev/vdb
@@ -54,7 +54,7 @@ pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
     let has_net = ground.vmm != Vmm::Qemu("threads") && host::program("passt").is_some();
     let nets = if has_net { vec![Net::User] } else { Vec::new() };
     let machine = debian::machine(&ground.debian, &disk, Access::Write, cpus, nets);
-    let visit = debian::visit(&machine, &ground.vmm, false)?;
+    let visit = debian::visit(&machine, &ground.vmm, ground.shown)?;
     debian::check(&disk)?;
     if visit.cpus != cpus.to_string() {
         bail!("{} processors instead of {cpus}", visit.cpus);

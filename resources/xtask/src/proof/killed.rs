@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Ground, SCRIPT, watched};
-use crate::inside::{self, RECORD, SLOTS};
+use crate::inside::RECORDS;
+use crate::inside::records::{self, RECORD, SLOTS};
 use crate::running::Running;
 use crate::vmm::Access;
 
@@ -19,7 +20,7 @@ const LONGEST: u64 = 1500;
 /// Kills a machine so many times; answers how many records were told of.
 pub fn killed(ground: &Ground, times: u32) -> Result<String> {
     let disk = ground.file("records.img");
-    let mut machine = ground.machine(inside::RECORDS)?;
+    let mut machine = ground.machine(RECORDS)?;
     machine.memory = 128;
     machine.disks.push((disk.clone(), Access::Write));
     let mut told = 0;
@@ -56,7 +57,7 @@ fn compare(disk: &Path, last: u64) -> Result<()> {
     for slot in 0..SLOTS.min(last + 1) {
         let wanted = last - (last - slot) % SLOTS;
         file.read_exact_at(&mut bytes, slot * RECORD as u64).context("reading the disk")?;
-        match inside::number(&bytes) {
+        match records::number(&bytes) {
             Some(found) if found >= wanted && found % SLOTS == slot => {}
             Some(found) => bail!("record {found} is where {wanted} was flushed"),
             // Being written anew when the machine was killed: it was told of long ago, and overwriting tears.
@@ -76,5 +77,25 @@ mod tests {
         assert_eq!(told("record 12.\r"), Some(12));
         assert_eq!(told("record 12"), None);
         assert_eq!(told("[ 1.0] record 1."), None);
+    }
+
+    #[test]
+    fn a_record_that_was_told_of_and_is_gone_or_old_is_found() {
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        let write = |number: u64| {
+            disk.as_file().write_all_at(&records::record(number), number % SLOTS * RECORD as u64).unwrap();
+        };
+        (0..SLOTS).for_each(write);
+        compare(disk.path(), SLOTS - 1).unwrap();
+        assert!(compare(disk.path(), SLOTS).unwrap_err().to_string().contains("is where 2048 was flushed"));
+        write(SLOTS);
+        compare(disk.path(), SLOTS).unwrap();
+        // Later than what was told of, whole or half.
+        write(SLOTS + 1);
+        compare(disk.path(), SLOTS).unwrap();
+        disk.as_file().write_all_at(b"half", 2 * RECORD as u64).unwrap();
+        compare(disk.path(), SLOTS).unwrap();
+        disk.as_file().write_all_at(b"half", 900 * RECORD as u64).unwrap();
+        assert!(compare(disk.path(), SLOTS).unwrap_err().to_string().contains("is not there"));
     }
 }

@@ -25,10 +25,16 @@ use crate::running::Running;
 use crate::setup::{Debian, Kernel};
 use crate::vmm::{Access, Machine, Vmm};
 
-/// What any one of them takes at most, in seconds, with its machine emulated: fifty kills take the longest.
-pub const LIMIT: u64 = 1800;
+/// What any one of them takes at most, with its machine emulated: fifty kills take the longest.
+pub const LIMIT: Duration = Duration::from_secs(2400);
+/// The programs of the host's that they use, with their packages.
+pub const PROGRAMS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("iperf3", "iperf3"), ("passt", "passt"), ("e2fsck", "e2fsprogs")];
 /// What a guest's script may take.
 const SCRIPT: Duration = Duration::from_secs(300);
+
+/// What a proof does: it answers what else is to be told of it.
+type Run = fn(&Ground) -> Result<String>;
 
 /// One proof.
 #[derive(Clone, Copy)]
@@ -36,7 +42,7 @@ pub struct Proof {
     name: &'static str,
     /// Part of the quick run.
     quick: bool,
-    run: fn(&Ground) -> Result<String>,
+    run: Run,
 }
 
 impl fmt::Display for Proof {
@@ -47,7 +53,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run.
 pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, fn(&Ground) -> Result<String>); 12] = [
+    let list: [(&'static str, bool, Run); 12] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -71,6 +77,8 @@ pub struct Ground {
     kernel: Kernel,
     debian: Debian,
     folder: TempDir,
+    /// What guests say is passed on as they say it.
+    pub shown: bool,
 }
 
 impl Ground {
@@ -80,11 +88,11 @@ impl Ground {
         let kernel = Kernel::open(kernel)?.with_context(|| format!("no kernel {kernel}"))?;
         let debian = Debian::open()?.context("there is no Debian disk")?;
         let folder = tempfile::tempdir().context("making a folder")?;
-        Ok(Self { vmm, kernel, debian, folder })
+        Ok(Self { vmm, kernel, debian, folder, shown: false })
     }
 
     /// A file of the run's own folder.
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -108,7 +116,7 @@ impl Ground {
     /// # Errors
     /// The program that runs it does not start.
     pub fn start(&self, machine: &Machine) -> Result<Running> {
-        Running::start(machine.command(&self.vmm), false)
+        Running::start(machine.command(&self.vmm), self.shown)
     }
 }
 
@@ -183,10 +191,14 @@ pub fn go_alone() -> Result<()> {
 }
 
 /// A command that is started and ends with its owner.
-struct Started(std::process::Child);
+pub struct Started(std::process::Child);
 
 impl Started {
-    fn new(command: &mut Command) -> Result<Self> {
+    /// Starts `command`.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn new(command: &mut Command) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         command.spawn().map(Self).with_context(|| format!("starting {name}"))
     }

@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 
@@ -105,12 +104,12 @@ pub fn user(ground: &Ground) -> Result<String> {
     if host::program("passt").is_none() {
         bail!("there is no passt");
     }
-    // passt takes the guest's addresses from the interface of the default route, and passes on to this host's loopback
-    // what is sent to the gateway.
-    let _wire = Wire::new()?;
-    let _server = Started::new(Command::new("iperf3").arg("-s").stdout(Stdio::null()))?;
-    let values = [("GUEST", "10.8.0.1"), ("GATEWAY", PEER), ("SERVER", PEER), ("DATA", PEER)];
-    // passt does not answer pings in the gateway's name.
+    // passt gives the guest the addresses of the interface of the default route.
+    let wire = Wire::new()?;
+    let mut server = wire.at_peer("iperf3");
+    let _server = Started::new(server.arg("-s").stdout(Stdio::null()))?;
+    let values = [("GUEST", "10.8.0.1"), ("GATEWAY", PEER), ("SERVER", PEER), ("DATA", HERE)];
+    // passt passes pings on only where the host lets everybody send them.
     let script = told(TRANSFER, values).replace("ping -q -c 3 $DATA\n", "");
     let disk = ground.file("data.img");
     let data = noise(&disk, DATA)?;
