@@ -8,7 +8,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, net};
+use crate::{disk, net, port};
 
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
@@ -48,7 +48,7 @@ struct Cli {
 pub enum Command {
     /// Boot a kernel, its console on standard input and output
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
@@ -97,6 +97,14 @@ pub struct RunOptions {
     /// user[,mac=MAC][,forward=HOST:GUEST[/udp]...], through passt, without privileges; may be given more than once
     #[arg(long = "net", value_name = "NETWORK", value_parser = ValueParser::new(net::parse), conflicts_with = "no_acpi")]
     pub networks: Vec<net::Spec>,
+    /// Where the guest's console is [default: with kite's own initrd, serial for the kernel and virtio for its user
+    /// space; with another, serial]
+    #[arg(long, value_name = "DEVICE")]
+    pub console: Option<ConsoleDevice>,
+    /// Connect /dev/virtio-ports/NAME in the guest with a UNIX socket that kite listens on, NAME=PATH; may be given
+    /// more than once
+    #[arg(long = "port", value_name = "PORT", value_parser = ValueParser::new(port::parse), conflicts_with = "no_acpi")]
+    pub ports: Vec<port::Spec>,
     /// Leave out the balloon, which gives memory that the guest has freed back to the host
     #[arg(long)]
     pub no_balloon: bool,
@@ -109,6 +117,28 @@ pub struct RunOptions {
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,
+}
+
+impl RunOptions {
+    /// Whether the guest has a virtio console. Without ACPI it cannot find one, and in front of a user space that is
+    /// not kite's two consoles would mean two logins.
+    pub fn has_virtio_console(&self) -> bool {
+        match self.console {
+            None => self.initrd.is_none() && !self.no_acpi,
+            Some(device) => device == ConsoleDevice::Virtio,
+        }
+    }
+}
+
+/// Where the guest's console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleDevice {
+    /// COM1, which every kernel has from its first line on
+    Serial,
+    /// hvc0, much faster; until its driver is up the kernel prints to COM1
+    Virtio,
+    /// The guest has none
+    None,
 }
 
 /// What a guest's reboot does.

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -243,8 +243,7 @@ fn scratch() -> anyhow::Result<File> {
     let folders = named.into_iter().chain(["/var/tmp".into(), "/tmp".into()]);
     let mut failed = None;
     for folder in folders {
-        let mut options = OpenOptions::new();
-        match options.read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(&folder) {
+        match nameless(&folder) {
             Ok(file) => return Ok(file),
             Err(error) => failed = Some(anyhow!("{}: {error}", folder.display())),
         }
@@ -252,6 +251,28 @@ fn scratch() -> anyhow::Result<File> {
     Err(failed.unwrap_or_else(|| anyhow!("there is no folder"))).context(
         "no folder for what the guest writes to an ephemeral disk; set TMPDIR to one that can be written to",
     )
+}
+
+/// A file in `folder` that has no name, or had one for a moment where the file system knows no others (overlayfs before
+/// Linux 6.3).
+fn nameless(folder: &Path) -> io::Result<File> {
+    let options = || {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        options
+    };
+    match options().custom_flags(libc::O_TMPFILE).open(folder) {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
+        result => return result,
+    }
+    let mut random = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    let path = folder.join(format!("kite-{:016x}", u64::from_le_bytes(random)));
+    // Made by this call or not at all: what somebody else put there is not followed.
+    let file = options().create_new(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// The blocks of a host's block device.

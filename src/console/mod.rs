@@ -78,9 +78,11 @@ impl hvc::Host for Wake {
     }
 }
 
-/// Whether the kernel listens to the virtio console, given its command line: the last `console=` names it.
+/// Whether the guest's user space is at the virtio console, given the kernel's command line: the last `console=`, or
+/// `kite.console=` for kite's own `/init` alone, names it.
 pub fn prefers_hvc(cmdline: &str) -> bool {
-    let mut consoles = cmdline.split_ascii_whitespace().filter_map(|it| it.strip_prefix("console="));
+    let words = cmdline.split_ascii_whitespace();
+    let mut consoles = words.filter_map(|it| it.strip_prefix("kite.").unwrap_or(it).strip_prefix("console="));
     consoles.next_back().is_some_and(|console| console.starts_with("hvc"))
 }
 

@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::termios::{OutputFlags, SetArg, tcdrain, tcgetattr, tcsetattr};
 
+use crate::console::prefers_hvc;
 use job::Job;
 
 /// Whether this process is the init of a guest that kite started. Process 1 of a container is not.
@@ -38,12 +39,8 @@ pub fn main() -> ! {
 fn run() -> anyhow::Result<Infallible> {
     mount_all()?;
     let words = fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
-    let virtio_console = console::is_wanted(&words);
-    if virtio_console {
-        console::forget_what_was_printed();
-    }
     let loaded = modules::load();
-    if virtio_console {
+    if prefers_hvc(&words) {
         console::take();
     }
     print(&report::Report::read(loaded)?.to_string());

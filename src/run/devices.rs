@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use boot::GuestMemory;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, Target};
+use devices::virtio::console::{self, Port};
 use devices::virtio::rng::Rng;
 
-use crate::cli::RunOptions;
+use crate::cli::{ConsoleDevice, RunOptions};
+use crate::console::Console;
 use crate::disk;
 use crate::machine::Attachment;
 use crate::net::Network;
+use crate::port::Ports;
 
 /// The thread of the devices that have little to do.
 const SHARED_THREAD: &str = "virtio";
@@ -20,6 +23,9 @@ const SHARED_THREAD: &str = "virtio";
 pub(super) struct Devices {
     disks: Vec<disk::Open>,
     networks: Vec<Network>,
+    /// The host's end of `hvc0`, if the guest has it.
+    hvc: Option<Arc<Port>>,
+    ports: Ports,
     /// What the balloon is to be; nothing without a balloon.
     balloon: Option<Arc<Target>>,
     rng: bool,
@@ -27,7 +33,11 @@ pub(super) struct Devices {
 
 impl Devices {
     /// Opens what `options` name.
-    pub fn open(options: &RunOptions) -> Result<Self> {
+    pub fn open(options: &RunOptions, console: &Console) -> Result<Self> {
+        ensure!(
+            options.console != Some(ConsoleDevice::Virtio) || !options.no_acpi,
+            "--console virtio needs ACPI: leave out --no-acpi"
+        );
         // Without ACPI the guest cannot know of them.
         let acpi = !options.no_acpi;
         let balloon = (acpi && !options.no_balloon).then(Target::new).transpose();
@@ -35,6 +45,8 @@ impl Devices {
         Ok(Self {
             disks: options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?,
             networks: networks.collect::<Result<_>>()?,
+            hvc: options.has_virtio_console().then(|| console.hvc().clone()),
+            ports: Ports::open(&options.ports)?,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,
         })
@@ -43,7 +55,12 @@ impl Devices {
     /// How many devices there are.
     pub fn count(&self) -> u32 {
         let named = self.disks.len() + self.networks.len();
-        named as u32 + u32::from(self.balloon.is_some()) + u32::from(self.rng)
+        let single = [self.has_console(), self.balloon.is_some(), self.rng];
+        named as u32 + single.into_iter().map(u32::from).sum::<u32>()
+    }
+
+    fn has_console(&self) -> bool {
+        self.hvc.is_some() || !self.ports.ports().is_empty()
     }
 
     /// The kernel modules of devices that the guest cannot do without, and of those that it can.
@@ -56,6 +73,9 @@ impl Devices {
             needed.push("virtio_net");
         }
         let mut optional = Vec::new();
+        if self.has_console() {
+            optional.push("virtio_console");
+        }
         if self.balloon.is_some() {
             optional.push("virtio_balloon");
         }
@@ -74,6 +94,10 @@ impl Devices {
         }
         for (network, index) in self.networks.iter().zip(0..) {
             devices.push(Attachment { device: network.device()?, thread: format!("net{index}") });
+        }
+        if self.has_console() {
+            let device = console::Console::new(self.hvc.clone(), self.ports.ports().to_vec());
+            devices.push(Attachment { device: Box::new(device), thread: "hvc".to_owned() });
         }
         if let Some(target) = &self.balloon {
             devices.push(shared(Box::new(Balloon::new(target.clone()))));

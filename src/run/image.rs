@@ -12,11 +12,11 @@ use boot::kernel::{self, Image};
 use boot::modules::{ModuleFile, Modules};
 
 use super::devices::Devices;
-use crate::cli::RunOptions;
+use crate::cli::{ConsoleDevice, RunOptions};
 
-/// kite's own command line: the console; a panic ends the guest at once, by a warm reset, which [`super`] tells from a
-/// reboot; and there are no PCI and no other serial ports to look for.
-const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
+/// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
+/// from a reboot; and there are no PCI and no other serial ports to look for.
+const CMDLINE: &str = "panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
 /// The module that finds the board's devices.
 const TRANSPORT: &str = "virtio_mmio";
 const KERNELS: &str = "/boot";
@@ -77,8 +77,10 @@ fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
 }
 
 fn command_line(options: &RunOptions) -> (String, bool) {
-    let own = options.cmdline.as_deref().unwrap_or(CMDLINE);
-    let mut line = own.to_owned();
+    let mut line = match &options.cmdline {
+        Some(line) => line.clone(),
+        None => format!("{} {CMDLINE}", console(options)),
+    };
     if let Some(more) = &options.append {
         line.push(' ');
         line.push_str(more);
@@ -88,6 +90,18 @@ fn command_line(options: &RunOptions) -> (String, bool) {
     };
     let panics_warmly = line.contains("reboot=panic_warm") && !line.split_whitespace().any(warm);
     (line, panics_warmly)
+}
+
+/// The words that say where the guest's console is.
+fn console(options: &RunOptions) -> &'static str {
+    match options.console {
+        // The kernel's own messages stay with the serial port: a panic prints there whatever has happened before.
+        None if options.has_virtio_console() => "console=ttyS0 kite.console=hvc0",
+        None | Some(ConsoleDevice::Serial) => "console=ttyS0",
+        // An early console gives way to the real one, so that no message is lost and none comes twice.
+        Some(ConsoleDevice::Virtio) => "earlycon=uart8250,io,0x3f8 console=hvc0",
+        Some(ConsoleDevice::None) => "console=null",
+    }
 }
 
 /// Whether KVM runs without hardware virtualisation, by the PVM module.

@@ -30,7 +30,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     check_memory(options.memory)?;
     let boot = Boot::prepare(options)?;
     let mut console = Console::new(console::prefers_hvc(&boot.cmdline))?;
-    let devices = Devices::open(options)?;
+    let devices = Devices::open(options, &console)?;
     let board =
         Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi, virtio: devices.count() };
     let mut initrd = None;
@@ -56,6 +56,8 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
             End::Failed(what) => bail!(what),
             End::Signal(signal) => {
                 terminal::restore();
+                // The ports' sockets go with it.
+                drop(devices);
                 return die_by(signal);
             }
         }
