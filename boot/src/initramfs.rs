@@ -227,10 +227,12 @@ impl Initramfs {
 }
 
 /// What kite gives a guest that was given no initrd: `init` as `/init`, the folders it mounts on, a console for
-/// its output (without `/dev/console` Linux warns and init writes into nothing), and `modules` to load in order.
+/// its output (without `/dev/console` Linux warns and init writes into nothing), `/dev/null` in its place for a guest
+/// without console, as no program starts without open standard streams, and `modules` to load in order.
 pub fn standard(init: Arc<File>, modules: &[ModuleFile]) -> Result<Archive, Error> {
     let mut archive = Initramfs::new();
-    archive.dir("/dev", 0o755)?.device("/dev/console", 0o600, 5, 1)?;
+    archive.dir("/dev", 0o755)?;
+    archive.device("/dev/console", 0o600, 5, 1)?.device("/dev/null", 0o666, 1, 3)?;
     archive.dir("/proc", 0o555)?.dir("/sys", 0o555)?;
     if !modules.is_empty() {
         let mut manifest = String::new();

@@ -206,12 +206,12 @@ fn a_guest_gets_its_init_console_and_modules_in_order() {
     }
     let found = entries(&standard(on_disk(&pattern(50_000)), &modules).unwrap());
     let names: Vec<&str> = found.iter().map(|found| found.name.as_str()).collect();
-    let folders = ["dev", "dev/console", "proc", "sys", "modules"];
+    let folders = ["dev", "dev/console", "dev/null", "proc", "sys", "modules"];
     let files = ["modules/list", "modules/virtio_ring.ko", "modules/virtio-rng.ko.xz", "init"];
     assert_eq!(names, [&folders[..], &files[..]].concat());
-    assert_eq!(found[5].data, b"virtio_ring.ko\nvirtio-rng.ko.xz\n");
-    assert_eq!(found[7].data, b"virtio_rng");
-    assert_eq!((found[8].at % PAGE as usize, found[8].mode), (0, 0o100_755));
+    assert_eq!(found[6].data, b"virtio_ring.ko\nvirtio-rng.ko.xz\n");
+    assert_eq!(found[8].data, b"virtio_rng");
+    assert_eq!((found[9].at % PAGE as usize, found[9].mode), (0, 0o100_755));
 }
 
 #[test]
