@@ -31,6 +31,8 @@ Examples:
   kite run --kernel vmlinux --cpus 4 --memory 2G
   kite run --kernel bzImage --initrd rootfs.cpio.gz --append 'init=/bin/sh'
   kite run --kernel bzImage --modules target/lib/modules/6.12.0
+  kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
+  kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
 
 Keys:
   Ctrl-A X quits, Ctrl-A H lists the keys, Ctrl-A Ctrl-A sends one Ctrl-A.";

@@ -9,6 +9,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::buffers::Buffers;
+use super::{Cause, Interrupt};
 use crate::GuestMemory;
 
 /// What the driver did wrong. The device then needs a reset.
@@ -60,7 +61,7 @@ pub(super) struct Ring {
     /// Chains that may still be taken in this service.
     budget: u16,
     /// Buffers were used since the driver was last told.
-    pub used: bool,
+    used: bool,
     /// There is more to serve than one service takes.
     pub again: bool,
     /// The used index that the driver was last told of.
@@ -120,8 +121,15 @@ impl Ring {
         Ok(())
     }
 
+    /// Tells the driver of what was used since it was last told, if it wants to know.
+    pub fn tell(&mut self, memory: &GuestMemory, interrupt: &dyn Interrupt, index: u16) {
+        if std::mem::take(&mut self.used) && self.needs_interrupt(memory) {
+            interrupt.signal(Cause::Queue(index));
+        }
+    }
+
     /// Whether the driver wants to know of what was used since it was last told (§2.7.10).
-    pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> bool {
+    fn needs_interrupt(&mut self, memory: &GuestMemory) -> bool {
         let used = Wrapping(self.queue.next_used());
         let told = std::mem::replace(&mut self.told, used);
         // The driver sees what was used before its wish is read, or else it may sleep and never be woken.
@@ -198,16 +206,17 @@ fn add(memory: &GuestMemory, chain: &mut Chain, descriptor: &Descriptor) -> Resu
 pub struct Queues<'a> {
     memory: &'a GuestMemory,
     rings: &'a mut [Ring],
+    interrupt: &'a dyn Interrupt,
     /// The device's configuration has changed, and the driver is to know.
     pub(super) config_changed: bool,
 }
 
 impl<'a> Queues<'a> {
-    pub(super) fn new(memory: &'a GuestMemory, rings: &'a mut [Ring]) -> Self {
+    pub(super) fn new(memory: &'a GuestMemory, rings: &'a mut [Ring], interrupt: &'a dyn Interrupt) -> Self {
         for ring in rings.iter_mut() {
             ring.budget = ring.queue.size();
         }
-        Self { memory, rings, config_changed: false }
+        Self { memory, rings, interrupt, config_changed: false }
     }
 
     /// The guest's memory.
@@ -267,6 +276,14 @@ impl<'a> Queues<'a> {
         match self.rings.get_mut(index) {
             Some(ring) if ring.queue.ready() && !chains.is_empty() => ring.complete(self.memory, chains),
             _ => Ok(()),
+        }
+    }
+
+    /// Tells the driver what was used in queue `index` so far, if it wants to know: it is told at the end of the service
+    /// in any case, and a driver that waits need not wait for the rest.
+    pub fn tell(&mut self, index: usize) {
+        if let (Some(ring), Ok(queue)) = (self.rings.get_mut(index), u16::try_from(index)) {
+            ring.tell(self.memory, self.interrupt, queue);
         }
     }
 

@@ -206,16 +206,14 @@ impl Virtio {
         if !self.is_running() {
             return false;
         }
-        let mut queues = Queues::new(&self.memory, &mut self.rings);
+        let mut queues = Queues::new(&self.memory, &mut self.rings, self.interrupt.as_ref());
         let served = serve(self.device.as_mut(), &mut queues);
         if queues.config_changed {
             self.generation = self.generation.wrapping_add(1);
             self.interrupt.signal(Cause::Config);
         }
         for (index, ring) in (0..).zip(&mut self.rings) {
-            if std::mem::take(&mut ring.used) && ring.needs_interrupt(&self.memory) {
-                self.interrupt.signal(Cause::Queue(index));
-            }
+            ring.tell(&self.memory, self.interrupt.as_ref(), index);
         }
         if let Err(error) = served {
             // Once until the driver resets the device.

@@ -106,6 +106,8 @@ impl Receiver {
             let room = if self.mergeable { self.room } else { placed };
             if len <= room {
                 self.deliver(len, placed, queues)?;
+                // The guest begins with this one while the next is received.
+                queues.tell(self.index);
             } else if self.mergeable && self.held.len() < queues.size(self.index).into() {
                 self.pending = Some(Pending { len, placed });
                 self.hold(len, queues)?;
