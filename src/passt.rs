@@ -1,7 +1,9 @@
 //! passt(1), which gives a guest the host's network without privileges: one process a machine, at the other end of a
 //! socket. It ends when that is closed, so it goes with kite, whatever ends kite.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::net::IpAddr;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -17,6 +19,10 @@ use crate::net::Forward;
 
 /// The stack of the thread that waits for passt, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
+/// Where resolvers are named (resolv.conf(5)), and where those are that systemd-resolved asks.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// See [`RESOLV_CONF`].
+const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// What passt says of itself in any case, when all is well.
 const CHATTER: [&str; 2] = ["Don't run as root", "to syslog"];
 
@@ -33,10 +39,15 @@ pub fn start(forwards: &[Forward]) -> anyhow::Result<UnixStream> {
     let mut command = Command::new("passt");
     command.args(["--foreground", "--quiet", "--no-map-gw"]);
     command.args(["--fd", &theirs.as_raw_fd().to_string()]);
-    command.args(["--pid", &format!("/dev/fd/{}", tell.as_raw_fd())]);
+    command.args(["--pid", &format!("/proc/self/fd/{}", tell.as_raw_fd())]);
     command.args(["--tcp-ports", &ports(forwards, false), "--udp-ports", &ports(forwards, true)]);
     // Of its own, so that a key that interrupts kite doesn't end it first.
     command.process_group(0);
+    let [usual, behind] =
+        [RESOLV_CONF, BEHIND_RESOLVED].map(|path| fs::read_to_string(path).unwrap_or_default());
+    for server in name_servers(&usual, &behind) {
+        command.args(["--dns", &server.to_string()]);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     inherit(theirs.as_fd())?;
     inherit(tell.as_fd())?;
@@ -69,6 +80,19 @@ fn check(forward: &Forward) -> anyhow::Result<()> {
 fn inherit(file: BorrowedFd<'_>) -> anyhow::Result<()> {
     fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot hand passt a file")?;
     Ok(())
+}
+
+/// The name servers that the guest is to be told of, if they are not the usual ones: a resolver on the host's loopback,
+/// as systemd's is, cannot be reached from a guest, those behind it can.
+fn name_servers(usual: &str, behind: &str) -> Vec<IpAddr> {
+    let servers = |text: &str| -> Vec<IpAddr> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
+        lines.filter_map(|server| server.trim().parse().ok()).collect()
+    };
+    match servers(usual).iter().all(IpAddr::is_loopback) {
+        true => servers(behind).into_iter().filter(|server| !server.is_loopback()).take(3).collect(),
+        false => Vec::new(),
+    }
 }
 
 /// passt's list of forwarded ports.
@@ -116,7 +140,6 @@ fn watch(mut child: Child) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::thread::sleep;
     use std::time::Duration;
 
@@ -158,6 +181,15 @@ mod tests {
         let [high, low] = (20 + udp.len() as u16).to_be_bytes();
         let ip = [0x45, 0, high, low, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255];
         [&[0xff; 6][..], &mac, &[8, 0], &ip, &udp].concat()
+    }
+
+    #[test]
+    fn a_resolver_on_loopback_gives_way_to_those_behind_it() {
+        let behind = "nameserver 192.0.2.1\nnameserver fe80::1%eth0\nnameserver 2001:db8::1\n";
+        let expected: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        assert_eq!(name_servers("# local\nnameserver 127.0.0.53\noptions edns0\n", behind), expected);
+        assert!(name_servers("nameserver 127.0.0.1\nnameserver 198.51.100.1\n", behind).is_empty());
+        assert!(name_servers("nameserver 127.0.0.1", "").is_empty());
     }
 
     #[test]
