@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
@@ -120,17 +121,19 @@ impl Driver {
         watch::count_lines();
         lines_logged();
         let device = make(&memory);
-        let sources = device.sources().len();
+        let (id, sources) = (device.id(), device.sources().len());
         let (edges, bell) = (Edges::default(), Bell::default());
         let line = Arc::new(InterruptLine::new(Box::new(edges.clone())));
         let virtio = Arc::new(Mutex::new(Virtio::new(device, memory.clone(), line.clone())));
         let mmio = Mmio::new(virtio.clone(), line, Box::new(bell.clone()));
         let count = virtio.lock().unwrap_or_else(PoisonError::into_inner).queue_count();
         let zeros = vec![0; count];
+        let mut account = ram::Account::new();
+        account.fades = id == VIRTIO_ID_BALLOON;
         Self {
             memory,
             virtio,
-            account: ram::Account::new().into(),
+            account: account.into(),
             mmio,
             edges,
             bell,

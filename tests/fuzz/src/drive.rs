@@ -18,6 +18,9 @@ const MOST_OPS: usize = 256;
 /// Lines that a device may log between two resets.
 const MOST_LINES: u32 = 4;
 
+/// The most blocks of 512 bytes in one part of a chain.
+const MOST_BLOCKS: u8 = 8;
+
 /// Where a driver puts what the device reads, where it has room for what the device writes, and its indirect tables.
 const READABLE: Area = Area { start: BUFFERS, len: 0x4_0000 };
 const WRITABLE: Area = Area { start: BUFFERS + 0x4_0000, len: 0x8_0000 };
@@ -92,6 +95,10 @@ pub enum Op<'a> {
 pub enum Part<'a> {
     /// For the device to read.
     Bytes(#[arbitrary(with = bytes)] &'a [u8]),
+    /// Small numbers for the device to read, each in two bytes or, if so said, in four: what headers are made of.
+    Numbers(bool, #[arbitrary(with = bytes)] &'a [u8]),
+    /// So many times 512 bytes, of which there are [`MOST_BLOCKS`] at most, and whether the device writes.
+    Blocks(u8, bool),
     /// So many bytes for the device to write.
     Room(u16),
     /// Anywhere: the address as [`address`] reads it, the length, and whether the device writes.
@@ -156,6 +163,7 @@ pub fn drive(
         lines = if drive.driver.status() == 0 { 0 } else { lines + more };
         assert!(lines <= MOST_LINES, "it logged {lines} lines");
     }
+    drive.driver.size = 64;
     drive.driver.assert_contract(request);
 }
 
@@ -217,7 +225,9 @@ impl Drive {
     }
 
     fn chain(&mut self, queue: usize, indirect: bool, parts: &[Part<'_>]) {
-        let buffers: Vec<_> = parts.iter().map(|part| self.part(part)).collect();
+        let mut buffers: Vec<_> = parts.iter().map(|part| self.part(part)).collect();
+        // What the device writes comes last (virtio 1.2 §2.7.4.2).
+        buffers.sort_by_key(|(_, _, writable)| *writable);
         if !indirect {
             self.driver.add(queue, &buffers);
             return;
@@ -236,18 +246,35 @@ impl Drive {
 
     fn part(&mut self, part: &Part<'_>) -> (u64, u32, bool) {
         match part {
-            Part::Bytes(bytes) => {
-                let address = READABLE.take(&mut self.used[0], bytes.len() as u64);
-                self.driver.write(address, bytes);
-                (address, bytes.len() as u32, false)
+            Part::Bytes(bytes) => self.readable(bytes),
+            Part::Numbers(wide, numbers) => {
+                let width = if *wide { 4 } else { 2 };
+                let bytes = numbers
+                    .iter()
+                    .flat_map(|number| u32::from(*number).to_le_bytes().into_iter().take(width));
+                self.readable(&bytes.collect::<Vec<u8>>())
             }
-            Part::Room(len) => (WRITABLE.take(&mut self.used[1], (*len).into()), u32::from(*len), true),
+            Part::Blocks(count, true) => self.writable(512 * u32::from(count % (MOST_BLOCKS + 1))),
+            Part::Blocks(count, false) => {
+                self.readable(&vec![*count; 512 * usize::from(count % (MOST_BLOCKS + 1))])
+            }
+            Part::Room(len) => self.writable((*len).into()),
             Part::Anywhere(number, len, writable) => {
                 let address = address(*number);
                 self.note(address, *len, *writable);
                 (address, *len, *writable)
             }
         }
+    }
+
+    fn readable(&mut self, bytes: &[u8]) -> (u64, u32, bool) {
+        let address = READABLE.take(&mut self.used[0], bytes.len() as u64);
+        self.driver.write(address, bytes);
+        (address, bytes.len() as u32, false)
+    }
+
+    fn writable(&mut self, len: u32) -> (u64, u32, bool) {
+        (WRITABLE.take(&mut self.used[1], len.into()), len, true)
     }
 
     fn descriptor(&mut self, queue: usize, at: u8, (number, len, flags, next): (u64, u32, u8, u8)) {

@@ -4,9 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a target that cannot go on is to panic")]
 
+mod balloon;
+mod block;
+mod console;
 mod drive;
 mod kernel;
 mod modules;
+mod net;
 mod serial;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
@@ -23,6 +27,10 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("queue", queue),
     ("rng", |data| drive(data, |_| Box::new(Rng), |_| {}, every_queue_serves)),
+    ("block", block::run),
+    ("net", net::run),
+    ("console", console::run),
+    ("balloon", balloon::run),
     ("serial", serial::run),
     ("kernel", kernel::run),
     ("modules", modules::run),

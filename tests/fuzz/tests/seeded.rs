@@ -53,6 +53,26 @@ fn any_driver_of_the_entropy_device_does_no_harm() {
 }
 
 #[test]
+fn any_driver_of_a_disk_does_no_harm() {
+    seeded("block", 300);
+}
+
+#[test]
+fn any_driver_of_a_network_device_does_no_harm() {
+    seeded("net", 300);
+}
+
+#[test]
+fn any_driver_of_the_console_does_no_harm() {
+    seeded("console", 300);
+}
+
+#[test]
+fn any_driver_of_the_balloon_does_no_harm() {
+    seeded("balloon", 300);
+}
+
+#[test]
 fn any_driver_of_the_serial_port_does_no_harm() {
     seeded("serial", 300);
 }

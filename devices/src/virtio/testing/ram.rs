@@ -59,12 +59,14 @@ pub(super) struct Account {
     expected: [Vec<u8>; RAM.len()],
     /// What the device may write.
     writable: Vec<Range<u64>>,
+    /// The device gives memory back to the host: any byte may turn into zero.
+    pub fades: bool,
 }
 
 impl Account {
     /// Of RAM that nobody has written.
     pub fn new() -> Self {
-        Self { expected: RAM.map(|(_, len)| vec![CANARY; len]), writable: Vec::new() }
+        Self { expected: RAM.map(|(_, len)| vec![CANARY; len]), writable: Vec::new(), fades: false }
     }
 
     /// The driver writes `bytes`, which are in one region.
@@ -108,7 +110,10 @@ impl Account {
                 if *expected == page {
                     continue;
                 }
-                let differs = (at..).zip(expected.iter().zip(page)).filter(|(_, (was, is))| **was != *is);
+                let fades = self.fades;
+                let differs = (at..)
+                    .zip(expected.iter().zip(page))
+                    .filter(|(_, (was, is))| **was != *is && !(fades && *is == 0));
                 let mut strays = differs.map(|(at, _)| at).filter(|at| !is_within(&self.writable, *at));
                 stray = stray.or(strays.next());
                 expected.copy_from_slice(&page);
