@@ -2,7 +2,8 @@
 //! kite takes them from there at the next exit of any other kind, before it carries that out. For a kernel that logs to
 //! the console this halves the exits of a boot.
 //!
-//! Such a write may be late, but for two registers that does not show. The clock's index does nothing until the data
+//! Such a write may be late, but for some registers that does not show. What a virtio driver acknowledges takes back only
+//! what it has read ([`devices::virtio::mmio::InterruptLine`]). The clock's index does nothing until the data
 //! port is used. And the serial port's data may wait if the driver comes back to the port after its last byte, so the
 //! ring starts when the guest's driver has shown that it does ([`devices::serial::Host::output_awaited`]).
 #![expect(
@@ -31,7 +32,7 @@ pub struct Coalesced {
 }
 
 impl Coalesced {
-    /// No ring yet: [`Self::start`] makes it.
+    /// No ring yet: it is made for the first register.
     pub fn new(vm: Arc<VmFd>) -> Self {
         Self { vm, vcpu: Mutex::default(), ring: OnceLock::new() }
     }
@@ -50,30 +51,46 @@ impl Coalesced {
         Ok(())
     }
 
-    /// Lets KVM keep what the guest writes to these ports. A host that refuses goes on as before.
-    fn start(&self) {
-        let vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(vcpu) = vcpu else { return };
-        // SAFETY: the descriptor is a vCPU's of this VM, and the new handle owns it.
-        let Ok(mut vcpu) = (unsafe { self.vm.create_vcpu_from_rawfd(vcpu.into_raw_fd()) }) else { return };
-        if vcpu.map_coalesced_mmio_ring().is_err() || self.ring.set(Mutex::new(vcpu)).is_err() {
-            return;
+    /// Makes the ring if there is none; answers whether there is one now.
+    fn has_ring(&self) -> bool {
+        let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(vcpu) = vcpu.take() {
+            // SAFETY: the descriptor is a vCPU's of this VM, and the new handle owns it.
+            let vcpu = unsafe { self.vm.create_vcpu_from_rawfd(vcpu.into_raw_fd()) };
+            if let Ok(mut vcpu) = vcpu
+                && vcpu.map_coalesced_mmio_ring().is_ok()
+            {
+                // There was none: the descriptor is taken once.
+                let _ = self.ring.set(Mutex::new(vcpu));
+            }
         }
-        // Only now may entries come: from here on every exit looks for them.
-        for port in [SERIAL_PORT, CMOS_PORT] {
-            let _ = self.vm.register_coalesced_mmio(IoEventAddress::Pio(port.into()), 1);
+        self.ring.get().is_some()
+    }
+
+    /// Lets KVM keep what the guest writes to `len` bytes at `address`. A host that refuses goes on as before.
+    fn add(&self, address: IoEventAddress, len: u32) {
+        // Only with a ring may entries come: every exit looks for them then.
+        if self.has_ring() {
+            let _ = self.vm.register_coalesced_mmio(address, len);
         }
     }
 
+    /// Lets KVM keep what the guest writes to the register at `address`, 32 bits wide, of a device in memory space.
+    pub fn add_register(&self, address: u64) {
+        self.add(IoEventAddress::Mmio(address), 4);
+    }
+
     /// Carries out what waits in the ring. To be called before any other access is carried out, with no device locked.
-    pub fn carry_out(&self, ports: &Bus) {
+    pub fn carry_out(&self, ports: &Bus, mmio: &Bus) {
         let Some(ring) = self.ring.get() else { return };
         // The lock keeps the entries in order when two vCPUs exit at once.
         let mut ring = ring.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..ENTRIES {
             let Ok(Some(entry)) = ring.coalesced_mmio_read() else { return };
             let len = entry.data.len().min(entry.len as usize);
-            ports.write(entry.phys_addr, &entry.data[..len]);
+            // Only what was added comes, and no port has an address so high.
+            let bus = if entry.phys_addr > u16::MAX.into() { mmio } else { ports };
+            bus.write(entry.phys_addr, &entry.data[..len]);
         }
     }
 }
@@ -96,6 +113,8 @@ impl Host for CoalescingHost {
     }
 
     fn output_awaited(&self) {
-        self.coalesced.start();
+        for port in [SERIAL_PORT, CMOS_PORT] {
+            self.coalesced.add(IoEventAddress::Pio(port.into()), 1);
+        }
     }
 }

@@ -14,7 +14,7 @@ use devices::virtio::{Doorbell, Virtio};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::vm::Kicks;
+use crate::vm::Registers;
 
 /// What the driver of one device has left for the thread that serves it.
 pub struct Bell {
@@ -59,8 +59,8 @@ pub struct Served {
     pub virtio: Arc<Mutex<Virtio>>,
     /// Where kicks come.
     pub bell: Arc<Bell>,
-    /// Where the guest writes to kick.
-    pub kicks: Kicks,
+    /// Where the guest writes to kick and to acknowledge.
+    pub registers: Registers,
 }
 
 /// What an event is about: the device's index in the upper half, and one of these in the lower.
@@ -157,7 +157,7 @@ impl Served {
 
     /// The driver is up, perhaps after work had come for it.
     fn activate(&mut self) {
-        self.kicks.take_over(&self.bell.kicks);
+        self.registers.take_over(&self.bell.kicks);
         let mut virtio = lock(&self.virtio);
         for source in 0..virtio.device().sources().len() {
             virtio.serve_source(source);

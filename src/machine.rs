@@ -25,7 +25,7 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::coalesced::CoalescingHost;
+use crate::coalesced::{Coalesced, CoalescingHost};
 use crate::exit::ExitRequest;
 use crate::io_thread::{Bell, BellRope, IoThread, Served};
 use crate::memory::GuestRam;
@@ -106,8 +106,9 @@ impl Machine {
         let ports = Arc::new(port_bus(&vm, &serial, &exit).context("two devices share a port")?);
         let mut mmio = Bus::default();
         let places = devices.into_iter().zip(0..);
-        let virtio =
-            places.map(|(it, index)| add_virtio(&vm, &mut mmio, it, index)).collect::<Result<_, _>>()?;
+        let virtio = places
+            .map(|(it, index)| add_virtio(&vm, &coalesced, &mut mmio, it, index))
+            .collect::<Result<_, _>>()?;
         let shared = Shared { ports, mmio: Arc::new(mmio), coalesced, exit };
         let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio };
         machine.create_vcpus(&supported)?;
@@ -173,7 +174,13 @@ impl Machine {
 }
 
 /// Puts a virtio device into the window and on the line of its `index`.
-fn add_virtio(vm: &Vm, bus: &mut Bus, it: Attachment, index: u32) -> anyhow::Result<(String, Served)> {
+fn add_virtio(
+    vm: &Vm,
+    coalesced: &Arc<Coalesced>,
+    bus: &mut Bus,
+    it: Attachment,
+    index: u32,
+) -> anyhow::Result<(String, Served)> {
     ensure!(
         index < layout::VIRTIO_MAX,
         "there is room for {} devices: use fewer disks and networks",
@@ -186,7 +193,8 @@ fn add_virtio(vm: &Vm, bus: &mut Bus, it: Attachment, index: u32) -> anyhow::Res
     let window = shared(Mmio::new(virtio.clone(), line, Box::new(BellRope(bell.clone()))));
     let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
     bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
-    Ok((it.thread, Served { virtio, bell, kicks: vm.kicks(address + mmio::NOTIFY) }))
+    let registers = vm.registers(address + mmio::NOTIFY, address + mmio::ACKNOWLEDGE, coalesced.clone());
+    Ok((it.thread, Served { virtio, bell, registers }))
 }
 
 /// The devices at I/O ports.
@@ -243,7 +251,7 @@ impl Running {
     /// Brings every vCPU to a halt between two instructions, with nothing half done.
     pub fn pause(&self) {
         vcpu::pause(&self.vcpus);
-        self.shared.coalesced.carry_out(&self.shared.ports);
+        self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
     }
 
     /// Lets the vCPUs go on.
@@ -269,7 +277,7 @@ impl Running {
     pub fn stop(&mut self) {
         vcpu::stop(std::mem::take(&mut self.vcpus));
         self.threads.clear();
-        self.shared.coalesced.carry_out(&self.shared.ports);
+        self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
     }
 
     /// What the guest left in the reset word. The vCPUs are stopped.

@@ -102,7 +102,7 @@ impl Vcpu {
     fn step(&mut self) -> Step {
         let Shared { ports, mmio, coalesced, exit } = &self.shared;
         let result = self.fd.run();
-        coalesced.carry_out(ports);
+        coalesced.carry_out(ports, mmio);
         match result {
             Ok(VcpuExit::IoOut(port, data)) => ports.write(port.into(), data),
             Ok(VcpuExit::IoIn(port, data)) => ports.read(port.into(), data),

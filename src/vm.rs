@@ -115,9 +115,9 @@ impl Vm {
         Ok(Irqfd(event))
     }
 
-    /// The writes of a queue's number to `address`, which are to become writes of eventfds.
-    pub fn kicks(&self, address: u64) -> Kicks {
-        Kicks { vm: self.fd.clone(), address, taken: false }
+    /// The registers of a virtio device that a driver writes all the time: to kick, and to acknowledge interrupts.
+    pub fn registers(&self, notify: u64, acknowledge: u64, coalesced: Arc<Coalesced>) -> Registers {
+        Registers { vm: self.fd.clone(), notify, acknowledge, coalesced, taken: false }
     }
 
     /// A vCPU as it is after reset.
@@ -162,21 +162,25 @@ impl Line for Irqfd {
     }
 }
 
-/// Where a driver writes a queue's number to kick that queue.
-pub struct Kicks {
+/// Where a driver kicks queues and acknowledges interrupts.
+pub struct Registers {
     vm: Arc<VmFd>,
-    address: u64,
+    notify: u64,
+    acknowledge: u64,
+    coalesced: Arc<Coalesced>,
     taken: bool,
 }
 
-impl Kicks {
-    /// From now on KVM writes `events[n]` when the guest writes `n`, instead of an exit. Where it refuses, exits go on.
+impl Registers {
+    /// From now on KVM writes `events[n]` when the guest writes `n`, and keeps acknowledgements, instead of exits. Where it
+    /// refuses, exits go on.
     pub fn take_over(&mut self, events: &[EventFd]) {
         if std::mem::replace(&mut self.taken, true) {
             return;
         }
+        self.coalesced.add_register(self.acknowledge);
         for (index, event) in (0u32..).zip(events) {
-            if let Err(error) = self.vm.register_ioevent(event, &IoEventAddress::Mmio(self.address), index) {
+            if let Err(error) = self.vm.register_ioevent(event, &IoEventAddress::Mmio(self.notify), index) {
                 log::debug!("KVM refuses an ioeventfd: {error}");
                 return;
             }

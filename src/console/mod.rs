@@ -180,6 +180,19 @@ impl Console {
         Ok(())
     }
 
+    /// The signal that tells kite to end, if one waits: a guest that resets itself at once, over and over, leaves
+    /// [`Self::attend`] no time to look.
+    pub fn ending_signal(&self) -> Option<i32> {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            let signal = info.ssi_signo as i32;
+            // The next machine measures the terminal and takes its leases anew.
+            if signal != Signal::SIGWINCH as i32 && signal != Signal::SIGIO as i32 {
+                return Some(signal);
+            }
+        }
+        None
+    }
+
     fn take_signal(&self, machine: &Running) {
         let Ok(Some(info)) = self.signals.read_signal() else { return };
         let signal = info.ssi_signo as i32;

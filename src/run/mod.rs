@@ -45,8 +45,14 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         if !matches!(running.exit().reason(), Some(Exit::Quit)) && !matches!(end, End::Signal(_)) {
             report_lost_output(&running, &console);
         }
+        let end = match end {
+            End::Reboot if options.on_reboot == OnReboot::Restart => match console.ending_signal() {
+                Some(signal) => End::Signal(signal),
+                None => continue,
+            },
+            end => end,
+        };
         match end {
-            End::Reboot if options.on_reboot == OnReboot::Restart => {}
             End::Done | End::Reboot => return Ok(cli::DONE),
             End::Crashed(what) => {
                 terminal::restore();

@@ -1,6 +1,6 @@
 //! Virtio over MMIO (virtio 1.2 §4.2): the registers and the one interrupt line. There is no legacy interface.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_mmio::*;
@@ -21,17 +21,34 @@ const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 const VERSION: u32 = 2;
 const VENDOR: u32 = u32::from_le_bytes(*b"KITE");
 
+/// Where in the window the driver acknowledges an interrupt. Such a write may come late, but before the driver's next
+/// access of another kind.
+pub const ACKNOWLEDGE: u64 = VIRTIO_MMIO_INTERRUPT_ACK as u64;
+
 /// The interrupt line, with the causes that the driver reads back. It has no lock: the driver reads it at every
 /// interrupt, and must not wait for a device that is serving.
+///
+/// An acknowledgement takes back only what the driver has read, and nothing that came after: so it may come late. At
+/// worst the driver looks once more at queues where nothing is new.
 pub struct InterruptLine {
-    causes: AtomicU32,
+    /// The causes (§4.2.2, `InterruptStatus`), and from bit 32 on those of them that the driver has not read.
+    causes: AtomicU64,
     line: Box<dyn Line + Sync>,
 }
 
 impl InterruptLine {
     /// Sends its edges over `line`.
     pub fn new(line: Box<dyn Line + Sync>) -> Self {
-        Self { causes: AtomicU32::new(0), line }
+        Self { causes: AtomicU64::new(0), line }
+    }
+
+    fn read(&self) -> u32 {
+        self.causes.fetch_and(u32::MAX.into(), Ordering::SeqCst) as u32
+    }
+
+    fn acknowledge(&self, value: u32) {
+        let acknowledged = |causes: u64| Some(causes & !(u64::from(value) & !(causes >> 32)));
+        let _always_ok = self.causes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, acknowledged);
     }
 }
 
@@ -41,7 +58,8 @@ impl Interrupt for InterruptLine {
             Cause::Queue(_) => VIRTIO_MMIO_INT_VRING,
             Cause::Config => VIRTIO_MMIO_INT_CONFIG,
         };
-        self.causes.fetch_or(bit, Ordering::SeqCst);
+        let bit = u64::from(bit);
+        self.causes.fetch_or(bit << 32 | bit, Ordering::SeqCst);
         self.line.pulse();
     }
 
@@ -83,7 +101,7 @@ impl Mmio {
             }
             VIRTIO_MMIO_QUEUE_NUM_MAX => self.virtio().queue(self.queue).map_or(0, |it| it.max_size().into()),
             VIRTIO_MMIO_QUEUE_READY => self.virtio().queue(self.queue).is_some_and(QueueT::ready).into(),
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.line.causes.load(Ordering::SeqCst),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.line.read(),
             VIRTIO_MMIO_STATUS => self.virtio().status(),
             // No shared memory: every region has the length -1 (§4.2.2).
             VIRTIO_MMIO_SHM_LEN_LOW
@@ -104,9 +122,7 @@ impl Mmio {
             VIRTIO_MMIO_QUEUE_NUM => self.configure(|queue| set_size(queue, value)),
             VIRTIO_MMIO_QUEUE_READY => self.configure(|queue| queue.set_ready(value == 1)),
             VIRTIO_MMIO_QUEUE_NOTIFY if value < self.queue_count => self.doorbell.kick(value as u16),
-            VIRTIO_MMIO_INTERRUPT_ACK => {
-                self.line.causes.fetch_and(!value, Ordering::SeqCst);
-            }
+            VIRTIO_MMIO_INTERRUPT_ACK => self.line.acknowledge(value),
             VIRTIO_MMIO_STATUS => {
                 let up = self.virtio().set_status(value);
                 if up {
@@ -168,5 +184,31 @@ impl BusDevice for Mmio {
         } else if let Ok(data) = <[u8; 4]>::try_from(data) {
             self.write_register(offset as u32, u32::from_le_bytes(data));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nowhere;
+
+    impl Line for Nowhere {
+        fn pulse(&self) {}
+    }
+
+    #[test]
+    fn a_late_acknowledgement_takes_back_only_what_was_read() {
+        let line = InterruptLine::new(Box::new(Nowhere));
+        line.signal(Cause::Queue(0));
+        assert_eq!(line.read(), 1);
+        line.signal(Cause::Config);
+        line.signal(Cause::Queue(0));
+        line.acknowledge(3);
+        assert_eq!(line.read(), 3);
+        line.acknowledge(1);
+        assert_eq!(line.read(), 2);
+        line.acknowledge(u32::MAX);
+        assert_eq!(line.read(), 0);
     }
 }
