@@ -59,9 +59,7 @@ impl Guest<'_> {
         if len == 0 {
             return Ok(None);
         }
-        let end = low_ram_end(board).min(self.image.initrd_max + 1);
-        let start = end.checked_sub(len).map(|start| start & !0xfff).filter(|start| *start >= self.image.end);
-        let start = start.with_context(|| {
+        let start = self.image.initrd_start(low_ram_end(board), len).with_context(|| {
             format!("the initrd's {} MiB do not fit in memory beside the kernel", len.div_ceil(1 << 20))
         })?;
         // Mappings first: beside them the host has no room for a huge page, which it would clear for a few bytes.

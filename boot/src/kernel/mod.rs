@@ -124,6 +124,13 @@ impl Image {
         }
     }
 
+    /// Where an initrd of `len` bytes goes: as high below `end`, where low RAM ends, as the kernel can find it, behind the
+    /// kernel, at the start of a page. Nothing if it has no room.
+    pub fn initrd_start(&self, end: u64, len: u64) -> Option<u64> {
+        let end = end.min(self.initrd_max.saturating_add(1));
+        end.checked_sub(len).map(|start| start & !0xfff).filter(|start| *start >= self.end)
+    }
+
     /// Whether this is Linux for all we know: a bare ELF program need not be.
     pub fn is_linux(&self) -> bool {
         matches!(self.kind, Kind::BzImage { .. }) || self.version().is_some()

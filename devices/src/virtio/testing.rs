@@ -28,7 +28,7 @@ use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::interrupt::Line;
 
-pub use contract::{INDIRECT, every_queue_serves};
+pub use contract::{INDIRECT, every_queue_serves, queue_serves};
 pub use ram::{CANARY, RAM, fill, memory};
 pub use watch::{alone, files_and_threads, lines_logged, watched};
 

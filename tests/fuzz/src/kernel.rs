@@ -5,9 +5,9 @@ use std::os::unix::fs::FileExt;
 
 use arbitrary::{Arbitrary, Unstructured};
 use boot::kernel::{Image, Protocol};
-use boot::layout::{HIGH_MEMORY, IDENTITY_MAP};
+use boot::layout::{HIGH_MEMORY, IDENTITY_MAP, VIRTIO_MAX};
 use boot::params::Params;
-use boot::{GuestMemory, Piece};
+use boot::{GuestMemory, Piece, acpi, mptable};
 use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -33,6 +33,21 @@ enum Base<'a> {
     Elf { notes: bool, segments: u8 },
     BzImage,
     Raw(&'a [u8]),
+}
+
+/// What the kernel is put into.
+#[derive(Arbitrary, Debug)]
+struct Machine {
+    /// MiB of RAM, less one.
+    mib: u8,
+    /// The initrd's length in bytes, before it is shifted right by so many bits.
+    initrd: (u32, u8),
+    acpi: bool,
+    /// CPUs, less one.
+    cpus: u8,
+    virtio: u8,
+    /// The command line's length in bytes, if the kernel takes that.
+    cmdline: u16,
 }
 
 impl Content<'_> {
@@ -111,7 +126,9 @@ thread_local! {
 }
 
 pub fn run(data: &[u8]) {
-    let Ok(content) = Content::arbitrary(&mut Unstructured::new(data)) else { return };
+    let Ok((content, machine)) = <(Content<'_>, Machine)>::arbitrary(&mut Unstructured::new(data)) else {
+        return;
+    };
     KEPT.with_borrow_mut(|kept| {
         let (file, memory) = kept.get_or_insert_with(|| {
             let memory = GuestMemory::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
@@ -124,7 +141,7 @@ pub fn run(data: &[u8]) {
         file.as_file().set_len(len).unwrap();
         if let Ok(image) = Image::open(file.path()) {
             assert_sound(&image, len);
-            place(&image, memory);
+            load(&image, &machine, memory);
         }
     });
 }
@@ -147,21 +164,52 @@ fn assert_sound(image: &Image, len: u64) {
     image.version();
 }
 
-/// Puts what fits, a KiB of each end, where the image says, and writes the zero page.
-fn place(image: &Image, memory: &GuestMemory) {
+/// Loads what fits as `kite` does: the kernel, of each part a KiB of each end, the initrd, the tables and what points at
+/// them. What comes later touches nothing of what came before.
+fn load(image: &Image, machine: &Machine, memory: &GuestMemory) {
+    let ram = u64::from(machine.mib % 64 + 1) << 20;
+    let mut placed: Vec<(u64, Vec<u8>)> = Vec::new();
+    let mut put = |at: u64, bytes: Vec<u8>| {
+        memory.write_slice(&bytes, GuestAddress(at)).unwrap();
+        placed.push((at, bytes));
+    };
     for segment in &image.segments {
         let Piece::File { file, offset, len } = &segment.piece else { continue };
-        if segment.addr + segment.mem_len > RAM {
+        if segment.addr + segment.mem_len > ram {
             return;
         }
         let part = (*len).min(1024);
         for at in [0, len - part] {
             let mut bytes = vec![0; part as usize];
             file.read_exact_at(&mut bytes, offset + at).unwrap();
-            memory.write_slice(&bytes, GuestAddress(segment.addr + at)).unwrap();
+            put(segment.addr + at, bytes);
         }
     }
-    let params = Params { cmdline: "console=ttyS0", initrd: None, rsdp: None, ram: RAM };
-    // Refused for a reason, or written.
-    let _refused = params.write(memory, image);
+    let mut initrd = None;
+    let len = u64::from(machine.initrd.0 >> (machine.initrd.1 % 32));
+    if len > 0 {
+        let Some(start) = image.initrd_start(ram, len) else { return };
+        assert!(
+            start >= image.end && start + len <= ram && start + len <= image.initrd_max + 1,
+            "{start:#x}"
+        );
+        assert!(start.is_multiple_of(0x1000), "{start:#x}");
+        put(start, vec![0xaa]);
+        put(start + len - 1, vec![0xaa]);
+        initrd = Some((start, len));
+    }
+    let (cpus, virtio) = (u32::from(machine.cpus) + 1, u32::from(machine.virtio) % (VIRTIO_MAX + 1));
+    let mut rsdp = None;
+    if machine.acpi {
+        rsdp = Some(acpi::write(memory, cpus, virtio).unwrap());
+    } else if mptable::write(memory, cpus).is_err() {
+        return; // It has no place for so many CPUs.
+    }
+    let cmdline = "x".repeat(image.cmdline_max.min(machine.cmdline.into()));
+    Params { cmdline: &cmdline, initrd, rsdp, ram }.write(memory, image).unwrap();
+    for (at, bytes) in placed {
+        let mut now = vec![0; bytes.len()];
+        memory.read_slice(&mut now, GuestAddress(at)).unwrap();
+        assert_eq!(now, bytes, "overwritten at {at:#x}: {image:x?}");
+    }
 }

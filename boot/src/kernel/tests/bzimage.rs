@@ -125,6 +125,19 @@ fn the_command_line_is_as_long_as_the_kernel_takes_and_never_longer_than_ours() 
 }
 
 #[test]
+fn an_initrd_goes_as_high_as_the_kernel_can_find_it_and_not_into_the_kernel() {
+    let image = accepted(&bzimage());
+    assert_eq!(image.initrd_start(1 << 30, 1), Some((1 << 30) - 0x1000));
+    assert_eq!(image.initrd_start(3 << 30, 0x1001), Some((2 << 30) - 0x2000));
+    assert_eq!(image.initrd_start(0x102_0000, 0x1_0000), Some(image.end));
+    for (end, len) in [(0x102_0000, 0x1_0001), (0x100_0000, 1), (1 << 30, 2 << 30), (1 << 30, u64::MAX)] {
+        assert_eq!(image.initrd_start(end, len), None, "{end:#x}, {len:#x}");
+    }
+    let reach = |last: u32| accepted(&with(0x22c, &last.to_le_bytes())).initrd_start(1 << 30, 1);
+    assert_eq!([reach(0), reach(0x101_0000), reach(0x101_0fff)], [None, Some(0x101_0000), Some(0x101_0000)]);
+}
+
+#[test]
 fn a_version_outside_the_setup_part_is_none() {
     for pointer in [0u16, 0x800, 0x7fff, 0xffff] {
         assert_eq!(accepted(&with(0x20e, &pointer.to_le_bytes())).version(), None, "{pointer:#x}");

@@ -93,15 +93,18 @@ impl Driver {
 
 /// Asks every queue for what most devices give: something to read, room to write. Panics if it does not come back.
 pub fn every_queue_serves(driver: &mut Driver) {
-    for index in 0..driver.avail.len() {
-        driver.write(BUFFERS, b"sixteen letters.");
-        driver.want_interrupts(index);
-        let head = driver.add(index, &[(BUFFERS, 16, false), (BUFFERS + 0x1000, 32, true)]);
-        driver.interrupts();
-        driver.kick(index);
-        driver.serve_sources();
-        let used = driver.used(index);
-        assert!(matches!(used[..], [(it, len)] if it == head && len <= 32), "queue {index}: {used:?}");
-        assert_eq!(driver.interrupts(), 1, "queue {index}");
-    }
+    (0..driver.avail.len()).for_each(|index| queue_serves(driver, index));
+}
+
+/// Asks queue `index`, as [`every_queue_serves`] does.
+pub fn queue_serves(driver: &mut Driver, index: usize) {
+    driver.write(BUFFERS, b"sixteen letters.");
+    driver.want_interrupts(index);
+    let head = driver.add(index, &[(BUFFERS, 16, false), (BUFFERS + 0x1000, 32, true)]);
+    driver.interrupts();
+    driver.kick(index);
+    driver.serve_sources();
+    let used = driver.used(index);
+    assert!(matches!(used[..], [(it, len)] if it == head && len <= 32), "queue {index}: {used:?}");
+    assert_eq!(driver.interrupts(), 1, "queue {index}");
 }

@@ -1,6 +1,6 @@
 //! Chains of descriptors that are looped, missing, out of memory or too long (virtio 1.2 §2.7.5).
 
-use super::{assert_needs_reset, attack};
+use super::{assert_needs_reset, attack, attack_each};
 use crate::virtio::testing::{BUFFERS, Driver, INDIRECT, NEXT, Raw, UP, WRITE};
 
 /// Where indirect tables are.
@@ -31,9 +31,9 @@ fn refused_indirect(name: &str, descriptors: &[Raw]) {
     });
 }
 
-/// `count` descriptors of 1 byte, each naming the next.
-fn line(count: u16) -> Vec<Raw> {
-    (1..=count).map(|next| (BUFFERS, 1, if next < count { NEXT } else { 0 }, next)).collect()
+/// `count` descriptors of `len` bytes, each naming the next; the device writes the last.
+fn line(count: u16, len: u32) -> Vec<Raw> {
+    (1..=count).map(|next| (BUFFERS, len, if next < count { NEXT } else { WRITE }, next)).collect()
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_chain_without_an_end_needs_a_reset() {
         refused(name, &endless(next));
         refused_indirect(name, &endless(next));
     }
-    let mut whole_queue = line(SIZE);
+    let mut whole_queue = line(SIZE, 1);
     whole_queue[usize::from(SIZE) - 1] = (BUFFERS, 1, NEXT, 0);
     refused("a loop as long as the queue", &whole_queue);
 }
@@ -57,13 +57,13 @@ fn a_chain_without_an_end_needs_a_reset() {
 #[test]
 fn a_chain_may_be_as_long_as_the_queue_and_no_longer() {
     attack("as long as the queue", |driver| {
-        driver.table(driver.rings(0)[0], &line(SIZE));
+        driver.table(driver.rings(0)[0], &line(SIZE, 1));
         driver.offer(0, 0);
         driver.kick(0);
         assert_eq!(driver.status(), UP);
     });
-    refused_indirect("one more than the queue", &line(SIZE + 1));
-    refused_indirect("as long as a table can be", &line(4096));
+    refused_indirect("one more than the queue", &line(SIZE + 1, 1));
+    refused_indirect("as long as a table can be", &line(4096, 1));
 }
 
 /// Pieces of memory that are not all RAM, at 0 to 1 MiB and 2 to 3 MiB.
@@ -96,12 +96,12 @@ fn a_buffer_that_is_not_all_ram_needs_a_reset() {
 
 #[test]
 fn the_first_and_the_last_byte_of_ram_are_buffers() {
-    attack("edges of RAM", |driver| {
+    attack_each("edges of RAM", |device, driver| {
         for address in [0, 0xf_ffff, 0x20_0000, 0x2f_ffff] {
             let head = driver.add(0, &[(BUFFERS + 8, 1, false), (address, 1, true)]);
             driver.kick(0);
             driver.serve_sources();
-            assert_eq!(driver.used(0), [(head, 1)], "{address:#x}");
+            assert_eq!(driver.used(0), [(head, (device.fills)(1))], "{address:#x}");
         }
     });
 }
@@ -114,9 +114,7 @@ fn lengths_that_add_up_to_more_than_a_number_cost_no_memory() {
     refused("4 GiB behind RAM", &[most, (0, u32::MAX, 0, 0)]);
     // All of it is RAM, again and again: the sum runs over where a table is long enough.
     attack("a megabyte 64 times", |driver| {
-        let all: Vec<Raw> =
-            (1..=SIZE).map(|next| (BUFFERS, 0x10_0000, if next < SIZE { NEXT } else { 0 }, next)).collect();
-        driver.table(driver.rings(0)[0], &all);
+        driver.table(driver.rings(0)[0], &line(SIZE, 0x10_0000));
         driver.offer(0, 0);
         driver.kick(0);
         assert_eq!(driver.status(), UP);
@@ -158,25 +156,31 @@ fn an_indirect_table_that_is_no_table_needs_a_reset() {
     refused_indirect("nested behind a good one", &[(BUFFERS, 1, NEXT, 1), (TABLE, 16, INDIRECT, 0)]);
 }
 
-/// Adds a request in an indirect table whose own descriptor has `flags`, and answers what became of it.
-fn indirect(driver: &mut Driver, table: u64, flags: u16) -> Vec<(u16, u32)> {
+/// Adds a request in an indirect table whose own descriptor has `flags`; answers how much of each chain that came back
+/// is filled.
+fn indirect(driver: &mut Driver, table: u64, flags: u16) -> Vec<u32> {
     driver.table(table, &[(BUFFERS, 8, NEXT, 1), (BUFFERS + 0x100, 8, WRITE, 0)]);
     driver.descriptor(0, 0, (table, 32, INDIRECT | flags, 5));
     driver.offer(0, 0);
     driver.kick(0);
     driver.serve_sources();
-    driver.used(0)
+    driver.used(0).iter().map(|(_, len)| *len).collect()
 }
 
 #[test]
 fn an_indirect_table_is_read_where_it_is() {
     // Across pages, and at the last bytes of RAM.
     for table in [TABLE, TABLE + 0xff0, 0xf_ffe0, 0x2f_ffe0] {
-        attack("indirect", |driver| assert_eq!(indirect(driver, table, 0), [(0, 8)], "{table:#x}"));
+        attack_each("indirect", |device, driver| {
+            assert_eq!(indirect(driver, table, 0), [(device.fills)(8)], "{table:#x}");
+        });
     }
     // A driver must not set NEXT or WRITE on it; a device has nothing to do with either.
-    attack("indirect and next", |driver| assert_eq!(indirect(driver, TABLE, NEXT), [(0, 8)]));
-    attack("indirect and write", |driver| assert_eq!(indirect(driver, TABLE, WRITE), [(0, 8)]));
+    for flags in [NEXT, WRITE] {
+        attack_each("indirect and more", |device, driver| {
+            assert_eq!(indirect(driver, TABLE, flags), [(device.fills)(8)], "{flags}");
+        });
+    }
 }
 
 #[test]

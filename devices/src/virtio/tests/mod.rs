@@ -1,7 +1,8 @@
-//! A hostile driver against the core: every case through the real transport, with every small device behind it, and the
+//! A hostile driver against the core: every case through the real transport, with every device behind it, and the
 //! contract checked after each ([`Driver::assert_contract`]).
 
 mod chains;
+mod devices;
 mod features;
 mod queues;
 mod race;
@@ -12,29 +13,27 @@ mod status;
 
 use virtio_bindings::virtio_mmio::*;
 
-use super::VirtioDevice;
-use super::rng::Rng;
-use super::testing::devices::{Echo, Later};
-use super::testing::{Driver, MODERN, NEEDS_RESET, UP, every_queue_serves, heap, watched};
+use super::testing::{Driver, MODERN, NEEDS_RESET, UP, heap, watched};
+use devices::{DEVICES, Device};
 
 /// What the device may allocate in one case: the harness's own lists are in it.
 const MOST_HEAP: usize = 1 << 20;
 
-type Make = fn() -> Box<dyn VirtioDevice>;
-
-/// One that answers at once, one that does so on several queues, one that answers later.
-const DEVICES: [(&str, Make); 3] =
-    [("rng", || Box::new(Rng)), ("echo", || Box::<Echo>::default()), ("later", || Box::<Later>::default())];
-
 /// Runs `attack` against each device, which is up, and holds it to its contract.
 fn attack(name: &str, attack: impl Fn(&mut Driver)) {
-    for (device, make) in DEVICES {
-        watched(&format!("{name} of {device}"), || {
-            let mut driver = Driver::new(|_| make());
+    attack_each(name, |_, driver| attack(driver));
+}
+
+/// As [`attack`], which is told what the device is.
+fn attack_each(name: &str, attack: impl Fn(&Device, &mut Driver)) {
+    for device in DEVICES {
+        let name = format!("{name} of {}", device.name);
+        watched(&name, || {
+            let mut driver = device.driver();
             driver.start(0);
-            let ((), peak) = heap::peak(|| attack(&mut driver));
-            assert!(peak <= MOST_HEAP, "{name} of {device}: {peak} bytes");
-            driver.assert_contract(every_queue_serves);
+            let ((), peak) = heap::peak(|| attack(&device, &mut driver));
+            assert!(peak <= MOST_HEAP, "{name}: {peak} bytes");
+            driver.assert_contract(device.request);
         });
     }
 }

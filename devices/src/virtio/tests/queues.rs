@@ -3,7 +3,7 @@
 use virtio_bindings::virtio_mmio::*;
 
 use super::{DEVICES, assert_needs_reset, attack, start_with};
-use crate::virtio::testing::{BUFFERS, Driver, MODERN, UP, every_queue_serves, lines_logged, watched};
+use crate::virtio::testing::{BUFFERS, Driver, MODERN, UP, lines_logged, watched};
 
 /// Every register of a queue.
 const REGISTERS: [u32; 8] = [
@@ -57,16 +57,16 @@ fn a_size_that_is_none_is_not_taken() {
 
 #[test]
 fn a_queue_of_one_entry_works() {
-    for (name, make) in DEVICES {
-        watched(name, || {
-            let mut driver = Driver::new(|_| make());
+    for device in DEVICES {
+        watched(device.name, || {
+            let mut driver = device.driver();
             driver.size = 1;
             driver.start(0);
             for _ in 0..5 {
                 let head = driver.add(0, &[(BUFFERS, 1, true)]);
                 driver.kick(0);
                 driver.serve_sources();
-                assert_eq!(driver.used(0).len(), 1, "{name}");
+                assert_eq!(driver.used(0).len(), 1, "{}", device.name);
                 assert_eq!(head, 0);
             }
         });
@@ -161,9 +161,9 @@ fn rings_that_overlap_do_no_harm() {
 
 #[test]
 fn rings_at_the_ends_of_ram_work() {
-    for (name, make) in DEVICES {
-        watched(name, || {
-            let mut driver = Driver::new(|_| make());
+    for device in DEVICES {
+        watched(device.name, || {
+            let mut driver = device.driver();
             // 16 entries: 256 bytes of descriptors, 38 of avail ring, 134 of used ring.
             let [desc, avail, used] = [0xf_ff00, 0x20_0000, 0x2f_ff78];
             start_with(&mut driver, |driver| {
@@ -175,16 +175,16 @@ fn rings_at_the_ends_of_ram_work() {
                 driver.write(avail, &[0; 38]);
                 driver.write(used, &[0; 134]);
             });
-            assert_eq!(driver.status(), UP, "{name}");
+            assert_eq!(driver.status(), UP, "{}", device.name);
             driver.table(desc + 15 * 16, &[(BUFFERS + 0x1000, 8, 2, 0)]);
             for entry in 0..16 {
                 driver.write(avail + 4 + 2 * entry, &15u16.to_le_bytes());
                 driver.write(avail + 2, &(entry as u16 + 1).to_le_bytes());
                 driver.kick(0);
                 driver.serve_sources();
-                assert_eq!(driver.read(used + 2, 2), (entry as u16 + 1).to_le_bytes(), "{name}");
+                assert_eq!(driver.read(used + 2, 2), (entry as u16 + 1).to_le_bytes(), "{}", device.name);
             }
-            driver.assert_contract(every_queue_serves);
+            driver.assert_contract(device.request);
         });
     }
 }

@@ -3,7 +3,7 @@
 use virtio_bindings::virtio_mmio::*;
 
 use super::{DEVICES, attack};
-use crate::virtio::testing::{BUFFERS, Driver, alone, every_queue_serves, files_and_threads, heap};
+use crate::virtio::testing::{BUFFERS, alone, files_and_threads, heap};
 
 #[test]
 fn a_reset_ends_what_is_in_flight() {
@@ -59,8 +59,8 @@ fn settling_completes_what_is_in_flight() {
 #[test]
 fn a_thousand_resets_leave_no_file_thread_or_memory_behind() {
     alone("virtio::tests::reset::a_thousand_resets_leave_no_file_thread_or_memory_behind", || {
-        for (name, make) in DEVICES {
-            let mut driver = Driver::new(|_| make());
+        for device in DEVICES {
+            let mut driver = device.driver();
             let mut cycle = |count: usize| {
                 driver.start(0);
                 (0..count % 5).for_each(|_| _ = driver.add(0, &[(BUFFERS, 64, true)]));
@@ -70,8 +70,8 @@ fn a_thousand_resets_leave_no_file_thread_or_memory_behind() {
             (0..10).for_each(&mut cycle);
             let before = (files_and_threads(), heap::live());
             (0..1000).for_each(&mut cycle);
-            assert_eq!((files_and_threads(), heap::live()), before, "{name}");
-            driver.assert_contract(every_queue_serves);
+            assert_eq!((files_and_threads(), heap::live()), before, "{}", device.name);
+            driver.assert_contract(device.request);
         }
     });
 }

@@ -3,7 +3,7 @@
 use virtio_bindings::virtio_mmio::*;
 
 use super::{DEVICES, attack};
-use crate::virtio::testing::{Driver, MODERN, NEEDS_RESET, UP, every_queue_serves, watched};
+use crate::virtio::testing::{Driver, MODERN, NEEDS_RESET, UP, watched};
 
 const FAILED: u32 = 0x80;
 /// ACKNOWLEDGE, DRIVER, FEATURES_OK and DRIVER_OK are set in this order, one upon the other.
@@ -71,25 +71,26 @@ fn reach(driver: &mut Driver, state: u32, acceptable: bool) {
 
 #[test]
 fn every_value_in_every_state_does_what_the_model_says() {
-    for (name, make) in DEVICES {
-        let mut driver = Driver::new(|_| make());
+    for device in DEVICES {
+        let mut driver = device.driver();
         for state in STATES {
             for acceptable in [true, false] {
-                watched(name, || {
+                watched(device.name, || {
                     for value in (0..0x100).chain([0x100, 0x10f, 0xffff_ff0f, u32::MAX]) {
                         reach(&mut driver, state, acceptable);
                         driver.set(VIRTIO_MMIO_STATUS, value);
                         // Features that are taken were written only where the driver bit was set.
                         let acceptable = acceptable && state & 0xf >= 3;
                         let expected = model(state, value, acceptable);
-                        let what = format!("{name}: {value:#x} in {state:#x}, features {acceptable}");
+                        let what =
+                            format!("{}: {value:#x} in {state:#x}, features {acceptable}", device.name);
                         assert_eq!(driver.status(), expected, "{what}");
                     }
                 });
             }
         }
         crate::virtio::testing::lines_logged();
-        driver.assert_contract(every_queue_serves);
+        driver.assert_contract(device.request);
     }
 }
 

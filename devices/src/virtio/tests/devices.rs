@@ -1,0 +1,134 @@
+//! The devices that the suite attacks: such as only tests have, and every real one. Each has a host that does its part at
+//! once, so that what queue 0 is given comes back at once, or as soon as the device's sources are served.
+
+use std::io;
+use std::sync::{Arc, OnceLock, Weak};
+
+use crate::GuestMemory;
+use crate::virtio::balloon::{Balloon, Target};
+use crate::virtio::block::Block;
+use crate::virtio::block::disk::Disk;
+use crate::virtio::block::engine;
+use crate::virtio::console::{Console, Host, INPUT_LIMIT, Port};
+use crate::virtio::net::{Backend, HEADER, Net};
+use crate::virtio::rng::Rng;
+use crate::virtio::testing::devices::{Echo, Later};
+use crate::virtio::testing::{Driver, every_queue_serves, queue_serves};
+use crate::virtio::{Chain, Source, VirtioDevice};
+
+/// A device under attack.
+pub struct Device {
+    pub name: &'static str,
+    make: fn(&GuestMemory) -> Box<dyn VirtioDevice>,
+    /// What it has to serve after a reset.
+    pub request: fn(&mut Driver),
+    /// How much of a short chain on queue 0, its first bytes no request that the device knows, it fills: so many bytes
+    /// of what there is room for.
+    pub fills: fn(u32) -> u32,
+}
+
+impl Device {
+    /// A driver of a new one, which is not up.
+    pub fn driver(&self) -> Driver {
+        Driver::new(self.make)
+    }
+}
+
+pub const DEVICES: [Device; 7] = [
+    Device { name: "rng", make: |_| Box::new(Rng), request: every_queue_serves, fills: |room| room },
+    Device {
+        name: "echo",
+        make: |_| Box::<Echo>::default(),
+        request: every_queue_serves,
+        fills: |room| room,
+    },
+    Device {
+        name: "later",
+        make: |_| Box::<Later>::default(),
+        request: every_queue_serves,
+        fills: |room| room,
+    },
+    Device { name: "balloon", make: balloon, request: every_queue_serves, fills: |_| 0 },
+    // What it does not know ends with a status of a byte.
+    Device { name: "block", make: block, request: every_queue_serves, fills: |_| 1 },
+    // Without several ports there are no control queues.
+    Device { name: "console", make: console, request: |driver| serve(driver, 2), fills: |room| room },
+    // No packet's header fits.
+    Device { name: "net", make: net, request: every_queue_serves, fills: |_| 0 },
+];
+
+fn serve(driver: &mut Driver, queues: usize) {
+    (0..queues).for_each(|index| queue_serves(driver, index));
+}
+
+fn balloon(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+    let target = Arc::new(Target::new().expect("the host has files"));
+    target.set(1000);
+    Box::new(Balloon::new(target))
+}
+
+/// A disk of 64 sectors, with io_uring if the host has it.
+fn block(memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+    const LEN: u64 = 64 * 512;
+    let image = tempfile::tempfile().expect("the host has files");
+    image.set_len(LEN).expect("the host has room");
+    let disk = Arc::new(Disk::new(image, LEN));
+    let spawn = Box::new(|work| std::thread::Builder::new().spawn(work).map(drop));
+    let engine = engine::start(&disk, memory, 256, spawn).expect("the host has files");
+    Box::new(Block::new(disk, engine, 2))
+}
+
+/// Has more input whenever its port takes some.
+struct Typist(Arc<OnceLock<Weak<Port>>>);
+
+impl Host for Typist {
+    fn output_ready(&self) {}
+
+    fn changed(&self) {
+        if let Some(port) = self.0.get().and_then(Weak::upgrade) {
+            // One more than there is room for: it is told when there is again.
+            port.receive(&[b'k'; INPUT_LIMIT + 1]);
+        }
+    }
+}
+
+fn console(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+    let place = Arc::default();
+    let port = Arc::new(Port::new("", Box::new(Typist(Arc::clone(&place)))).expect("the host has files"));
+    place.set(Arc::downgrade(&port)).expect("it is set once");
+    Box::new(Console::new(Some(port), Vec::new()))
+}
+
+/// Has a packet whenever it is asked for one, and takes all that are sent.
+struct Flood;
+
+impl Backend for Flood {
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        Vec::new()
+    }
+
+    fn receive(
+        &mut self,
+        _pair: usize,
+        memory: &GuestMemory,
+        room: &[Chain],
+        beyond: &mut [u8],
+    ) -> io::Result<usize> {
+        let packet = [0x77; HEADER + 14];
+        let placed = room[0].writable.write(memory, 0, &packet);
+        beyond[..packet.len() - placed].copy_from_slice(&packet[placed..]);
+        Ok(packet.len())
+    }
+
+    fn send(&mut self, _pair: usize, _memory: &GuestMemory, chains: &[Chain]) -> io::Result<usize> {
+        Ok(chains.len())
+    }
+}
+
+fn net(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+    Box::new(Net::new(Box::new(Flood), [2, 0, 0, 0, 0, 1]))
+}
