@@ -112,7 +112,7 @@ pub fn user(ground: &Ground) -> Result<String> {
     // passt passes pings on only where the host lets everybody send them.
     let script = told(TRANSFER, values).replace("ping -q -c 3 $DATA\n", "");
     let disk = ground.file("data.img");
-    let data = noise(&disk, DATA)?;
+    let data = noise(&disk, DATA / 4)?;
     let mut machine = ground.machine(&script)?;
     machine.disks.push((disk, Access::ReadOnly));
     machine.nets.push(Net::User);
