@@ -114,7 +114,7 @@ pub fn stat(file: impl AsFd) -> Result<Stat, Errno> {
 /// # Errors
 /// The host's; EAGAIN if `resolve` has `RESOLVE_CACHED` and it would have to wait, ENOSYS if it cannot know.
 pub fn open_at(dir: impl AsFd, name: &CStr, flags: i32, resolve: u64) -> Result<OwnedFd, Errno> {
-    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY;
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
     let dir = dir.as_fd().as_raw_fd();
     // SAFETY: a structure of integers, all of which may be zero.
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
