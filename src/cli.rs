@@ -10,10 +10,20 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{disk, net, port};
 
+mod command;
+
+pub use command::{CommandOptions, Root, ShareSpec};
+
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
 /// kite or the host failed, or was asked for something impossible.
 pub const FAILED: u8 = 125;
+/// A command took longer than it may.
+pub const TIMED_OUT: u8 = 124;
+/// A command cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// There is no such command.
+pub const NOT_FOUND: u8 = 127;
 /// The guest crashed.
 pub const CRASHED: u8 = 255;
 
@@ -85,9 +95,9 @@ pub struct RunOptions {
     /// How many vCPUs, from 1 to what the host's KVM can; Linux uses the first 255
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: u32,
-    /// RAM, such as 512M or 4G; at least 64M
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = ValueParser::new(memory_size))]
-    pub memory: u64,
+    /// RAM, such as 512M or 4G; at least 64M [default: 512M, with a command 1G]
+    #[arg(long, value_name = "SIZE", value_parser = ValueParser::new(memory_size))]
+    pub memory: Option<u64>,
     /// Give the guest an MP table instead of ACPI
     #[arg(long)]
     pub no_acpi: bool,
@@ -119,14 +129,27 @@ pub struct RunOptions {
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,
+    /// What to run in the guest.
+    #[command(flatten)]
+    pub command: CommandOptions,
 }
 
 impl RunOptions {
+    /// Whether a command is run.
+    pub fn has_command(&self) -> bool {
+        !self.command.command.is_empty()
+    }
+
+    /// RAM in bytes.
+    pub fn memory(&self) -> u64 {
+        self.memory.unwrap_or(if self.has_command() { 1024 * MIB } else { 512 * MIB })
+    }
+
     /// Whether the guest has a virtio console. Without ACPI it cannot find one, and in front of a user space that is
     /// not kite's two consoles would mean two logins.
     pub fn has_virtio_console(&self) -> bool {
         match self.console {
-            None => self.initrd.is_none() && !self.no_acpi,
+            None => self.initrd.is_none() && !self.no_acpi && !self.has_command(),
             Some(device) => device == ConsoleDevice::Virtio,
         }
     }
