@@ -139,7 +139,7 @@ impl Session {
             Report::Unread => stdin.stop(),
             Report::Ended(end) => {
                 // Those that the guest has not come to open have nothing to say.
-                outputs.iter().for_each(|output| output.close_after(0));
+                outputs.iter().for_each(|output| output.command_ended());
                 ended.get_or_insert((end, Instant::now()));
             }
         });
