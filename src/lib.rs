@@ -7,6 +7,7 @@ pub mod coalesced;
 pub mod console;
 pub mod disk;
 pub mod doctor;
+pub mod duration;
 pub mod exit;
 pub mod footprint;
 pub mod guest;
