@@ -21,6 +21,7 @@ pub mod net;
 pub mod passt;
 pub mod pit;
 pub mod port;
+pub mod results;
 pub mod run;
 pub mod tap;
 pub mod terminal;
