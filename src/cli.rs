@@ -8,7 +8,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, net, port};
+use crate::{disk, matrix, net, port};
 
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
@@ -51,6 +51,9 @@ pub enum Command {
     /// Boot a kernel, its console on standard input and output
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
     Run(Box<RunOptions>),
+    /// Run commands on kernels, every one on every one, several at a time
+    #[command(after_help = matrix::HELP)]
+    Matrix(matrix::Options),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]

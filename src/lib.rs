@@ -16,6 +16,7 @@ pub mod io_thread;
 pub mod load;
 pub mod log;
 pub mod machine;
+pub mod matrix;
 pub mod memory;
 pub mod net;
 pub mod passt;

@@ -8,7 +8,7 @@
 
 mod keys;
 mod output;
-mod signals;
+pub(crate) mod signals;
 
 use std::io;
 use std::os::fd::AsFd;

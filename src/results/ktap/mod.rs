@@ -216,7 +216,8 @@ impl Parser {
     fn result(&mut self, place: Place, outcome: &Outcome<'_>, now: Duration) -> bool {
         let here = self.levels.iter().any(|level| level.indent == place.indent);
         let announced = self.levels.last().is_some_and(|level| level.announced.is_some());
-        if !here && !(announced && self.at_or_open(place.indent)) {
+        let begun = here || (announced && self.at_or_open(place.indent));
+        if !begun {
             return false;
         }
         self.close_deeper_than(Some(place.indent));
