@@ -185,7 +185,44 @@ fn without_a_url_kite_is_built_from_the_checkout() {
     assert_eq!(Path::new(stderr(&output).trim()), checkout);
 }
 
-/// A description's lines that say something.
+#[test]
+fn a_udev_rule_makes_kvm_accessible_to_a_user_who_has_no_access() {
+    let test = "a_udev_rule_makes_kvm_accessible_to_a_user_who_has_no_access";
+    if !nix::unistd::geteuid().is_root() {
+        return println!("skipped: {test}: not root");
+    }
+    let runner = Runner::new();
+    runner.stand_in(
+        "sudo",
+        "echo \"$*\" >>\"$NOTES/sudo\"; [ \"$1\" != tee ] || cat >\"$NOTES/rule\"; \
+        [ \"$2\" != trigger ] || touch \"$NOTES/ran\"",
+    );
+    for name in [".", "bin"] {
+        fs::set_permissions(runner.path(name), Permissions::from_mode(0o777)).unwrap();
+    }
+    // A /dev with a kvm that is root's only, and a user who is not root.
+    let script = "mount -t tmpfs none /dev && touch /dev/kvm /dev/null && chmod 600 /dev/kvm && chmod 666 /dev/null && \
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups bash \"$0\" kvm";
+    let path = format!("{}:{}", runner.path("bin").display(), std::env::var("PATH").unwrap());
+    let copy = runner.path("run.sh");
+    fs::copy(SCRIPT, &copy).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script]).arg(copy).env("PATH", path).env("NOTES", runner.path("."));
+    let output = command.output().unwrap();
+    if stderr(&output).contains("unshare failed") || stderr(&output).contains("mount:") {
+        return println!("skipped: {test}: {}", stderr(&output).trim());
+    }
+    // The stand-in mends nothing, which is noticed.
+    assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));
+    assert!(stderr(&output).contains("/dev/kvm is still not accessible"), "{}", stderr(&output));
+    let rule = "KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0666\", OPTIONS+=\"static_node=kvm\"\n";
+    assert_eq!(runner.read("rule"), rule);
+    let calls = "tee /etc/udev/rules.d/99-kite-kvm.rules\nudevadm control --reload-rules\n\
+        udevadm trigger --name-match=kvm\nudevadm settle\n";
+    assert_eq!(runner.read("sudo"), calls);
+}
+
+/// The description's text.
 fn description() -> String {
     fs::read_to_string(format!("{ACTION}/action.yml")).unwrap()
 }

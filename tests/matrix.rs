@@ -240,8 +240,8 @@ fn no_more_run_at_a_time_than_jobs_and_no_fewer() {
     let script = "'touch $kernel.here; i=0; while [ ! -e a.here ] || [ ! -e b.here ]; do i=$((i+1)); \
         [ $i -lt 1000 ] || exit 1; sleep 0.02; done'";
     let together = Matrix::new(&command("meet", script));
-    let status = together.command(&["--jobs", "2"]).current_dir(together.path(".")).status().unwrap();
-    assert_eq!(status.code(), Some(0));
+    let output = together.command(&["--jobs", "2"]).current_dir(together.path(".")).output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
 }
 
 #[test]
@@ -417,6 +417,21 @@ fn a_program_that_is_not_there_fails_every_run() {
     let end = matrix.attempt.run([Path::new("matrix"), "--program".as_ref(), "./none".as_ref(), &file]);
     assert_eq!(end.status.code(), Some(125));
     assert_eq!(table(&end.stdout)[1..], [["A", "kite failed"], ["B", "kite failed"]]);
+}
+
+#[test]
+fn the_readme_s_example_is_a_matrix() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let matrix = Matrix::new("");
+    for name in ["6.1/bzImage", "6.12/bzImage", "6.1/modules/x"] {
+        matrix.attempt.file(name, b"");
+    }
+    matrix.attempt.file("matrix.toml", example.as_bytes());
+    matrix.attempt.file("stand-in", b"#!/bin/sh\nexit 0\n");
+    let end = matrix.run(&[]);
+    assert_eq!(table(&end.stdout)[0], ["kernel", "boot", "timers"], "{}", end.stderr);
+    assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
 }
 
 #[test]

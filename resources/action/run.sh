@@ -58,7 +58,7 @@ build() {
 # Hosted runners have /dev/kvm, for root only.
 make_kvm_accessible() {
     [ -e /dev/kvm ] || fail "this runner has no /dev/kvm; GitHub's hosted Linux runners for x86-64 have it"
-    if [ -r /dev/kvm ] && [ -w /dev/kvm ]; then
+    if is_accessible; then
         return
     fi
     local rule='KERNEL=="kvm", GROUP="kvm", MODE="0666", OPTIONS+="static_node=kvm"'
@@ -66,7 +66,11 @@ make_kvm_accessible() {
     sudo udevadm control --reload-rules
     sudo udevadm trigger --name-match=kvm
     sudo udevadm settle
-    [ -r /dev/kvm ] && [ -w /dev/kvm ] || fail "/dev/kvm is still not accessible"
+    is_accessible || fail "/dev/kvm is still not accessible"
+}
+
+is_accessible() {
+    [ -r /dev/kvm ] && [ -w /dev/kvm ]
 }
 
 # One argument a line; lines that are empty or begin with # are none. What is around them in a workflow's text is cut.
