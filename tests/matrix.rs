@@ -364,6 +364,12 @@ fn files_that_are_wrong_are_refused_in_one_line() {
         (with("options = ['--kernel=x']"), "options: --kernel does not belong here"),
         (kernel_with("options = ['--']"), "kernel A: options: -- does not belong here"),
         (boot_with("options = ['--junit', 'x']"), "command boot: options: --junit does not belong here"),
+        (
+            with("options = ['--memory', '1']"),
+            "kernel A, command boot: options: invalid value '1' for '--memory",
+        ),
+        (boot_with("options = ['--memroy=1G']"), "options: unexpected argument '--memroy'"),
+        (with("options = ['--help']"), "options: they only ask for help"),
         (kernel_with("modules = 'none'"), "kernel A: modules: cannot look at"),
         (kernel_with("modules = 'a'"), "modules: "),
         ("[[kernel]]\nname = 'A'\npath = 'none'\n".to_owned() + &boot, "kernel A: path: cannot look at"),

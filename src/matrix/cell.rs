@@ -19,10 +19,6 @@ use crate::results::{Ending, Recorder, Suite, Tail};
 const KEPT: usize = 64 << 10;
 /// How long kite may take to end a guest whose time is over.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// `kite run` ended a command whose time was over.
-const TIMED_OUT: u8 = 124;
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 /// What a signal's number is added to.
 const SIGNALLED: u8 = 128;
 /// Linux has signals up to this one.
@@ -111,16 +107,17 @@ fn ending(status: ExitStatus, stderr: &str) -> Ending {
             Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string());
         return Ending::Failed(format!("kite was killed by {signal}"));
     };
-    let said = |start: &str| {
-        let line = stderr.lines().rev().find_map(|line| line.strip_prefix(start));
-        line.unwrap_or("it did not say why").to_owned()
+    let said = || {
+        let line = stderr.lines().rev().find_map(|line| line.strip_prefix("kite: "));
+        let line = line.unwrap_or("it did not say why");
+        line.strip_prefix("the guest crashed: ").unwrap_or(line).to_owned()
     };
     match code {
-        TIMED_OUT => Ending::TimedOut,
-        cli::FAILED => Ending::Failed(said("kite: ")),
-        cli::CRASHED => Ending::Crashed(said("kite: the guest crashed: ")),
-        NOT_EXECUTABLE => Ending::NotExecutable,
-        NOT_FOUND => Ending::NotFound,
+        cli::TIMED_OUT => Ending::TimedOut,
+        cli::FAILED => Ending::Failed(said()),
+        cli::CRASHED => Ending::Crashed(said()),
+        cli::NOT_EXECUTABLE => Ending::NotExecutable,
+        cli::NOT_FOUND => Ending::NotFound,
         code if code > SIGNALLED && code - SIGNALLED <= LAST_SIGNAL => {
             Ending::Signalled((code - SIGNALLED).into())
         }
@@ -141,10 +138,10 @@ impl Outcome {
                     Signal::try_from(*number).map_or_else(|_| format!("signal {number}"), |s| s.to_string());
                 (name, u8::try_from(*number).map_or(u8::MAX - 1, |number| SIGNALLED.saturating_add(number)))
             }
-            Ending::TimedOut | Ending::IdleTimedOut => ("timeout".to_owned(), TIMED_OUT),
+            Ending::TimedOut | Ending::IdleTimedOut => ("timeout".to_owned(), cli::TIMED_OUT),
             Ending::Crashed(_) => ("crash".to_owned(), cli::CRASHED),
-            Ending::NotExecutable => ("not executable".to_owned(), NOT_EXECUTABLE),
-            Ending::NotFound => ("not found".to_owned(), NOT_FOUND),
+            Ending::NotExecutable => ("not executable".to_owned(), cli::NOT_EXECUTABLE),
+            Ending::NotFound => ("not found".to_owned(), cli::NOT_FOUND),
             Ending::Failed(_) if stopped => ("stopped".to_owned(), cli::FAILED),
             Ending::Failed(_) => ("kite failed".to_owned(), cli::FAILED),
         };
@@ -161,7 +158,7 @@ impl Outcome {
 pub(super) fn worst(codes: impl Iterator<Item = u8>) -> u8 {
     let rank = |code: &u8| match *code {
         0 => (0, 0),
-        TIMED_OUT => (2, 0),
+        cli::TIMED_OUT => (2, 0),
         cli::CRASHED => (3, 0),
         cli::FAILED => (4, 0),
         code => (1, code),
@@ -194,6 +191,7 @@ mod tests {
         assert_eq!(of(0, ""), Ending::Exited(0));
         assert_eq!(of(124, ""), Ending::TimedOut);
         assert_eq!(of(255, "x\nkite: the guest crashed: panic\ny"), Ending::Crashed("panic".to_owned()));
+        assert_eq!(of(255, "kite: the guest went off\n"), Ending::Crashed("the guest went off".to_owned()));
         assert_eq!(of(125, "kite: no KVM\n"), Ending::Failed("no KVM".to_owned()));
         assert_eq!(of(125, ""), Ending::Failed("it did not say why".to_owned()));
         assert_eq!(of(137, ""), Ending::Signalled(9));

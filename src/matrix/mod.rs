@@ -18,9 +18,9 @@ use anyhow::Context;
 use clap::Args;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::console::signals;
 use crate::results::{Suite, junit};
 use crate::run::die_by;
+use crate::signals;
 use cell::{Outcome, Runner};
 use plan::Plan;
 use progress::Progress;

@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use crate::duration;
+use crate::{cli, duration};
 
 /// How long a matrix file may be, in bytes.
 const LONGEST: u64 = 1 << 20;
@@ -165,6 +165,11 @@ impl Plan {
                 cell.arguments = arguments;
                 cells.push(cell);
             }
+        }
+        for cell in &cells {
+            let refused =
+                |why| anyhow::anyhow!("kernel {}, command {}: options: {why}", cell.kernel, cell.command);
+            cli::check(&cell.arguments).map_err(refused)?;
         }
         Ok(Self { jobs: matrix.jobs()?, kernels, commands, cells })
     }
