@@ -34,6 +34,8 @@ pub(super) struct Cases {
     lost_bad: u64,
     /// The last case, if it is a failed one that a line may still explain.
     last_bad: Option<usize>,
+    /// Whether it was explained by what was printed before it.
+    explained: bool,
 }
 
 struct Kept {
@@ -51,7 +53,15 @@ struct Group {
 
 impl Cases {
     pub(super) fn new() -> Self {
-        Self { kept: Vec::new(), groups: Vec::new(), text: 0, lost: 0, lost_bad: 0, last_bad: None }
+        Self {
+            kept: Vec::new(),
+            groups: Vec::new(),
+            text: 0,
+            lost: 0,
+            lost_bad: 0,
+            last_bad: None,
+            explained: false,
+        }
     }
 
     /// A group without a name yet; `None` if there are too many.
@@ -86,6 +96,7 @@ impl Cases {
             }
             self.text += details.len();
             self.last_bad = Some(self.kept.len());
+            self.explained = !details.is_empty();
         }
         self.kept.push(Kept { group, name: short(name), time, verdict });
     }
@@ -98,6 +109,14 @@ impl Cases {
             details.push_str(line);
             details.push('\n');
             self.text += line.len() + 1;
+        }
+    }
+
+    /// Adds a comment to the last case, if that is one that failed without a word. Where comments come before a result,
+    /// what comes after it belongs to the next.
+    pub(super) fn comment(&mut self, line: &str) {
+        if !self.explained {
+            self.explain(line);
         }
     }
 

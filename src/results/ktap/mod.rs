@@ -144,7 +144,7 @@ impl Parser {
             return;
         }
         if self.levels.last().is_some_and(|level| level.dialect == Dialect::Tap) {
-            self.cases.explain(text);
+            self.cases.comment(text);
         }
         self.recent.push(text);
     }

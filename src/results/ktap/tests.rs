@@ -170,6 +170,39 @@ fn a_comment_after_a_failure_explains_it_in_tap() {
     assert_eq!(details(&cases[0]), "#   Failed test 'a'\n#   at line 3\n");
 }
 
+const HARNESS: &str = "\
+TAP version 13
+1..3
+# Starting 3 tests from 1 test cases.
+#  RUN           global.a ...
+# a.c:10:a:Expected 1 (1) == 2 (2)
+# a: Test terminated by assertion
+#          FAIL  global.a
+not ok 1 global.a
+#  RUN           global.b ...
+#            OK  global.b
+ok 2 global.b
+#  RUN           global.c ...
+#      SKIP      no such device
+#            OK  global.c
+ok 3 global.c # SKIP no such device
+# FAILED: 2 / 3 tests passed.
+# Totals: pass:1 fail:1 xfail:0 xpass:0 skip:1 error:0
+";
+
+#[test]
+fn kselftest_s_harness_explains_a_failure_before_it_only() {
+    assert_told(
+        HARNESS,
+        &[("", "global.a", "failed"), ("", "global.b", "passed"), ("", "global.c", "skipped")],
+    );
+    let details = details(&cases(HARNESS)[0]).to_owned();
+    assert!(
+        details.ends_with("#          FAIL  global.a\n") && details.contains("a.c:10:a:Expected"),
+        "{details}"
+    );
+}
+
 #[test]
 fn planned_tests_that_do_not_run_are_failures() {
     let text = "KTAP version 1\n1..5\nok 1 a\nok 3 c\n";
