@@ -301,7 +301,7 @@ fn ctrl_c_stops_all_runs_and_tells_what_was_done() {
     assert_eq!(table(&stdout)[1..], [["A", "stopped"], ["B", "stopped"]]);
     until("the end of the runs", || !pids.iter().any(|pid| is_there(*pid)));
     let junit = fs::read_to_string(matrix.path("junit.xml")).unwrap();
-    assert_eq!(junit.matches("<error message=\"kite failed: was stopped\"").count(), 2, "{junit}");
+    assert_eq!(junit.matches("<error message=\"kite failed: the run was stopped\"").count(), 2, "{junit}");
 }
 
 #[test]

@@ -48,7 +48,7 @@ impl Runner<'_> {
         let name = cell.name();
         let mut recorder = Recorder::new(&name);
         if child::is_readable(self.stop) {
-            let ending = Ending::Failed("was not run".to_owned());
+            let ending = Ending::Failed("the run was not begun".to_owned());
             let suite = recorder.finish(&ending, Duration::ZERO, "");
             return Outcome { told: "not run".to_owned(), elapsed: Duration::ZERO, code: cli::FAILED, suite };
         }
@@ -77,7 +77,7 @@ impl Runner<'_> {
         let stopped = matches!(end, Ok(End::Stopped));
         let ending = match end {
             Ok(End::Status(status)) => ending(status, &stderr),
-            Ok(End::Stopped) => Ending::Failed("was stopped".to_owned()),
+            Ok(End::Stopped) => Ending::Failed("the run was stopped".to_owned()),
             Ok(End::Late) => Ending::Failed("kite did not stop it when its time was over".to_owned()),
             Err(error) => Ending::Failed(format!("{error:#}")),
         };
