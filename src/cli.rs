@@ -1,5 +1,6 @@
 //! The command line as data.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +9,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, net, port};
+use crate::{disk, matrix, net, port};
 
 mod command;
 
@@ -61,6 +62,9 @@ pub enum Command {
     /// Boot a kernel, its console on standard input and output
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
     Run(Box<RunOptions>),
+    /// Run commands on kernels, every one on every one, several at a time
+    #[command(after_help = matrix::HELP)]
+    Matrix(matrix::Options),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
@@ -221,6 +225,18 @@ pub fn parse() -> Result<Command, ExitCode> {
             complain(&format!("{}; try `kite --help`", one_line(&error)));
             ExitCode::from(FAILED)
         }
+    })
+}
+
+/// Whether kite would take these arguments, the program's name not among them.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn check(arguments: &[OsString]) -> Result<(), String> {
+    let all = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned());
+    Cli::try_parse_from(all).map(drop).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
+        _ => one_line(&error),
     })
 }
 

@@ -168,7 +168,7 @@ fn report_lost_output(running: &Running, console: &Console) {
 }
 
 /// Ends the process by the signal that it was sent, so that whoever waits for it sees that.
-fn die_by(signal: i32) -> anyhow::Result<u8> {
+pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     use nix::sys::signal::{SigSet, Signal, raise};
     let signal = Signal::try_from(signal).context("an unknown signal")?;
     let mut mask = SigSet::empty();
