@@ -19,6 +19,9 @@ use crate::port::Ports;
 /// The thread of the devices that have little to do.
 const SHARED_THREAD: &str = "virtio";
 
+/// The module by which the guest's kernel tells of a panic.
+const PANIC_NOTIFIER: &str = "pvpanic_mmio";
+
 /// What the host has opened for the guest's devices.
 pub(super) struct Devices {
     disks: Vec<disk::Open>,
@@ -72,7 +75,7 @@ impl Devices {
         if !self.networks.is_empty() {
             needed.push("virtio_net");
         }
-        let mut optional = Vec::new();
+        let mut optional = vec![PANIC_NOTIFIER];
         if self.has_console() {
             optional.push("virtio_console");
         }

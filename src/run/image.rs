@@ -24,6 +24,8 @@ const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 /// What is booted, but for the initrd.
 pub(super) struct Boot {
+    /// The kernel's file.
+    pub kernel: PathBuf,
     pub image: Image,
     pub cmdline: String,
     /// Whether a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
@@ -49,7 +51,7 @@ impl Boot {
                  --force if this kernel is made for PVM"
             );
         }
-        Ok(Self { image, cmdline, panics_warmly })
+        Ok(Self { kernel: path, image, cmdline, panics_warmly })
     }
 }
 
