@@ -112,6 +112,12 @@ impl Vcpu<'_> {
         if self.state.activity == Activity::NotStarted {
             return writeln!(out, "vCPU {index}: not started");
         }
+        if self.state.is_reset() {
+            return writeln!(
+                out,
+                "vCPU {index}: as after reset; AMD processors keep nothing of a triple fault"
+            );
+        }
         let tracer = space.map(|space| Tracer { space, symbols: self.symbols });
         let place = match &tracer {
             _ if self.state.is_user() => format!("in user mode at {:#x}", regs.rip),

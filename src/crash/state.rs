@@ -68,6 +68,11 @@ impl State {
             || (self.activity == Activity::Halted && off && !self.can_be_woken)
     }
 
+    /// Whether it is as after reset (Intel SDM vol. 3 table 10-1), in which a guest never finds it that runs it on.
+    pub fn is_reset(&self) -> bool {
+        self.regs.rip == 0xfff0 && self.sregs.cs.base == 0xffff_0000 && self.sregs.cr0 & 1 == 0
+    }
+
     /// Whether it was in user mode, by its privilege level.
     pub fn is_user(&self) -> bool {
         self.sregs.ss.dpl == 3

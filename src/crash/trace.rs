@@ -1,8 +1,8 @@
 //! Who called whom, by the stack: without frame pointers or unwind tables all there is to go by is that a return address
 //! is that of an instruction behind a call.
 //!
-//! What a finished call has left looks the same. An address whose call leads to a function further down in the trace is
-//! one that is meant; others are told with a `?`, as the kernel does.
+//! What a finished call has left looks the same. An address whose call leads to the function of the one before is borne
+//! out; others are told with a `?`, as the kernel does.
 
 use boot::kallsyms::{KERNEL_HALF, Symbol, Symbols};
 
@@ -115,31 +115,36 @@ impl Tracer<'_> {
         }
         let indirect = (2..=CALL_MAX).any(|len| {
             let (opcode, modrm) = (bytes[CALL_MAX - len], bytes[CALL_MAX + 1 - len]);
-            opcode == 0xff && modrm >> 3 & 7 == 2 && indirect_len(modrm) == len
+            let sib = bytes.get(CALL_MAX + 2 - len).copied().unwrap_or(0);
+            opcode == 0xff && modrm >> 3 & 7 == 2 && indirect_len(modrm, sib) == len
         });
         indirect.then_some(Called::Unknown)
     }
 
-    /// Marks the entries whose call leads to the function of one before.
+    /// Marks the entries that are borne out: those that call the function that the one before is in, from RIP on; and where
+    /// that was called by a pointer, from the next that some entry behind it calls.
     fn mark(&self, rip: u64, entries: &mut [Entry]) {
         let Some(symbols) = self.symbols else { return };
-        let start = |address: u64| symbols.at(address).map(|symbol| address - symbol.offset);
-        // Functions that one may have been called from: that of RIP, and those of entries.
-        let mut functions = vec![(start(rip), None)];
-        for index in 0..entries.len() {
-            let Entry { address, interrupted, called, .. } = entries[index];
-            if let Called::This(target) = called
-                && let Some(function) = start(target)
-                && let Some((_, caller)) = functions.iter().rev().find(|(known, _)| *known == Some(function))
-            {
-                let caller: Option<usize> = *caller;
-                entries[index].certain = true;
-                // That one was called by a pointer.
-                if let Some(caller) = caller {
-                    entries[caller].certain = true;
-                }
+        let function = |address: u64| symbols.at(address).map(|symbol| base(symbol.name));
+        let own = |it: &Entry| function(if it.interrupted { it.address } else { it.address - 1 });
+        let called = |it: &Entry| match it.called {
+            Called::This(target) => function(target),
+            Called::Unknown => None,
+        };
+        let names: Vec<_> = entries.iter().map(|it| (own(it), called(it))).collect();
+        let calls = |index: usize, name: &Option<String>| name.is_some() && names[index].1 == *name;
+        let (mut current, mut index) = (function(rip), 0);
+        while index < entries.len() {
+            let part =
+                entries[index..].iter().position(|it| it.interrupted).map_or(entries.len(), |it| index + it);
+            let caller = (index..part).find(|&caller| calls(caller, &current));
+            let resumed = |&it: &usize| (it + 1..part).any(|caller| calls(caller, &names[it].0));
+            let next = caller.or_else(|| (index..part).find(resumed)).unwrap_or(part);
+            if next < entries.len() {
+                entries[next].certain = true;
+                current.clone_from(&names[next].0);
             }
-            functions.push((start(if interrupted { address } else { address - 1 }), Some(index)));
+            index = next + 1;
         }
     }
 
@@ -155,15 +160,22 @@ impl Tracer<'_> {
     }
 }
 
-/// How long an instruction of this opcode and ModR/M byte is, without prefixes (Intel SDM vol. 2 table 2-2).
-fn indirect_len(modrm: u8) -> usize {
+/// A function's name without what compilers call parts of it that they have moved: `.cold`, `.part.0`.
+fn base(mut name: String) -> String {
+    let end = name.find('.').filter(|&at| at > 0).unwrap_or(name.len());
+    name.truncate(end);
+    name
+}
+
+/// How long an instruction of these opcode, ModR/M and SIB bytes is, without prefixes (Intel SDM vol. 2 tables 2-2, 2-3).
+fn indirect_len(modrm: u8, sib: u8) -> usize {
     let (mode, register) = (modrm >> 6, modrm & 7);
-    let scaled = usize::from(mode < 3 && register == 4);
+    let scaled = mode < 3 && register == 4;
     let displacement = match mode {
-        0 if register == 5 => 4,
+        0 if register == 5 || (scaled && sib & 7 == 5) => 4,
         1 => 1,
         2 => 4,
         _ => 0,
     };
-    2 + scaled + displacement
+    2 + usize::from(scaled) + displacement
 }
