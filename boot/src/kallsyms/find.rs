@@ -100,8 +100,8 @@ impl<M: Physical> Search<'_, M> {
         let start = from + before as u64 + 1;
         let mut bytes = vec![0; TOKENS_MAX as usize];
         let bytes = self.read(start, &mut bytes).filter(|_| start.is_multiple_of(8))?;
-        let (mut index, mut at) = ([0; 256], 0);
-        for place in &mut index {
+        let (mut index, mut at) = (Box::new([0; 256]), 0);
+        for place in index.iter_mut() {
             *place = u16::try_from(at).ok()?;
             at += bytes.get(at..)?.iter().position(|&byte| byte == 0)? + 1;
         }

@@ -10,7 +10,7 @@ pub(super) struct Tokens {
     /// The strings, each with its NUL.
     pub table: Vec<u8>,
     /// Where each code's string begins.
-    pub index: [u16; 256],
+    pub index: Box<[u16; 256]>,
 }
 
 impl Tokens {

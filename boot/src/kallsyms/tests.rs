@@ -155,7 +155,7 @@ fn memory_full_of_digits_is_given_up() {
 fn memory_full_of_counts_is_given_up() {
     let mut image = tables(Layout::Now, None).0;
     let tokens = image.windows(4).position(|it| it == b"0\x001\0").unwrap();
-    for word in image[..tokens - 200 & !7].as_chunks_mut().0 {
+    for word in image[..(tokens - 200) & !7].as_chunks_mut().0 {
         *word = 600u64.to_le_bytes();
     }
     assert!(Symbols::find(&Image(image), START).is_none());
@@ -191,7 +191,7 @@ fn a_system_map_tells_names_where_the_kernel_has_moved() {
 fn a_list_of_nothing_is_none() {
     let debian = "ffffffffffffffff B The real System.map is in the linux-image-<version>-dbg package\n";
     for text in [debian, "", "\n\n", "ffffffff81000000", "ffffffff81000000 T", "ü"] {
-        assert!(Symbols::from_system_map(text.repeat(1).into_bytes()).is_none(), "{text}");
+        assert!(Symbols::from_system_map(text.as_bytes().to_vec()).is_none(), "{text}");
     }
 }
 
