@@ -14,7 +14,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::Winsize;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::Shared;
 use super::ports::Ports;
 use crate::task::{Messages, Order, Output, Report, Terminal};
 

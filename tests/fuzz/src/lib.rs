@@ -8,6 +8,7 @@ mod balloon;
 mod block;
 mod console;
 mod drive;
+mod kallsyms;
 mod kernel;
 mod modules;
 mod net;
@@ -34,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     ("serial", serial::run),
     ("kernel", kernel::run),
     ("modules", modules::run),
+    ("kallsyms", kallsyms::run),
 ];
 
 /// The target of this name.
