@@ -13,7 +13,7 @@ pub struct Message<'a> {
 }
 
 impl Exchange for Message<'_> {
-    fn len(&self) -> usize {
+    fn asked(&self) -> usize {
         self.request.len()
     }
 
