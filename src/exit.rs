@@ -7,6 +7,8 @@ use anyhow::Context;
 use devices::power::{PowerSwitch, Request};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::task::End;
+
 /// Why the machine stops.
 #[derive(Debug)]
 pub enum Exit {
@@ -21,6 +23,10 @@ pub enum Exit {
     },
     /// The guest did what no machine can carry out.
     Crash(String),
+    /// The command that the guest was to run has ended.
+    Command(End),
+    /// The guest has run for as long as it may.
+    TimedOut,
     /// The user asked kite to quit.
     Quit,
     /// kite was sent this signal.
