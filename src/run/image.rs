@@ -101,8 +101,10 @@ fn command_line(options: &RunOptions) -> (String, bool) {
 fn console(options: &RunOptions) -> &'static str {
     match options.console {
         // Most of what it says costs a boot more than it tells; a panic and an oops are never quiet.
-        None if options.has_command() && !options.command.shows_kernel() => "console=ttyS0 quiet oops=panic",
-        None if options.has_command() => "console=ttyS0 oops=panic",
+        None if options.has_command() && !options.command.shows_kernel() => {
+            "console=ttyS0 quiet oops=panic cryptomgr.notests"
+        }
+        None if options.has_command() => "console=ttyS0 oops=panic cryptomgr.notests",
         // The kernel's own messages stay with the serial port: a panic prints there whatever has happened before.
         None if options.has_virtio_console() => "console=ttyS0 kite.console=hvc0",
         None | Some(ConsoleDevice::Serial) => "console=ttyS0",
