@@ -31,9 +31,12 @@ pub const CRASHED: u8 = 255;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
+  124  --timeout or --idle-timeout was over before the command was
   125  kite or the host failed: usage, no KVM, no memory, unreadable image
+  126  the command cannot be executed in the guest
+  127  there is no such command in the guest
   255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
-  124, 126 and 127 are reserved for commands run in the guest.
+  A command that has ended gives its own status, or 128 + the number of the signal that killed it.
   Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
 
 const RUN_EXAMPLES: &str = "\
@@ -44,6 +47,12 @@ Examples:
   kite run --kernel bzImage --modules target/lib/modules/6.12.0
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
+
+  kite run -- uname -a                         a command, in a copy-on-write view of this host's files
+  kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
+  kite run --root rootfs/ -- /bin/sh           a folder as the root; with a terminal, the shell has one
+  kite run --root disk --disk path=debian.img,ephemeral -- cat /etc/os-release
+  git bisect run kite run --timeout 5m --kernel arch/x86/boot/bzImage -- ./reproducer
 
 Keys:
   Ctrl-A X quits, Ctrl-A H lists the keys, Ctrl-A Ctrl-A sends one Ctrl-A.";
@@ -59,7 +68,7 @@ struct Cli {
 /// What kite is asked to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Boot a kernel, its console on standard input and output
+    /// Boot a kernel, its console on standard input and output; or run a command in it
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
     Run(Box<RunOptions>),
     /// Run commands on kernels, every one on every one, several at a time

@@ -16,8 +16,6 @@ mod attempt;
 mod image;
 
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-/// What commands in the guest will end with.
-const RESERVED: [&str; 3] = ["124", "126", "127"];
 
 /// What these arguments print.
 fn printed(arguments: &[&str]) -> String {
@@ -91,9 +89,8 @@ fn help_that_nobody_reads_is_no_failure() {
 #[test]
 fn the_exit_codes_are_the_same_in_every_help() {
     let help = printed(&["--help"]);
-    assert_eq!(help_table(&help).into_keys().collect::<Vec<_>>(), [0, 125, 255]);
+    assert_eq!(help_table(&help).into_keys().collect::<Vec<_>>(), [0, 124, 125, 126, 127, 255]);
     let section = help_section(&help);
-    assert!(RESERVED.iter().all(|code| section.iter().any(|line| line.contains(code))), "{help}");
     assert_eq!(help_section(&printed(&["run", "--help"])), section);
 }
 
@@ -103,8 +100,6 @@ fn the_readme_has_the_exit_codes_of_the_help() {
         return skipped("the_readme_has_the_exit_codes_of_the_help", "there is no README.md");
     };
     assert_eq!(readme_table(&readme), help_table(&printed(&["--help"])));
-    let section = readme_section(&readme).join("\n");
-    assert!(RESERVED.iter().all(|code| section.contains(code)), "{section}");
 }
 
 #[test]

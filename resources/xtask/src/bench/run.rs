@@ -113,6 +113,9 @@ fn of_virtme(virtme: &Path, kernel: &Path, script: &str) -> Command {
     let mut command = Command::new(virtme);
     command.arg("-r").arg(kernel).args(["--memory", "1G", "--cpus", "1", "--"]);
     command.arg(format!("export GIT_OPTIONAL_LOCKS=0 HOME=/tmp; {script}")).env("HOME", "/root");
+    // It looks for its own programs in the path.
+    let beside = virtme.parent().unwrap_or(Path::new("/")).display().to_string();
+    command.env("PATH", format!("{beside}:{}", std::env::var("PATH").unwrap_or_default()));
     command
 }
 

@@ -25,7 +25,7 @@ struct Ended {
 }
 
 /// `kite run` with this kernel; the rest of the command line is the caller's.
-fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
+pub(super) fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
     let Vmm::Kite(program) = &ground.vmm else { bail!("only kite runs commands") };
     let mut kite = Command::new(program);
     kite.args(["run", "--kernel"]).arg(kernel.bz_image()).arg("--modules").arg(kernel.modules());

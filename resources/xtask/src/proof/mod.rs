@@ -6,6 +6,7 @@ mod command;
 mod disk;
 mod killed;
 mod network;
+mod terminal;
 mod wire;
 
 use std::fmt;
@@ -54,7 +55,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run.
 pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 22] = [
+    let list: [(&'static str, bool, Run); 23] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -73,6 +74,7 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("command/bytes/1G", false, |ground| command::bytes(ground, "6.1", 1024)),
         ("command/files/6.1", false, |ground| command::files(ground, "6.1")),
         ("command/files/6.12", true, |ground| command::files(ground, "6.12")),
+        ("command/terminal", true, |ground| terminal::session(ground, "6.12")),
         ("command/crash", true, |ground| command::crash(ground, "6.12")),
         ("command/tools", true, |ground| command::tools(ground, "6.1")),
         ("command/many/3", true, |ground| command::many(ground, "6.12", 3)),
