@@ -16,7 +16,6 @@ use std::path::Path;
 use boot::GuestMemory;
 use boot::kallsyms::{KERNEL_HALF, Symbols};
 
-use crate::exit::Exit;
 use crate::machine::Running;
 use paging::AddressSpace;
 use state::{Activity, INTERRUPTS_ON, State};
@@ -57,11 +56,6 @@ pub fn report(
         0 => Ok(()),
         more => writeln!(out, "and {more} more vCPUs"),
     }
-}
-
-/// Whether what ended the machine is worth a report.
-pub fn is_crash(reason: Option<&Exit>) -> bool {
-    matches!(reason, Some(Exit::Crash(_) | Exit::Panicked | Exit::TripleFault { .. } | Exit::Reset))
 }
 
 /// The symbols of the kernel that the vCPUs run.
@@ -198,11 +192,9 @@ impl Vcpu<'_> {
         writeln!(out, "  Call trace:")?;
         for entry in entries {
             let name = tracer.name(entry.address, !entry.interrupted);
-            match (entry.interrupted, entry.certain || self.symbols.is_none()) {
-                (true, _) => writeln!(out, "    interrupted at {name}")?,
-                (false, true) => writeln!(out, "    {name}")?,
-                (false, false) => writeln!(out, "    ? {name}")?,
-            }
+            let doubt = if entry.certain || self.symbols.is_none() { "" } else { "? " };
+            let how = if entry.interrupted { "interrupted at " } else { "" };
+            writeln!(out, "    {doubt}{how}{name}")?;
         }
         Ok(())
     }
