@@ -1,5 +1,6 @@
 //! The command line as data.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,12 +9,22 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, net, port};
+use crate::{disk, matrix, net, port};
+
+mod command;
+
+pub use command::{CommandOptions, Root, ShareSpec};
 
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
 /// kite or the host failed, or was asked for something impossible.
 pub const FAILED: u8 = 125;
+/// A command took longer than it may.
+pub const TIMED_OUT: u8 = 124;
+/// A command cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// There is no such command.
+pub const NOT_FOUND: u8 = 127;
 /// The guest crashed.
 pub const CRASHED: u8 = 255;
 
@@ -51,6 +62,9 @@ pub enum Command {
     /// Boot a kernel, its console on standard input and output
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
     Run(Box<RunOptions>),
+    /// Run commands on kernels, every one on every one, several at a time
+    #[command(after_help = matrix::HELP)]
+    Matrix(matrix::Options),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
@@ -85,9 +99,9 @@ pub struct RunOptions {
     /// How many vCPUs, from 1 to what the host's KVM can; Linux uses the first 255
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: u32,
-    /// RAM, such as 512M or 4G; at least 64M
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = ValueParser::new(memory_size))]
-    pub memory: u64,
+    /// RAM, such as 512M or 4G; at least 64M [default: 512M, with a command 1G]
+    #[arg(long, value_name = "SIZE", value_parser = ValueParser::new(memory_size))]
+    pub memory: Option<u64>,
     /// Give the guest an MP table instead of ACPI
     #[arg(long)]
     pub no_acpi: bool,
@@ -119,14 +133,27 @@ pub struct RunOptions {
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,
+    /// What to run in the guest.
+    #[command(flatten)]
+    pub command: CommandOptions,
 }
 
 impl RunOptions {
+    /// Whether a command is run.
+    pub fn has_command(&self) -> bool {
+        !self.command.command.is_empty()
+    }
+
+    /// RAM in bytes.
+    pub fn memory(&self) -> u64 {
+        self.memory.unwrap_or(if self.has_command() { 1024 * MIB } else { 512 * MIB })
+    }
+
     /// Whether the guest has a virtio console. Without ACPI it cannot find one, and in front of a user space that is
     /// not kite's two consoles would mean two logins.
     pub fn has_virtio_console(&self) -> bool {
         match self.console {
-            None => self.initrd.is_none() && !self.no_acpi,
+            None => self.initrd.is_none() && !self.no_acpi && !self.has_command(),
             Some(device) => device == ConsoleDevice::Virtio,
         }
     }
@@ -198,6 +225,18 @@ pub fn parse() -> Result<Command, ExitCode> {
             complain(&format!("{}; try `kite --help`", one_line(&error)));
             ExitCode::from(FAILED)
         }
+    })
+}
+
+/// Whether kite would take these arguments, the program's name not among them.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn check(arguments: &[OsString]) -> Result<(), String> {
+    let all = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned());
+    Cli::try_parse_from(all).map(drop).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
+        _ => one_line(&error),
     })
 }
 

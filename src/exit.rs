@@ -3,10 +3,13 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use devices::power::{PowerSwitch, Request};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::task::End;
 
 /// Bits of what the guest's kernel has told.
 const TOLD: u8 = 1 << 0;
@@ -26,6 +29,12 @@ pub enum Exit {
     },
     /// The guest did what no machine can carry out.
     Crash(String),
+    /// The command that the guest was to run has ended.
+    Command(End),
+    /// The guest has run for as long as it may.
+    TimedOut,
+    /// The guest has neither run nor printed for so long.
+    Idle(Duration),
     /// The guest's kernel has panicked, and did not end the machine itself.
     Panicked,
     /// The user asked kite to quit.

@@ -22,10 +22,10 @@ impl RawTerminal {
     /// # Errors
     /// The terminal does not take the setting.
     pub fn new() -> anyhow::Result<Option<Self>> {
-        let stdin = io::stdin();
-        if !stdin.is_terminal() || tcgetpgrp(&stdin) != Ok(getpgrp()) {
+        if !is_ours() {
             return Ok(None);
         }
+        let stdin = io::stdin();
         let before = termios::tcgetattr(&stdin).context("cannot read the terminal's settings")?;
         let mut raw = before.clone();
         termios::cfmakeraw(&mut raw);
@@ -40,6 +40,12 @@ impl Drop for RawTerminal {
     fn drop(&mut self) {
         restore();
     }
+}
+
+/// Whether standard input is a terminal and no other job has it.
+pub fn is_ours() -> bool {
+    let stdin = io::stdin();
+    stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp())
 }
 
 /// The columns and rows of the user's terminal; zeros if there is none.
@@ -58,9 +64,14 @@ pub fn restore() {
 
 /// Tells the user while the guest runs: one line, also on a terminal that is raw.
 pub fn tell(message: &str) {
+    line(&format!("kite: {}", cli::printable(message)));
+}
+
+/// Writes one line to standard error, also on a terminal that is raw.
+pub fn line(text: &str) {
     let end = if lock().is_some() { "\r\n" } else { "\n" };
     // In one write, so that it stays one line among the guest's. Whether anybody reads it changes nothing.
-    let _ = io::stderr().write_all(format!("kite: {}{end}", cli::printable(message)).as_bytes());
+    let _ = io::stderr().write_all(format!("{text}{end}").as_bytes());
 }
 
 /// From now on a panic in any thread, which is a bug of ours, ends the process as every other failure of kite does,

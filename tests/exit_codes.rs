@@ -63,8 +63,15 @@ fn readme_table(readme: &str) -> BTreeMap<u8, String> {
 
 #[test]
 fn help_and_version_exit_with_0() {
-    let helps: [&[&str]; 6] =
-        [&["--help"], &["-h"], &["help"], &["help", "run"], &["run", "--help"], &["doctor", "--help"]];
+    let helps: [&[&str]; 7] = [
+        &["--help"],
+        &["-h"],
+        &["help"],
+        &["help", "run"],
+        &["run", "--help"],
+        &["matrix", "--help"],
+        &["doctor", "--help"],
+    ];
     for arguments in helps {
         assert!(printed(arguments).contains("Usage: kite"), "{arguments:?}");
     }

@@ -228,12 +228,15 @@ impl Initramfs {
 
 /// What kite gives a guest that was given no initrd: `init` as `/init`, the folders it mounts on, a console for
 /// its output (without `/dev/console` Linux warns and init writes into nothing), `/dev/null` in its place for a guest
-/// without console, as no program starts without open standard streams, and `modules` to load in order.
-pub fn standard(init: Arc<File>, modules: &[ModuleFile]) -> Result<Archive, Error> {
+/// without console, as no program starts without open standard streams, `modules` to load in order, and `files` of the root folder that only root can read.
+pub fn standard(init: Arc<File>, modules: &[ModuleFile], files: &[(&str, &[u8])]) -> Result<Archive, Error> {
     let mut archive = Initramfs::new();
     archive.dir("/dev", 0o755)?;
     archive.device("/dev/console", 0o600, 5, 1)?.device("/dev/null", 0o666, 1, 3)?;
     archive.dir("/proc", 0o555)?.dir("/sys", 0o555)?;
+    for (name, bytes) in files {
+        archive.file(name, 0o600, bytes)?;
+    }
     if !modules.is_empty() {
         let mut manifest = String::new();
         for module in modules {

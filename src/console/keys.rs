@@ -3,14 +3,14 @@
 const CTRL_A: u8 = 1;
 
 /// What Ctrl-A H prints; the terminal may be raw.
-pub(super) const HELP: &str = "\r\n\
+pub(crate) const HELP: &str = "\r\n\
     kite: Ctrl-A X       quit: stop the guest at once\r\n\
     kite: Ctrl-A H       this list\r\n\
     kite: Ctrl-A Ctrl-A  send one Ctrl-A to the guest\r\n";
 
 /// What a byte of input means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// It goes to the guest.
     Byte(u8),
     /// It is half a key, or an unknown one, which is swallowed.
@@ -23,7 +23,7 @@ pub(super) enum Key {
 
 /// Tells kite's keys from the guest's.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     escaped: bool,
 }
 

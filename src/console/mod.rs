@@ -6,9 +6,8 @@
 //! The main thread waits here while the guest runs. What the guest prints is written by a thread of its own, so that
 //! neither a vCPU nor a signal ever waits for whoever reads it.
 
-mod keys;
+pub(crate) mod keys;
 mod output;
-mod signals;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -27,6 +26,7 @@ use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::{Exit, ExitRequest};
 use crate::footprint;
 use crate::machine::Running;
+use crate::signals;
 use crate::terminal::{self, RawTerminal};
 use keys::{Key, Keys};
 use output::{Line, Output, Ready};

@@ -12,12 +12,12 @@ use devices::virtio::console::Port;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
 use super::{keys::HELP, lock};
 use crate::crash::text::PanicText;
 use crate::exit::{Exit, ExitRequest};
+use crate::signals;
 
 /// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
 const GATHER: Duration = Duration::from_millis(1);
@@ -155,7 +155,7 @@ impl Output {
                 };
             }
             match signals.read_signal() {
-                Ok(Some(info)) if is_news(info.ssi_signo) => {} // the guest is past caring
+                Ok(Some(info)) if signals::is_news(info.ssi_signo) => {} // the guest is past caring
                 Ok(Some(info)) => return Ok(Some(info.ssi_signo as i32)),
                 _ if polled == Ok(0) => return Ok(None),
                 _ => {}
@@ -166,11 +166,6 @@ impl Output {
 
 fn not_written(error: Errno) -> anyhow::Error {
     anyhow!(error).context("cannot write the guest's output to standard output")
-}
-
-/// Whether the signal is about files or the terminal, and ends nothing.
-fn is_news(signal: u32) -> bool {
-    [Signal::SIGIO, Signal::SIGWINCH].iter().any(|it| *it as u32 == signal)
 }
 
 struct Writer {

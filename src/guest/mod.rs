@@ -3,6 +3,7 @@
 //! It mounts what every program expects, loads the kernel modules that came with it, says on the console where
 //! it is and does the job that the kernel's command line names.
 
+mod command;
 mod console;
 mod job;
 mod modules;
@@ -20,6 +21,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::termios::{OutputFlags, SetArg, tcdrain, tcgetattr, tcsetattr};
 
 use crate::console::prefers_hvc;
+use crate::task;
 use job::Job;
 
 /// Whether this process is the init of a guest that kite started. Process 1 of a container is not.
@@ -40,6 +42,11 @@ fn run() -> anyhow::Result<Infallible> {
     mount_all()?;
     let words = fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
     let loaded = modules::load();
+    match fs::read(task::FILE) {
+        Ok(task) => return command::run(&task),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).context("cannot read the task"),
+    }
     if prefers_hvc(&words) {
         console::take();
     }

@@ -1,16 +1,17 @@
 //! The virtio devices of `kite run`: opened once, and made anew for each machine that is built.
 
 use std::sync::Arc;
+use std::thread::Builder;
 
 use anyhow::{Context, Result, ensure};
 use boot::GuestMemory;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, Target};
 use devices::virtio::console::{self, Port};
+use devices::virtio::fs::{Fs, Share};
 use devices::virtio::rng::Rng;
 
 use crate::cli::{ConsoleDevice, RunOptions};
-use crate::console::Console;
 use crate::disk;
 use crate::machine::Attachment;
 use crate::net::Network;
@@ -18,6 +19,19 @@ use crate::port::Ports;
 
 /// The thread of the devices that have little to do.
 const SHARED_THREAD: &str = "virtio";
+/// The stack of a thread that serves a share, in bytes; the host gives what is touched of it.
+const STACK: usize = 128 << 10;
+
+/// Devices that the command line does not name.
+#[derive(Default)]
+pub(super) struct Extra {
+    /// The host's end of `hvc0`, if the guest has it.
+    pub hvc: Option<Arc<Port>>,
+    /// The host's ends of named ports.
+    pub ports: Vec<Arc<Port>>,
+    /// Folders.
+    pub shares: Vec<Arc<Share>>,
+}
 
 /// The module by which the guest's kernel tells of a panic.
 const PANIC_NOTIFIER: &str = "pvpanic_mmio";
@@ -29,6 +43,9 @@ pub(super) struct Devices {
     /// The host's end of `hvc0`, if the guest has it.
     hvc: Option<Arc<Port>>,
     ports: Ports,
+    /// The host's ends of more ports, behind those.
+    more_ports: Vec<Arc<Port>>,
+    shares: Vec<Arc<Share>>,
     /// What the balloon is to be; nothing without a balloon.
     balloon: Option<Arc<Target>>,
     rng: bool,
@@ -36,7 +53,7 @@ pub(super) struct Devices {
 
 impl Devices {
     /// Opens what `options` name.
-    pub fn open(options: &RunOptions, console: &Console) -> Result<Self> {
+    pub fn open(options: &RunOptions, extra: Extra) -> Result<Self> {
         ensure!(
             options.console != Some(ConsoleDevice::Virtio) || !options.no_acpi,
             "--console virtio needs ACPI: leave out --no-acpi"
@@ -48,8 +65,10 @@ impl Devices {
         Ok(Self {
             disks: options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?,
             networks: networks.collect::<Result<_>>()?,
-            hvc: options.has_virtio_console().then(|| console.hvc().clone()),
+            hvc: extra.hvc,
             ports: Ports::open(&options.ports)?,
+            more_ports: extra.ports,
+            shares: extra.shares,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,
         })
@@ -57,13 +76,13 @@ impl Devices {
 
     /// How many devices there are.
     pub fn count(&self) -> u32 {
-        let named = self.disks.len() + self.networks.len();
+        let named = self.disks.len() + self.networks.len() + self.shares.len();
         let single = [self.has_console(), self.balloon.is_some(), self.rng];
         named as u32 + single.into_iter().map(u32::from).sum::<u32>()
     }
 
     fn has_console(&self) -> bool {
-        self.hvc.is_some() || !self.ports.ports().is_empty()
+        self.hvc.is_some() || !self.ports.ports().is_empty() || !self.more_ports.is_empty()
     }
 
     /// The kernel modules of devices that the guest cannot do without, and of those that it can.
@@ -76,7 +95,12 @@ impl Devices {
             needed.push("virtio_net");
         }
         let mut optional = vec![PANIC_NOTIFIER];
-        if self.has_console() {
+        if !self.shares.is_empty() {
+            needed.extend(["virtiofs", "overlay"]);
+        }
+        if !self.more_ports.is_empty() {
+            needed.push("virtio_console");
+        } else if self.has_console() {
             optional.push("virtio_console");
         }
         if self.balloon.is_some() {
@@ -98,8 +122,18 @@ impl Devices {
         for (network, index) in self.networks.iter().zip(0..) {
             devices.push(Attachment { device: network.device()?, thread: format!("net{index}") });
         }
+        for (share, index) in self.shares.iter().zip(0..) {
+            let name = format!("fs{index}");
+            let spawn = move |work: Box<dyn FnOnce() + Send>| {
+                Builder::new().name(name.clone()).stack_size(STACK).spawn(work).map(drop)
+            };
+            let device = Fs::new(share.clone(), memory.clone(), Box::new(spawn));
+            let device = Box::new(device.with_context(|| format!("cannot set up share {}", share.tag))?);
+            devices.push(Attachment { device, thread: format!("fs{index}") });
+        }
         if self.has_console() {
-            let device = console::Console::new(self.hvc.clone(), self.ports.ports().to_vec());
+            let ports = [self.ports.ports(), &self.more_ports].concat();
+            let device = console::Console::new(self.hvc.clone(), ports);
             devices.push(Attachment { device: Box::new(device), thread: "hvc".to_owned() });
         }
         if let Some(target) = &self.balloon {

@@ -13,6 +13,7 @@ use boot::modules::{ModuleFile, Modules};
 
 use super::devices::Devices;
 use crate::cli::{ConsoleDevice, RunOptions};
+use crate::task;
 
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
 /// from a reboot; and there are no PCI and no other serial ports to look for.
@@ -30,6 +31,8 @@ pub(super) struct Boot {
     pub cmdline: String,
     /// Whether a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
     pub panics_warmly: bool,
+    /// What kite's own `/init` is to do, as it is written to the initrd.
+    pub task: Option<Vec<u8>>,
 }
 
 impl Boot {
@@ -51,15 +54,15 @@ impl Boot {
                  --force if this kernel is made for PVM"
             );
         }
-        Ok(Self { kernel: path, image, cmdline, panics_warmly })
+        Ok(Self { kernel: path, image, cmdline, panics_warmly, task: None })
     }
 }
 
 /// The initrd's parts: the user's, or one made of kite itself and the kernel's modules.
-pub(super) fn initrd(options: &RunOptions, image: &Image, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
+pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     match &options.initrd {
         Some(path) => read_initrd(path),
-        None => build_initrd(options, image, devices),
+        None => build_initrd(options, boot, devices),
     }
 }
 
@@ -97,6 +100,9 @@ fn command_line(options: &RunOptions) -> (String, bool) {
 /// The words that say where the guest's console is.
 fn console(options: &RunOptions) -> &'static str {
     match options.console {
+        // Most of what it says costs a boot more than it tells; a panic and an oops are never quiet.
+        None if options.has_command() && !options.command.shows_kernel() => "console=ttyS0 quiet oops=panic",
+        None if options.has_command() => "console=ttyS0 oops=panic",
         // The kernel's own messages stay with the serial port: a panic prints there whatever has happened before.
         None if options.has_virtio_console() => "console=ttyS0 kite.console=hvc0",
         None | Some(ConsoleDevice::Serial) => "console=ttyS0",
@@ -124,10 +130,11 @@ fn read_initrd(path: &Path) -> anyhow::Result<Vec<Piece>> {
 }
 
 /// kite's own executable as `/init`, with the kernel's modules.
-fn build_initrd(options: &RunOptions, image: &Image, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
-    let modules = find_modules(options, image, devices)?;
+fn build_initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
+    let modules = find_modules(options, &boot.image, devices)?;
+    let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
     let init = File::open("/proc/self/exe").context("cannot open kite's own executable")?;
-    Ok(initramfs::standard(Arc::new(init), &modules).context("cannot build the initramfs")?.pieces)
+    Ok(initramfs::standard(Arc::new(init), &modules, &files).context("cannot build the initramfs")?.pieces)
 }
 
 /// The module files to load. A kernel without a folder of modules has what it needs built in, unless the user says

@@ -1,5 +1,6 @@
 //! `kite run`: boots a kernel and tells by the exit code how it ended.
 
+mod command;
 mod devices;
 mod image;
 
@@ -20,7 +21,7 @@ use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
 use crate::terminal;
-use devices::Devices;
+use devices::{Devices, Extra};
 use image::Boot;
 
 /// Runs the guest to its end; returns the exit code.
@@ -28,13 +29,17 @@ use image::Boot;
 /// # Errors
 /// kite or the host failed.
 pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
+    if options.has_command() {
+        return command::run(options);
+    }
     footprint::keep_one_heap();
-    check_memory(options.memory)?;
+    check_memory(options.memory())?;
     let boot = Boot::prepare(options)?;
     let mut console = Console::new(console::prefers_hvc(&boot.cmdline))?;
-    let devices = Devices::open(options, &console)?;
+    let hvc = options.has_virtio_console().then(|| console.hvc().clone());
+    let devices = Devices::open(options, Extra { hvc, ..Extra::default() })?;
     let board =
-        Board { cpus: options.cpus, ram: options.memory, acpi: !options.no_acpi, virtio: devices.count() };
+        Board { cpus: options.cpus, ram: options.memory(), acpi: !options.no_acpi, virtio: devices.count() };
     let mut initrd = None;
     loop {
         let mut running = start(options, board, &boot, &devices, &mut initrd, console.host())?;
@@ -89,7 +94,7 @@ fn start(
     let load = || -> anyhow::Result<_> {
         let initrd = match initrd {
             Some(initrd) => initrd,
-            None => initrd.insert(image::initrd(options, &boot.image, devices)?),
+            None => initrd.insert(image::initrd(options, boot, devices)?),
         };
         Ok(Guest { image: &boot.image, initrd, cmdline: &boot.cmdline }.load(board, &ram))
     };
@@ -134,7 +139,10 @@ impl End {
                 Self::Crashed(format!("triple fault on vCPU {vcpu}"))
             }
             Some(Exit::Reset | Exit::TripleFault { .. }) => Self::Reboot,
-            Some(Exit::PowerOff | Exit::Quit) => Self::Done,
+            // None of the last three comes without a command, whose room looks for them first.
+            Some(Exit::PowerOff | Exit::Quit | Exit::Command(_) | Exit::TimedOut | Exit::Idle(_)) => {
+                Self::Done
+            }
             Some(Exit::Crash(what)) => Self::Crashed(what.clone()),
             Some(Exit::Signal(signal)) => Self::Signal(*signal),
             Some(Exit::Failed(error)) => Self::Failed(format!("{error:#}")),
@@ -177,7 +185,7 @@ fn report_lost_output(running: &Running, console: &Console) {
 }
 
 /// Ends the process by the signal that it was sent, so that whoever waits for it sees that.
-fn die_by(signal: i32) -> anyhow::Result<u8> {
+pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     use nix::sys::signal::{SigSet, Signal, raise};
     let signal = Signal::try_from(signal).context("an unknown signal")?;
     let mut mask = SigSet::empty();

@@ -204,7 +204,7 @@ fn a_guest_gets_its_init_console_and_modules_in_order() {
     for module in &modules {
         std::fs::write(&module.path, &module.name).unwrap();
     }
-    let found = entries(&standard(on_disk(&pattern(50_000)), &modules).unwrap());
+    let found = entries(&standard(on_disk(&pattern(50_000)), &modules, &[]).unwrap());
     let names: Vec<&str> = found.iter().map(|found| found.name.as_str()).collect();
     let folders = ["dev", "dev/console", "dev/null", "proc", "sys", "modules"];
     let files = ["modules/list", "modules/virtio_ring.ko", "modules/virtio-rng.ko.xz", "init"];
@@ -216,6 +216,6 @@ fn a_guest_gets_its_init_console_and_modules_in_order() {
 
 #[test]
 fn a_guest_without_modules_gets_no_manifest() {
-    let found = entries(&standard(on_disk(b"init"), &[]).unwrap());
+    let found = entries(&standard(on_disk(b"init"), &[], &[]).unwrap());
     assert!(found.iter().all(|found| !found.name.starts_with("modules")));
 }

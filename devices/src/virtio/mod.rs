@@ -5,6 +5,7 @@ pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod queue;

@@ -85,6 +85,42 @@ pub fn write_at(
     retry(|| checked(unsafe { libc::pwritev(fd, list.as_ptr(), count, offset) }))
 }
 
+/// As [`read_at`], with flags of preadv2(2).
+///
+/// # Errors
+/// The call fails; EAGAIN if `RWF_NOWAIT` is among the flags and it would wait.
+pub fn read_at_as(
+    fd: BorrowedFd<'_>,
+    memory: &GuestMemory,
+    buffers: &Buffers,
+    offset: u64,
+    flags: libc::c_int,
+) -> io::Result<usize> {
+    let mut list = Vec::with_capacity(16);
+    entries(memory, buffers, &mut list);
+    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    // SAFETY: as in `read`.
+    retry(|| checked(unsafe { libc::preadv2(fd, list.as_ptr(), count, offset, flags) }))
+}
+
+/// As [`write_at`], with flags of pwritev2(2).
+///
+/// # Errors
+/// The call fails.
+pub fn write_at_as(
+    fd: BorrowedFd<'_>,
+    memory: &GuestMemory,
+    buffers: &Buffers,
+    offset: u64,
+    flags: libc::c_int,
+) -> io::Result<usize> {
+    let mut list = Vec::with_capacity(16);
+    entries(memory, buffers, &mut list);
+    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    // SAFETY: as in `read`.
+    retry(|| checked(unsafe { libc::pwritev2(fd, list.as_ptr(), count, offset, flags) }))
+}
+
 /// Reads once into `room`, of which no more than the first [`MOST`] - 1 pieces may be there, and what has no room into
 /// `beyond` (readv(2)).
 ///

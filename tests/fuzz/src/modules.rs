@@ -96,7 +96,7 @@ pub fn run(data: &[u8]) {
             assert!(!file.name.contains(|c: char| c.is_whitespace() || c.is_control()), "{file:?}");
         }
         let init = Arc::new(File::open(folder.join("kernel/a.ko")).unwrap());
-        if let Ok(archive) = initramfs::standard(init, &files) {
+        if let Ok(archive) = initramfs::standard(init, &files, &[]) {
             let mut bytes = Vec::new();
             archive.write_to(&mut bytes).unwrap();
             assert_eq!(bytes.len() as u64, archive.len);

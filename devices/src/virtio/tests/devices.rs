@@ -1,6 +1,7 @@
 //! The devices that the suite attacks: such as only tests have, and every real one. Each has a host that does its part at
 //! once, so that what queue 0 is given comes back at once, or as soon as the device's sources are served.
 
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -10,6 +11,7 @@ use crate::virtio::block::Block;
 use crate::virtio::block::disk::Disk;
 use crate::virtio::block::engine;
 use crate::virtio::console::{Console, Host, INPUT_LIMIT, Port};
+use crate::virtio::fs::{Fs, Share};
 use crate::virtio::net::{Backend, HEADER, Net};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::devices::{Echo, Later};
@@ -34,7 +36,7 @@ impl Device {
     }
 }
 
-pub const DEVICES: [Device; 7] = [
+pub const DEVICES: [Device; 8] = [
     Device { name: "rng", make: |_| Box::new(Rng), request: every_queue_serves, fills: |room| room },
     Device {
         name: "echo",
@@ -53,6 +55,13 @@ pub const DEVICES: [Device; 7] = [
     Device { name: "block", make: block, request: every_queue_serves, fills: |_| 1 },
     // Without several ports there are no control queues.
     Device { name: "console", make: console, request: |driver| serve(driver, 2), fills: |room| room },
+    // What is too short to be a request is told so by a header of 16 bytes.
+    Device {
+        name: "fs",
+        make: fs,
+        request: every_queue_serves,
+        fills: |room| if room < 16 { 0 } else { 16 },
+    },
     // No packet's header fits.
     Device { name: "net", make: net, request: every_queue_serves, fills: |_| 0 },
 ];
@@ -76,6 +85,16 @@ fn block(memory: &GuestMemory) -> Box<dyn VirtioDevice> {
     let spawn = Box::new(|work| std::thread::Builder::new().spawn(work).map(drop));
     let engine = engine::start(&disk, memory, 256, spawn).expect("the host has files");
     Box::new(Block::new(disk, engine, 2))
+}
+
+/// An empty folder, which is gone and may be written to.
+fn fs(memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+    let folder = tempfile::tempdir().expect("the host has room");
+    let root = File::open(folder.path()).expect("the host has files");
+    let mut share = Share::new("suite", root.into(), true);
+    share.limits.descriptors = 64;
+    let spawn = Box::new(|work| std::thread::Builder::new().spawn(work).map(drop));
+    Box::new(Fs::new(Arc::new(share), memory.clone(), spawn).expect("the host has files"))
 }
 
 /// Has more input whenever its port takes some.

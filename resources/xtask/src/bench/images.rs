@@ -66,7 +66,7 @@ impl Images {
         patch(&kernel.elf(), &elf, &[elf.entry, without_note.entry], &self.elf)?;
         let modules = Modules::open(&kernel.modules())?.resolve(&MODULES, &[])?;
         let init = File::open(kite).with_context(|| format!("opening {}", kite.display()))?;
-        let initrd = initramfs::standard(Arc::new(init), &modules).context("making an initramfs")?;
+        let initrd = initramfs::standard(Arc::new(init), &modules, &[]).context("making an initramfs")?;
         let mut file =
             File::create(&self.initrd).with_context(|| format!("making {}", self.initrd.display()))?;
         initrd.write_to(&mut file).context("writing the initramfs")

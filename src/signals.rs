@@ -19,17 +19,25 @@ const ENDING: [Signal; 8] = [
 ];
 
 /// Takes over what ends kite, and what does not: `SIGIO` and `SIGWINCH`; to be called before there is a second thread.
-pub(super) fn take_over() -> anyhow::Result<SignalFd> {
+///
+/// # Errors
+/// The host refuses a descriptor.
+pub fn take_over() -> anyhow::Result<SignalFd> {
     let mut waited = SigSet::empty();
     waited.add(Signal::SIGIO);
     waited.add(Signal::SIGWINCH);
-    ENDING.into_iter().filter(|signal| !is_ignored(*signal)).for_each(|signal| waited.add(signal));
+    ending().iter().for_each(|signal| waited.add(signal));
     let mut blocked = waited;
     // Reading a terminal that another job has then fails instead of stopping us, and the guest with us.
     blocked.add(Signal::SIGTTIN);
     blocked.thread_block().context("cannot block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")
+}
+
+/// The signals that are to end kite.
+pub(crate) fn ending() -> SigSet {
+    ENDING.into_iter().filter(|signal| !is_ignored(*signal)).collect()
 }
 
 /// Whether who started kite wants it to outlive the signal, as `nohup` does.
@@ -40,4 +48,9 @@ fn is_ignored(signal: Signal) -> bool {
     let asked = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), action.as_mut_ptr()) };
     // SAFETY: the call succeeded, so it has filled in all of it.
     asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+/// Whether the signal is about files or the terminal, and ends nothing.
+pub fn is_news(signal: u32) -> bool {
+    [Signal::SIGIO, Signal::SIGWINCH].iter().any(|it| *it as u32 == signal)
 }

@@ -1,0 +1,279 @@
+//! Requests about open files: opening, reading, writing and closing them.
+//!
+//! Only regular files are opened. What is behind a FIFO, a socket or a device is the guest kernel's own business, which
+//! never asks for it; locks are too, as they are between the guest's processes.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::unistd::{close, dup, fdatasync, fsync};
+
+use super::host;
+use super::opened::Open;
+use super::protocol::{Append, IN_HEADER, OUT_HEADER, WRITE_IN, flag};
+use super::server::{Call, MOST_DATA, Placed, Server, Stop};
+use super::thread::Caller;
+
+/// The most bytes that are read while a device's lock is held.
+const MOST_AT_ONCE: usize = 64 << 10;
+/// The most bytes that one request copies; a guest asks again for the rest.
+const MOST_COPIED: u64 = 64 << 20;
+/// The file systems whose files are words of the kernel, not data: reading may wait for ever, or tell or do anything. A
+/// guest mounts its own.
+const WORDS: [libc::c_long; 16] = [
+    libc::PROC_SUPER_MAGIC,
+    libc::SYSFS_MAGIC,
+    libc::TRACEFS_MAGIC,
+    libc::DEBUGFS_MAGIC,
+    libc::SECURITYFS_MAGIC,
+    libc::CGROUP_SUPER_MAGIC,
+    libc::CGROUP2_SUPER_MAGIC,
+    libc::BPF_FS_MAGIC,
+    libc::SELINUX_MAGIC,
+    libc::NSFS_MAGIC,
+    libc::RDTGROUP_SUPER_MAGIC,
+    0x6265_6570, // configfs
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0x4249_4e4d, // binfmt_misc
+    0x6573_5543, // fusectl
+];
+
+impl Server {
+    /// Opens a node's file anew, for what its descriptor cannot do.
+    ///
+    /// # Errors
+    /// It is not a regular file (ENXIO), or words of the kernel (EACCES); the host's.
+    pub(super) fn reopen(&self, node: u64, held: impl AsFd, flags: i32) -> Result<OwnedFd, Errno> {
+        let (identity, (place, _)) = {
+            let table = self.table();
+            (table.identity(node)?, table.place(node)?)
+        };
+        if identity.kind != libc::S_IFREG {
+            return Err(if identity.kind == libc::S_IFDIR { Errno::EISDIR } else { Errno::ENXIO });
+        }
+        let words = self.table().places.words(place);
+        let words = match words {
+            Some(words) => words,
+            None => {
+                let words = WORDS.contains(&host::stat_fs(&held)?.f_type);
+                self.table().places.set_words(place, words);
+                words
+            }
+        };
+        if words { Err(Errno::EACCES) } else { self.descriptors.reopen(held, flags) }
+    }
+
+    /// Opens a file for what its flags say. The others of them are the guest kernel's to see to.
+    pub(super) fn open(&self, call: &mut Call<'_>) -> Placed {
+        let (asked, how) = (call.args.u32()?.cast_signed(), call.args.u32()?);
+        let truncate = asked & libc::O_TRUNC;
+        let access = asked & libc::O_ACCMODE;
+        if !self.share.writable && (access != libc::O_RDONLY || truncate != 0) {
+            return Err(Errno::EROFS.into());
+        }
+        if access != libc::O_RDONLY || truncate != 0 {
+            call.may_wait()?;
+        }
+        let node = call.header.node;
+        let held = self.held(node)?;
+        // A lease is waited for, but not here.
+        let patience = if call.wait { 0 } else { libc::O_NONBLOCK };
+        let file = match self.reopen(node, &held, access | truncate | patience) {
+            Err(Errno::EAGAIN) if !call.wait => return Err(Stop::Wait),
+            result => result?,
+        };
+        if truncate != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
+            self.drop_privileges(&file)?;
+        }
+        let handle = self.table().open(node, Open { file, listing: None })?;
+        self.opened(call, handle, flag::FOPEN_KEEP_CACHE)
+    }
+
+    /// Replies with a handle. What the guest has read it keeps if nobody writes but the host: it looks at the time of the
+    /// last change whenever its attributes are no longer valid.
+    pub(super) fn opened(&self, call: &mut Call<'_>, handle: u64, keep: u32) -> Placed {
+        call.out.u64(handle);
+        call.out.u32(if self.share.writable { 0 } else { keep });
+        call.out.u32(0);
+        Ok(0)
+    }
+
+    /// Makes a file, if it is not there, and opens it.
+    pub(super) fn create(&self, call: &mut Call<'_>) -> Placed {
+        let (asked, mode) = (call.args.u32()?.cast_signed(), call.args.u32()?);
+        call.args.skip()?; // The mask, which the guest has applied.
+        let how = call.args.u32()?;
+        let name = call.args.name()?;
+        let parent = self.held(call.header.node)?;
+        self.descriptors.part()?;
+        let access = asked & libc::O_ACCMODE;
+        let made = {
+            let _caller = Caller::new(call.header.uid, call.header.gid);
+            host::create_at(&parent, name, access, mode & 0o7777)
+        };
+        let (stat, file) = match made {
+            Ok(file) => (host::stat(&file)?, Some(file)),
+            Err(Errno::EEXIST) if asked & libc::O_EXCL == 0 => (host::stat_at(&parent, name)?, None),
+            Err(error) => return Err(error.into()),
+        };
+        let node = self.entry(call, call.header.node, name, stat)?;
+        let opened = self
+            .open_created(node, file, asked, how)
+            .and_then(|file| Ok(self.table().open(node, Open { file, listing: None })?));
+        match opened {
+            Ok(handle) => self.opened(call, handle, 0),
+            Err(stop) => {
+                self.table().forget(node, 1);
+                Err(stop)
+            }
+        }
+    }
+
+    /// What was just made, or what was there already.
+    fn open_created(&self, node: u64, file: Option<OwnedFd>, asked: i32, how: u32) -> Result<OwnedFd, Stop> {
+        if let Some(file) = file {
+            return Ok(file);
+        }
+        let flags = asked & (libc::O_ACCMODE | libc::O_TRUNC);
+        let file = self.reopen(node, self.held(node)?, flags)?;
+        if flags & libc::O_TRUNC != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
+            self.drop_privileges(&file)?;
+        }
+        Ok(file)
+    }
+
+    /// Closes a handle. The last one of a file without a name frees what that has on a disk.
+    pub(super) fn release(&self, call: &mut Call<'_>) -> Placed {
+        if self.share.writable {
+            call.may_wait()?;
+        }
+        let open = self.table().release(call.args.u64()?);
+        drop(open.ok_or(Errno::EBADF)?);
+        Ok(0)
+    }
+
+    /// Reads. A little that the host has in memory is had at once.
+    pub(super) fn read(&self, call: &mut Call<'_>) -> Placed {
+        let (handle, offset, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()?);
+        let open = self.table().handle(handle)?;
+        if open.listing.is_some() {
+            return Err(Errno::EISDIR.into());
+        }
+        let len = size.min(MOST_DATA) as usize;
+        let len = len.min(call.room());
+        if len > MOST_AT_ONCE {
+            call.may_wait()?;
+        }
+        let file = &open.file;
+        if call.wait {
+            return Ok(call.exchange.fill(OUT_HEADER, len, file, offset, true)?);
+        }
+        match call.exchange.fill(OUT_HEADER, len, file, offset, false) {
+            Ok(got) if got == len => Ok(got),
+            // The end, or the end of what is in memory.
+            Ok(got) if host::stat(file)?.attr.size <= offset.saturating_add(got as u64) => Ok(got),
+            _ => Err(Stop::Wait),
+        }
+    }
+
+    /// Writes, as far as there is data.
+    pub(super) fn write(&self, call: &mut Call<'_>) -> Placed {
+        let (handle, offset, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()? as usize);
+        let how = call.args.u32()?;
+        let _owner = call.args.u64()?;
+        let append = call.args.u32()?.cast_signed() & libc::O_APPEND != 0;
+        let open = self.table().handle(handle)?;
+        let data = (call.header.len as usize).saturating_sub(IN_HEADER + WRITE_IN);
+        if size > data || size > MOST_DATA as usize {
+            return Err(Errno::EINVAL.into());
+        }
+        if how & flag::WRITE_KILL_SUIDGID != 0 {
+            self.drop_privileges(&open.file)?;
+        }
+        let mut done = 0;
+        while done < size {
+            let at = offset.checked_add(done as u64).ok_or(Errno::EFBIG)?;
+            match call.exchange.drain(IN_HEADER + WRITE_IN + done, size - done, &open.file, at, append) {
+                Ok(0) => break,
+                Ok(more) => done += more,
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        call.out.u32(done as u32);
+        call.out.u32(0);
+        Ok(0)
+    }
+
+    /// Brings a file, or a directory, to the disk. There is nothing to bring if nobody writes.
+    pub(super) fn sync(&self, call: &mut Call<'_>) -> Placed {
+        if !self.share.writable {
+            return Err(Errno::ENOSYS.into());
+        }
+        let (handle, flags) = (call.args.u64()?, call.args.u32()?);
+        let open = self.table().handle(handle)?;
+        match flags & flag::FSYNC_FDATASYNC {
+            0 => fsync(&open.file)?,
+            _ => fdatasync(&open.file)?,
+        }
+        Ok(0)
+    }
+
+    /// Brings everything to the disk.
+    pub(super) fn sync_all(&self) -> Placed {
+        if !self.share.writable {
+            return Err(Errno::ENOSYS.into());
+        }
+        host::sync_fs(&self.share.root)?;
+        Ok(0)
+    }
+
+    /// A process closes a file. A file system of this machine has nothing to say then, and is not asked again.
+    pub(super) fn flush(&self, call: &mut Call<'_>) -> Placed {
+        if self.local {
+            return Err(Errno::ENOSYS.into());
+        }
+        let open = self.table().handle(call.args.u64()?)?;
+        close(dup(&open.file)?)?;
+        Ok(0)
+    }
+
+    /// Allocates room in a file, or frees some.
+    pub(super) fn allocate(&self, call: &mut Call<'_>) -> Placed {
+        let (handle, offset, len) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
+        let mode = FallocateFlags::from_bits_retain(call.args.u32()?.cast_signed());
+        let open = self.table().handle(handle)?;
+        fallocate(&open.file, mode, offset.cast_signed(), len.cast_signed())?;
+        Ok(0)
+    }
+
+    /// Finds data or a hole.
+    pub(super) fn seek(&self, call: &mut Call<'_>) -> Placed {
+        let (handle, offset, whence) = (call.args.u64()?, call.args.u64()?, call.args.u32()?.cast_signed());
+        let open = self.table().handle(handle)?;
+        if open.listing.is_some() || ![libc::SEEK_DATA, libc::SEEK_HOLE].contains(&whence) {
+            return Err(Errno::EINVAL.into());
+        }
+        let at = host::seek(&open.file, offset, whence)?;
+        call.out.u64(at);
+        Ok(0)
+    }
+
+    /// Copies from one open file to another.
+    pub(super) fn copy(&self, call: &mut Call<'_>) -> Placed {
+        let (from, at, _node) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
+        let (to, to_at, len) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
+        let (from, to) = {
+            let table = self.table();
+            (table.handle(from)?, table.handle(to)?)
+        };
+        let from = (from.file.as_fd(), at.cast_signed());
+        let to = (to.file.as_fd(), to_at.cast_signed());
+        let done = host::copy(from, to, len.min(MOST_COPIED) as usize)?;
+        call.out.u32(done as u32);
+        call.out.u32(0);
+        Ok(0)
+    }
+}

@@ -1,0 +1,158 @@
+//! Requests about open directories.
+//!
+//! An entry's position is the host's own cookie, so that a guest may go on from any entry it has seen, also while names
+//! come and go.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::host;
+use super::opened::Open;
+use super::protocol::{Append, Attr, DIRENT, ENTRY_OUT, flag, padding};
+use super::server::{Call, MOST_DATA, Placed, Server, Stop};
+
+/// How many bytes of entries are had from the host at once.
+const BATCH: usize = 8 << 10;
+/// The most bytes of a reply.
+const MOST_REPLY: usize = 128 << 10;
+
+/// How far a directory is listed.
+#[derive(Default)]
+pub struct Listing {
+    /// What the host has told (`struct linux_dirent64`), and the guest has not been; empty if nothing.
+    batch: Vec<u8>,
+    at: usize,
+    /// The position of what is next.
+    position: u64,
+}
+
+/// One entry as the host tells it.
+struct Entry<'a> {
+    ino: u64,
+    /// The position of the next one.
+    next: u64,
+    kind: u8,
+    name: &'a CStr,
+    /// Bytes that it takes.
+    len: usize,
+}
+
+impl<'a> Entry<'a> {
+    /// Of `struct linux_dirent64`: inode number, position of the next, length, type, name.
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let (ino, rest) = bytes.split_first_chunk::<8>()?;
+        let (next, rest) = rest.split_first_chunk::<8>()?;
+        let (len, rest) = rest.split_first_chunk::<2>()?;
+        let (kind, rest) = rest.split_first()?;
+        let len = usize::from(u16::from_ne_bytes(*len));
+        let name = CStr::from_bytes_until_nul(rest).ok()?;
+        (len > 0).then_some(Self {
+            ino: u64::from_ne_bytes(*ino),
+            next: u64::from_ne_bytes(*next),
+            kind: *kind,
+            name,
+            len,
+        })
+    }
+}
+
+impl Listing {
+    /// Goes to `position`, unless it is there.
+    fn go_to(&mut self, dir: &OwnedFd, position: u64) -> Result<(), Errno> {
+        if position != self.position || position == 0 {
+            self.batch.clear();
+            self.at = 0;
+            host::seek(dir, position, libc::SEEK_SET)?;
+            self.position = position;
+        }
+        Ok(())
+    }
+
+    /// Hands entries to `take` until it does not take one, or they end.
+    fn each(&mut self, dir: &OwnedFd, mut take: impl FnMut(&Entry<'_>) -> bool) -> Result<(), Errno> {
+        loop {
+            while let Some(entry) = Entry::parse(&self.batch[self.at..]) {
+                if !take(&entry) {
+                    return Ok(());
+                }
+                self.at = (self.at + entry.len).min(self.batch.len());
+                self.position = entry.next;
+            }
+            self.at = 0;
+            self.batch.resize(BATCH, 0);
+            let got = host::entries(dir, &mut self.batch);
+            self.batch.truncate(*got.as_ref().unwrap_or(&0));
+            if got? == 0 {
+                self.batch = Vec::new();
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Opens a directory.
+    pub(super) fn open_directory(&self, call: &mut Call<'_>) -> Placed {
+        let node = call.header.node;
+        if self.table().identity(node)?.kind != libc::S_IFDIR {
+            return Err(Errno::ENOTDIR.into());
+        }
+        let held = self.held(node)?;
+        let file = host::open_at(&held, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        let open = Open { file, listing: Some(Mutex::default()) };
+        let handle = self.table().open(node, open)?;
+        self.opened(call, handle, flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR)
+    }
+
+    /// Lists a directory from a position on; with `plus` each entry is looked up too.
+    pub(super) fn read_directory(&self, call: &mut Call<'_>, plus: bool) -> Placed {
+        let (handle, position, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()?);
+        let open = self.table().handle(handle)?;
+        let listing = open.listing.as_ref().ok_or(Errno::ENOTDIR)?;
+        let room = (size.min(MOST_DATA) as usize).min(call.room()).min(MOST_REPLY);
+        let node = call.header.node;
+        let place = self.table().place(node)?.0;
+        let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        listing.go_to(&open.file, position)?;
+        let mut full = false;
+        let listed = listing.each(&open.file, |entry| {
+            let name = entry.name.to_bytes();
+            let len = DIRENT + name.len() + padding(name.len()) + if plus { ENTRY_OUT } else { 0 };
+            full = call.out.len() + len > room;
+            if full {
+                return false;
+            }
+            if plus {
+                self.entry_plus(call, &open.file, entry.name);
+            }
+            let ino = self.table().places.visible(place, entry.ino);
+            call.out.dirent(ino, entry.next, u32::from(entry.kind), name);
+            true
+        });
+        match listed {
+            // What was listed is to be told: the guest knows nodes of it.
+            Err(_) if !call.out.is_empty() => Ok(0),
+            Err(error) => Err(error.into()),
+            // A reply without entries would be the end.
+            Ok(()) if full && call.out.is_empty() => Err(Errno::EINVAL.into()),
+            Ok(()) => Ok(0),
+        }
+    }
+
+    /// Looks an entry up. One that cannot be is node 0: the guest looks it up itself, and learns why.
+    fn entry_plus(&self, call: &mut Call<'_>, dir: &OwnedFd, name: &CStr) {
+        if name != c"." && name != c".." {
+            let start = call.out.len();
+            let stat = host::stat_at(dir, name).map_err(Stop::from);
+            if stat.and_then(|stat| self.entry(call, call.header.node, name, stat)).is_ok() {
+                return;
+            }
+            call.out.truncate(start);
+        }
+        call.out.entry_out(0, &Attr::default(), Duration::ZERO);
+    }
+}

@@ -1,0 +1,172 @@
+//! The file system device (virtio 1.2 §5.11): a folder of the host's, by the FUSE protocol.
+//!
+//! What the guest may reach is the folder and what is mounted below it, whatever it asks for and whatever the host moves
+//! meanwhile: a request names a node that was looked up and one name in it, never a path ([`names`]); a node is the file
+//! that it was, or stale ([`table`]); nothing but regular files and directories is opened ([`data`]). Memory and
+//! descriptors are bounded ([`Limits`]), whatever the guest does not forget or close.
+//!
+//! Locks of either kind stay in the guest, where the processes are that they are between; so do permissions, as far as
+//! the host lets this process do what the guest permits.
+//!
+//! The server is our own as no crate fits: `fuse-backend-rs` 0.14 and `virtiofsd` 1.14 are made for an older `vm-memory`
+//! than this one, bring an async runtime along, and keep a descriptor for each file that a guest has looked up.
+
+mod attributes;
+mod chain;
+mod data;
+mod directory;
+mod host;
+mod kept;
+mod names;
+mod opened;
+mod places;
+mod pool;
+pub mod protocol;
+pub mod server;
+mod table;
+#[cfg(test)]
+mod tests;
+mod thread;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+
+use super::block::pool::Spawn;
+use super::{Error, Queues, Source, VirtioDevice};
+use crate::GuestMemory;
+use chain::Request;
+use pool::Pool;
+use server::Server;
+pub use table::Limits;
+
+/// Bytes of a tag (§5.11.4).
+pub const MOST_TAG: usize = 36;
+/// The queue for what goes past other requests, and that for requests. A request has up to 256 pages and a few more
+/// pieces, and a chain not more than a queue has entries.
+const QUEUES: [u16; 2] = [64, 512];
+/// How long a guest may take what it knows of a share for true where others, too, can write: as much as `virtiofsd` gives.
+const SHORT: Duration = Duration::from_secs(1);
+/// The same where the guest cannot write. Below an overlay, which is what such a share is for, a change of the host's may
+/// be seen late in any case; a compiler asks for the same thousands of names again and again. What was read of a file is
+/// dropped when its time of change is seen to be another one.
+const LONG: Duration = Duration::from_secs(30);
+/// The most nodes that a guest may know: 400 MB of the host's memory, for a guest that has the tenfold for them.
+const MOST_NODES: usize = 4_000_000;
+
+/// A folder shown to the guest.
+#[derive(Debug)]
+pub struct Share {
+    /// By what the guest mounts it: 1 to [`MOST_TAG`] bytes, none of them zero.
+    pub tag: String,
+    /// The folder, open with `O_PATH` or otherwise.
+    pub root: OwnedFd,
+    /// Whether the guest may change anything in it.
+    pub writable: bool,
+    /// How long the guest may take what it knows of a file for true.
+    pub valid: Duration,
+    /// What it may use of the host.
+    pub limits: Limits,
+}
+
+impl Share {
+    /// A folder with the times that suit it and half of the descriptors that this process may have: divide
+    /// [`Limits::descriptors`] by the number of shares if there are several.
+    pub fn new(tag: impl Into<String>, root: OwnedFd, writable: bool) -> Self {
+        let descriptors = (host::descriptor_limit() / 2).clamp(64, 1 << 16);
+        let limits = Limits { descriptors, nodes: MOST_NODES };
+        Self { tag: tag.into(), root, writable, valid: if writable { SHORT } else { LONG }, limits }
+    }
+}
+
+/// A share in the guest.
+pub struct Fs {
+    server: Arc<Server>,
+    memory: GuestMemory,
+    pool: Pool,
+    config: [u8; MOST_TAG + 4],
+}
+
+impl Fs {
+    /// Shows `share` to the guest whose memory is `memory`; `spawn` makes threads for requests when there are some.
+    ///
+    /// # Errors
+    /// The tag is no tag; the share is not a directory or cannot be looked at; there is no /proc; the host has no
+    /// descriptors left.
+    pub fn new(share: Arc<Share>, memory: GuestMemory, spawn: Spawn) -> io::Result<Self> {
+        let tag = share.tag.as_bytes();
+        if tag.is_empty() || tag.len() > MOST_TAG || tag.contains(&0) {
+            let told = format!("the tag {:?} does not have 1 to {MOST_TAG} bytes", share.tag);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, told));
+        }
+        let mut config = [0; MOST_TAG + 4];
+        config[..tag.len()].copy_from_slice(tag);
+        config[MOST_TAG] = QUEUES.len() as u8 - 1;
+        let server = Arc::new(Server::new(share)?);
+        let pool = Pool::new(server.clone(), memory.clone(), spawn)?;
+        Ok(Self { server, memory, pool, config })
+    }
+
+    fn complete(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
+        let done = self.pool.completed();
+        for index in 0..QUEUES.len() {
+            let of_queue = done.iter().filter(|it| it.queue == index);
+            let chains: Vec<_> = of_queue.map(|it| (it.head, it.written)).collect();
+            queues.complete_all(index, &chains)?;
+        }
+        Ok(())
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_FS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUES
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        vec![Source::readable(self.pool.source())]
+    }
+
+    fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
+        while let Some(chain) = queues.take(index)? {
+            let mut request = Request { memory: &self.memory, chain: &chain };
+            match self.server.serve(&mut request, false) {
+                Some(written) => queues.complete(index, chain.head, written as u32)?,
+                None => self.pool.push(index, chain),
+            }
+        }
+        self.complete(queues)
+    }
+
+    fn serve_source(&mut self, _index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
+        self.complete(queues)
+    }
+
+    fn settle(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
+        self.complete(queues)?;
+        while self.pool.in_flight() > 0 {
+            self.pool.wait();
+            self.complete(queues)?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        while self.pool.in_flight() > 0 {
+            self.pool.wait();
+            let _forgotten = self.pool.completed();
+        }
+        self.server.clear();
+    }
+}

@@ -1,0 +1,111 @@
+//! What the guest has open: a handle is one open file or directory of the host's.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+
+use super::directory::Listing;
+use super::table::NONE;
+
+/// An open file or directory.
+pub struct Open {
+    /// The host's.
+    pub file: OwnedFd,
+    /// Of a directory: how far it is listed.
+    pub listing: Option<Mutex<Listing>>,
+}
+
+struct Slot {
+    open: Option<Arc<Open>>,
+    node: u32,
+    /// The node's next handle; of a free slot, the next free one.
+    next: u32,
+    generation: u32,
+}
+
+/// All handles.
+pub struct Opened {
+    slots: Vec<Slot>,
+    free: u32,
+    most: usize,
+}
+
+fn number(index: u32, generation: u32) -> u64 {
+    u64::from(generation) << 32 | u64::from(index)
+}
+
+impl Opened {
+    /// None, and at most `most`.
+    pub fn new(most: usize) -> Self {
+        Self { slots: Vec::new(), free: NONE, most: most.clamp(8, NONE as usize - 1) }
+    }
+
+    fn slot(&self, handle: u64) -> Option<(u32, &Slot)> {
+        let index = handle as u32;
+        let slot = self.slots.get(index as usize)?;
+        (slot.open.is_some() && number(index, slot.generation) == handle).then_some((index, slot))
+    }
+
+    /// Opens one more handle of `node`, whose first is `first`.
+    ///
+    /// # Errors
+    /// There are too many (ENFILE).
+    pub fn open(&mut self, node: u32, first: &mut u32, open: Open) -> Result<u64, Errno> {
+        let index = match self.slots.get_mut(self.free as usize) {
+            Some(slot) => std::mem::replace(&mut self.free, slot.next),
+            None => {
+                if self.slots.len() >= self.most {
+                    return Err(Errno::ENFILE);
+                }
+                self.slots.push(Slot { open: None, node, next: NONE, generation: 0 });
+                self.slots.len() as u32 - 1
+            }
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.node = node;
+        slot.open = Some(Arc::new(open));
+        slot.next = std::mem::replace(first, index);
+        Ok(number(index, slot.generation))
+    }
+
+    /// What a handle has open.
+    ///
+    /// # Errors
+    /// There is no such (EBADF).
+    pub fn get(&self, handle: u64) -> Result<Arc<Open>, Errno> {
+        self.slot(handle).and_then(|(_, slot)| slot.open.clone()).ok_or(Errno::EBADF)
+    }
+
+    /// The node of a handle.
+    pub fn node(&self, handle: u64) -> Option<u32> {
+        self.slot(handle).map(|(_, slot)| slot.node)
+    }
+
+    /// What a node whose first handle is `first` has open, last opened.
+    pub fn first(&self, first: u32) -> Option<Arc<Open>> {
+        self.slots.get(first as usize).and_then(|slot| slot.open.clone())
+    }
+
+    /// Closes a handle of the node whose first is `first`.
+    pub fn close(&mut self, handle: u64, first: &mut u32) -> Option<Arc<Open>> {
+        let index = self.slot(handle)?.0;
+        let next = self.slots[index as usize].next;
+        if *first == index {
+            *first = next;
+        } else {
+            let mut at = *first;
+            while let Some(slot) = self.slots.get_mut(at as usize) {
+                if slot.next == index {
+                    slot.next = next;
+                    break;
+                }
+                at = slot.next;
+            }
+        }
+        let slot = &mut self.slots[index as usize];
+        slot.next = std::mem::replace(&mut self.free, index);
+        slot.open.take()
+    }
+}

@@ -1,0 +1,376 @@
+//! The server: takes a request's bytes, does what it says to the share, and writes the reply.
+//!
+//! It knows no queue and no thread. What a request is made of and where its reply goes is an [`Exchange`]; any number of
+//! threads may serve at a time.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use std::{ffi::CStr, io};
+
+use nix::errno::Errno;
+
+use super::Share;
+use super::host::{self, Stat};
+use super::protocol::{
+    ATTR_OUT, Append, Args, ENTRY_OUT, Header, IN_HEADER, LEAST_MINOR, MAJOR, MINOR, OPEN_OUT, OUT_HEADER,
+    WRITE_IN, init, opcode,
+};
+use super::table::{Held, Table};
+use super::thread::Descriptors;
+
+/// The most bytes of one read or write: 256 pages, which is as many as a request may have.
+pub const MOST_DATA: u32 = MOST_PAGES * 4096;
+const MOST_PAGES: u32 = 256;
+/// The most bytes of a request but for data written: the largest extended attribute, its name and the like.
+const MOST_REQUEST: usize = (64 << 10) + 512;
+
+/// One request, and the room for its reply.
+pub trait Exchange {
+    /// Bytes of the request.
+    fn len(&self) -> usize;
+    /// Copies of the request, from `offset` on; returns how many bytes there were.
+    fn read(&self, offset: usize, into: &mut [u8]) -> usize;
+    /// Room for the reply, in bytes.
+    fn room(&self) -> usize;
+    /// Writes to `offset` of the reply, as far as there is room.
+    fn write(&mut self, offset: usize, bytes: &[u8]);
+    /// Reads up to `len` bytes from `from` of a file to `offset` of the reply.
+    ///
+    /// # Errors
+    /// The host's; EAGAIN if it would wait and must not.
+    fn fill(&mut self, offset: usize, len: usize, file: &OwnedFd, from: u64, wait: bool)
+    -> io::Result<usize>;
+    /// Writes the `len` bytes from `offset` of the request on to `to` of a file, or to its end.
+    ///
+    /// # Errors
+    /// The host's.
+    fn drain(&self, offset: usize, len: usize, file: &OwnedFd, to: u64, append: bool) -> io::Result<usize>;
+}
+
+/// Why a request is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It failed, and that is the reply.
+    Failed(Errno),
+    /// It may take its time, which it must not.
+    Wait,
+    /// There is nothing to reply.
+    Silent,
+}
+
+impl From<Errno> for Stop {
+    fn from(error: Errno) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
+}
+
+/// A reply has so many bytes behind its header that are not in [`Call::out`], but in place already.
+pub type Placed = Result<usize, Stop>;
+
+/// A request that is being served.
+pub struct Call<'a> {
+    /// Its header.
+    pub header: Header,
+    /// What follows that; of a write, up to the data.
+    pub args: Args<'a>,
+    /// The reply, but for its header.
+    pub out: &'a mut Vec<u8>,
+    /// Where data goes past both.
+    pub exchange: &'a mut dyn Exchange,
+    /// Whether it may take its time.
+    pub wait: bool,
+}
+
+impl Call<'_> {
+    /// # Errors
+    /// It may not take its time.
+    pub fn may_wait(&self) -> Result<(), Stop> {
+        if self.wait { Ok(()) } else { Err(Stop::Wait) }
+    }
+
+    /// Room for what follows the reply's header, in bytes.
+    pub fn room(&self) -> usize {
+        self.exchange.room().saturating_sub(OUT_HEADER)
+    }
+}
+
+/// Serves one share.
+pub struct Server {
+    pub(super) share: Arc<Share>,
+    pub(super) descriptors: Descriptors,
+    /// Whether the share's files are on this machine, and what is in memory is had at once.
+    pub(super) local: bool,
+    root: Arc<OwnedFd>,
+    table: Mutex<Table>,
+}
+
+impl Server {
+    /// Serves `share` from its beginning.
+    ///
+    /// # Errors
+    /// The folder cannot be looked at, or there is no /proc.
+    pub fn new(share: Arc<Share>) -> io::Result<Self> {
+        let root = Arc::new(share.root.try_clone()?);
+        let stat = host::stat(&root)?;
+        if !stat.is_dir() {
+            return Err(io::Error::from(io::ErrorKind::NotADirectory));
+        }
+        let local = !is_remote(&host::stat_fs(&root)?);
+        let table = Mutex::new(Table::new(stat.identity, root.clone(), share.limits));
+        Ok(Self { descriptors: Descriptors::open()?, local, root, table, share })
+    }
+
+    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets every node and closes every file.
+    pub fn clear(&self) {
+        if let Ok(root) = host::stat(&self.root) {
+            let new = Table::new(root.identity, self.root.clone(), self.share.limits);
+            let old = std::mem::replace(&mut *self.table(), new);
+            drop(old);
+        }
+    }
+
+    /// How long the guest may take what it was told for true.
+    pub(super) fn valid(&self) -> Duration {
+        self.share.valid
+    }
+
+    /// Serves a request; returns how many bytes its reply has. None if it may take its time and `wait` says that it
+    /// must not: then nothing has happened, and it is to be served again.
+    pub fn serve(&self, exchange: &mut dyn Exchange, wait: bool) -> Option<usize> {
+        let mut bytes = [0; IN_HEADER];
+        let whole = exchange.read(0, &mut bytes) == IN_HEADER;
+        let header = Header::parse(&bytes);
+        let mut out = Vec::with_capacity(2 * ENTRY_OUT);
+        let len = header.len as usize;
+        let done = if !whole || len < IN_HEADER || len > exchange.len() {
+            Err(Stop::Failed(Errno::EINVAL))
+        } else if needs_reply(header.opcode) && exchange.room() < OUT_HEADER + fixed_reply(header.opcode) {
+            // What was done could not be told.
+            Err(Stop::Failed(Errno::EINVAL))
+        } else {
+            let data = if header.opcode == opcode::WRITE { WRITE_IN } else { MOST_REQUEST };
+            let mut args = vec![0; (len - IN_HEADER).min(data)];
+            let read = exchange.read(IN_HEADER, &mut args);
+            let args = Args(&args[..read]);
+            self.dispatch(&mut Call { header, args, out: &mut out, exchange, wait })
+        };
+        let (error, placed) = match done {
+            Ok(placed) => (0, placed),
+            Err(Stop::Failed(error)) => {
+                out.clear();
+                (-(error as i32), 0)
+            }
+            Err(Stop::Wait) => return None,
+            Err(Stop::Silent) => return Some(0),
+        };
+        Some(reply(exchange, header.unique, error, &out, placed))
+    }
+
+    fn dispatch(&self, call: &mut Call<'_>) -> Placed {
+        let code = call.header.opcode;
+        if !self.share.writable && modifies(code) {
+            return Err(Errno::EROFS.into());
+        }
+        if !self.local && needs_reply(code) {
+            call.may_wait()?;
+        }
+        match code {
+            opcode::LOOKUP => self.lookup(call),
+            opcode::FORGET | opcode::BATCH_FORGET => self.forget(call),
+            opcode::GETATTR => self.get_attributes(call),
+            opcode::READ => self.read(call),
+            opcode::READLINK => self.readlink(call),
+            opcode::OPEN => self.open(call),
+            opcode::OPENDIR => self.open_directory(call),
+            opcode::RELEASE | opcode::RELEASEDIR => self.release(call),
+            opcode::LSEEK => self.seek(call),
+            opcode::STATFS => self.stat_fs(call),
+            opcode::INIT => self.init(call),
+            opcode::DESTROY => {
+                self.clear();
+                Ok(0)
+            }
+            // What is in flight is done all the same.
+            opcode::INTERRUPT => Err(Stop::Silent),
+            _ => self.dispatch_slow(call),
+        }
+    }
+
+    /// What may take its time in any case.
+    fn dispatch_slow(&self, call: &mut Call<'_>) -> Placed {
+        call.may_wait()?;
+        match call.header.opcode {
+            opcode::READDIR => self.read_directory(call, false),
+            opcode::READDIRPLUS => self.read_directory(call, true),
+            opcode::SETATTR => self.set_attributes(call),
+            opcode::SYMLINK => self.symlink(call),
+            opcode::MKNOD => self.mknod(call),
+            opcode::MKDIR => self.mkdir(call),
+            opcode::UNLINK => self.unlink(call, 0),
+            opcode::RMDIR => self.unlink(call, libc::AT_REMOVEDIR),
+            opcode::RENAME => self.rename(call, false),
+            opcode::RENAME2 => self.rename(call, true),
+            opcode::LINK => self.link(call),
+            opcode::CREATE => self.create(call),
+            opcode::WRITE => self.write(call),
+            opcode::FSYNC | opcode::FSYNCDIR => self.sync(call),
+            opcode::SYNCFS => self.sync_all(),
+            opcode::FALLOCATE => self.allocate(call),
+            opcode::COPY_FILE_RANGE => self.copy(call),
+            opcode::FLUSH => self.flush(call),
+            opcode::GETXATTR | opcode::LISTXATTR => self.get_xattr(call),
+            opcode::SETXATTR => self.set_xattr(call),
+            opcode::REMOVEXATTR => self.remove_xattr(call),
+            _ => Err(Errno::ENOSYS.into()),
+        }
+    }
+
+    /// The two sides agree on what they can (`FUSE_INIT`). It begins a session: a driver that did not end the one before
+    /// knows nothing of it.
+    fn init(&self, call: &mut Call<'_>) -> Placed {
+        let (major, minor) = (call.args.u32()?, call.args.u32()?);
+        let (readahead, offered) = (call.args.u32()?, call.args.u32()?);
+        if major < MAJOR || (major == MAJOR && minor < LEAST_MINOR) {
+            return Err(Errno::EPROTO.into());
+        }
+        self.clear();
+        let mut wanted = init::ASYNC_READ | init::BIG_WRITES | init::MAX_PAGES | init::PARALLEL_DIROPS;
+        wanted |= init::ATOMIC_O_TRUNC | init::AUTO_INVAL_DATA | init::HANDLE_KILLPRIV_V2;
+        wanted |= init::DO_READDIRPLUS | init::READDIRPLUS_AUTO;
+        if !self.share.writable {
+            wanted |= init::CACHE_SYMLINKS;
+        }
+        for value in [MAJOR, MINOR, readahead, wanted & offered] {
+            call.out.u32(value);
+        }
+        // Requests in the background, and from how many on it is congested.
+        call.out.u32(64 | 48 << 16);
+        call.out.u32(MOST_DATA);
+        call.out.u32(1); // Times are in nanoseconds.
+        call.out.u32(MOST_PAGES);
+        call.out.extend([0; 32]);
+        Ok(0)
+    }
+
+    /// A descriptor of a node: kept, open, or opened now.
+    pub(super) fn held(&self, node: u64) -> Result<Held, Errno> {
+        let (mut held, steps) = self.table().route(node)?;
+        for step in steps {
+            let fd = host::open_at(&held, &step.name, libc::O_PATH, 0).map_err(stale)?;
+            let stat = host::stat(&fd)?;
+            if stat.identity != step.identity {
+                return Err(Errno::ESTALE);
+            }
+            let fd = Arc::new(fd);
+            if stat.is_dir() {
+                self.table().keep(step.node, step.identity, fd.clone(), false);
+            }
+            held = Held::Kept(fd);
+        }
+        Ok(held)
+    }
+
+    /// The attributes of a node as they are now, its inode number the guest's.
+    pub(super) fn stat(&self, node: u64) -> Result<Stat, Errno> {
+        let (identity, (_, ino)) = {
+            let table = self.table();
+            (table.identity(node)?, table.place(node)?)
+        };
+        let (held, mut steps) = self.table().route(node)?;
+        let mut stat = match steps.pop() {
+            None => host::stat(&held)?,
+            Some(last) if steps.is_empty() => host::stat_at(&held, &last.name).map_err(stale)?,
+            Some(_) => host::stat(self.held(node)?)?,
+        };
+        if stat.identity != identity {
+            return Err(Errno::ESTALE);
+        }
+        stat.attr.ino = ino;
+        Ok(stat)
+    }
+
+    /// Replies with a node that was found as `name` in `parent`.
+    pub(super) fn entry(
+        &self,
+        call: &mut Call<'_>,
+        parent: u64,
+        name: &CStr,
+        stat: Stat,
+    ) -> Result<u64, Stop> {
+        let (node, ino) = self.table().found(parent, name, stat.identity)?;
+        let mut attr = stat.attr;
+        attr.ino = ino;
+        call.out.entry_out(node, &attr, self.valid());
+        Ok(node)
+    }
+}
+
+/// A name that leads nowhere any more makes its node stale.
+pub(super) fn stale(error: Errno) -> Errno {
+    match error {
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => Errno::ESTALE,
+        other => other,
+    }
+}
+
+/// Writes a reply; returns its length: 0 if it has no room.
+fn reply(exchange: &mut dyn Exchange, unique: u64, error: i32, out: &[u8], placed: usize) -> usize {
+    let len = OUT_HEADER + out.len() + placed;
+    if exchange.room() < len {
+        return 0;
+    }
+    let mut header = Vec::with_capacity(OUT_HEADER + out.len());
+    header.u32(len as u32);
+    header.u32(error.cast_unsigned());
+    header.u64(unique);
+    header.extend_from_slice(out);
+    exchange.write(0, &header);
+    len
+}
+
+/// Whether anybody waits for a reply.
+fn needs_reply(code: u32) -> bool {
+    !matches!(code, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT)
+}
+
+/// Bytes behind the header of a reply that has always as many.
+fn fixed_reply(code: u32) -> usize {
+    match code {
+        opcode::LOOKUP | opcode::MKDIR | opcode::MKNOD | opcode::SYMLINK | opcode::LINK => ENTRY_OUT,
+        opcode::CREATE => ENTRY_OUT + OPEN_OUT,
+        opcode::GETATTR | opcode::SETATTR => ATTR_OUT,
+        opcode::OPEN | opcode::OPENDIR => OPEN_OUT,
+        opcode::STATFS => 80,
+        opcode::INIT => 64,
+        opcode::WRITE | opcode::LSEEK | opcode::COPY_FILE_RANGE => 8,
+        _ => 0,
+    }
+}
+
+/// Whether a request changes the share whatever it says; opening may, too.
+fn modifies(code: u32) -> bool {
+    use opcode::*;
+    let names = [SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, LINK, CREATE];
+    let data = [SETATTR, WRITE, FALLOCATE, COPY_FILE_RANGE, SETXATTR, REMOVEXATTR];
+    names.contains(&code) || data.contains(&code)
+}
+
+/// Whether a file system may have to ask another machine, or a process, for what it knows.
+fn is_remote(stat: &libc::statfs) -> bool {
+    // CIFS, SMB2, 9P and Ceph, which libc does not name.
+    const NAMELESS: [u32; 4] = [0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400];
+    let kinds = [libc::NFS_SUPER_MAGIC, libc::FUSE_SUPER_MAGIC, libc::AFS_SUPER_MAGIC];
+    let kinds = kinds.iter().chain(&[libc::SMB_SUPER_MAGIC, libc::CODA_SUPER_MAGIC]);
+    kinds.map(|kind| *kind as u32).chain(NAMELESS).any(|kind| kind == stat.f_type as u32)
+}

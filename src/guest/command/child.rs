@@ -1,0 +1,150 @@
+//! The command itself: started with its streams, its user and its environment, and waited for.
+#![expect(unsafe_code, reason = "a child becomes another user before it becomes the command")]
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, pipe};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Gid, Pid, Uid, fchown, setgid, setgroups, setsid, setuid};
+
+use super::ports::Ports;
+use super::streams::{Ends, Streams, open_terminal};
+use super::user::User;
+use crate::task::{End, Output, Report, Task, Terminal};
+
+/// Runs the command to its end, and ends with it all else that it has left running.
+///
+/// # Errors
+/// It cannot be prepared; what is wrong with the program itself is an [`End`].
+pub(super) fn run(task: &Task, ports: Ports) -> anyhow::Result<End> {
+    let user = User::find(&task.user)?;
+    let program = task.argv.first().context("there is no command")?;
+    let mut command = Command::new(program);
+    command.args(&task.argv[1..]).env_clear().envs(environment(task, &user));
+    command.current_dir(folder(task)?);
+    let ends = match task.terminal {
+        Some(terminal) => on_terminal(&mut command, terminal, &user)?,
+        None => on_pipes(&mut command)?,
+    };
+    become_user(&mut command, user, task.terminal.is_some());
+    ports.control.tell(&Report::Started);
+    let started = command.spawn();
+    // What is the command's of the streams is closed here: it ends when the command lets go of it.
+    drop(command);
+    let child = match started {
+        Ok(child) => child,
+        Err(error) => return Ok(not_started(program, &error)),
+    };
+    let streams = Streams::start(ends, ports)?;
+    let end = wait_for(child.id() as libc::pid_t)?;
+    // Fails if there is none.
+    let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    streams.finish();
+    Ok(end)
+}
+
+/// The folder to start in.
+fn folder(task: &Task) -> anyhow::Result<&Path> {
+    match Path::new(&task.cwd) {
+        cwd if cwd.is_dir() => Ok(cwd),
+        _ if task.cwd_or_root => Ok(Path::new("/")),
+        cwd => bail!("the guest has no folder {} to start in: choose one with --cwd", cwd.display()),
+    }
+}
+
+fn environment(task: &Task, user: &User) -> Vec<(OsString, OsString)> {
+    let mut env = task.env.clone();
+    for (name, value) in &user.env {
+        env.retain(|(known, _)| known != name);
+        env.push((name.into(), value.into()));
+    }
+    env
+}
+
+fn on_pipes(command: &mut Command) -> anyhow::Result<Ends> {
+    let (stdin, to_stdin) = pipe().context("cannot make a pipe")?;
+    let (from_stdout, stdout) = pipe().context("cannot make a pipe")?;
+    let (from_stderr, stderr) = pipe().context("cannot make a pipe")?;
+    command.stdin(stdin).stdout(stdout).stderr(stderr);
+    Ok(Ends {
+        stdin: to_stdin.into(),
+        outputs: [Some(from_stdout.into()), Some(from_stderr.into())],
+        terminal: None,
+    })
+}
+
+fn on_terminal(command: &mut Command, terminal: Terminal, user: &User) -> anyhow::Result<Ends> {
+    let (master, slave) = open_terminal(terminal)?;
+    fchown(&slave, Some(Uid::from_raw(user.uid)), None).context("cannot give the terminal to its user")?;
+    let copy = |fd: &OwnedFd| fd.try_clone().context("cannot share a terminal");
+    let mut outputs = [Some(master.try_clone().context("cannot share a terminal")?.into()), None];
+    match terminal.stderr {
+        true => {
+            command.stderr(Stdio::from(copy(&slave)?));
+        }
+        false => {
+            let (from, stderr) = pipe().context("cannot make a pipe")?;
+            command.stderr(stderr);
+            outputs[Output::Stderr as usize] = Some(from.into());
+        }
+    }
+    command.stdin(Stdio::from(copy(&slave)?)).stdout(Stdio::from(slave));
+    let stdin = master.try_clone().context("cannot share a terminal")?.into();
+    Ok(Ends { stdin, outputs, terminal: Some(Arc::new(master)) })
+}
+
+/// Has the child lead a session of its own, with the terminal if there is one, as its user.
+fn become_user(command: &mut Command, user: User, terminal: bool) {
+    let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+    let become_it = move || -> io::Result<()> {
+        setsid()?;
+        if terminal {
+            // SAFETY: takes no pointer; standard input is the terminal.
+            let taken = unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) };
+            if taken != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        setgroups(&groups)?;
+        setgid(Gid::from_raw(user.gid))?;
+        setuid(Uid::from_raw(user.uid))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls and nothing else: it neither allocates nor locks.
+    unsafe { command.pre_exec(become_it) };
+}
+
+fn not_started(program: &OsString, error: &io::Error) -> End {
+    let program = program.display();
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            End::NotFound(format!("{program}: not found in the guest"))
+        }
+        _ => End::NotExecutable(format!("{program}: cannot be executed in the guest: {error}")),
+    }
+}
+
+/// Waits for the command, and for every process that it orphans: they are ours now.
+fn wait_for(command: libc::pid_t) -> anyhow::Result<End> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the status is written and outlives the call.
+        let pid = unsafe { libc::wait(&raw mut status) };
+        if pid == command && libc::WIFEXITED(status) {
+            return Ok(End::Exited(libc::WEXITSTATUS(status) as u8));
+        }
+        if pid == command && libc::WIFSIGNALED(status) {
+            return Ok(End::Signalled(libc::WTERMSIG(status)));
+        }
+        if pid < 0 && Errno::last() != Errno::EINTR {
+            return Err(Errno::last()).context("cannot wait for the command");
+        }
+    }
+}

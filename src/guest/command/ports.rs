@@ -1,0 +1,75 @@
+//! The ports to kite, found by their names (virtio 1.2 §5.3.6).
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::Shared;
+use crate::task::{self, CONTROL, Output, Report, STDIN};
+
+/// Where Linux lists the ports.
+const LIST: &str = "/sys/class/virtio-ports";
+/// How long the driver may take to make them.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// All of them, open.
+pub(super) struct Ports {
+    pub control: Shared,
+    /// What is read are kite's orders.
+    pub orders: File,
+    pub stdin: File,
+    pub outputs: [File; 2],
+}
+
+impl Ports {
+    /// Waits until they are there and opens them.
+    ///
+    /// # Errors
+    /// The kernel has no driver for them, or they do not come.
+    pub fn open() -> anyhow::Result<Self> {
+        let orders = open(CONTROL)?;
+        let control = Control { port: Mutex::new(orders.try_clone().context("cannot share a port")?) };
+        let [stdout, stderr] = Output::ALL.map(|output| open(output.port()));
+        Ok(Self { control: Arc::new(control), orders, stdin: open(STDIN)?, outputs: [stdout?, stderr?] })
+    }
+}
+
+fn open(name: &str) -> anyhow::Result<File> {
+    let start = Instant::now();
+    loop {
+        if let Some(device) = find(name) {
+            let opened = File::options().read(true).write(true).open(Path::new("/dev").join(&device));
+            return opened.with_context(|| format!("cannot open {device:?}"));
+        }
+        if start.elapsed() > PATIENCE {
+            bail!("no virtio port {name}: the kernel needs CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_MMIO");
+        }
+        sleep(Duration::from_micros(200));
+    }
+}
+
+fn find(name: &str) -> Option<std::ffi::OsString> {
+    fs::read_dir(LIST)
+        .ok()?
+        .filter_map(Result::ok)
+        .find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|found| found.trim_end() == name))
+        .map(|port| port.file_name())
+}
+
+/// Where kite is told of things.
+pub(super) struct Control {
+    port: Mutex<File>,
+}
+
+impl Control {
+    /// Tells kite. If it does not listen any more, nobody does.
+    pub fn tell(&self, report: &Report) {
+        let _: io::Result<()> =
+            self.port.lock().unwrap_or_else(PoisonError::into_inner).write_all(&task::encode(report));
+    }
+}

@@ -1,0 +1,195 @@
+//! What the guest's kernel says: kept in a ring, and shown or written to a file as it comes, if that is asked for. It
+//! comes over the serial port, which every kernel has from its first line on and still has when it panics.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context;
+use devices::serial::{Host, Serial};
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::streams::Wake;
+use crate::crash::text::PanicText;
+use crate::terminal;
+
+/// How much is kept, in bytes.
+const KEPT: usize = 256 << 10;
+/// The thread's stack in bytes; the host gives what is touched of it.
+const STACK: usize = 128 << 10;
+
+/// Where the messages go.
+pub(super) struct KernelLog {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    said: Mutex<Said>,
+    file: Option<File>,
+    shown: bool,
+    wake: Arc<Wake>,
+    closing: AtomicBool,
+    ended: AtomicBool,
+}
+
+/// What was said so far.
+#[derive(Default)]
+struct Said {
+    /// The last of it.
+    ring: VecDeque<u8>,
+    /// Bytes in all.
+    count: u64,
+    panic: PanicText,
+}
+
+impl KernelLog {
+    /// With a `file`, that is made anew, or emptied; a symbolic link is not followed.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn new(file: Option<&Path>, shown: bool) -> anyhow::Result<Self> {
+        let make = |path: &Path| {
+            let mut options = File::options();
+            options.write(true).create(true).truncate(true).custom_flags(OFlag::O_NOFOLLOW.bits());
+            options
+                .open(path)
+                .with_context(|| format!("cannot write the kernel's messages to {}", path.display()))
+        };
+        let file = file.map(make).transpose()?;
+        let (said, wake) = (Mutex::default(), Wake::new()?);
+        let (closing, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { shared: Arc::new(Shared { said, file, shown, wake, closing, ended }) })
+    }
+
+    /// What the serial port is to wake.
+    pub fn host(&self) -> Box<dyn Host> {
+        Box::new(Woken(self.shared.wake.clone()))
+    }
+
+    /// Starts to take what `serial` has, on a thread that wakes `done` at its end.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn start(&self, serial: Arc<Mutex<Serial>>, done: Arc<Wake>) -> anyhow::Result<()> {
+        let shared = self.shared.clone();
+        let run = move || {
+            shared.run(&serial);
+            shared.ended.store(true, Ordering::SeqCst);
+            done.wake();
+        };
+        let thread = std::thread::Builder::new().name("kernel-log".to_owned()).stack_size(STACK);
+        thread.spawn(run).map(drop).context("cannot start a thread")
+    }
+
+    /// The machine has stopped: what the serial port has is all there is.
+    pub fn close(&self) {
+        self.shared.closing.store(true, Ordering::SeqCst);
+        self.shared.wake.wake();
+    }
+
+    /// Whether all there is has been taken.
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::SeqCst)
+    }
+
+    /// The last `count` lines, without control characters.
+    pub fn last_lines(&self, count: usize) -> Vec<String> {
+        let bytes: Vec<u8> = lock(&self.shared.said).ring.iter().copied().collect();
+        let text = String::from_utf8_lossy(&bytes);
+        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        lines[lines.len().saturating_sub(count)..].iter().map(|line| printable(line)).collect()
+    }
+
+    /// How many bytes were said.
+    pub fn progress(&self) -> u64 {
+        lock(&self.shared.said).count
+    }
+
+    /// Whether a panic was among them.
+    pub fn panic_seen(&self) -> bool {
+        lock(&self.shared.said).panic.seen()
+    }
+
+    /// Whether everything is on the user's screen already.
+    pub fn is_shown(&self) -> bool {
+        self.shared.shown
+    }
+}
+
+impl Shared {
+    fn run(&self, serial: &Mutex<Serial>) {
+        let mut buffer = Vec::new();
+        let mut line = Vec::new();
+        loop {
+            // Before looking: what comes after that wakes again.
+            self.wake.heard();
+            let closing = self.closing.load(Ordering::SeqCst);
+            serial.lock().unwrap_or_else(PoisonError::into_inner).take_output(&mut buffer);
+            if buffer.is_empty() {
+                if closing {
+                    break;
+                }
+                let _ = poll(&mut [PollFd::new(self.wake.event(), PollFlags::POLLIN)], PollTimeout::NONE);
+                continue;
+            }
+            self.keep(&buffer);
+            if self.shown {
+                show(&mut line, &buffer);
+            }
+            buffer.clear();
+        }
+        if !line.is_empty() {
+            show(&mut line, b"\n");
+        }
+    }
+
+    fn keep(&self, bytes: &[u8]) {
+        if let Some(mut file) = self.file.as_ref() {
+            let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != b'\r').collect();
+            if let Err(error) = file.write_all(&text) {
+                log::debug!("cannot write the kernel's messages: {error}");
+            }
+        }
+        let mut said = lock(&self.said);
+        said.count += bytes.len() as u64;
+        said.panic.feed(bytes);
+        said.ring.extend(bytes);
+        let over = said.ring.len().saturating_sub(KEPT);
+        said.ring.drain(..over);
+    }
+}
+
+/// Shows whole lines.
+fn show(line: &mut Vec<u8>, bytes: &[u8]) {
+    for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+        line.extend_from_slice(part);
+        if part.ends_with(b"\n") || line.len() > 1 << 12 {
+            terminal::line(&printable(String::from_utf8_lossy(line).trim_end()));
+            line.clear();
+        }
+    }
+}
+
+/// A guest's line on the user's terminal, which must not obey it.
+fn printable(line: &str) -> String {
+    line.chars().map(|char| if char.is_control() && char != '\t' { '\u{fffd}' } else { char }).collect()
+}
+
+struct Woken(Arc<Wake>);
+
+impl Host for Woken {
+    fn output_ready(&self) {
+        self.0.wake();
+    }
+
+    fn input_wanted(&self) {}
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,91 @@
+//! `kite run -- COMMAND`: runs a command in a guest, on the host's files or others, and ends as it ends.
+
+mod kernel_log;
+mod outcome;
+mod prepare;
+mod session;
+mod shares;
+mod streams;
+
+use std::time::{Duration, Instant};
+
+use super::devices::{Devices, Extra};
+use super::image::Boot;
+use super::{End as MachineEnd, check_memory, die_by, start};
+use crate::cli::RunOptions;
+use crate::exit::Exit;
+use crate::footprint;
+use crate::machine::{Board, Running};
+use crate::results::junit;
+use crate::task;
+use kernel_log::KernelLog;
+use outcome::{Outcome, Results};
+use session::{Limits, Session};
+use shares::Shares;
+
+/// Runs the command; returns the exit code.
+///
+/// # Errors
+/// kite or the host failed.
+pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
+    let command = &options.command;
+    command.junit.as_deref().map(junit::check).transpose()?;
+    let results = Results::new(command);
+    let outcome = to_its_end(options, &results);
+    results.finish(&outcome)?;
+    match outcome? {
+        Outcome { signal: Some(signal), .. } => die_by(signal),
+        outcome => Ok(outcome.code),
+    }
+}
+
+/// Builds a machine, runs the command in it, and takes everything down.
+fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome> {
+    let begun = Instant::now();
+    let command = &options.command;
+    footprint::keep_one_heap();
+    check_memory(options.memory())?;
+    prepare::check(options)?;
+    let terminal = prepare::terminal();
+    let shares = Shares::open(command)?;
+    let mut boot = Boot::prepare(options)?;
+    boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
+    let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose)?;
+    let mut session = Session::new(terminal, log)?;
+    let extra = Extra { hvc: None, ports: session.ports(), shares: shares.folders };
+    let devices = Devices::open(options, extra)?;
+    let board = Board { cpus: options.cpus, ram: options.memory(), acpi: true, virtio: devices.count() };
+    let mut running = start(options, board, &boot, &devices, &mut None, session.log.host())?;
+    let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
+    let attended = session.attend(&running, &limits, results.tee());
+    running.stop();
+    let told_to_end = matches!(running.exit().reason(), Some(Exit::Signal(_) | Exit::Quit));
+    let signal = session.finish(told_to_end)?;
+    attended?;
+    Ok(match signal {
+        Some(signal) => Outcome::signalled(signal),
+        None => outcome(&running, &boot, &session.log, command.timeout)?,
+    })
+}
+
+/// What a machine that has stopped comes to, which the user is told.
+fn outcome(
+    running: &Running,
+    boot: &Boot,
+    log: &KernelLog,
+    timeout: Option<Duration>,
+) -> anyhow::Result<Outcome> {
+    let death = |outcome: Outcome| outcome.tell(log, running, boot);
+    Ok(match running.exit().reason() {
+        Some(Exit::Command(end)) => Outcome::of(end),
+        Some(Exit::TimedOut) => death(Outcome::timed_out(timeout.unwrap_or_default())),
+        Some(Exit::Idle(idle)) => death(Outcome::idle(*idle)),
+        Some(Exit::Quit) => Outcome::quit(),
+        _ => match MachineEnd::of(running, boot.panics_warmly, log.panic_seen()) {
+            MachineEnd::Crashed(what) => death(Outcome::crashed(&what)),
+            MachineEnd::Reboot | MachineEnd::Done => death(Outcome::gone()),
+            MachineEnd::Failed(what) => anyhow::bail!(what),
+            MachineEnd::Signal(signal) => Outcome::signalled(signal),
+        },
+    })
+}

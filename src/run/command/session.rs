@@ -1,0 +1,271 @@
+//! The main thread while the command runs: hears what the guest reports, passes on what the user does, and sees to the
+//! limits of time.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use devices::virtio::console::Port;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::signalfd::SignalFd;
+
+use super::kernel_log::KernelLog;
+use super::streams::{InputStream, News, OutputStream, Tee, Wake, Word};
+use crate::crash::hang::{self, Verdict, Watch};
+use crate::exit::Exit;
+use crate::machine::Running;
+use crate::signals;
+use crate::task::{self, CONTROL, End, Messages, Order, Output, Report};
+use crate::terminal::{self, RawTerminal};
+
+/// How long what the guest says it has written may take to arrive, while nothing stands in its way.
+const ARRIVAL: Duration = Duration::from_secs(2);
+/// How long readers that do not read may hold up the end of a kite that was told to end.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often something that has no event is looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// How many bytes wait for a guest that does not listen; more are news of a terminal that comes and goes.
+const ORDERS_MAX: usize = 4096;
+
+/// A command's session. It lasts as long as its one machine.
+pub(super) struct Session {
+    signals: SignalFd,
+    pub log: KernelLog,
+    stdin: Arc<InputStream>,
+    outputs: [Arc<OutputStream>; 2],
+    control: Arc<Port>,
+    word: Arc<Word>,
+    messages: Messages,
+    orders: Vec<u8>,
+    /// How the command ended, once that is known, and when something arrived last.
+    ended: Option<(End, Instant)>,
+    arrived: u64,
+    terminal: Option<task::Terminal>,
+}
+
+impl Session {
+    /// Takes over the process's signals; to be called before there is a second thread.
+    ///
+    /// # Errors
+    /// The host refuses a descriptor.
+    pub fn new(terminal: Option<task::Terminal>, log: KernelLog) -> anyhow::Result<Self> {
+        let signals = signals::take_over()?;
+        let wake = Wake::new()?;
+        let control = wake.port(CONTROL)?;
+        let [stdout, stderr] = Output::ALL.map(OutputStream::new);
+        Ok(Self {
+            signals,
+            log,
+            stdin: InputStream::new()?,
+            outputs: [stdout?, stderr?],
+            control,
+            word: Word::new(wake),
+            messages: Messages::default(),
+            orders: Vec::new(),
+            ended: None,
+            arrived: 0,
+            terminal,
+        })
+    }
+
+    /// The guest's ports to this session.
+    pub fn ports(&self) -> Vec<Arc<Port>> {
+        let [stdout, stderr] = &self.outputs;
+        vec![self.control.clone(), self.stdin.port.clone(), stdout.port.clone(), stderr.port.clone()]
+    }
+
+    /// Attends the machine until it is asked to stop, for the command's end or another reason; it still runs then.
+    ///
+    /// # Errors
+    /// The host refuses a thread, or the terminal its setting.
+    pub fn attend(&mut self, machine: &Running, limits: &Limits, tee: Option<Tee>) -> anyhow::Result<()> {
+        let raw = match self.terminal {
+            Some(_) => RawTerminal::new()?,
+            None => None,
+        };
+        self.log.start(machine.serial().clone(), self.word.wake.clone())?;
+        let [stdout, stderr] = &self.outputs;
+        stdout.start(self.word.clone(), tee)?;
+        stderr.start(self.word.clone(), None)?;
+        self.stdin.start(self.word.clone(), raw.is_some())?;
+        let waited = self.wait(machine, limits);
+        self.stdin.stop();
+        waited
+    }
+
+    fn wait(&mut self, machine: &Running, limits: &Limits) -> anyhow::Result<()> {
+        let exit = machine.exit();
+        let mut watch = Watch::new(limits.idle_timeout);
+        while exit.reason().is_none() {
+            let mut fds = [
+                PollFd::new(exit.event(), PollFlags::POLLIN),
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.word.wake.event(), PollFlags::POLLIN),
+            ];
+            let timeout = match self.ended {
+                Some(_) => Some(TICK),
+                None => Some(limits.left().unwrap_or(hang::INTERVAL).min(hang::INTERVAL)),
+            };
+            match poll(&mut fds, rounded_up(timeout)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(anyhow!(error).context("cannot wait for the guest")),
+            }
+            let signalled = fds[1].any() == Some(true);
+            self.word.wake.heard();
+            if signalled {
+                self.take_signal(machine);
+            }
+            self.hear();
+            self.take_news(machine);
+            self.send();
+            if let Some(end) = self.whole_end() {
+                exit.request(Exit::Command(end));
+            } else if limits.left() == Some(Duration::ZERO) {
+                exit.request(Exit::TimedOut);
+            }
+            self.watch(&mut watch, machine, limits);
+        }
+        Ok(())
+    }
+
+    /// Looks whether the guest is still there.
+    fn watch(&self, watch: &mut Watch, machine: &Running, limits: &Limits) {
+        match watch.check(machine, self.progress() + self.log.progress(), self.log.panic_seen()) {
+            Verdict::Alive => {}
+            Verdict::Dead(why) => machine.exit().request(why),
+            Verdict::Idle => machine.exit().request(Exit::Idle(limits.idle_timeout.unwrap_or_default())),
+        }
+    }
+
+    /// Hears the guest's reports.
+    fn hear(&mut self) {
+        let mut bytes = Vec::new();
+        self.control.take_output(&mut bytes);
+        let (outputs, stdin, ended) = (&self.outputs, &self.stdin, &mut self.ended);
+        self.messages.feed(&bytes, |report| match report {
+            Report::Started => {}
+            Report::Closed { output, bytes } => outputs[output as usize].close_after(bytes),
+            Report::Unread => stdin.stop(),
+            Report::Ended(end) => {
+                // Those that the guest has not come to open have nothing to say.
+                outputs.iter().for_each(|output| output.command_ended());
+                ended.get_or_insert((end, Instant::now()));
+            }
+        });
+    }
+
+    /// How the command ended, once all that it wrote has arrived and is written, or does not come.
+    fn whole_end(&mut self) -> Option<End> {
+        let (end, since) = self.ended.as_mut()?;
+        let progress = self.outputs.iter().map(|output| output.progress());
+        let (arrived, writing) = progress.fold((0, false), |sum, it| (sum.0 + it.0, sum.1 || it.1));
+        if arrived != self.arrived || writing {
+            (self.arrived, *since) = (arrived, Instant::now());
+        }
+        let whole = self.outputs.iter().all(|output| output.has_ended());
+        (whole || since.elapsed() > ARRIVAL).then(|| end.clone())
+    }
+
+    fn take_news(&mut self, machine: &Running) {
+        for news in self.word.take() {
+            match news {
+                News::Unread(output) => self.order(&Order::HangUp(output)),
+                News::Quit => machine.exit().request(Exit::Quit),
+            }
+        }
+    }
+
+    fn take_signal(&mut self, machine: &Running) {
+        let Ok(Some(info)) = self.signals.read_signal() else { return };
+        let signal = info.ssi_signo as i32;
+        if signal == Signal::SIGWINCH as i32 {
+            let (columns, rows) = terminal::size();
+            self.order(&Order::Resize { columns, rows });
+        } else if signal != Signal::SIGIO as i32 {
+            machine.exit().request(Exit::Signal(signal));
+        } else if let Err(error) = machine.detach_files() {
+            let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");
+            machine.exit().request(Exit::Failed(error));
+        }
+    }
+
+    fn order(&mut self, order: &Order) {
+        let message = task::encode(order);
+        if self.orders.len() + message.len() <= ORDERS_MAX {
+            self.orders.extend(message);
+        }
+    }
+
+    fn send(&mut self) {
+        if !self.orders.is_empty() {
+            let taken = self.control.receive(&self.orders);
+            self.orders.drain(..taken);
+        }
+    }
+
+    /// Writes what is left of the command's outputs and the kernel's messages, of a machine that has stopped. A signal
+    /// cuts it short, and is returned: kite must not hang on a reader that does not read.
+    ///
+    /// # Errors
+    /// The host refuses to wait.
+    pub fn finish(&mut self, told_to_end: bool) -> anyhow::Result<Option<i32>> {
+        terminal::restore();
+        self.outputs.iter().for_each(|output| output.close());
+        self.log.close();
+        let start = Instant::now();
+        while !self.log.has_ended() || !self.outputs.iter().all(|output| output.has_ended()) {
+            let left = if told_to_end { Some(GRACE.saturating_sub(start.elapsed())) } else { None };
+            if left == Some(Duration::ZERO) {
+                break;
+            }
+            let mut fds = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.word.wake.event(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, rounded_up(left)) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).context("cannot wait for the last of the output"),
+            }
+            self.word.wake.heard();
+            while let Ok(Some(info)) = self.signals.read_signal() {
+                if !signals::is_news(info.ssi_signo) {
+                    return Ok(Some(info.ssi_signo as i32));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// What has passed between the command and the outside world, in bytes.
+    fn progress(&self) -> u64 {
+        self.outputs.iter().map(|output| output.progress().0).sum::<u64>() + self.stdin.progress()
+    }
+}
+
+/// When a machine is ended though its command has not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// When it was started.
+    pub start: Instant,
+    /// How long it may run.
+    pub timeout: Option<Duration>,
+    /// How long it may do nothing.
+    pub idle_timeout: Option<Duration>,
+}
+
+impl Limits {
+    /// How long it may still run; nothing if for ever.
+    fn left(&self) -> Option<Duration> {
+        self.timeout.map(|timeout| timeout.saturating_sub(self.start.elapsed()))
+    }
+}
+
+/// For poll(2): a wait that is a little short would be repeated without rest until the time is there.
+fn rounded_up(timeout: Option<Duration>) -> PollTimeout {
+    let Some(timeout) = timeout else { return PollTimeout::NONE };
+    let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
+    PollTimeout::try_from(milliseconds.min(i32::MAX as u128) as i32).unwrap_or(PollTimeout::MAX)
+}

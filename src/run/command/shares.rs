@@ -1,0 +1,106 @@
+//! `--root` and `--share`: the host's folders that the guest sees.
+
+use std::env;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use devices::virtio::fs::Share as Folder;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+use crate::cli::{CommandOptions, Root, RunOptions};
+use crate::task;
+
+/// The tag of the root folder.
+const ROOT: &str = "root";
+
+/// The folders, open, and where the guest mounts them.
+pub(super) struct Shares {
+    pub folders: Vec<Arc<Folder>>,
+    pub mounts: Vec<task::Share>,
+}
+
+impl Shares {
+    /// Opens what the command line names.
+    ///
+    /// # Errors
+    /// A folder cannot be opened, or two are to be mounted at one place.
+    pub fn open(command: &CommandOptions) -> anyhow::Result<Self> {
+        let mut this = Self { folders: Vec::new(), mounts: Vec::new() };
+        match command.root.clone().unwrap_or(Root::Folder("/".into())) {
+            Root::Folder(folder) => this.add(ROOT, &folder, false)?,
+            Root::Disk => {}
+        }
+        for (spec, number) in command.shares.iter().zip(1..) {
+            let tag = format!("share{number}");
+            let at = place(&spec.folder, spec.at.as_deref())?;
+            ensure!(
+                this.mounts.iter().all(|mount| mount.at != at.as_os_str()),
+                "two shares are to be at {} in the guest",
+                at.display()
+            );
+            this.add(&tag, &spec.folder, spec.writable)?;
+            this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable });
+        }
+        Ok(this)
+    }
+
+    fn add(&mut self, tag: &str, path: &Path, writable: bool) -> anyhow::Result<()> {
+        let root = folder(path).with_context(|| format!("cannot share folder {}", path.display()))?;
+        self.folders.push(Arc::new(Folder::new(tag, root, writable)));
+        Ok(())
+    }
+
+    /// What the guest's root folder is.
+    pub fn root(&self, options: &RunOptions) -> task::Root {
+        match (&options.command.root, options.disks.first()) {
+            (Some(Root::Disk), Some(disk)) => task::Root::Disk { readonly: disk.readonly },
+            _ => task::Root::Share { tag: ROOT.to_owned() },
+        }
+    }
+}
+
+fn folder(path: &Path) -> nix::Result<OwnedFd> {
+    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// Where the guest mounts a share: where it is said, or where it is on the host.
+fn place(folder: &Path, at: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let at = match at {
+        Some(at) => at.to_owned(),
+        None => env::current_dir().context("cannot tell the folder that kite was started in")?.join(folder),
+    };
+    let mut place = PathBuf::from("/");
+    for part in at.components() {
+        match part {
+            Component::Normal(name) => place.push(name),
+            Component::ParentDir => {
+                place.pop();
+            }
+            _ => {}
+        }
+    }
+    ensure!(place != Path::new("/"), "a share cannot be at / in the guest: that is --root");
+    Ok(place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_where_it_is_on_the_host_unless_told_otherwise() {
+        let here = env::current_dir().unwrap();
+        assert_eq!(place(Path::new("."), None).unwrap(), here);
+        assert_eq!(place(Path::new("a/../b/."), None).unwrap(), here.join("b"));
+        assert_eq!(place(Path::new("."), Some(Path::new("/x/../y"))).unwrap(), Path::new("/y"));
+    }
+
+    #[test]
+    fn no_share_is_the_root_folder() {
+        assert!(place(Path::new("/"), None).is_err());
+        assert!(place(Path::new("."), Some(Path::new("/x/.."))).is_err());
+    }
+}

@@ -1,0 +1,257 @@
+//! `kite run -- COMMAND`: what the guest is to do, and what it and kite tell each other while it does it.
+//!
+//! The task is a file of the initrd. The command's streams have a port of the virtio console each; what is said goes
+//! over another port, a line of JSON a message. Neither side trusts the other's messages: a line that is too long or
+//! says nothing known is not heard.
+
+use std::ffi::OsString;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// The task's file in the initrd.
+pub const FILE: &str = "/task";
+/// The port for messages.
+pub const CONTROL: &str = "kite.control";
+/// The port of the command's standard input.
+pub const STDIN: &str = "kite.stdin";
+/// The longest message, in bytes with its line break.
+const MESSAGE_MAX: usize = 16 << 10;
+
+/// What the guest is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// The program and its arguments.
+    pub argv: Vec<OsString>,
+    /// The whole of the environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// The folder to start in.
+    pub cwd: OsString,
+    /// Start in the root folder if there is no such folder.
+    pub cwd_or_root: bool,
+    /// Who runs it.
+    pub user: User,
+    /// The root folder.
+    pub root: Root,
+    /// Folders to be mounted below it, in this order.
+    pub shares: Vec<Share>,
+    /// The terminal, if the command gets one for standard input and output.
+    pub terminal: Option<Terminal>,
+}
+
+/// Who runs the command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum User {
+    /// Numbers, whatever the guest's files say of them.
+    Numbers {
+        /// The user's.
+        uid: u32,
+        /// The group's.
+        gid: u32,
+        /// Those of the supplementary groups.
+        groups: Vec<u32>,
+    },
+    /// Names or numbers that the guest looks up in its own passwd(5) and group(5).
+    Named {
+        /// The user.
+        user: String,
+        /// The group; the user's own if there is none.
+        group: Option<String>,
+    },
+}
+
+/// What the root folder is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Root {
+    /// A shared folder under a layer of memory.
+    Share {
+        /// The share's tag.
+        tag: String,
+    },
+    /// The file system on the first disk.
+    Disk {
+        /// It is not to be written.
+        readonly: bool,
+    },
+}
+
+/// A shared folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The share's tag.
+    pub tag: String,
+    /// Where it is mounted.
+    pub at: OsString,
+    /// Whether the guest may write to it.
+    pub writable: bool,
+}
+
+/// The terminal of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Columns.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+    /// Standard error goes there too.
+    pub stderr: bool,
+}
+
+/// One of the command's two outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Standard output, or all that the terminal shows.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Output {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
+
+    /// The name of its port.
+    pub fn port(self) -> &'static str {
+        match self {
+            Self::Stdout => "kite.stdout",
+            Self::Stderr => "kite.stderr",
+        }
+    }
+}
+
+/// What the guest tells kite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Report {
+    /// The command is about to be started.
+    Started,
+    /// Nobody writes to the output any more. Its port and this message travel apart: so many bytes went that way.
+    Closed {
+        /// Which.
+        output: Output,
+        /// Bytes in all.
+        bytes: u64,
+    },
+    /// Nobody reads standard input any more.
+    Unread,
+    /// The command has ended. It is the last message.
+    Ended(End),
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum End {
+    /// With this status.
+    Exited(u8),
+    /// By this signal.
+    Signalled(i32),
+    /// It was not found; a line says what.
+    NotFound(String),
+    /// It cannot be executed; a line says why.
+    NotExecutable(String),
+    /// The guest could not come to start it; a line says why.
+    Failed(String),
+}
+
+/// What kite tells the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order {
+    /// The terminal has another size.
+    Resize {
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
+    /// Nobody reads the output any more.
+    HangUp(Output),
+}
+
+/// A message as it travels.
+pub fn encode(message: &impl Serialize) -> Vec<u8> {
+    let mut line = serde_json::to_vec(message).expect("plain data can be written as JSON");
+    line.push(b'\n');
+    line
+}
+
+/// Cuts what has come into messages.
+#[derive(Debug, Default)]
+pub struct Messages {
+    line: Vec<u8>,
+    /// The line so far is too long to be one.
+    skipping: bool,
+}
+
+impl Messages {
+    /// Takes more bytes and hands on the messages that are whole with them.
+    pub fn feed<M: DeserializeOwned>(&mut self, bytes: &[u8], mut each: impl FnMut(M)) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.skipping |= self.line.len() + part.len() > MESSAGE_MAX;
+            if !self.skipping {
+                self.line.extend_from_slice(part);
+            }
+            if part.ends_with(b"\n") {
+                if !std::mem::take(&mut self.skipping)
+                    && let Ok(message) = serde_json::from_slice(&self.line)
+                {
+                    each(message);
+                }
+                self.line.clear();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn fed(messages: &mut Messages, bytes: &[u8]) -> Vec<Report> {
+        let mut heard = Vec::new();
+        messages.feed(bytes, |report| heard.push(report));
+        heard
+    }
+
+    #[test]
+    fn messages_arrive_whole_however_they_are_cut() {
+        let sent = [
+            Report::Started,
+            Report::Closed { output: Output::Stderr, bytes: u64::MAX },
+            Report::Ended(End::NotFound("a\nb".to_owned())),
+        ];
+        let bytes: Vec<u8> = sent.iter().flat_map(encode).collect();
+        for size in [1, 7, bytes.len()] {
+            let mut messages = Messages::default();
+            let heard: Vec<_> = bytes.chunks(size).flat_map(|part| fed(&mut messages, part)).collect();
+            assert_eq!(heard, sent, "in parts of {size}");
+        }
+    }
+
+    #[test]
+    fn nonsense_and_endless_lines_are_not_heard_and_what_follows_is() {
+        let mut messages = Messages::default();
+        assert_eq!(fed(&mut messages, b"{\"Ended\":7}\n\xff\n\n"), []);
+        for _ in 0..100 {
+            assert_eq!(fed(&mut messages, &[b'x'; 4096]), []);
+            assert!(messages.line.len() <= MESSAGE_MAX);
+        }
+        assert_eq!(fed(&mut messages, b"\n\"Unread\"\n"), [Report::Unread]);
+    }
+
+    #[test]
+    fn a_task_keeps_every_byte_of_its_names() {
+        let odd = OsString::from_vec(vec![b'a', 0xff, b'\n', b'"']);
+        let task = Task {
+            argv: vec![odd.clone()],
+            env: vec![("A".into(), odd.clone())],
+            cwd: odd.clone(),
+            cwd_or_root: true,
+            user: User::Numbers { uid: 1, gid: 2, groups: vec![3] },
+            root: Root::Share { tag: "root".to_owned() },
+            shares: vec![Share { tag: "s".to_owned(), at: odd, writable: true }],
+            terminal: Some(Terminal { columns: 80, rows: 24, stderr: false }),
+        };
+        assert_eq!(serde_json::from_slice::<Task>(&encode(&task)).unwrap(), task);
+    }
+}
