@@ -45,7 +45,9 @@ pub fn report(
 ) -> io::Result<()> {
     let states = running.states();
     let memory = running.ram().memory();
-    let symbols = symbols(memory, &states, kernel);
+    let in_kernel = |it: &State| it.activity != Activity::NotStarted && !it.is_reset() && !it.is_user();
+    let symbols =
+        if states.iter().flatten().any(in_kernel) { symbols(memory, &states, kernel) } else { None };
     for (index, state) in states.iter().enumerate().take(VCPUS) {
         match state {
             Some(state) => Vcpu { index, state, memory, symbols: symbols.as_ref() }.print(out)?,
