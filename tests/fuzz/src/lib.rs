@@ -8,6 +8,7 @@ mod balloon;
 mod block;
 mod console;
 mod drive;
+mod fs;
 mod kallsyms;
 mod kernel;
 mod modules;
@@ -30,6 +31,7 @@ pub const TARGETS: &[Target] = &[
     ("rng", |data| drive(data, |_| Box::new(Rng), |_| {}, every_queue_serves)),
     ("block", block::run),
     ("net", net::run),
+    ("fs", fs::run),
     ("console", console::run),
     ("balloon", balloon::run),
     ("serial", serial::run),

@@ -63,6 +63,11 @@ fn any_driver_of_a_network_device_does_no_harm() {
 }
 
 #[test]
+fn any_driver_of_a_shared_folder_does_no_harm() {
+    seeded("fs", 600);
+}
+
+#[test]
 fn any_driver_of_the_console_does_no_harm() {
     seeded("console", 300);
 }

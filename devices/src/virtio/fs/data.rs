@@ -161,6 +161,7 @@ impl Server {
         if open.listing.is_some() {
             return Err(Errno::EISDIR.into());
         }
+        check_offset(offset)?;
         let len = size.min(MOST_DATA) as usize;
         let len = len.min(call.room());
         if len > MOST_AT_ONCE {
@@ -189,12 +190,13 @@ impl Server {
         if size > data || size > MOST_DATA as usize {
             return Err(Errno::EINVAL.into());
         }
+        check_offset(offset)?;
         if how & flag::WRITE_KILL_SUIDGID != 0 {
             self.drop_privileges(&open.file)?;
         }
         let mut done = 0;
         while done < size {
-            let at = offset.checked_add(done as u64).ok_or(Errno::EFBIG)?;
+            let at = offset + done as u64;
             match call.exchange.drain(IN_HEADER + WRITE_IN + done, size - done, &open.file, at, append) {
                 Ok(0) => break,
                 Ok(more) => done += more,
@@ -276,4 +278,9 @@ impl Server {
         call.out.u32(0);
         Ok(0)
     }
+}
+
+/// An offset that is none is -1 to the host, which takes that for where the file stands.
+fn check_offset(offset: u64) -> Result<(), Errno> {
+    i64::try_from(offset).map(drop).map_err(|_| Errno::EINVAL)
 }

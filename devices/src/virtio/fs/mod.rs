@@ -1,8 +1,8 @@
 //! The file system device (virtio 1.2 §5.11): a folder of the host's, by the FUSE protocol.
 //!
 //! What the guest may reach is the folder and what is mounted below it, whatever it asks for and whatever the host moves
-//! meanwhile: a request names a node that was looked up and one name in it, never a path ([`names`]); a node is the file
-//! that it was, or stale ([`table`]); nothing but regular files and directories is opened ([`data`]). Memory and
+//! meanwhile: a request names a node that was looked up and one name in it, never a path (`names`); a node is the file
+//! that it was, or stale (`table`); nothing but regular files and directories is opened (`data`). Memory and
 //! descriptors are bounded ([`Limits`]), whatever the guest does not forget or close.
 //!
 //! Locks of either kind stay in the guest, where the processes are that they are between; so do permissions, as far as
@@ -21,8 +21,8 @@ mod names;
 mod opened;
 mod places;
 mod pool;
-pub mod protocol;
-pub mod server;
+mod protocol;
+mod server;
 mod table;
 #[cfg(test)]
 mod tests;

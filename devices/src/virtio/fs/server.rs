@@ -28,7 +28,7 @@ const MOST_REQUEST: usize = (64 << 10) + 512;
 /// One request, and the room for its reply.
 pub trait Exchange {
     /// Bytes of the request.
-    fn len(&self) -> usize;
+    fn asked(&self) -> usize;
     /// Copies of the request, from `offset` on; returns how many bytes there were.
     fn read(&self, offset: usize, into: &mut [u8]) -> usize;
     /// Room for the reply, in bytes.
@@ -153,7 +153,7 @@ impl Server {
         let header = Header::parse(&bytes);
         let mut out = Vec::with_capacity(2 * ENTRY_OUT);
         let len = header.len as usize;
-        let done = if !whole || len < IN_HEADER || len > exchange.len() {
+        let done = if !whole || len < IN_HEADER || len > exchange.asked() {
             Err(Stop::Failed(Errno::EINVAL))
         } else if needs_reply(header.opcode) && exchange.room() < OUT_HEADER + fixed_reply(header.opcode) {
             // What was done could not be told.
