@@ -6,6 +6,7 @@
 
 pub mod hang;
 pub mod paging;
+pub mod panic;
 pub mod state;
 pub mod text;
 mod trace;

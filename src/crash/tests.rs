@@ -7,7 +7,7 @@ use super::*;
 
 /// Where the made kernel's code, stacks and table of gates are, by two pages of 2 MiB from these addresses.
 const CODE: u64 = 0xffff_ffff_8100_0000;
-const DATA: u64 = 0xffff_c900_0000_0000;
+pub(super) const DATA: u64 = 0xffff_c900_0000_0000;
 const CODE_AT: u64 = 0x20_0000;
 const DATA_AT: u64 = 0x40_0000;
 /// A function's length in the made kernel.
@@ -15,7 +15,7 @@ const FUNCTION: u64 = 0x100;
 /// What an interrupt enters.
 const ENTRY: u64 = 31;
 
-fn memory() -> GuestMemory {
+pub(super) fn memory() -> GuestMemory {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
     let entries = [
         (0x1000 + 511 * 8, 0x2003),
@@ -31,7 +31,7 @@ fn memory() -> GuestMemory {
     memory
 }
 
-fn state(rip: u64, rsp: u64) -> State {
+pub(super) fn state(rip: u64, rsp: u64) -> State {
     State {
         regs: kvm_regs { rip, rsp, rflags: 0x202, rax: 0xabc, ..Default::default() },
         sregs: kvm_sregs {
@@ -54,12 +54,12 @@ fn symbols() -> Symbols {
     Symbols::from_system_map((0..200).map(line).collect::<String>().into_bytes()).unwrap()
 }
 
-fn code(index: u64, offset: u64) -> u64 {
+pub(super) fn code(index: u64, offset: u64) -> u64 {
     CODE + index * FUNCTION + offset
 }
 
 /// Puts a call of `function_callee` in front of an address of `function_caller`, and returns that.
-fn call(memory: &GuestMemory, caller: u64, offset: u64, callee: u64) -> u64 {
+pub(super) fn call(memory: &GuestMemory, caller: u64, offset: u64, callee: u64) -> u64 {
     let address = code(caller, offset);
     let target = code(callee, 0).wrapping_sub(address) as u32;
     let bytes = [&[0xe8][..], &target.to_le_bytes()].concat();
@@ -74,7 +74,7 @@ fn instruction(memory: &GuestMemory, function: u64, offset: u64, bytes: &[u8]) -
     address
 }
 
-fn stack(memory: &GuestMemory, at: u64, words: &[u64]) {
+pub(super) fn stack(memory: &GuestMemory, at: u64, words: &[u64]) {
     for (index, word) in (0..).zip(words) {
         memory.write_obj(*word, GuestAddress(at - DATA + DATA_AT + index * 8)).unwrap();
     }
