@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use boot::GuestMemory;
-use boot::kallsyms::{KERNEL_HALF, Symbols};
+use boot::kallsyms::{KERNEL_HALF, Place, Symbols};
 
 use crate::machine::Running;
 use paging::AddressSpace;
@@ -32,7 +32,7 @@ const PAGE_FAULT: u64 = 14;
 /// The code that the gate leads to.
 const PAGE_FAULT_CODE: &str = "asm_exc_page_fault";
 /// Where a kernel is that has not been moved.
-const UNMOVED: u64 = 16 << 20;
+const UNMOVED: Place = Place { address: 0xffff_ffff_8100_0000, physical: 16 << 20 };
 
 /// Prints how each vCPU of a guest stands that is paused, or has been stopped for a reason of its own; `kernel` and its
 /// version are where symbols are looked for that the guest's memory does not have.
@@ -71,27 +71,28 @@ fn symbols(
     let fault = states().find_map(|state| page_fault_code(memory, state));
     let code = |state: &State| {
         let address = Some(state.regs.rip).filter(|rip| *rip >= KERNEL_HALF)?;
-        Some(AddressSpace::of(memory, &state.sregs)?.find(address)?.address)
+        let physical = AddressSpace::of(memory, &state.sregs)?.find(address)?.address;
+        Some(Place { address, physical })
     };
-    let near = fault.map(|(_, physical)| physical).or_else(|| states().find_map(code)).unwrap_or(UNMOVED);
+    let near = fault.or_else(|| states().find_map(code)).unwrap_or(UNMOVED);
     Symbols::find(memory, near).or_else(|| {
         let (path, version) = kernel?;
         let symbols = Symbols::beside(path, version)?;
         Some(match fault {
-            Some((address, _)) => symbols.moved(PAGE_FAULT_CODE, address),
+            Some(fault) => symbols.moved(PAGE_FAULT_CODE, fault.address),
             None => symbols,
         })
     })
 }
 
-/// Where the code is that a page fault leads to: its virtual and its physical address.
-fn page_fault_code(memory: &GuestMemory, state: &State) -> Option<(u64, u64)> {
+/// Where the code is that a page fault leads to.
+fn page_fault_code(memory: &GuestMemory, state: &State) -> Option<Place> {
     let space = AddressSpace::of(memory, &state.sregs)?;
     let gate = state.sregs.idt.base.checked_add(PAGE_FAULT * 16)?;
     let (low, high) = (space.word(gate)?, space.word(gate.checked_add(8)?)?);
     let address = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
     let physical = space.find(address).filter(|_| address >= KERNEL_HALF)?.address;
-    Some((address, physical))
+    Some(Place { address, physical })
 }
 
 /// A vCPU to be printed.
