@@ -84,7 +84,8 @@ pub struct RunOptions {
     /// Use this initrd as it is [default: kite itself as /init, and the modules it needs]
     #[arg(long, value_name = "PATH")]
     pub initrd: Option<PathBuf>,
-    /// Where the kernel's modules are [default: /lib/modules/VERSION, VERSION from the image]
+    /// Where the kernel's modules are: a folder like /lib/modules/VERSION, or the one that the kernel was built in
+    /// [default: where it was built, lib/modules/VERSION beside it, or /lib/modules/VERSION]
     #[arg(long, value_name = "DIR", conflicts_with = "initrd")]
     pub modules: Option<PathBuf>,
     /// Load this module too, after those it depends on; may be given more than once

@@ -9,17 +9,15 @@ use anyhow::{Context, bail, ensure};
 use boot::Piece;
 use boot::initramfs;
 use boot::kernel::{self, Image};
-use boot::modules::{ModuleFile, Modules};
 
 use super::devices::Devices;
+use super::modules;
 use crate::cli::{ConsoleDevice, RunOptions};
 use crate::task;
 
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
 /// from a reboot; and there are no PCI and no other serial ports to look for.
 const CMDLINE: &str = "panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
-/// The module that finds the board's devices.
-const TRANSPORT: &str = "virtio_mmio";
 const KERNELS: &str = "/boot";
 const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
@@ -31,6 +29,8 @@ pub(super) struct Boot {
     pub cmdline: String,
     /// Whether a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
     pub panics_warmly: bool,
+    /// The folder of its modules.
+    pub modules: Option<PathBuf>,
     /// What kite's own `/init` is to do, as it is written to the initrd.
     pub task: Option<Vec<u8>>,
 }
@@ -54,7 +54,8 @@ impl Boot {
                  --force if this kernel is made for PVM"
             );
         }
-        Ok(Self { kernel: path, image, cmdline, panics_warmly, task: None })
+        let modules = modules::folder(options, &path, image.version().as_deref());
+        Ok(Self { kernel: path, image, cmdline, panics_warmly, modules, task: None })
     }
 }
 
@@ -101,8 +102,10 @@ fn command_line(options: &RunOptions) -> (String, bool) {
 fn console(options: &RunOptions) -> &'static str {
     match options.console {
         // Most of what it says costs a boot more than it tells; a panic and an oops are never quiet.
-        None if options.has_command() && !options.command.shows_kernel() => "console=ttyS0 quiet oops=panic",
-        None if options.has_command() => "console=ttyS0 oops=panic",
+        None if options.has_command() && !options.command.shows_kernel() => {
+            "console=ttyS0 quiet oops=panic cryptomgr.notests"
+        }
+        None if options.has_command() => "console=ttyS0 oops=panic cryptomgr.notests",
         // The kernel's own messages stay with the serial port: a panic prints there whatever has happened before.
         None if options.has_virtio_console() => "console=ttyS0 kite.console=hvc0",
         None | Some(ConsoleDevice::Serial) => "console=ttyS0",
@@ -131,35 +134,8 @@ fn read_initrd(path: &Path) -> anyhow::Result<Vec<Piece>> {
 
 /// kite's own executable as `/init`, with the kernel's modules.
 fn build_initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
-    let modules = find_modules(options, &boot.image, devices)?;
+    let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
     let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
     let init = File::open("/proc/self/exe").context("cannot open kite's own executable")?;
     Ok(initramfs::standard(Arc::new(init), &modules, &files).context("cannot build the initramfs")?.pieces)
-}
-
-/// The module files to load. A kernel without a folder of modules has what it needs built in, unless the user says
-/// otherwise.
-fn find_modules(options: &RunOptions, image: &Image, devices: &Devices) -> anyhow::Result<Vec<ModuleFile>> {
-    let named = options.modules.is_some() || !options.more_modules.is_empty();
-    let folder =
-        match options.modules.clone().or_else(|| Some(Path::new("/lib/modules").join(image.version()?))) {
-            Some(folder) => folder,
-            None => {
-                ensure!(
-                    !named,
-                    "the kernel image does not tell its version; name its modules with --modules DIR"
-                );
-                return Ok(Vec::new());
-            }
-        };
-    if !named && !folder.exists() {
-        return Ok(Vec::new());
-    }
-    let (needed, optional) = devices.modules();
-    let mut names = vec![TRANSPORT];
-    names.extend(needed);
-    names.extend(options.more_modules.iter().map(String::as_str));
-    Modules::open(&folder)
-        .and_then(|modules| modules.resolve(&names, &optional))
-        .context("cannot find the kernel's modules")
 }

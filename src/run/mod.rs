@@ -3,6 +3,7 @@
 mod command;
 mod devices;
 mod image;
+mod modules;
 
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -47,8 +47,11 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     check_memory(options.memory())?;
     prepare::check(options)?;
     let terminal = prepare::terminal();
-    let shares = Shares::open(command)?;
+    let mut shares = Shares::open(command)?;
     let mut boot = Boot::prepare(options)?;
+    if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
+        shares.add_modules(modules, &version)?;
+    }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose)?;
     let mut session = Session::new(terminal, log)?;

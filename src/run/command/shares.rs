@@ -15,11 +15,15 @@ use crate::task;
 
 /// The tag of the root folder.
 const ROOT: &str = "root";
+/// The tag of the kernel's modules.
+const MODULES: &str = "modules";
 
 /// The folders, open, and where the guest mounts them.
 pub(super) struct Shares {
     pub folders: Vec<Arc<Folder>>,
     pub mounts: Vec<task::Share>,
+    /// The guest's root folder is the host's.
+    root_is_here: bool,
 }
 
 impl Shares {
@@ -28,7 +32,8 @@ impl Shares {
     /// # Errors
     /// A folder cannot be opened, or two are to be mounted at one place.
     pub fn open(command: &CommandOptions) -> anyhow::Result<Self> {
-        let mut this = Self { folders: Vec::new(), mounts: Vec::new() };
+        let root_is_here = command.root.is_none();
+        let mut this = Self { folders: Vec::new(), mounts: Vec::new(), root_is_here };
         match command.root.clone().unwrap_or(Root::Folder("/".into())) {
             Root::Folder(folder) => this.add(ROOT, &folder, false)?,
             Root::Disk => {}
@@ -45,6 +50,23 @@ impl Shares {
             this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable });
         }
         Ok(this)
+    }
+
+    /// Adds the kernel's modules where programs in the guest look for them, unless they are there already.
+    ///
+    /// # Errors
+    /// The folder cannot be opened.
+    pub fn add_modules(&mut self, folder: &Path, version: &str) -> anyhow::Result<()> {
+        let at = Path::new("/lib/modules").join(version);
+        let installed = folder.join("modules.dep").exists();
+        let is_there = self.root_is_here && at.canonicalize().ok() == folder.canonicalize().ok();
+        // A version comes from the kernel's file, which may say anything.
+        let is_name = !version.contains('/') && version != "." && version != "..";
+        if installed && !is_there && is_name {
+            self.add(MODULES, folder, false)?;
+            self.mounts.push(task::Share { tag: MODULES.to_owned(), at: at.into(), writable: false });
+        }
+        Ok(())
     }
 
     fn add(&mut self, tag: &str, path: &Path, writable: bool) -> anyhow::Result<()> {
