@@ -293,8 +293,8 @@ impl Running {
 
     /// Ends the vCPUs, then the devices' threads. How the vCPUs stood is kept, unless the guest went in peace.
     pub fn stop(&mut self) {
-        let peaceful =
-            matches!(self.exit().reason(), None | Some(Exit::PowerOff | Exit::Quit | Exit::Signal(_)));
+        use Exit::{Command, PowerOff, Quit, Signal};
+        let peaceful = matches!(self.exit().reason(), None | Some(Command(_) | PowerOff | Quit | Signal(_)));
         if !peaceful && !self.vcpus.is_empty() {
             vcpu::pause(&self.vcpus);
             self.states = self.states();

@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::state::{Activity, State};
+use super::panic::{self, Stand};
+use super::state::State;
 use crate::exit::{Exit, Panic};
 use crate::machine::Running;
 
@@ -21,6 +22,10 @@ const IDLE: u32 = 50;
 const PATIENCE: Duration = Duration::from_secs(16);
 /// How long a kernel that has panicked has printed nothing before it is taken to have printed all it will.
 const QUIET: Duration = Duration::from_millis(1500);
+/// How often its vCPUs are to be found as a panic leaves them, in a row, if there are no symbols to tell more.
+const ALIKE: u32 = 5;
+/// How often they are to be found otherwise until nothing will come of it, unless the guest prints again.
+const OTHERWISE: u32 = 3;
 /// How long it may print.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
@@ -43,6 +48,8 @@ trait Guest {
     fn examine(&self) -> Vec<Option<State>>;
     /// What its kernel has told of a panic.
     fn panic(&self) -> Panic;
+    /// Whether its vCPUs stand as a panic leaves them.
+    fn stand(&self) -> Stand;
 }
 
 impl Guest for Running {
@@ -60,6 +67,13 @@ impl Guest for Running {
     fn panic(&self) -> Panic {
         self.exit().panic()
     }
+
+    fn stand(&self) -> Stand {
+        self.pause();
+        let stand = panic::stand(self.ram().memory(), &self.states());
+        self.resume();
+        stand
+    }
 }
 
 /// Looks after one machine.
@@ -75,7 +89,9 @@ pub struct Watch {
     /// When a panic was first heard of.
     panicked: Option<Instant>,
     /// Looks that found vCPUs as a panic leaves them, in a row.
-    stopped: u32,
+    alike: u32,
+    /// Looks that found them otherwise since the guest last printed.
+    otherwise: u32,
     patience: Duration,
     examined: Instant,
 }
@@ -95,7 +111,8 @@ impl Watch {
             printed: now,
             active: now,
             panicked: None,
-            stopped: 0,
+            alike: 0,
+            otherwise: 0,
             patience: INTERVAL,
             examined: now,
         }
@@ -117,7 +134,7 @@ impl Watch {
         let printed = self.output != output;
         (self.looked, self.cpu_time, self.output) = (now, cpu_time, output);
         if printed {
-            self.printed = now;
+            (self.printed, self.otherwise) = (now, 0);
         }
         let is_less = |thousandths| used < elapsed * thousandths / 1000;
         if printed || !is_less(IDLE) {
@@ -148,29 +165,30 @@ impl Watch {
         let told = match guest.panic() {
             Panic::Told => true,
             Panic::None if panic_seen => false,
-            _ => return None,
+            _ => {
+                self.panicked = None;
+                return None;
+            }
         };
         let since = *self.panicked.get_or_insert(now);
         let quiet = now - self.printed >= QUIET || now - since >= LAST_WORDS;
         if !quiet {
             return None;
         }
-        if !told {
-            self.stopped = if self.looks_panicked(guest) { self.stopped + 1 } else { 0 };
+        if told {
+            return Some(Verdict::Dead(Exit::Panicked));
         }
-        (told || self.stopped >= 2).then_some(Verdict::Dead(Exit::Panicked))
-    }
-
-    /// Whether all vCPUs but one are dead, and that one is in the kernel and does not wait: it spins, until it is reset.
-    fn looks_panicked(&mut self, guest: &dyn Guest) -> bool {
-        let states = guest.examine();
+        if self.otherwise == OTHERWISE {
+            return None;
+        }
+        let stand = guest.stand();
         self.cpu_time = guest.cpu_time();
-        let mut alive = states.iter().filter(|it| !it.as_ref().is_some_and(State::is_dead));
-        match (alive.next(), alive.next()) {
-            (None, _) => true,
-            (Some(Some(one)), None) => !one.is_user() && one.activity == Activity::Runs,
-            _ => false,
+        match stand {
+            Stand::Otherwise => (self.alike, self.otherwise) = (0, self.otherwise + 1),
+            Stand::Alike => self.alike += 1,
+            Stand::Panicked => self.alike = ALIKE,
         }
+        (self.alike >= ALIKE).then_some(Verdict::Dead(Exit::Panicked))
     }
 
     fn are_all_dead(&mut self, guest: &dyn Guest, now: Instant) -> bool {
@@ -186,6 +204,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::crash::state::Activity;
 
     /// A guest that uses so many thousandths of a processor, with vCPUs in these states.
     struct Made {
@@ -193,6 +212,7 @@ mod tests {
         time: Cell<Duration>,
         states: Vec<State>,
         panic: Panic,
+        stand: Stand,
         examined: Cell<u32>,
     }
 
@@ -208,6 +228,11 @@ mod tests {
 
         fn panic(&self) -> Panic {
             self.panic
+        }
+
+        fn stand(&self) -> Stand {
+            self.examined.set(self.examined.get() + 1);
+            self.stand
         }
     }
 
@@ -230,6 +255,7 @@ mod tests {
             time: Cell::default(),
             states,
             panic: Panic::None,
+            stand: Stand::Otherwise,
             examined: Cell::default(),
         }
     }
@@ -309,19 +335,22 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_that_was_printed_counts_if_one_vcpu_spins_in_the_kernel_and_the_others_are_dead() {
+    fn a_panic_that_was_printed_counts_if_the_vcpus_bear_it_out() {
         let printed = |_| (7, true);
-        let spinning = state(Activity::Runs, 0x202);
-        let (verdict, _) = watch(&made(1000, vec![dead(), spinning.clone(), dead()]), None, 100, printed);
-        assert!(matches!(verdict, Verdict::Dead(Exit::Panicked)), "{verdict:?}");
-        let (verdict, _) = watch(&made(0, vec![dead(), dead()]), None, 100, printed);
-        assert!(matches!(verdict, Verdict::Dead(_)), "{verdict:?}");
-        let mut user = spinning.clone();
-        user.sregs.ss.dpl = 3;
-        for states in
-            [vec![user], vec![waiting()], vec![spinning.clone(), waiting()], vec![spinning.clone(), spinning]]
-        {
-            assert!(matches!(watch(&made(1000, states), None, 100, printed).0, Verdict::Alive));
+        let mut guest = made(1000, vec![state(Activity::Runs, 0x202)]);
+        for (stand, expected) in [(Stand::Panicked, 3), (Stand::Alike, 7)] {
+            guest.stand = stand;
+            let (verdict, after) = watch(&guest, None, 100, printed);
+            assert!(
+                matches!(verdict, Verdict::Dead(Exit::Panicked)) && after == expected,
+                "{verdict:?} {after}"
+            );
         }
+        guest.stand = Stand::Otherwise;
+        guest.examined.set(0);
+        assert!(matches!(watch(&guest, None, 100, printed).0, Verdict::Alive));
+        assert_eq!(guest.examined.get(), OTHERWISE, "it has printed nothing since");
+        let (verdict, _) = watch(&made(0, vec![dead(), dead()]), None, 100, printed);
+        assert!(matches!(verdict, Verdict::Dead(Exit::Panicked)), "{verdict:?}");
     }
 }

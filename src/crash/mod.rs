@@ -6,6 +6,7 @@
 
 pub mod hang;
 pub mod paging;
+pub mod panic;
 pub mod state;
 pub mod text;
 mod trace;
@@ -14,9 +15,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use boot::GuestMemory;
-use boot::kallsyms::{KERNEL_HALF, Symbols};
+use boot::kallsyms::{KERNEL_HALF, Place, Symbols};
 
-use crate::exit::Exit;
 use crate::machine::Running;
 use paging::AddressSpace;
 use state::{Activity, INTERRUPTS_ON, State};
@@ -32,7 +32,7 @@ const PAGE_FAULT: u64 = 14;
 /// The code that the gate leads to.
 const PAGE_FAULT_CODE: &str = "asm_exc_page_fault";
 /// Where a kernel is that has not been moved.
-const UNMOVED: u64 = 16 << 20;
+const UNMOVED: Place = Place { address: 0xffff_ffff_8100_0000, physical: 16 << 20 };
 
 /// Prints how each vCPU of a guest stands that is paused, or has been stopped for a reason of its own; `kernel` and its
 /// version are where symbols are looked for that the guest's memory does not have.
@@ -46,7 +46,9 @@ pub fn report(
 ) -> io::Result<()> {
     let states = running.states();
     let memory = running.ram().memory();
-    let symbols = symbols(memory, &states, kernel);
+    let in_kernel = |it: &State| it.activity != Activity::NotStarted && !it.is_reset() && !it.is_user();
+    let symbols =
+        if states.iter().flatten().any(in_kernel) { symbols(memory, &states, kernel) } else { None };
     for (index, state) in states.iter().enumerate().take(VCPUS) {
         match state {
             Some(state) => Vcpu { index, state, memory, symbols: symbols.as_ref() }.print(out)?,
@@ -59,11 +61,6 @@ pub fn report(
     }
 }
 
-/// Whether what ended the machine is worth a report.
-pub fn is_crash(reason: Option<&Exit>) -> bool {
-    matches!(reason, Some(Exit::Crash(_) | Exit::Panicked | Exit::TripleFault { .. } | Exit::Reset))
-}
-
 /// The symbols of the kernel that the vCPUs run.
 fn symbols(
     memory: &GuestMemory,
@@ -74,27 +71,28 @@ fn symbols(
     let fault = states().find_map(|state| page_fault_code(memory, state));
     let code = |state: &State| {
         let address = Some(state.regs.rip).filter(|rip| *rip >= KERNEL_HALF)?;
-        Some(AddressSpace::of(memory, &state.sregs)?.find(address)?.address)
+        let physical = AddressSpace::of(memory, &state.sregs)?.find(address)?.address;
+        Some(Place { address, physical })
     };
-    let near = fault.map(|(_, physical)| physical).or_else(|| states().find_map(code)).unwrap_or(UNMOVED);
+    let near = fault.or_else(|| states().find_map(code)).unwrap_or(UNMOVED);
     Symbols::find(memory, near).or_else(|| {
         let (path, version) = kernel?;
         let symbols = Symbols::beside(path, version)?;
         Some(match fault {
-            Some((address, _)) => symbols.moved(PAGE_FAULT_CODE, address),
+            Some(fault) => symbols.moved(PAGE_FAULT_CODE, fault.address),
             None => symbols,
         })
     })
 }
 
-/// Where the code is that a page fault leads to: its virtual and its physical address.
-fn page_fault_code(memory: &GuestMemory, state: &State) -> Option<(u64, u64)> {
+/// Where the code is that a page fault leads to.
+fn page_fault_code(memory: &GuestMemory, state: &State) -> Option<Place> {
     let space = AddressSpace::of(memory, &state.sregs)?;
     let gate = state.sregs.idt.base.checked_add(PAGE_FAULT * 16)?;
     let (low, high) = (space.word(gate)?, space.word(gate.checked_add(8)?)?);
     let address = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
     let physical = space.find(address).filter(|_| address >= KERNEL_HALF)?.address;
-    Some((address, physical))
+    Some(Place { address, physical })
 }
 
 /// A vCPU to be printed.
@@ -198,11 +196,9 @@ impl Vcpu<'_> {
         writeln!(out, "  Call trace:")?;
         for entry in entries {
             let name = tracer.name(entry.address, !entry.interrupted);
-            match (entry.interrupted, entry.certain || self.symbols.is_none()) {
-                (true, _) => writeln!(out, "    interrupted at {name}")?,
-                (false, true) => writeln!(out, "    {name}")?,
-                (false, false) => writeln!(out, "    ? {name}")?,
-            }
+            let doubt = if entry.certain || self.symbols.is_none() { "" } else { "? " };
+            let how = if entry.interrupted { "interrupted at " } else { "" };
+            writeln!(out, "    {doubt}{how}{name}")?;
         }
         Ok(())
     }

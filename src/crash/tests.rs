@@ -7,13 +7,15 @@ use super::*;
 
 /// Where the made kernel's code, stacks and table of gates are, by two pages of 2 MiB from these addresses.
 const CODE: u64 = 0xffff_ffff_8100_0000;
-const DATA: u64 = 0xffff_c900_0000_0000;
+pub(super) const DATA: u64 = 0xffff_c900_0000_0000;
 const CODE_AT: u64 = 0x20_0000;
 const DATA_AT: u64 = 0x40_0000;
 /// A function's length in the made kernel.
 const FUNCTION: u64 = 0x100;
+/// What an interrupt enters.
+const ENTRY: u64 = 31;
 
-fn memory() -> GuestMemory {
+pub(super) fn memory() -> GuestMemory {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
     let entries = [
         (0x1000 + 511 * 8, 0x2003),
@@ -29,7 +31,7 @@ fn memory() -> GuestMemory {
     memory
 }
 
-fn state(rip: u64, rsp: u64) -> State {
+pub(super) fn state(rip: u64, rsp: u64) -> State {
     State {
         regs: kvm_regs { rip, rsp, rflags: 0x202, rax: 0xabc, ..Default::default() },
         sregs: kvm_sregs {
@@ -45,18 +47,19 @@ fn state(rip: u64, rsp: u64) -> State {
     }
 }
 
-/// `function_N` at every 256 bytes of the code.
+/// `function_N` at every 256 bytes of the code, but for [`ENTRY`].
 fn symbols() -> Symbols {
-    let line = |index: u64| format!("{:016x} T function_{index}\n", CODE + index * FUNCTION);
+    let name = |index| if index == ENTRY { "asm_interrupt".to_owned() } else { format!("function_{index}") };
+    let line = |index: u64| format!("{:016x} T {}\n", CODE + index * FUNCTION, name(index));
     Symbols::from_system_map((0..200).map(line).collect::<String>().into_bytes()).unwrap()
 }
 
-fn code(index: u64, offset: u64) -> u64 {
+pub(super) fn code(index: u64, offset: u64) -> u64 {
     CODE + index * FUNCTION + offset
 }
 
 /// Puts a call of `function_callee` in front of an address of `function_caller`, and returns that.
-fn call(memory: &GuestMemory, caller: u64, offset: u64, callee: u64) -> u64 {
+pub(super) fn call(memory: &GuestMemory, caller: u64, offset: u64, callee: u64) -> u64 {
     let address = code(caller, offset);
     let target = code(callee, 0).wrapping_sub(address) as u32;
     let bytes = [&[0xe8][..], &target.to_le_bytes()].concat();
@@ -71,7 +74,7 @@ fn instruction(memory: &GuestMemory, function: u64, offset: u64, bytes: &[u8]) -
     address
 }
 
-fn stack(memory: &GuestMemory, at: u64, words: &[u64]) {
+pub(super) fn stack(memory: &GuestMemory, at: u64, words: &[u64]) {
     for (index, word) in (0..).zip(words) {
         memory.write_obj(*word, GuestAddress(at - DATA + DATA_AT + index * 8)).unwrap();
     }
@@ -151,19 +154,28 @@ fn calls_of_every_form_are_told_from_other_instructions() {
 #[test]
 fn the_stack_below_an_interrupt_is_followed() {
     let memory = memory();
-    let handler = call(&memory, 31, 0x11, 30);
-    let interrupted = code(40, 0x22);
+    let handler = call(&memory, ENTRY, 0x11, 30);
+    let (stale, interrupted) = (code(77, 0x33), code(40, 0x22));
     let below = call(&memory, 41, 0x44, 40);
     // At the very top of the mapped data, and below it another stack.
     let top = DATA + (2 << 20);
-    stack(&memory, top - 0x100, &[handler]);
-    stack(&memory, top - 8, &[DATA + 0x8000]);
-    stack(&memory, DATA + 0x8000, &[interrupted, 0x10, 0x246, DATA + 0x9000, 0x18, below]);
-    let report = printed(&memory, &state(code(30, 1), top - 0x100), Some(&symbols()));
-    assert_eq!(
-        trace(&report),
-        ["function_31+0x11/0x100", "interrupted at function_40+0x22/0x100", "function_41+0x44/0x100"]
-    );
+    let frame = |rip| [rip, 0x10, 0x246, DATA + 0x9000, 0x18];
+    stack(&memory, top - 0x100, &frame(stale));
+    stack(&memory, top - 0x80, &[handler]);
+    stack(&memory, DATA + 0x8000, &frame(interrupted));
+    stack(&memory, DATA + 0x9000, &[below]);
+    let expected = [
+        "? interrupted at function_77+0x33/0x100",
+        "asm_interrupt+0x11/0x100",
+        "interrupted at function_40+0x22/0x100",
+        "function_41+0x44/0x100",
+    ];
+    // The way to it is a word by itself, or the processor's frame.
+    for last in [&[DATA + 0x8000][..], &[0, 0x10, 2, DATA + 0x8000, 0][..]] {
+        stack(&memory, top - 8 * last.len() as u64, last);
+        let report = printed(&memory, &state(code(30, 1), top - 0x100), Some(&symbols()));
+        assert_eq!(trace(&report), expected);
+    }
 }
 
 #[test]

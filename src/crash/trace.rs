@@ -4,7 +4,7 @@
 //! What a finished call has left looks the same. An address whose call leads to the function of the one before is borne
 //! out; others are told with a `?`, as the kernel does.
 
-use boot::kallsyms::{KERNEL_HALF, Symbol, Symbols};
+use boot::kallsyms::{Symbol, Symbols};
 
 use super::paging::AddressSpace;
 
@@ -63,11 +63,9 @@ impl Tracer<'_> {
                 stack[..len].as_chunks().0.iter().map(|it| u64::from_le_bytes(*it)).collect();
             seen.push(start..start.saturating_add(len as u64));
             self.scan(&words, &mut entries);
-            // A stack of interrupts has at its very top where the stack before it was.
-            let last = words.last().copied().filter(|_| len < STACK);
-            next = last
-                .filter(|&at| at >= KERNEL_HALF && at % 8 == 0 && !seen.iter().any(|it| it.contains(&at)));
-            next = next.filter(|&at| entries.len() < MOST && self.space.word(at).is_some());
+            next = below(&words).filter(|_| len < STACK && entries.len() < MOST);
+            next =
+                next.filter(|&at| !seen.iter().any(|it| it.contains(&at)) && self.space.word(at).is_some());
         }
         self.mark(rip, &mut entries);
         entries
@@ -85,7 +83,7 @@ impl Tracer<'_> {
             let frame = words.get(index + 1..index + 5);
             let interrupted = frame.is_some_and(|it| it[0] == KERNEL_CS && matches!(it[3], KERNEL_SS | 0));
             if interrupted && self.is_code(address) {
-                entries.push(Entry { address, interrupted, certain: true, called: Called::Unknown });
+                entries.push(Entry { address, interrupted, certain: false, called: Called::Unknown });
             } else if let Some(called) = self.call_before(address).filter(|_| self.is_code(address - 1)) {
                 entries.push(Entry { address, interrupted: false, certain: false, called });
             }
@@ -135,15 +133,14 @@ impl Tracer<'_> {
         let calls = |index: usize, name: &Option<String>| name.is_some() && names[index].1 == *name;
         let (mut current, mut index) = (function(rip), 0);
         while index < entries.len() {
-            let part =
-                entries[index..].iter().position(|it| it.interrupted).map_or(entries.len(), |it| index + it);
-            let caller = (index..part).find(|&caller| calls(caller, &current));
-            let resumed = |&it: &usize| (it + 1..part).any(|caller| calls(caller, &names[it].0));
-            let next = caller.or_else(|| (index..part).find(resumed)).unwrap_or(part);
-            if next < entries.len() {
-                entries[next].certain = true;
-                current.clone_from(&names[next].0);
-            }
+            let entered = current.as_deref().is_some_and(is_entry);
+            let rest = || index..entries.len();
+            let caller = rest().find(|&it| calls(it, &current) || entered && entries[it].interrupted);
+            let is_called = |it: usize| (it + 1..entries.len()).any(|caller| calls(caller, &names[it].0));
+            let resumed = || rest().find(|&it| !entries[it].interrupted && is_called(it));
+            let Some(next) = caller.or_else(resumed) else { return };
+            entries[next].certain = true;
+            current.clone_from(&names[next].0);
             index = next + 1;
         }
     }
@@ -158,6 +155,23 @@ impl Tracer<'_> {
             None => format!("{address:#x}"),
         }
     }
+}
+
+/// Where the stack is that this one stands on, if it is one of interrupts or exceptions: Linux keeps that at the very top,
+/// by itself or in the frame that the processor pushed.
+fn below(words: &[u64]) -> Option<u64> {
+    let at = match *words {
+        [.., _, KERNEL_CS, _, rsp, KERNEL_SS | 0] => rsp,
+        [.., last] => last,
+        [] => return None,
+    };
+    // Stacks are in the kernel's half, which begins here with 5-level paging.
+    (at >= 0xff00 << 48 && at.is_multiple_of(8)).then_some(at)
+}
+
+/// Whether a function of this name is what an interrupt enters (Linux `arch/x86/include/asm/idtentry.h`).
+fn is_entry(name: &str) -> bool {
+    name.starts_with("asm_") || name.ends_with("_nmi")
 }
 
 /// A function's name without what compilers call parts of it that they have moved: `.cold`, `.part.0`.

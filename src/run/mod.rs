@@ -129,7 +129,7 @@ impl End {
     /// What the reason and the reset word say. Linux writes that word before every reset that it asks for, whichever
     /// way it then takes, so a triple fault without it was none of Linux's doing.
     fn of(running: &Running, panics_warmly: bool, panic_seen: bool) -> Self {
-        let told = running.exit().panic() == Panic::Told;
+        let told = running.exit().panic() != Panic::None;
         let panicked = told || panic_seen || panics_warmly && running.reset_word() == ResetWord::Warm;
         match running.exit().reason() {
             Some(Exit::Panicked) => Self::Crashed("kernel panic".to_owned()),

@@ -5,15 +5,17 @@
 //! there the others are found, in either order that kernels have had them in:
 //!
 //! - up to Linux 6.3: offsets, base, count, names, markers (6.2 and 6.3: an order of names), tokens, token index;
-//! - from Linux 6.4: count, names, markers, tokens, token index, offsets, base.
+//! - from Linux 6.4: count, names, markers, tokens, token index, offsets, base;
+//! - from Linux 7.0: the same without a base.
 //!
-//! Addresses are offsets from a base, which the kernel has moved with itself where it has moved (KASLR).
+//! Addresses are offsets from the base, which the kernel has moved with itself where it has moved (KASLR); without one,
+//! each is an offset from where it is itself.
 
 use std::cell::Cell;
 use std::ops::Range;
 
 use super::names::{MARKED, Names, Tokens, codes};
-use super::{KERNEL_HALF, Physical, Symbols};
+use super::{KERNEL_HALF, Physical, Place, Symbols};
 
 /// How far behind an address of the image its tables may be, and how far before it: images of distributions have less
 /// than 64 MiB.
@@ -37,13 +39,16 @@ const TOKENS_MAX: u64 = 16 << 10;
 
 const DIGITS: &[u8; 20] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0";
 
-pub(super) fn find(memory: &impl Physical, near: u64) -> Option<Symbols> {
-    Search { memory, left: Cell::new(WORK) }.find(near)
+pub(super) fn find(memory: &impl Physical, near: Place) -> Option<Symbols> {
+    let moved = near.address.wrapping_sub(near.physical);
+    Search { memory, moved, left: Cell::new(WORK) }.find(near.physical)
 }
 
 /// A search, whose work has an end.
 struct Search<'a, M> {
     memory: &'a M,
+    /// How far the image's virtual addresses are from its physical ones.
+    moved: u64,
     /// How many bytes it may still read.
     left: Cell<u64>,
 }
@@ -120,10 +125,11 @@ impl<M: Physical> Search<'_, M> {
     fn symbols(&self, tokens: Tokens, place: Range<u64>) -> Option<Symbols> {
         let (count_at, count, bytes, markers) = self.names(place.start)?;
         let size = (4 * count).next_multiple_of(8);
-        let later = Some((place.end, place.end.checked_add(size)?));
-        let earlier = count_at.checked_sub(8).and_then(|base| Some((base.checked_sub(size)?, base)));
-        let mut places = [later, earlier].into_iter().flatten();
-        let addresses = places.find_map(|(offsets, base)| self.addresses(offsets, base, count))?;
+        let later = || self.addresses(place.end, place.end.checked_add(size)?, count);
+        let placed = || self.placed_addresses(place.end, count);
+        let base = count_at.checked_sub(8);
+        let earlier = || self.addresses(base?.checked_sub(size)?, base?, count);
+        let addresses = later().or_else(earlier).or_else(placed)?;
         Some(Symbols { addresses, names: Names::Compressed { bytes, markers, tokens }, slide: 0 })
     }
 
@@ -185,9 +191,21 @@ impl<M: Physical> Search<'_, M> {
             true => base.wrapping_add((!offset).into()),
             false => base.wrapping_add(offset.into()),
         };
-        let addresses: Vec<u64> = offsets.iter().map(address).collect();
-        (addresses.is_sorted() && addresses.last() > addresses.first()).then_some(addresses)
+        ascending(offsets.iter().map(address).collect())
     }
+
+    /// The addresses, if those are offsets from where they are themselves.
+    fn placed_addresses(&self, offsets: u64, count: u64) -> Option<Vec<u64>> {
+        let places = (offsets.wrapping_add(self.moved)..).step_by(4);
+        let words = self.words(offsets, count)?;
+        let address = |(offset, place): (&u32, u64)| place.wrapping_add_signed((*offset as i32).into());
+        let addresses: Vec<u64> = words.iter().zip(places).map(address).collect();
+        ascending(addresses).filter(|addresses| addresses[0] >= KERNEL_HALF)
+    }
+}
+
+fn ascending(addresses: Vec<u64>) -> Option<Vec<u64>> {
+    (addresses.is_sorted() && addresses.last() > addresses.first()).then_some(addresses)
 }
 
 /// Where in a chunk the ten digits seem to begin: an aligned word of four of them is there wherever they do.

@@ -33,6 +33,15 @@ impl Physical for GuestMemory {
     }
 }
 
+/// Somewhere in a kernel's image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where the kernel sees it.
+    pub address: u64,
+    /// Where it is in guest-physical memory.
+    pub physical: u64,
+}
+
 /// A kernel's symbols.
 pub struct Symbols {
     /// Sorted; as the file or the table has them.
@@ -62,8 +71,8 @@ impl fmt::Display for Symbol {
 }
 
 impl Symbols {
-    /// The tables of the kernel whose image holds the guest-physical address `near`.
-    pub fn find(memory: &impl Physical, near: u64) -> Option<Self> {
+    /// The tables of the kernel whose image holds `near`.
+    pub fn find(memory: &impl Physical, near: Place) -> Option<Self> {
         find::find(memory, near)
     }
 

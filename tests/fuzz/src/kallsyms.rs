@@ -1,7 +1,7 @@
 //! Tables of kernel symbols that say anything, in guest memory and in a `System.map`: what they name is printable.
 
 use arbitrary::{Arbitrary, Unstructured};
-use boot::kallsyms::{KERNEL_HALF, Physical, Symbols};
+use boot::kallsyms::{KERNEL_HALF, Physical, Place, Symbols};
 
 use crate::bytes;
 
@@ -105,7 +105,9 @@ pub fn run(data: &[u8]) {
     let mut memory = tables(input.old);
     input.changes.iter().flatten().for_each(|it| change(&mut memory, it));
     assert!(memory.len() < MOST);
-    let found = Symbols::find(&Memory(memory), START + u64::from(input.near) % (1 << 20));
+    let physical = START + u64::from(input.near) % (1 << 20);
+    let address = if input.asked[3] % 2 == 0 { KERNEL_HALF + physical } else { input.asked[3] };
+    let found = Symbols::find(&Memory(memory), Place { address, physical });
     assert!(found.is_some() || input.changes.iter().any(Option::is_some), "proper tables are not found");
     if let Some(symbols) = found {
         look(&symbols, &input.asked);
