@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use nix::unistd::{getegid, geteuid, getgroups};
 
 use super::shares::Shares;
-use crate::cli::{CommandOptions, Root, RunOptions};
+use crate::cli::{CommandOptions, OnReboot, Root, RunOptions};
 use crate::task::{Task, Terminal, User};
 use crate::terminal;
 
@@ -19,6 +19,7 @@ pub(super) fn check(options: &RunOptions) -> anyhow::Result<()> {
         !options.no_acpi,
         "a command needs virtio devices, which only ACPI tells of: leave out --no-acpi"
     );
+    ensure!(options.on_reboot == OnReboot::Exit, "a command is run once: leave out --on-reboot restart");
     ensure!(options.console.is_none(), "a command has streams instead of a console: leave out --console");
     ensure!(
         options.command.root != Some(Root::Disk) || !options.disks.is_empty(),

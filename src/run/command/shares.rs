@@ -1,6 +1,7 @@
 //! `--root` and `--share`: the host's folders that the guest sees.
 
 use std::env;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -84,8 +85,8 @@ impl Shares {
     }
 }
 
-fn folder(path: &Path) -> nix::Result<OwnedFd> {
-    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+fn folder(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// Where the guest mounts a share: where it is said, or where it is on the host.
