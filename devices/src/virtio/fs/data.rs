@@ -73,10 +73,13 @@ impl Server {
         if !self.share.writable && (access != libc::O_RDONLY || truncate != 0) {
             return Err(Errno::EROFS.into());
         }
-        if access != libc::O_RDONLY || truncate != 0 {
-            call.may_wait()?;
-        }
         let node = call.header.node;
+        let writable = access != libc::O_RDONLY;
+        if writable || truncate != 0 {
+            call.may_wait()?;
+        } else if let Some(handle) = self.table().open_shared(node)? {
+            return self.opened(call, handle, flag::FOPEN_KEEP_CACHE);
+        }
         let held = self.held(node)?;
         // A lease is waited for, but not here.
         let patience = if call.wait { 0 } else { libc::O_NONBLOCK };
@@ -87,7 +90,7 @@ impl Server {
         if truncate != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
             self.drop_privileges(&file)?;
         }
-        let handle = self.table().open(node, Open { file, listing: None })?;
+        let handle = self.table().open(node, Open::file(file, writable))?;
         self.opened(call, handle, flag::FOPEN_KEEP_CACHE)
     }
 
@@ -119,9 +122,9 @@ impl Server {
             Err(error) => return Err(error.into()),
         };
         let node = self.entry(call, call.header.node, name, stat)?;
-        let opened = self
-            .open_created(node, file, asked, how)
-            .and_then(|file| Ok(self.table().open(node, Open { file, listing: None })?));
+        let opened = self.open_created(node, file, asked, how);
+        let writable = access != libc::O_RDONLY;
+        let opened = opened.and_then(|file| Ok(self.table().open(node, Open::file(file, writable))?));
         match opened {
             Ok(handle) => self.opened(call, handle, 0),
             Err(stop) => {

@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -103,8 +103,7 @@ impl Server {
         }
         let held = self.held(node)?;
         let file = host::open_at(&held, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-        let open = Open { file, listing: Some(Mutex::default()) };
-        let handle = self.table().open(node, open)?;
+        let handle = self.table().open(node, Open::directory(file))?;
         self.opened(call, handle, flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR)
     }
 
