@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use devices::virtio::fs::Share as Folder;
 use nix::fcntl::{OFlag, open};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 
 use crate::cli::{CommandOptions, Root, RunOptions};
@@ -15,6 +16,9 @@ use crate::task;
 
 /// The tag of the root folder.
 const ROOT: &str = "root";
+
+/// The most files that this process wants to open.
+const MOST_DESCRIPTORS: u64 = 1 << 17;
 
 /// The folders, open, and where the guest mounts them.
 pub(super) struct Shares {
@@ -29,6 +33,7 @@ impl Shares {
     /// A folder cannot be opened, or two are to be mounted at one place.
     pub fn open(command: &CommandOptions) -> anyhow::Result<Self> {
         let mut this = Self { folders: Vec::new(), mounts: Vec::new() };
+        more_descriptors();
         match command.root.clone().unwrap_or(Root::Folder("/".into())) {
             Root::Folder(folder) => this.add(ROOT, &folder, false)?,
             Root::Disk => {}
@@ -43,6 +48,11 @@ impl Shares {
             );
             this.add(&tag, &spec.folder, spec.writable)?;
             this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable });
+        }
+        // Each takes its part of what this process may open.
+        let count = this.folders.len();
+        for folder in this.folders.iter_mut().filter_map(Arc::get_mut) {
+            folder.limits.descriptors /= count;
         }
         Ok(this)
     }
@@ -59,6 +69,14 @@ impl Shares {
             (Some(Root::Disk), Some(disk)) => task::Root::Disk { readonly: disk.readonly },
             _ => task::Root::Share { tag: ROOT.to_owned() },
         }
+    }
+}
+
+/// Lets this process open as many files as it may: for each that a process of the guest has open, it has one. Where that
+/// is not allowed there are fewer.
+fn more_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _fewer = setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST_DESCRIPTORS).max(soft), hard);
     }
 }
 
