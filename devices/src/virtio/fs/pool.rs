@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -18,6 +19,9 @@ use crate::virtio::block::pool::Spawn;
 
 /// The most threads of a share. They wait for disks more than they work.
 const THREADS: usize = 8;
+
+/// How long a thread waits for work before it ends.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A chain in flight.
 struct Job {
@@ -88,8 +92,15 @@ impl Shared {
                 return;
             } else {
                 state.idle += 1;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                let (woken, waited) =
+                    self.work.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+                state = woken;
                 state.idle -= 1;
+                if waited.timed_out() && state.todo.is_empty() {
+                    state.threads -= 1;
+                    self.progress.notify_all();
+                    return;
+                }
             }
         }
     }
