@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
   125  kite or the host failed: usage, no KVM, no memory, unreadable image
-  255  the guest crashed: triple fault, KVM internal error, kernel panic
+  255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
   124, 126 and 127 are reserved for commands run in the guest.
   Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
 

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod coalesced;
 pub mod console;
+pub mod crash;
 pub mod disk;
 pub mod doctor;
 pub mod duration;

@@ -25,6 +25,8 @@ const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 /// What is booted, but for the initrd.
 pub(super) struct Boot {
+    /// The kernel's file.
+    pub kernel: PathBuf,
     pub image: Image,
     pub cmdline: String,
     /// Whether a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
@@ -52,7 +54,7 @@ impl Boot {
                  --force if this kernel is made for PVM"
             );
         }
-        Ok(Self { image, cmdline, panics_warmly, task: None })
+        Ok(Self { kernel: path, image, cmdline, panics_warmly, task: None })
     }
 }
 

@@ -4,6 +4,7 @@ mod command;
 mod devices;
 mod image;
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use ::devices::serial::Host;
@@ -13,7 +14,8 @@ use nix::sys::sysinfo::sysinfo;
 
 use crate::cli::{self, OnReboot, RunOptions};
 use crate::console::{self, Console};
-use crate::exit::Exit;
+use crate::crash;
+use crate::exit::{Exit, Panic};
 use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
@@ -44,7 +46,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         let signal = console.attend(&mut running)?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
-            None => End::of(&running, boot.panics_warmly),
+            None => End::of(&running, boot.panics_warmly, console.printed().1),
         };
         // Whoever told kite to end may be the one who reads nothing.
         if !matches!(running.exit().reason(), Some(Exit::Quit)) && !matches!(end, End::Signal(_)) {
@@ -62,6 +64,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
             End::Crashed(what) => {
                 terminal::restore();
                 cli::complain(&format!("the guest crashed: {what}"));
+                report_crash(&running, &boot);
                 return Ok(cli::CRASHED);
             }
             End::Failed(what) => bail!(what),
@@ -124,9 +127,11 @@ enum End {
 impl End {
     /// What the reason and the reset word say. Linux writes that word before every reset that it asks for, whichever
     /// way it then takes, so a triple fault without it was none of Linux's doing.
-    fn of(running: &Running, panics_warmly: bool) -> Self {
-        let panicked = panics_warmly && running.reset_word() == ResetWord::Warm;
+    fn of(running: &Running, panics_warmly: bool, panic_seen: bool) -> Self {
+        let told = running.exit().panic() == Panic::Told;
+        let panicked = told || panic_seen || panics_warmly && running.reset_word() == ResetWord::Warm;
         match running.exit().reason() {
+            Some(Exit::Panicked) => Self::Crashed("kernel panic".to_owned()),
             Some(Exit::Reset | Exit::TripleFault { .. }) if panicked => {
                 Self::Crashed("kernel panic".to_owned())
             }
@@ -134,8 +139,10 @@ impl End {
                 Self::Crashed(format!("triple fault on vCPU {vcpu}"))
             }
             Some(Exit::Reset | Exit::TripleFault { .. }) => Self::Reboot,
-            // Neither of the last two comes without a command, whose room looks for them first.
-            Some(Exit::PowerOff | Exit::Quit | Exit::Command(_) | Exit::TimedOut) => Self::Done,
+            // None of the last three comes without a command, whose room looks for them first.
+            Some(Exit::PowerOff | Exit::Quit | Exit::Command(_) | Exit::TimedOut | Exit::Idle(_)) => {
+                Self::Done
+            }
             Some(Exit::Crash(what)) => Self::Crashed(what.clone()),
             Some(Exit::Signal(signal)) => Self::Signal(*signal),
             Some(Exit::Failed(error)) => Self::Failed(format!("{error:#}")),
@@ -155,6 +162,16 @@ fn check_memory(size: u64) -> anyhow::Result<()> {
         host >> 20
     );
     Ok(())
+}
+
+/// Tells what each vCPU was at. Whether anybody reads it changes nothing.
+fn report_crash(running: &Running, boot: &Boot) {
+    let mut text = Vec::new();
+    let version = boot.image.version();
+    let kernel = Some((boot.kernel.as_path(), version.as_deref()));
+    if crash::report(running, kernel, &mut text).is_ok() {
+        let _ = io::stderr().write_all(&text);
+    }
 }
 
 fn report_lost_output(running: &Running, console: &Console) {

@@ -20,7 +20,7 @@ use crate::console::keys::{Key, Keys};
 use crate::task::{Output, STDIN};
 
 /// How much of standard input is read at once, in bytes.
-const CHUNK: usize = 16 << 10;
+const CHUNK: usize = 64 << 10;
 /// The stack of a thread that carries bytes, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
 

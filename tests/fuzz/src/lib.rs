@@ -9,6 +9,7 @@ mod block;
 mod console;
 mod drive;
 mod fs;
+mod kallsyms;
 mod kernel;
 mod modules;
 mod net;
@@ -36,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("serial", serial::run),
     ("kernel", kernel::run),
     ("modules", modules::run),
+    ("kallsyms", kallsyms::run),
 ];
 
 /// The target of this name.

@@ -93,6 +93,11 @@ fn any_list_of_modules_does_no_harm() {
 }
 
 #[test]
+fn any_table_of_symbols_does_no_harm() {
+    seeded("kallsyms", 1000);
+}
+
+#[test]
 fn what_was_found_once_is_not_found_again() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     for (name, target) in fuzz::TARGETS {
