@@ -137,6 +137,11 @@ impl Server {
 
     /// Reads or lists extended attributes; how long that would be, if the guest has no room.
     pub(super) fn get_xattr(&self, call: &mut Call<'_>) -> Placed {
+        if !self.share.attributes {
+            // Once said, it is not asked again.
+            return Err(Errno::ENOSYS.into());
+        }
+        call.may_wait()?;
         let size = call.args.u32()? as usize;
         call.args.skip()?;
         let name = match call.header.opcode {

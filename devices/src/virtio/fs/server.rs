@@ -198,6 +198,7 @@ impl Server {
             opcode::OPENDIR => self.open_directory(call),
             opcode::RELEASE | opcode::RELEASEDIR => self.release(call),
             opcode::LSEEK => self.seek(call),
+            opcode::GETXATTR | opcode::LISTXATTR => self.get_xattr(call),
             opcode::STATFS => self.stat_fs(call),
             opcode::INIT => self.init(call),
             opcode::DESTROY => {
@@ -230,7 +231,6 @@ impl Server {
             opcode::FALLOCATE => self.allocate(call),
             opcode::COPY_FILE_RANGE => self.copy(call),
             opcode::FLUSH => self.flush(call),
-            opcode::GETXATTR | opcode::LISTXATTR => self.get_xattr(call),
             opcode::SETXATTR => self.set_xattr(call),
             opcode::REMOVEXATTR => self.remove_xattr(call),
             _ => Err(Errno::ENOSYS.into()),
