@@ -55,7 +55,7 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose)?;
     let mut session = Session::new(terminal, log)?;
-    let extra = Extra { hvc: None, ports: session.ports(), shares: shares.folders };
+    let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
     let devices = Devices::open(options, extra)?;
     let board = Board { cpus: options.cpus, ram: options.memory(), acpi: true, virtio: devices.count() };
     let mut running = start(options, board, &boot, &devices, &mut None, session.log.host())?;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use devices::virtio::fs::Share as Folder;
 use nix::fcntl::{OFlag, open};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 
 use crate::cli::{CommandOptions, Root, RunOptions};
@@ -19,9 +20,12 @@ const ROOT: &str = "root";
 /// The tag of the kernel's modules.
 const MODULES: &str = "modules";
 
+/// The most files that this process wants to open.
+const MOST_DESCRIPTORS: u64 = 1 << 17;
+
 /// The folders, open, and where the guest mounts them.
 pub(super) struct Shares {
-    pub folders: Vec<Arc<Folder>>,
+    folders: Vec<Folder>,
     pub mounts: Vec<task::Share>,
     /// The guest's root folder is the host's.
     root_is_here: bool,
@@ -33,6 +37,7 @@ impl Shares {
     /// # Errors
     /// A folder cannot be opened, or two are to be mounted at one place.
     pub fn open(command: &CommandOptions) -> anyhow::Result<Self> {
+        more_descriptors();
         let root_is_here = command.root.is_none();
         let mut this = Self { folders: Vec::new(), mounts: Vec::new(), root_is_here };
         match command.root.clone().unwrap_or(Root::Folder("/".into())) {
@@ -49,6 +54,11 @@ impl Shares {
             );
             this.add(&tag, &spec.folder, spec.writable)?;
             this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable });
+        }
+        // Each takes its part of what this process may open.
+        let count = this.folders.len();
+        for folder in this.folders.iter_mut().filter_map(Arc::get_mut) {
+            folder.limits.descriptors /= count;
         }
         Ok(this)
     }
@@ -72,8 +82,18 @@ impl Shares {
 
     fn add(&mut self, tag: &str, path: &Path, writable: bool) -> anyhow::Result<()> {
         let root = folder(path).with_context(|| format!("cannot share folder {}", path.display()))?;
-        self.folders.push(Arc::new(Folder::new(tag, root, writable)));
+        self.folders.push(Folder::new(tag, root, writable));
         Ok(())
+    }
+
+    /// The folders, which share the descriptors that this process may have.
+    pub fn into_folders(self) -> Vec<Arc<Folder>> {
+        let count = self.folders.len().max(1);
+        let divided = self.folders.into_iter().map(|mut folder| {
+            folder.limits.descriptors /= count;
+            Arc::new(folder)
+        });
+        divided.collect()
     }
 
     /// What the guest's root folder is.
@@ -82,6 +102,14 @@ impl Shares {
             (Some(Root::Disk), Some(disk)) => task::Root::Disk { readonly: disk.readonly },
             _ => task::Root::Share { tag: ROOT.to_owned() },
         }
+    }
+}
+
+/// Lets this process open as many files as it may: for each that a process of the guest has open, it has one. Where that
+/// is not allowed there are fewer.
+fn more_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _fewer = setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST_DESCRIPTORS).max(soft), hard);
     }
 }
 

@@ -91,16 +91,17 @@ fn more_nodes_than_there_may_be_are_refused_and_the_others_still_work() {
 }
 
 #[test]
-fn more_handles_than_there_may_be_are_refused() {
+fn more_open_files_than_there_may_be_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "x").unwrap();
     let mut limited = share(folder.path(), true);
     limited.limits.descriptors = 64;
     let guest = Client::new(limited);
     let file = guest.lookup(1, "file").unwrap().node;
-    let handles: Vec<u64> = (0..100).map_while(|_| guest.open(file, libc::O_RDONLY).ok()).collect();
+    let handles: Vec<u64> = (0..100).map_while(|_| guest.open(file, libc::O_RDWR).ok()).collect();
     assert_eq!(handles.len(), 32);
     assert_eq!(guest.open_directory(1), Err(libc::ENFILE));
+    assert_eq!(guest.open(file, libc::O_RDONLY), Err(libc::ENFILE));
     assert_eq!(guest.create(1, "new", libc::O_RDWR, 0o644).err(), Some(libc::ENFILE));
     // In an order that takes the chain of handles apart in the middle and at both ends.
     handles
@@ -111,6 +112,35 @@ fn more_handles_than_there_may_be_are_refused() {
         .for_each(|it| guest.release(*it).unwrap());
     assert_eq!(guest.release(handles[0]), Err(libc::EBADF));
     assert!(guest.open(file, libc::O_RDONLY).is_ok());
+}
+
+#[test]
+fn a_file_that_is_open_a_thousand_times_to_be_read_is_open_once() {
+    alone("virtio::fs::tests::bounds::a_file_that_is_open_a_thousand_times_to_be_read_is_open_once", || {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "content").unwrap();
+        let mut limited = share(folder.path(), true);
+        limited.limits.descriptors = 64;
+        let guest = Client::new(limited);
+        let file = guest.lookup(1, "file").unwrap().node;
+        let [before, _] = files_and_threads();
+        let handles: Vec<u64> = (0..1000).map(|_| guest.open(file, libc::O_RDONLY).unwrap()).collect();
+        assert_eq!(files_and_threads()[0], before + 1);
+        let writer = guest.open(file, libc::O_RDWR).unwrap();
+        assert_eq!(guest.write(handles[0], 0, b"x", 0), Err(libc::EBADF));
+        guest.write(writer, 0, b"C", 0).unwrap();
+        for handle in &handles[1..] {
+            guest.release(*handle).unwrap();
+            assert_eq!(guest.read(*handle, 0, 100), Err(libc::EBADF));
+        }
+        assert_eq!(guest.read(handles[0], 0, 100).unwrap(), b"Content");
+        guest.release(handles[0]).unwrap();
+        guest.release(writer).unwrap();
+        assert_eq!(files_and_threads()[0], before);
+        // All room for others is there again.
+        let handles: Vec<u64> = (0..100).map_while(|_| guest.open(file, libc::O_RDWR).ok()).collect();
+        assert_eq!(handles.len(), 32);
+    });
 }
 
 #[test]

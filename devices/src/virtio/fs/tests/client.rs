@@ -77,7 +77,8 @@ impl Client {
     }
 
     pub fn call(&self, code: u32, node: u64, args: &[u8]) -> Answer<Vec<u8>> {
-        let mut reply = self.raw(&self.request(code, node, args), 256 << 10);
+        let long = [opcode::READ, opcode::READDIR, opcode::READDIRPLUS].contains(&code);
+        let mut reply = self.raw(&self.request(code, node, args), if long { 256 << 10 } else { 8 << 10 });
         let body = reply.split_off(OUT_HEADER.min(reply.len()));
         let mut header = Args(&reply);
         let (len, error) = (header.u32().unwrap(), header.u32().unwrap().cast_signed());

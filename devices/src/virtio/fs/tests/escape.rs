@@ -112,16 +112,33 @@ fn a_fifo_a_socket_and_a_device_are_not_opened() {
 
 #[test]
 fn the_words_of_the_hosts_kernel_are_not_read() {
-    let root = Client::read_only(Path::new("/"));
-    for file in ["proc/version", "proc/sys/kernel/hostname", "proc/kmsg"] {
-        match root.walk(file) {
-            Ok(entry) => assert_eq!(root.open(entry.node, libc::O_RDONLY), Err(libc::EACCES), "{file}"),
-            Err(error) => assert_eq!(error, libc::ENOENT, "{file}"),
-        }
+    let proc = Client::writable(Path::new("/proc"));
+    let version = proc.lookup(1, "version").unwrap();
+    for flags in [libc::O_RDONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC] {
+        assert_eq!(proc.open(version.node, flags), Err(libc::EACCES));
+        assert_eq!(proc.create(1, "version", flags, 0o644).err(), Some(libc::EACCES));
     }
-    // What leads out of /proc does not lead anywhere.
-    let cwd = root.walk("proc/1/cwd").unwrap();
-    assert_eq!(root.lookup(cwd.node, "etc"), Err(libc::ENOTDIR));
+    let cwd = proc.walk("self/cwd");
+    assert_eq!(cwd.err(), Some(libc::ENOTDIR), "what leads out of it leads nowhere");
+}
+
+#[test]
+fn what_the_hosts_kernel_has_mounted_of_its_words_is_empty() {
+    let root = Client::writable(Path::new("/"));
+    let proc = root.lookup(1, "proc").unwrap();
+    assert_eq!(proc.mode & libc::S_IFMT, libc::S_IFDIR);
+    assert_eq!(root.lookup(proc.node, "version"), Err(libc::ENOENT));
+    assert_eq!(root.make(opcode::MKDIR, proc.node, "new", 0o755), Err(libc::ENOENT));
+    assert_eq!(root.create(proc.node, "version", libc::O_WRONLY, 0o644).err(), Some(libc::ENOENT));
+    assert_eq!(root.rename((proc.node, "version"), (1, "x"), 0), Err(libc::ENOENT));
+    assert_eq!(
+        root.ask(opcode::SETATTR, proc.node, &[1, 0, 0, 0, 0, 0, 0, 0, 0o777 << 32, 0, 0]),
+        Err(libc::ENOENT)
+    );
+    let handle = root.open_directory(proc.node).unwrap();
+    for plus in [false, true] {
+        assert_eq!(root.list(proc.node, handle, 0, 4096, plus).unwrap().len(), 0);
+    }
 }
 
 #[test]

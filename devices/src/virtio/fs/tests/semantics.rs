@@ -318,6 +318,18 @@ fn extended_attributes_are_set_read_listed_and_removed() {
 }
 
 #[test]
+fn a_share_that_is_read_only_says_once_that_it_has_no_extended_attributes() {
+    let folder = tempfile::tempdir().unwrap();
+    let guest = Client::read_only(folder.path());
+    let args = [wide(&[100]), string("user.kite")].concat();
+    assert_eq!(guest.call(opcode::GETXATTR, 1, &args), Err(libc::ENOSYS));
+    assert_eq!(guest.ask(opcode::LISTXATTR, 1, &[100]), Err(libc::ENOSYS));
+    let mut told = share(folder.path(), false);
+    told.attributes = true;
+    assert_ne!(Client::new(told).call(opcode::GETXATTR, 1, &args), Err(libc::ENOSYS));
+}
+
+#[test]
 fn holes_are_made_found_and_copied() {
     const MIB: u64 = 1 << 20;
     let folder = tempfile::tempdir().unwrap();
