@@ -88,6 +88,9 @@ pub enum Task {
         kite: std::path::PathBuf,
         #[arg(long)]
         virtme: std::path::PathBuf,
+        /// The archive of files
+        #[arg(long)]
+        tree: std::path::PathBuf,
         #[arg(long)]
         rounds: u32,
     },
@@ -156,7 +159,7 @@ pub fn run(task: Task) -> Result<ExitCode> {
         Task::Boot { only } => boot_everywhere(only)?,
         Task::Io { rounds, only } => io_somewhere(rounds, &only)?,
         Task::Run { rounds } => run_in_lab(rounds)?,
-        Task::RunHere { kite, virtme, rounds } => run::run(&kite, &virtme, rounds)?,
+        Task::RunHere { kite, virtme, tree, rounds } => run::run(&kite, &virtme, &tree, rounds)?,
         Task::IoHere { kite, rounds, only, kernel } => io::run(kite, &kernel, rounds, &only)?,
         Task::StartHere { programs, rounds, kernel } => {
             let (kernel, images) = here(&programs, &kernel)?;
@@ -261,6 +264,7 @@ fn run_in_lab(rounds: u32) -> Result<()> {
     println!("In the lab, whose times are an emulator's: only their ratios mean something.");
     lab.timeout = LIMIT;
     let mut arguments: Vec<OsString> = vec!["run-here".into(), "--kite".into(), kite.into()];
+    arguments.extend(["--tree".into(), run::tree()?.into()]);
     arguments.extend(["--virtme".into(), virtme.into(), "--rounds".into(), rounds.to_string().into()]);
     in_lab(&mut lab, arguments)
 }

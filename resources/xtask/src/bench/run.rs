@@ -17,6 +17,8 @@ const PROGRAMS: [(&str, &str); 4] =
 /// Files of the tree that git looks at, in folders of so many.
 const FILES: usize = 50_000;
 const IN_A_FOLDER: usize = 100;
+/// The tree's folder.
+const TREE: &str = "tree";
 /// What a run may take.
 const LIMIT: Duration = Duration::from_secs(600);
 /// Says how many nanoseconds git takes, cold and warm.
@@ -61,7 +63,7 @@ struct Subject<'a> {
 ///
 /// # Errors
 /// A guest fails.
-pub fn run(kite: &Path, virtme: &Path, rounds: u32) -> Result<()> {
+pub fn run(kite: &Path, virtme: &Path, tree: &Path, rounds: u32) -> Result<()> {
     let kernel = Kernel::open(LAB)?.context("the lab's kernel is missing")?;
     // virtme-ng looks for a kernel's modules where they are installed.
     let installed = Path::new("/lib/modules").join(&kernel.release);
@@ -69,8 +71,11 @@ pub fn run(kite: &Path, virtme: &Path, rounds: u32) -> Result<()> {
     output(Command::new("cp").arg("-aT").arg(kernel.modules()).arg(&installed))?;
     let image = Path::new("/boot").join(format!("vmlinuz-{}", kernel.release));
     fs::copy(kernel.bz_image(), &image).context("installing the kernel")?;
-    let tree = tempfile::tempdir().context("making a folder")?;
-    plant(tree.path())?;
+    let folder = tempfile::tempdir().context("making a folder")?;
+    output(Command::new("tar").arg("-xf").arg(tree).arg("-C").arg(folder.path()))?;
+    let tree = folder.path().join(TREE);
+    // What an archive does not keep, git would have to look at again.
+    output(git(&tree).arg("status"))?;
     let mut subjects = [
         Subject {
             name: "kite",
@@ -89,12 +94,15 @@ pub fn run(kite: &Path, virtme: &Path, rounds: u32) -> Result<()> {
             let start = Instant::now();
             said((subject.command)("true").current_dir("/"))?;
             subject.figures[0].push(start.elapsed().as_secs_f64());
-            let text = said((subject.command)(GIT).current_dir(tree.path()))?;
+            eprintln!("xtask:   true: {:.2} s", start.elapsed().as_secs_f64());
+            let text = said((subject.command)(GIT).current_dir(&tree))?;
             let mut times = text
                 .lines()
                 .filter_map(|line| line.trim().strip_prefix("took ")?.strip_suffix('.')?.parse::<f64>().ok());
             for figures in &mut subject.figures[1..] {
-                figures.push(times.next().with_context(|| format!("git told no time:\n{text}"))? / 1e9);
+                let time = times.next().with_context(|| format!("git told no time:\n{text}"))? / 1e9;
+                eprintln!("xtask:   git status: {time:.2} s");
+                figures.push(time);
             }
         }
     }
@@ -119,8 +127,34 @@ fn of_virtme(virtme: &Path, kernel: &Path, script: &str) -> Command {
     command
 }
 
-/// A repository of many files, all of them committed.
+/// An archive of a repository of many files, all of them committed; it is made once.
+///
+/// # Errors
+/// It cannot be made.
+pub fn tree() -> Result<PathBuf> {
+    let archive = host::target("bench")?.join("tree.tar");
+    if !archive.exists() {
+        step(format!("planting {FILES} files"), || {
+            let folder = tempfile::tempdir().context("making a folder")?;
+            plant(&folder.path().join(TREE))?;
+            let part = archive.with_extension("part");
+            output(Command::new("tar").arg("-cf").arg(&part).arg("-C").arg(folder.path()).arg(TREE))?;
+            fs::rename(&part, &archive).context("naming the archive")
+        })?;
+    }
+    Ok(archive)
+}
+
+/// git in this folder, whoever the user is and owns it.
+fn git(folder: &Path) -> Command {
+    let mut git = Command::new("git");
+    git.current_dir(folder).env("HOME", folder).args(["-c", "user.name=a", "-c", "user.email=a@b"]);
+    git.args(["-c", "safe.directory=*"]);
+    git
+}
+
 fn plant(folder: &Path) -> Result<()> {
+    fs::create_dir(folder).context("making a folder")?;
     for file in 0..FILES {
         let parent = folder.join(format!("folder{:03}", file / IN_A_FOLDER));
         if file % IN_A_FOLDER == 0 {
@@ -129,14 +163,8 @@ fn plant(folder: &Path) -> Result<()> {
         fs::write(parent.join(format!("file{file}.c")), format!("int f{file}(void);\n"))
             .context("writing a file")?;
     }
-    let git = |arguments: &[&str]| {
-        let mut git = Command::new("git");
-        git.current_dir(folder).env("HOME", folder).args(["-c", "user.name=a", "-c", "user.email=a@b"]);
-        output(git.args(arguments)).map(drop)
-    };
-    git(&["init", "-q"])?;
-    git(&["add", "."])?;
-    git(&["commit", "-q", "-m", "all"])
+    let work: [&[&str]; 3] = [&["init", "-q"], &["add", "."], &["commit", "-q", "-m", "all"]];
+    work.into_iter().try_for_each(|work| output(git(folder).args(work)).map(drop))
 }
 
 /// What a command says, which is to succeed within the limit.
