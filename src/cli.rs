@@ -32,6 +32,7 @@ Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
   125  kite or the host failed: usage, no KVM, no memory, unreadable image
   255  the guest crashed: triple fault, KVM internal error, kernel panic
+  With --test-devices, a value that the guest writes to port 0xf4 ends it with (value << 1) | 1.
   124, 126 and 127 are reserved for commands run in the guest.
   Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
 
@@ -42,6 +43,7 @@ Examples:
   kite run --kernel bzImage --initrd rootfs.cpio.gz --append 'init=/bin/sh'
   kite run --kernel bzImage --modules target/lib/modules/6.12.0
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
+  kite run --test-devices --kernel vmexit.flat --append cpuid
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
 
 Keys:
@@ -74,7 +76,7 @@ pub enum Command {
 /// How to build the machine and what to boot in it.
 #[derive(Args, Debug)]
 pub struct RunOptions {
-    /// The kernel: a bzImage or an ELF vmlinux [default: $KITE_KERNEL, else the newest /boot/vmlinuz-*]
+    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image [default: $KITE_KERNEL, else the newest /boot/vmlinuz-*]
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
     /// Use this initrd as it is [default: kite itself as /init, and the modules it needs]
@@ -123,6 +125,9 @@ pub struct RunOptions {
     /// Leave out the entropy device
     #[arg(long)]
     pub no_rng: bool,
+    /// Add what KVM's unit tests expect of a machine: isa-debug-exit, pc-testdev, fw_cfg, a PM timer, pci-testdev
+    #[arg(long, conflicts_with = "command")]
+    pub test_devices: bool,
     /// What a guest's reboot does
     #[arg(long, value_name = "ACTION", default_value = "exit")]
     pub on_reboot: OnReboot,

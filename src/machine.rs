@@ -44,6 +44,8 @@ pub struct Board {
     pub acpi: bool,
     /// How many virtio devices, at most [`layout::VIRTIO_MAX`]. Only ACPI tells the guest of them.
     pub virtio: u32,
+    /// Whether there are the devices that KVM's unit tests expect.
+    pub test_devices: bool,
 }
 
 /// A virtio device to be put on the board.

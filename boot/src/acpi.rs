@@ -56,14 +56,14 @@ const FIRST_X2APIC_ID: u32 = 255;
 const MADT_HEADER: usize = 44;
 
 /// Writes the tables of a board with `cpus` CPUs, whose APIC ids are their indices, and `virtio` virtio devices, at most
-/// [`layout::VIRTIO_MAX`], and returns the RSDP's address.
+/// [`layout::VIRTIO_MAX`], and returns the RSDP's address. `pm_timer` is the port of the PM timer, if there is one.
 ///
 /// # Errors
 /// [`Error::TooLong`] from about 8,000 CPUs on; [`Error::Memory`] if there is no RAM from [`layout::RSDP`].
-pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32) -> Result<u64, Error> {
+pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32, pm_timer: Option<u16>) -> Result<u64, Error> {
     let mut tables = Tables(vec![0; (TABLES - layout::RSDP) as usize]);
     let dsdt = tables.push(dsdt(virtio).as_slice());
-    let fadt = tables.push(&bytes_of(&fadt(dsdt)));
+    let fadt = tables.push(&bytes_of(&fadt(dsdt, pm_timer)));
     let end = tables.next() + madt_len(cpus);
     if end > RESET_VECTOR {
         return Err(Error::TooLong { cpus, end });
@@ -73,7 +73,8 @@ pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32) -> Result<u64, Error>
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
-    tables.put(layout::RSDP, &bytes_of(&Rsdp::new(OEM, XSDT_ADDRESS)));
+    let rsdt = pm_timer.map_or(0, |_| tables.push(rsdt(&[fadt, madt]).as_slice()));
+    tables.put(layout::RSDP, &rsdp(rsdt));
     tables.put(XSDT_ADDRESS, &bytes_of(&xsdt));
     memory.write_slice(&tables.0, GuestAddress(layout::RSDP)).map_err(Error::Memory)?;
     memory.write_slice(&reset_code(), GuestAddress(RESET_VECTOR)).map_err(Error::Memory)?;
@@ -114,6 +115,24 @@ fn sdt(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
     let mut sdt = Sdt::new(signature, 36, revision, OEM, OEM_TABLE, OEM_REVISION);
     sdt.append_slice(body);
     sdt
+}
+
+/// The root pointer. Some unit tests look no further than its first, 32-bit table of tables; 0 if there is none.
+fn rsdp(rsdt: u64) -> Vec<u8> {
+    let mut rsdp = bytes_of(&Rsdp::new(OEM, XSDT_ADDRESS));
+    // The tables lie below 1 MiB.
+    rsdp[16..20].copy_from_slice(&(rsdt as u32).to_le_bytes());
+    for (checksum, covered) in [(8, 20), (32, 36)] {
+        rsdp[checksum] = 0;
+        rsdp[checksum] = rsdp[..covered].iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
+    }
+    rsdp
+}
+
+/// The root table with 32-bit addresses (§5.2.7).
+fn rsdt(tables: &[u64]) -> Sdt {
+    let addresses: Vec<u8> = tables.iter().flat_map(|table| (*table as u32).to_le_bytes()).collect();
+    sdt(*b"RSDT", 1, &addresses)
 }
 
 /// The definition block: the devices that cannot be discovered, and the sleep type that powers off.
@@ -182,8 +201,9 @@ fn virtio_mmio(body: &mut Vec<u8>, index: u32) {
     .to_aml_bytes(body);
 }
 
-/// The fixed description: hardware-reduced, so that all it holds is how to power off and reset.
-fn fadt(dsdt: u64) -> FADT {
+/// The fixed description: hardware-reduced, so that all it holds is how to power off and reset. A PM timer is there for
+/// those who read the table without asking what kind of board it is, as unit tests do; others are to ignore it (§5.2.9).
+fn fadt(dsdt: u64, pm_timer: Option<u16>) -> FADT {
     let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
@@ -194,6 +214,12 @@ fn fadt(dsdt: u64) -> FADT {
     fadt.sleep_status_reg = port(layout::POWER_PORT + 1);
     fadt.reset_reg = port(RESET_PORT);
     fadt.reset_value = layout::RESET_VALUE;
+    if let Some(port) = pm_timer {
+        fadt = fadt.flag(Flags::TmrValExt);
+        fadt.pm_tmr_blk = u32::from(port).into();
+        fadt.pm_tmr_len = 4;
+        fadt.x_pm_tmr_blk = GAS::new(AddressSpace::SystemIo, 32, 0, AccessSize::DwordAccess, port.into());
+    }
     fadt.finalize()
 }
 
@@ -243,7 +269,7 @@ mod tests {
 
     fn written(cpus: u32) -> GuestMemory {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        assert_eq!(write(&memory, cpus, 3).unwrap(), layout::RSDP);
+        assert_eq!(write(&memory, cpus, 3, None).unwrap(), layout::RSDP);
         memory
     }
 
@@ -325,6 +351,29 @@ mod tests {
     }
 
     #[test]
+    fn a_pm_timer_is_found_through_either_table_of_tables() {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        write(&memory, 2, 0, Some(0x608)).unwrap();
+        let [fadt, madt, _] = walk(&memory);
+        assert_eq!((u32_at(&fadt, 76), fadt[91]), (0x608, 4));
+        assert_eq!((fadt[208..212].to_vec(), u64_at(&fadt, 212)), (vec![1, 32, 0, 3], 0x608));
+        assert_eq!(u32_at(&fadt, 112), 1 << 20 | 1 << 10 | 1 << 8, "flags");
+        let rsdt: u32 = memory.read_obj(GuestAddress(layout::RSDP + 16)).unwrap();
+        let rsdt = table(&memory, rsdt.into());
+        assert_eq!((&rsdt[..4], rsdt.len()), (&b"RSDT"[..], 44));
+        assert_eq!(table(&memory, u32_at(&rsdt, 36).into()), fadt);
+        assert_eq!(table(&memory, u32_at(&rsdt, 40).into()), madt);
+    }
+
+    #[test]
+    fn without_a_pm_timer_nothing_tells_of_one() {
+        let memory = written(1);
+        let [fadt, ..] = walk(&memory);
+        assert_eq!((u32_at(&fadt, 76), fadt[91], u64_at(&fadt, 212)), (0, 0, 0));
+        assert_eq!(memory.read_obj::<u32>(GuestAddress(layout::RSDP + 16)).unwrap(), 0);
+    }
+
+    #[test]
     fn the_reset_vector_writes_the_reset_register() {
         let mut code = [0; 8];
         written(1).read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
@@ -355,9 +404,9 @@ mod tests {
     #[test]
     fn more_cpus_than_fit_are_refused_before_any_work() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        assert!(write(&memory, 8000, layout::VIRTIO_MAX).is_ok());
+        assert!(write(&memory, 8000, layout::VIRTIO_MAX, None).is_ok());
         for cpus in [8400, u32::MAX] {
-            assert!(matches!(write(&memory, cpus, 3), Err(Error::TooLong { .. })));
+            assert!(matches!(write(&memory, cpus, 3, None), Err(Error::TooLong { .. })));
         }
         assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::ACPI_END)).unwrap(), 0);
     }
@@ -365,6 +414,6 @@ mod tests {
     #[test]
     fn memory_that_ends_below_the_tables_is_an_error() {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
-        assert!(matches!(write(&memory, 1, 0), Err(Error::Memory(_))));
+        assert!(matches!(write(&memory, 1, 0, None), Err(Error::Memory(_))));
     }
 }

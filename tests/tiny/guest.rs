@@ -114,6 +114,8 @@ pub enum Entry {
     Long,
     /// In 32-bit protected mode without paging, EBX at PVH's start information.
     Pvh,
+    /// The same with Multiboot's information.
+    Multiboot,
 }
 
 /// A guest as a file.
@@ -128,9 +130,24 @@ impl Elf {
     pub fn new(code: &[u8], entry: Entry) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.elf");
-        std::fs::write(&path, elf(code, entry)).unwrap();
+        let file = if entry == Entry::Multiboot { multiboot(code) } else { elf(code, entry) };
+        std::fs::write(&path, file).unwrap();
         Self { _folder: folder, path }
     }
+}
+
+/// The code at `BASE`, and behind it a header with addresses (Multiboot Specification 0.6.96 §3.1).
+pub fn multiboot(code: &[u8]) -> Vec<u8> {
+    const FLAGS: u32 = 1 << 16 | 3;
+    const MAGIC: u32 = 0x1bad_b002;
+    let (start, len) = (BASE as u32, code.len() as u32);
+    let checksum = 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
+    let header = [MAGIC, FLAGS, checksum, start + len.next_multiple_of(4), start, 0, 0, start];
+    let mut file = code.to_vec();
+    file.resize(code.len().next_multiple_of(4), 0);
+    file.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+    assert!(file.len() <= 8192, "the header would be too far back");
+    file
 }
 
 /// One loadable segment at `BASE`, and a note if the entry is PVH's.

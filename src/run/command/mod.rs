@@ -47,7 +47,13 @@ pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
     let mut session = Session::new(terminal, log)?;
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.folders };
     let devices = Devices::open(options, extra)?;
-    let board = Board { cpus: options.cpus, ram: options.memory(), acpi: true, virtio: devices.count() };
+    let board = Board {
+        cpus: options.cpus,
+        ram: options.memory(),
+        acpi: true,
+        virtio: devices.count(),
+        test_devices: false,
+    };
     let mut running = start(options, board, &boot, &devices, &mut None, session.log.host())?;
     let limits = Limits { start: begun, timeout: command.timeout };
     let attended = session.attend(&running, &limits, None);
@@ -69,7 +75,7 @@ pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
             );
             Ok(cli::TIMED_OUT)
         }
-        _ => match MachineEnd::of(&running, boot.panics_warmly) {
+        _ => match MachineEnd::of(&running, boot.conventions) {
             MachineEnd::Crashed(what) => {
                 tell_of_death(&session.log, &format!("the guest crashed: {what}"));
                 Ok(cli::CRASHED)
@@ -79,6 +85,7 @@ pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
                 Ok(cli::CRASHED)
             }
             MachineEnd::Reboot | MachineEnd::Done => Ok(cli::DONE),
+            MachineEnd::Status(code) => Ok(code),
             MachineEnd::Failed(what) => bail!(what),
             MachineEnd::Signal(signal) => {
                 drop(devices);
