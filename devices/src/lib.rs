@@ -8,6 +8,7 @@ pub mod i8042;
 pub mod interrupt;
 pub mod power;
 pub mod serial;
+pub mod testdev;
 #[cfg(test)]
 mod testing;
 pub mod virtio;

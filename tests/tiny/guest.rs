@@ -128,10 +128,14 @@ pub struct Elf {
 impl Elf {
     /// Wraps a guest's code.
     pub fn new(code: &[u8], entry: Entry) -> Self {
+        Self::of(&if entry == Entry::Multiboot { multiboot(code) } else { elf(code, entry) })
+    }
+
+    /// A file with this content.
+    pub fn of(content: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.elf");
-        let file = if entry == Entry::Multiboot { multiboot(code) } else { elf(code, entry) };
-        std::fs::write(&path, file).unwrap();
+        std::fs::write(&path, content).unwrap();
         Self { _folder: folder, path }
     }
 }
@@ -147,6 +151,25 @@ pub fn multiboot(code: &[u8]) -> Vec<u8> {
     file.resize(code.len().next_multiple_of(4), 0);
     file.extend(header.iter().flat_map(|word| word.to_le_bytes()));
     assert!(file.len() <= 8192, "the header would be too far back");
+    file
+}
+
+/// The code at `BASE` in a 32-bit executable with a header that has no addresses, as KVM's unit tests are.
+pub fn multiboot_elf(code: &[u8]) -> Vec<u8> {
+    const CODE: u32 = 4096;
+    const HEADER: [u32; 3] = [0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)];
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    let (base, len) = (BASE as u32, code.len() as u32);
+    let mut file = [
+        b"\x7fELF\x01\x01\x01".to_vec(),
+        vec![0; 9],
+        bytes(&[3 << 16 | 2, 1, base, 52, 0, 0, 32 << 16 | 52, 1, 0]),
+        bytes(&[1, CODE, base, base, len, len, 7, CODE]),
+        bytes(&HEADER),
+    ]
+    .concat();
+    file.resize(CODE as usize, 0);
+    file.extend_from_slice(code);
     file
 }
 
