@@ -24,4 +24,5 @@ mod smp;
 mod testdev;
 mod testdev_ends;
 mod testdev_pci;
+mod unit_tests;
 mod virtio;
