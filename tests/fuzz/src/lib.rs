@@ -12,6 +12,7 @@ mod kernel;
 mod modules;
 mod net;
 mod serial;
+mod testdev;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::virtio::rng::Rng;
@@ -34,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     ("serial", serial::run),
     ("kernel", kernel::run),
     ("modules", modules::run),
+    ("testdev", testdev::run),
 ];
 
 /// The target of this name.
