@@ -1,5 +1,6 @@
 //! The command line as data.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +9,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, net, port};
+use crate::{disk, matrix, net, port};
 
 mod command;
 
@@ -30,10 +31,13 @@ pub const CRASHED: u8 = 255;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
+  124  --timeout or --idle-timeout was over before the command was
   125  kite or the host failed: usage, no KVM, no memory, unreadable image
-  255  the guest crashed: triple fault, KVM internal error, kernel panic
+  126  the command cannot be executed in the guest
+  127  there is no such command in the guest
+  255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
   With --test-devices, a value that the guest writes to port 0xf4 ends it with (value << 1) | 1.
-  124, 126 and 127 are reserved for commands run in the guest.
+  A command that has ended gives its own status, or 128 + the number of the signal that killed it.
   Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
 
 const RUN_EXAMPLES: &str = "\
@@ -45,6 +49,12 @@ Examples:
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
   kite run --test-devices --kernel vmexit.flat --append cpuid
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
+
+  kite run -- uname -a                         a command, in a copy-on-write view of this host's files
+  kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
+  kite run --root rootfs/ -- /bin/sh           a folder as the root; with a terminal, the shell has one
+  kite run --root disk --disk path=debian.img,ephemeral -- cat /etc/os-release
+  git bisect run kite run --timeout 5m --kernel arch/x86/boot/bzImage -- ./reproducer
 
 Keys:
   Ctrl-A X quits, Ctrl-A H lists the keys, Ctrl-A Ctrl-A sends one Ctrl-A.";
@@ -60,9 +70,12 @@ struct Cli {
 /// What kite is asked to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Boot a kernel, its console on standard input and output
+    /// Boot a kernel, its console on standard input and output; or run a command in it
     #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
     Run(Box<RunOptions>),
+    /// Run commands on kernels, every one on every one, several at a time
+    #[command(after_help = matrix::HELP)]
+    Matrix(matrix::Options),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
@@ -82,7 +95,8 @@ pub struct RunOptions {
     /// Use this initrd as it is [default: kite itself as /init, and the modules it needs]
     #[arg(long, value_name = "PATH")]
     pub initrd: Option<PathBuf>,
-    /// Where the kernel's modules are [default: /lib/modules/VERSION, VERSION from the image]
+    /// Where the kernel's modules are: a folder like /lib/modules/VERSION, or the one that the kernel was built in
+    /// [default: where it was built, lib/modules/VERSION beside it, or /lib/modules/VERSION]
     #[arg(long, value_name = "DIR", conflicts_with = "initrd")]
     pub modules: Option<PathBuf>,
     /// Load this module too, after those it depends on; may be given more than once
@@ -226,6 +240,18 @@ pub fn parse() -> Result<Command, ExitCode> {
             complain(&format!("{}; try `kite --help`", one_line(&error)));
             ExitCode::from(FAILED)
         }
+    })
+}
+
+/// Whether kite would take these arguments, the program's name not among them.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn check(arguments: &[OsString]) -> Result<(), String> {
+    let all = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned());
+    Cli::try_parse_from(all).map(drop).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
+        _ => one_line(&error),
     })
 }
 

@@ -2,12 +2,18 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use anyhow::Context;
 use devices::power::{PowerSwitch, Request};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::task::End;
+
+/// Bits of what the guest's kernel has told.
+const TOLD: u8 = 1 << 0;
+const CRASH_KERNEL: u8 = 1 << 1;
 
 /// Why the machine stops.
 #[derive(Debug)]
@@ -29,6 +35,10 @@ pub enum Exit {
     Status(u8),
     /// The guest has run for as long as it may.
     TimedOut,
+    /// The guest has neither run nor printed for so long.
+    Idle(Duration),
+    /// The guest's kernel has panicked, and did not end the machine itself.
+    Panicked,
     /// The user asked kite to quit.
     Quit,
     /// kite was sent this signal.
@@ -41,6 +51,18 @@ pub enum Exit {
 pub struct ExitRequest {
     reason: OnceLock<Exit>,
     event: EventFd,
+    panic: AtomicU8,
+}
+
+/// What the guest's kernel has told of a panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Panic {
+    /// Nothing.
+    None,
+    /// That it has panicked: it has yet to print the last of its messages, and to reset the machine if it is to.
+    Told,
+    /// That a crash kernel, loaded before, takes over.
+    CrashKernel,
 }
 
 impl ExitRequest {
@@ -50,7 +72,8 @@ impl ExitRequest {
     /// The process has no file descriptor left.
     pub fn new() -> anyhow::Result<Self> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        Ok(Self { reason: OnceLock::new(), event: event.context("cannot make an eventfd")? })
+        let event = event.context("cannot make an eventfd")?;
+        Ok(Self { reason: OnceLock::new(), event, panic: AtomicU8::new(0) })
     }
 
     /// Asks the machine to stop. A later reason than the first is dropped.
@@ -58,6 +81,15 @@ impl ExitRequest {
         if self.reason.set(reason).is_ok() {
             // The counter cannot be full: it is written once.
             let _ = self.event.write(1);
+        }
+    }
+
+    /// What the guest's kernel has told of a panic.
+    pub fn panic(&self) -> Panic {
+        match self.panic.load(Ordering::Acquire) {
+            0 => Panic::None,
+            TOLD => Panic::Told,
+            _ => Panic::CrashKernel,
         }
     }
 
@@ -74,9 +106,11 @@ impl ExitRequest {
 
 impl PowerSwitch for ExitRequest {
     fn request(&self, request: Request) {
-        self.request(match request {
-            Request::PowerOff => Exit::PowerOff,
-            Request::Reset => Exit::Reset,
-        });
+        match request {
+            Request::PowerOff => self.request(Exit::PowerOff),
+            Request::Reset => self.request(Exit::Reset),
+            Request::Panicked => _ = self.panic.fetch_or(TOLD, Ordering::AcqRel),
+            Request::CrashLoaded => _ = self.panic.fetch_or(CRASH_KERNEL, Ordering::AcqRel),
+        }
     }
 }

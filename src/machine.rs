@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use boot::cpuid::Leaves;
@@ -18,6 +18,7 @@ use devices::bus::{self, Bus, BusDevice, SharedDevice};
 use devices::cmos::Cmos;
 use devices::i8042::I8042;
 use devices::power::Power;
+use devices::pvpanic::{self, PvPanic};
 use devices::serial::{Host, Serial};
 use devices::virtio::mmio::{self, InterruptLine, Mmio};
 use devices::virtio::{Virtio, VirtioDevice};
@@ -26,7 +27,8 @@ use kvm_ioctls::{Cap, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::coalesced::{Coalesced, CoalescingHost};
-use crate::exit::ExitRequest;
+use crate::crash::state::State;
+use crate::exit::{Exit, ExitRequest};
 use crate::io_thread::{Bell, BellRope, IoThread, Served};
 use crate::memory::GuestRam;
 use crate::pit::Ports;
@@ -175,7 +177,7 @@ impl Machine {
         }
         let threads = threads.into_iter().map(|(name, served)| IoThread::start(&name, served));
         let threads = threads.collect::<Result<_, _>>()?;
-        Ok(Running { vcpus, threads, devices, vm, shared, serial })
+        Ok(Running { vcpus, threads, devices, vm, shared, serial, states: Vec::new() })
     }
 }
 
@@ -215,6 +217,7 @@ fn port_bus(
     put(layout::SERIAL_PORT, 8, serial.clone())?;
     put(layout::CMOS_PORT, 2, shared(Cmos::new(Box::new(SystemTime::now))))?;
     put(layout::POWER_PORT, 3, shared(Power::new(exit.clone())))?;
+    put(layout::PVPANIC_PORT, pvpanic::LEN, shared(PvPanic::new(exit.clone())))?;
     if !board.test_devices {
         put(layout::PIT_PORT, 4, shared(vm.pit(Ports::Timer, exit.clone())))?;
         put(layout::PIT_GATE_PORT, 1, shared(vm.pit(Ports::Gate, exit.clone())))?;
@@ -247,6 +250,8 @@ pub struct Running {
     vm: Vm,
     shared: Shared,
     serial: Arc<Mutex<Serial>>,
+    /// How the vCPUs stood when they were stopped, if that is of interest.
+    states: Vec<Option<State>>,
 }
 
 /// How Linux went into the reset that ended it, by the word it leaves.
@@ -286,8 +291,27 @@ impl Running {
         detached
     }
 
-    /// Ends the vCPUs, then the devices' threads.
+    /// How much processor time the vCPUs have used, together.
+    pub fn cpu_time(&self) -> Duration {
+        self.vcpus.iter().map(VcpuThread::cpu_time).sum()
+    }
+
+    /// How each vCPU stands: now, if they are paused, or as they were stopped; nothing for one that runs or cannot tell.
+    pub fn states(&self) -> Vec<Option<State>> {
+        match self.vcpus.as_slice() {
+            [] => self.states.clone(),
+            vcpus => vcpus.iter().map(|vcpu| vcpu.ask(State::read)?.ok()).collect(),
+        }
+    }
+
+    /// Ends the vCPUs, then the devices' threads. How the vCPUs stood is kept, unless the guest went in peace.
     pub fn stop(&mut self) {
+        use Exit::{Command, PowerOff, Quit, Signal};
+        let peaceful = matches!(self.exit().reason(), None | Some(Command(_) | PowerOff | Quit | Signal(_)));
+        if !peaceful && !self.vcpus.is_empty() {
+            vcpu::pause(&self.vcpus);
+            self.states = self.states();
+        }
         vcpu::stop(std::mem::take(&mut self.vcpus));
         self.threads.clear();
         self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);

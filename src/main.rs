@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use kite::cli::{self, Command};
 use kite::heap::Heap;
-use kite::{doctor, guest, log, run, terminal};
+use kite::{doctor, guest, log, matrix, run, terminal};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Run(options) => run::run(&options),
+        Command::Matrix(options) => matrix::run(&options),
         Command::Doctor { json } => doctor::run(json),
     };
     match result {

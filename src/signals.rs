@@ -26,13 +26,18 @@ pub fn take_over() -> anyhow::Result<SignalFd> {
     let mut waited = SigSet::empty();
     waited.add(Signal::SIGIO);
     waited.add(Signal::SIGWINCH);
-    ENDING.into_iter().filter(|signal| !is_ignored(*signal)).for_each(|signal| waited.add(signal));
+    ending().iter().for_each(|signal| waited.add(signal));
     let mut blocked = waited;
     // Reading a terminal that another job has then fails instead of stopping us, and the guest with us.
     blocked.add(Signal::SIGTTIN);
     blocked.thread_block().context("cannot block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")
+}
+
+/// The signals that are to end kite.
+pub(crate) fn ending() -> SigSet {
+    ENDING.into_iter().filter(|signal| !is_ignored(*signal)).collect()
 }
 
 /// Whether who started kite wants it to outlive the signal, as `nohup` does.

@@ -1,16 +1,19 @@
 //! A vCPU and its thread: the run loop, what happens on an exit, and how the vCPU is stopped and paused.
 //!
 //! Only its own thread runs a vCPU. Others ask through a [`Gate`] and signal the thread until it has answered: a
-//! signal that arrives just before KVM_RUN is lost, so one is not enough.
+//! signal that arrives just before KVM_RUN is lost, so one is not enough. What a vCPU's state is, its thread is asked too,
+//! while it is still.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use devices::bus::Bus;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use nix::time::ClockId;
+use nix::unistd::gettid;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::coalesced::Coalesced;
@@ -26,18 +29,37 @@ const PATIENCE: Duration = Duration::from_micros(500);
 #[derive(Default)]
 struct Gate {
     wanted: AtomicU8,
-    still: Mutex<bool>,
+    posture: Mutex<Posture>,
     changed: Condvar,
+    /// The thread's id, once it has begun.
+    thread: AtomicI32,
 }
 
+/// What a vCPU's thread is at.
+#[derive(Default)]
+struct Posture {
+    /// It does not run the guest, and answers.
+    still: bool,
+    /// It will not run the guest again.
+    ended: bool,
+    question: Option<Question>,
+}
+
+/// What a vCPU that is still is to be asked.
+type Question = Box<dyn FnOnce(&VcpuFd) + Send>;
+
 impl Gate {
-    fn still(&self) -> MutexGuard<'_, bool> {
-        self.still.lock().unwrap_or_else(PoisonError::into_inner)
+    fn posture(&self) -> MutexGuard<'_, Posture> {
+        self.posture.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set_still(&self, still: bool) {
-        *self.still() = still;
-        self.changed.notify_all();
+    fn wait<'a>(&self, posture: MutexGuard<'a, Posture>) -> MutexGuard<'a, Posture> {
+        self.changed.wait(posture).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::wait`], but not for long.
+    fn wait_a_little<'a>(&self, posture: MutexGuard<'a, Posture>) -> MutexGuard<'a, Posture> {
+        self.changed.wait_timeout(posture, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -77,8 +99,10 @@ impl Vcpu {
         let gate = self.gate.clone();
         let name = format!("vcpu{}", self.index);
         let run = move || {
+            self.gate.thread.store(gettid().as_raw(), Ordering::Release);
             self.run();
-            self.gate.set_still(true);
+            self.gate.posture().still = true;
+            self.gate.changed.notify_all();
         };
         let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(run);
         Ok(VcpuThread { gate, thread: Some(thread.context("cannot start a vCPU's thread")?) })
@@ -93,7 +117,8 @@ impl Vcpu {
                 _ => return,
             };
             if step == Step::Ended {
-                return;
+                // The state that it ended in may be asked for.
+                return self.rest(true);
             }
         }
     }
@@ -128,15 +153,27 @@ impl Vcpu {
         if self.settle() == Step::Ended {
             return Step::Ended;
         }
-        let mut still = self.gate.still();
-        *still = true;
-        self.gate.changed.notify_all();
-        while self.gate.wanted.load(Ordering::Acquire) == PAUSE {
-            still = self.gate.changed.wait(still).unwrap_or_else(PoisonError::into_inner);
-        }
-        *still = false;
-        self.gate.changed.notify_all();
+        self.rest(false);
         Step::Interrupted
+    }
+
+    /// Stays still and answers until it is to run on, which one that has `ended` does not, or to stop.
+    fn rest(&self, ended: bool) {
+        let mut posture = self.gate.posture();
+        (posture.still, posture.ended) = (true, ended);
+        self.gate.changed.notify_all();
+        loop {
+            if let Some(question) = posture.question.take() {
+                question(&self.fd);
+            }
+            match self.gate.wanted.load(Ordering::Acquire) {
+                RUN if !ended => break,
+                STOP => break,
+                _ => posture = self.gate.wait(posture),
+            }
+        }
+        posture.still = false;
+        self.gate.changed.notify_all();
     }
 
     /// Completes the access that the last exit was about, without running the guest on: KVM does so at the next entry,
@@ -212,7 +249,7 @@ impl VcpuThread {
     /// Tells the vCPU what to do; [`Self::settled`] waits until it is still.
     fn want(&self, wanted: u8) {
         // Under the lock, so that a paused vCPU cannot miss it between looking and waiting.
-        let _still = self.gate.still();
+        let _posture = self.gate.posture();
         self.gate.wanted.store(wanted, Ordering::Release);
         self.gate.changed.notify_all();
     }
@@ -220,22 +257,46 @@ impl VcpuThread {
     /// Signals the thread until the vCPU is still.
     fn settled(&self) {
         let Some(thread) = &self.thread else { return };
-        let mut still = self.gate.still();
-        while !*still {
+        let mut posture = self.gate.posture();
+        while !posture.still {
             // Fails only for a thread that is gone, which has set `still`.
             let _ = thread.kill(SIGRTMIN());
-            let waited = self.gate.changed.wait_timeout(still, PATIENCE);
-            still = waited.unwrap_or_else(PoisonError::into_inner).0;
+            posture = self.gate.wait_a_little(posture);
         }
     }
 
     /// Lets a paused vCPU go on, and waits until it does.
     fn resume(&self) {
         self.want(RUN);
-        let mut still = self.gate.still();
-        while *still && self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            let waited = self.gate.changed.wait_timeout(still, PATIENCE);
-            still = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let mut posture = self.gate.posture();
+        while posture.still && !posture.ended {
+            posture = self.gate.wait_a_little(posture);
+        }
+    }
+
+    /// Asks the vCPU, which is paused or has ended, something that only its own thread may look at; nothing if it runs.
+    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&VcpuFd) -> T + Send + 'static) -> Option<T> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        {
+            let mut posture = self.gate.posture();
+            if !posture.still {
+                return None;
+            }
+            // Whoever asks waits for the answer.
+            posture.question = Some(Box::new(move |fd| _ = answer.send(question(fd))));
+            self.gate.changed.notify_all();
+        }
+        answered.recv().ok()
+    }
+
+    /// How much processor time the vCPU has used, guest and host; none that cannot be told.
+    pub fn cpu_time(&self) -> Duration {
+        let thread = self.gate.thread.load(Ordering::Acquire);
+        // A thread's own clock (Linux `include/linux/posix-timers.h`, MAKE_THREAD_CPUCLOCK of CPUCLOCK_SCHED).
+        let clock = ClockId::from_raw(!thread << 3 | 4 | 2);
+        match thread {
+            0 => Duration::ZERO,
+            _ => clock.now().map_or(Duration::ZERO, Duration::from),
         }
     }
 }

@@ -140,6 +140,7 @@ fn dsdt(virtio: u32) -> Sdt {
     let mut body = Vec::with_capacity(1024);
     serial(&mut body);
     real_time_clock(&mut body);
+    pvpanic(&mut body);
     (0..virtio).for_each(|index| virtio_mmio(&mut body, index));
     let s5 = aml::Package::new(vec![&S5_SLEEP_TYPE, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
     aml::Name::new("_S5_".into(), &s5).to_aml_bytes(&mut body);
@@ -174,6 +175,26 @@ fn real_time_clock(body: &mut Vec<u8>) {
             &aml::Name::new(
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![&aml::IO::new(layout::CMOS_PORT, layout::CMOS_PORT, 1, 2)]),
+            ),
+        ],
+    )
+    .to_aml_bytes(body);
+}
+
+/// The device by which a kernel tells of its panic (QEMU `docs/specs/pvpanic.rst`).
+fn pvpanic(body: &mut Vec<u8>) {
+    aml::Device::new(
+        "_SB_.PEVT".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"QEMU0001"),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::IO::new(
+                    layout::PVPANIC_PORT,
+                    layout::PVPANIC_PORT,
+                    1,
+                    1,
+                )]),
             ),
         ],
     )
@@ -381,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn the_dsdt_describes_com1_the_clock_and_soft_off() {
+    fn the_dsdt_describes_com1_the_clock_pvpanic_and_soft_off() {
         let [.., dsdt] = walk(&written(1));
         let holds = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
         assert!(holds(b"COM1\x08_HID\x0c\x41\xd0\x05\x01"), "PNP0501");
@@ -389,6 +410,8 @@ mod tests {
         assert!(holds(&[0x89, 6, 0, 0b0011, 1, 4, 0, 0, 0, 0x79]), "GSI 4: edge, high, exclusive");
         assert!(holds(b"RTC_\x08_HID\x0c\x41\xd0\x0b\x00"), "PNP0B00");
         assert!(holds(&[0x47, 1, 0x70, 0, 0x70, 0, 1, 2, 0x79]), "two ports at 0x70 and no interrupt");
+        assert!(holds(b"PEVT\x08_HID\x0dQEMU0001\0"));
+        assert!(holds(&[0x47, 1, 5, 5, 5, 5, 1, 1, 0x79]), "one port at 0x505");
         assert!(holds(b"_S5_\x12\x07\x04\x0a\x05\0\0\0"));
     }
 

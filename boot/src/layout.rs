@@ -70,6 +70,8 @@ pub const PIT_PORT: u16 = 0x40;
 pub const PIT_GATE_PORT: u16 = 0x61;
 /// ACPI sleep control; the next port is sleep status, the one after it the reset register.
 pub const POWER_PORT: u16 = 0x600;
+/// The pvpanic device's port, where QEMU has it.
+pub const PVPANIC_PORT: u16 = 0x505;
 /// What to write to the reset register, two ports after [`POWER_PORT`].
 pub const RESET_VALUE: u8 = 1;
 

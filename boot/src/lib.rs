@@ -8,6 +8,7 @@
 pub mod acpi;
 pub mod cpuid;
 pub mod initramfs;
+pub mod kallsyms;
 pub mod kernel;
 pub mod layout;
 pub mod modules;

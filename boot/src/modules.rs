@@ -11,6 +11,8 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+mod tree;
+
 /// What a line may measure. The longest of a distribution's are a tenth of it.
 const LINE_MAX: usize = 1 << 15;
 /// What a list may measure. A distribution's are a twentieth of it.
@@ -24,7 +26,7 @@ pub enum Error {
     /// The folder itself is missing or closed to us.
     #[error("cannot read modules folder {}", .0.display())]
     Folder(PathBuf, #[source] io::Error),
-    /// `depmod` has not run for this folder.
+    /// `depmod` has not run for this folder, nor was a kernel built in it.
     #[error("{} has no modules.dep: run `depmod -b {} {}`", .dir.display(), .root.display(), .version)]
     NoList {
         /// The folder.
@@ -91,15 +93,20 @@ impl ModuleFile {
 #[derive(Clone, Debug)]
 pub struct Modules {
     dir: PathBuf,
+    /// They are where they were built, not installed.
+    built: bool,
 }
 
 impl Modules {
-    /// The modules in `dir`, a folder like `/lib/modules/VERSION`.
+    /// The modules in `dir`, a folder like `/lib/modules/VERSION`, or one that a kernel was built in.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let list = dir.join("modules.dep");
         match fs::metadata(&list) {
-            Ok(metadata) if metadata.is_file() => Ok(Self { dir: dir.into() }),
+            Ok(metadata) if metadata.is_file() => Ok(Self { dir: dir.into(), built: false }),
             Ok(_) => Err(Error::Malformed { path: list, what: "no bytes" }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && dir.join(tree::ORDER).is_file() => {
+                Ok(Self { dir: dir.into(), built: true })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && dir.is_dir() => Err(no_list(dir)),
             Err(error) => Err(Error::Folder(dir.into(), error)),
         }
@@ -108,6 +115,9 @@ impl Modules {
     /// The files that `names` need, themselves included, in the order to load them and each once, and those of
     /// `optional` that there are. Modules built into the kernel need none; `-` and `_` are one in names.
     pub fn resolve(&self, names: &[&str], optional: &[&str]) -> Result<Vec<ModuleFile>, Error> {
+        if self.built {
+            return tree::resolve(self, &[names, optional].concat(), names.len());
+        }
         let lines = self.lines(&[names, optional].concat(), names.len())?;
         let mut files: Vec<ModuleFile> = Vec::new();
         for line in lines.into_iter().flatten() {
@@ -170,7 +180,7 @@ impl Modules {
     fn file(&self, path: &[u8]) -> Result<ModuleFile, Error> {
         let malformed = |what| Error::Malformed { path: self.dir.join("modules.dep"), what };
         let relative = Path::new(OsStr::from_bytes(path));
-        if !relative.components().all(|part| matches!(part, Component::Normal(_))) {
+        if !is_inside(relative) {
             return Err(malformed("a path that leaves the folder"));
         }
         let stem = stem(path).ok_or_else(|| malformed("a path that is no module's"))?;
@@ -183,6 +193,11 @@ impl Modules {
         let name = String::from_utf8_lossy(name).replace('-', "_");
         Ok(ModuleFile { name, path: self.dir.join(relative) })
     }
+}
+
+/// Whether a relative path cannot lead out of the folder that it is relative to.
+fn is_inside(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn no_list(dir: &Path) -> Error {

@@ -7,6 +7,7 @@ pub mod cmos;
 pub mod i8042;
 pub mod interrupt;
 pub mod power;
+pub mod pvpanic;
 pub mod serial;
 pub mod testdev;
 #[cfg(test)]

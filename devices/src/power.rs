@@ -12,6 +12,10 @@ pub enum Request {
     PowerOff,
     /// Start the machine again.
     Reset,
+    /// Nothing: the guest's kernel tells that it has panicked.
+    Panicked,
+    /// Nothing: the guest's kernel tells that it has panicked and that another one, loaded before, looks into it.
+    CrashLoaded,
 }
 
 /// Whoever can stop the machine.

@@ -44,6 +44,9 @@ pub struct CommandOptions {
     /// Show the kernel's messages, on standard error
     #[arg(long, requires = "command")]
     pub verbose: bool,
+    /// Write what came of it as a JUnit file; what the command prints as KTAP becomes a case each
+    #[arg(long, value_name = "FILE", requires = "command")]
+    pub junit: Option<PathBuf>,
     /// Keep the kernel's messages in this file
     #[arg(long, value_name = "FILE", requires = "command")]
     pub kernel_log: Option<PathBuf>,

@@ -22,6 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
+use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::{Exit, ExitRequest};
 use crate::footprint;
 use crate::machine::Running;
@@ -145,6 +146,8 @@ impl Console {
         let stdin = io::stdin();
         let exit = machine.exit();
         let mut settled = false;
+        let mut watch = Watch::new(None);
+        let interval = PollTimeout::try_from(hang::INTERVAL).expect("a second is no long time");
         while exit.reason().is_none() {
             let reading = self.input_open && (self.terminal.is_some() || self.pending.len() < PENDING);
             let watched = if reading { PollFlags::POLLIN } else { PollFlags::empty() };
@@ -157,8 +160,8 @@ impl Console {
             ];
             // A closed pipe is always ready; once it has been read to its end it must not be asked about again.
             let count = if reading { 4 } else { 3 };
-            match poll(&mut fds[..count], if settled { PollTimeout::NONE } else { SETTLING.into() }) {
-                Ok(0) => {
+            match poll(&mut fds[..count], if settled { interval } else { SETTLING.into() }) {
+                Ok(0) if !settled => {
                     settled = true;
                     footprint::shrink();
                 }
@@ -176,8 +179,18 @@ impl Console {
                 self.read_input(exit);
             }
             self.offer(machine.serial());
+            let (printed, panic_seen) = self.printed();
+            if let Verdict::Dead(why) = watch.check(machine, printed, panic_seen) {
+                exit.request(why);
+            }
         }
         Ok(())
+    }
+
+    /// How much the machine has printed, in bytes, and whether that was a panic in the end.
+    pub fn printed(&self) -> (u64, bool) {
+        let heard = self.ready.heard();
+        (heard.bytes, heard.panic.seen())
     }
 
     /// The signal that tells kite to end, if one waits: a guest that resets itself at once, over and over, leaves

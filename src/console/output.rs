@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signalfd::SignalFd;
 
 use super::{keys::HELP, lock};
+use crate::crash::text::PanicText;
 use crate::exit::{Exit, ExitRequest};
 use crate::signals;
 
@@ -37,6 +38,16 @@ pub(super) enum Line {
 pub(super) struct Ready {
     state: Mutex<State>,
     changed: Condvar,
+    heard: Mutex<Heard>,
+}
+
+/// What a machine has printed so far.
+#[derive(Default)]
+pub(super) struct Heard {
+    /// How many bytes, on either console.
+    pub bytes: u64,
+    /// What the kernel said on the serial port.
+    pub panic: PanicText,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -85,6 +96,11 @@ impl Ready {
         }
     }
 
+    /// What the machine has printed.
+    pub fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn set_closing(&self, closing: bool) {
         self.state().closing = closing;
         self.changed.notify_one();
@@ -109,6 +125,7 @@ impl Output {
     ) -> anyhow::Result<Self> {
         let done = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?);
         ready.set_closing(false);
+        *ready.heard() = Heard::default();
         let writer = Writer { serial, hvc, ready: ready.clone(), exit: exit.clone(), done: done.clone() };
         let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
         let thread = thread.spawn(move || writer.run()).context("cannot start the console's thread")?;
@@ -192,10 +209,14 @@ impl Writer {
         if first == Some(Line::Hvc) {
             self.hvc.take_output(buffer);
         }
+        let start = buffer.len();
         lock(&self.serial).take_output(buffer);
+        let mut heard = self.ready.heard();
+        heard.panic.feed(&buffer[start..]);
         if first != Some(Line::Hvc) {
             self.hvc.take_output(buffer);
         }
+        heard.bytes += buffer.len() as u64;
     }
 }
 

@@ -33,6 +33,9 @@ pub(super) struct Extra {
     pub shares: Vec<Arc<Share>>,
 }
 
+/// The module by which the guest's kernel tells of a panic.
+const PANIC_NOTIFIER: &str = "pvpanic_mmio";
+
 /// What the host has opened for the guest's devices.
 pub(super) struct Devices {
     disks: Vec<disk::Open>,
@@ -91,7 +94,7 @@ impl Devices {
         if !self.networks.is_empty() {
             needed.push("virtio_net");
         }
-        let mut optional = Vec::new();
+        let mut optional = vec![PANIC_NOTIFIER];
         if !self.shares.is_empty() {
             needed.extend(["virtiofs", "overlay"]);
         }

@@ -9,28 +9,30 @@ use anyhow::{Context, bail, ensure};
 use boot::Piece;
 use boot::initramfs;
 use boot::kernel::{self, Image, Protocol};
-use boot::modules::{ModuleFile, Modules};
 
 use super::devices::Devices;
+use super::modules;
 use crate::cli::{ConsoleDevice, RunOptions};
 use crate::task;
 
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
 /// from a reboot; and there are no PCI and no other serial ports to look for.
 const CMDLINE: &str = "panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
-/// The module that finds the board's devices.
-const TRANSPORT: &str = "virtio_mmio";
 const KERNELS: &str = "/boot";
 const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 /// What is booted, but for the initrd.
 pub(super) struct Boot {
+    /// The kernel's file.
+    pub kernel: PathBuf,
     pub image: Image,
     pub cmdline: String,
     /// What the initrd is called.
     pub module: String,
     /// What a reset of the guest's means.
     pub conventions: Conventions,
+    /// The folder of its modules.
+    pub modules: Option<PathBuf>,
     /// What kite's own `/init` is to do, as it is written to the initrd.
     pub task: Option<Vec<u8>>,
 }
@@ -76,13 +78,9 @@ impl Boot {
                  --force if this kernel is made for PVM"
             );
         }
-        Ok(Self {
-            image,
-            cmdline,
-            module: options.initrd.as_deref().map(one_word).unwrap_or_default(),
-            conventions,
-            task: None,
-        })
+        let modules = modules::folder(options, &path, image.version().as_deref());
+        let module = options.initrd.as_deref().map(one_word).unwrap_or_default();
+        Ok(Self { kernel: path, image, cmdline, module, conventions, modules, task: None })
     }
 }
 
@@ -144,8 +142,10 @@ fn one_word(path: &Path) -> String {
 fn console(options: &RunOptions) -> &'static str {
     match options.console {
         // Most of what it says costs a boot more than it tells; a panic and an oops are never quiet.
-        None if options.has_command() && !options.command.shows_kernel() => "console=ttyS0 quiet oops=panic",
-        None if options.has_command() => "console=ttyS0 oops=panic",
+        None if options.has_command() && !options.command.shows_kernel() => {
+            "console=ttyS0 quiet oops=panic cryptomgr.notests"
+        }
+        None if options.has_command() => "console=ttyS0 oops=panic cryptomgr.notests",
         // The kernel's own messages stay with the serial port: a panic prints there whatever has happened before.
         None if options.has_virtio_console() => "console=ttyS0 kite.console=hvc0",
         None | Some(ConsoleDevice::Serial) => "console=ttyS0",
@@ -174,35 +174,8 @@ fn read_initrd(path: &Path) -> anyhow::Result<Vec<Piece>> {
 
 /// kite's own executable as `/init`, with the kernel's modules.
 fn build_initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
-    let modules = find_modules(options, &boot.image, devices)?;
+    let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
     let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
     let init = File::open("/proc/self/exe").context("cannot open kite's own executable")?;
     Ok(initramfs::standard(Arc::new(init), &modules, &files).context("cannot build the initramfs")?.pieces)
-}
-
-/// The module files to load. A kernel without a folder of modules has what it needs built in, unless the user says
-/// otherwise.
-fn find_modules(options: &RunOptions, image: &Image, devices: &Devices) -> anyhow::Result<Vec<ModuleFile>> {
-    let named = options.modules.is_some() || !options.more_modules.is_empty();
-    let folder =
-        match options.modules.clone().or_else(|| Some(Path::new("/lib/modules").join(image.version()?))) {
-            Some(folder) => folder,
-            None => {
-                ensure!(
-                    !named,
-                    "the kernel image does not tell its version; name its modules with --modules DIR"
-                );
-                return Ok(Vec::new());
-            }
-        };
-    if !named && !folder.exists() {
-        return Ok(Vec::new());
-    }
-    let (needed, optional) = devices.modules();
-    let mut names = vec![TRANSPORT];
-    names.extend(needed);
-    names.extend(options.more_modules.iter().map(String::as_str));
-    Modules::open(&folder)
-        .and_then(|modules| modules.resolve(&names, &optional))
-        .context("cannot find the kernel's modules")
 }

@@ -3,7 +3,9 @@
 mod command;
 mod devices;
 mod image;
+mod modules;
 
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use ::devices::serial::Host;
@@ -13,7 +15,8 @@ use nix::sys::sysinfo::sysinfo;
 
 use crate::cli::{self, OnReboot, RunOptions};
 use crate::console::{self, Console};
-use crate::exit::Exit;
+use crate::crash;
+use crate::exit::{Exit, Panic};
 use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
@@ -49,7 +52,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         let signal = console.attend(&mut running)?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
-            None => End::of(&running, boot.conventions),
+            None => End::of(&running, boot.conventions, console.printed().1),
         };
         // Whoever told kite to end may be the one who reads nothing, and a test's status is all it has to say.
         if !matches!(running.exit().reason(), Some(Exit::Quit | Exit::Status(_)))
@@ -70,6 +73,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
             End::Crashed(what) => {
                 terminal::restore();
                 cli::complain(&format!("the guest crashed: {what}"));
+                report_crash(&running, &boot);
                 return Ok(cli::CRASHED);
             }
             End::Failed(what) => bail!(what),
@@ -134,13 +138,13 @@ enum End {
 impl End {
     /// What the reason and the reset word say. Linux writes that word before every reset that it asks for, whichever
     /// way it then takes, so a triple fault without it was none of Linux's doing.
-    fn of(running: &Running, conventions: Conventions) -> Self {
-        let word = match conventions {
-            Conventions::None => ResetWord::Untouched,
-            _ => running.reset_word(),
-        };
-        let panicked = conventions == Conventions::WarmIsPanic && word == ResetWord::Warm;
+    fn of(running: &Running, conventions: Conventions, panic_seen: bool) -> Self {
+        let linux = conventions != Conventions::None;
+        let word = if linux { running.reset_word() } else { ResetWord::Untouched };
+        let told = linux && (panic_seen || running.exit().panic() != Panic::None);
+        let panicked = told || conventions == Conventions::WarmIsPanic && word == ResetWord::Warm;
         match running.exit().reason() {
+            Some(Exit::Panicked) => Self::Crashed("kernel panic".to_owned()),
             Some(Exit::Reset | Exit::TripleFault { .. }) if panicked => {
                 Self::Crashed("kernel panic".to_owned())
             }
@@ -148,8 +152,10 @@ impl End {
                 Self::Crashed(format!("triple fault on vCPU {vcpu}"))
             }
             Some(Exit::Reset | Exit::TripleFault { .. }) => Self::Reboot,
-            // Neither of the last two comes without a command, whose room looks for them first.
-            Some(Exit::PowerOff | Exit::Quit | Exit::Command(_) | Exit::TimedOut) => Self::Done,
+            // None of the last three comes without a command, whose room looks for them first.
+            Some(Exit::PowerOff | Exit::Quit | Exit::Command(_) | Exit::TimedOut | Exit::Idle(_)) => {
+                Self::Done
+            }
             Some(Exit::Status(code)) => Self::Status(*code),
             Some(Exit::Crash(what)) => Self::Crashed(what.clone()),
             Some(Exit::Signal(signal)) => Self::Signal(*signal),
@@ -172,6 +178,16 @@ fn check_memory(size: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tells what each vCPU was at. Whether anybody reads it changes nothing.
+fn report_crash(running: &Running, boot: &Boot) {
+    let mut text = Vec::new();
+    let version = boot.image.version();
+    let kernel = Some((boot.kernel.as_path(), version.as_deref()));
+    if crash::report(running, kernel, &mut text).is_ok() {
+        let _ = io::stderr().write_all(&text);
+    }
+}
+
 fn report_lost_output(running: &Running, console: &Console) {
     let serial = running.serial().lock().unwrap_or_else(std::sync::PoisonError::into_inner).dropped();
     let lost = serial + console.hvc().lost();
@@ -183,7 +199,7 @@ fn report_lost_output(running: &Running, console: &Console) {
 }
 
 /// Ends the process by the signal that it was sent, so that whoever waits for it sees that.
-fn die_by(signal: i32) -> anyhow::Result<u8> {
+pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     use nix::sys::signal::{SigSet, Signal, raise};
     let signal = Signal::try_from(signal).context("an unknown signal")?;
     let mut mask = SigSet::empty();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attempt;
+mod command;
 mod devices;
 mod files;
 mod host;

@@ -132,7 +132,7 @@ fn keys_work_while_the_guest_takes_none() {
     terminal.assert_untouched();
 }
 
-guest!(DEAF, say!("'>'"), "cli\n 2: hlt\n jmp 2b");
+guest!(DEAF, say!("'>'"), "2: sti\n hlt\n jmp 2b");
 
 /// Starts a guest that floods a terminal nobody reads.
 fn flooded() -> (Terminal, crate::session::Session) {

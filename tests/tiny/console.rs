@@ -79,7 +79,7 @@ fn input_may_come_from_a_file() {
     Kite::start(&ECHO, Entry::Long, &[], stdin, Stdio::piped()).end().assert(0, ">from a file.", "");
 }
 
-guest!(IDLE, say!("'i'"), "cli\n 2: hlt\n jmp 2b");
+guest!(IDLE, say!("'i'"), "2: sti\n hlt\n jmp 2b");
 
 #[test]
 fn a_signal_ends_kite_by_that_signal_whatever_the_guest_does() {

@@ -38,7 +38,7 @@ fn who_changes_a_kernel_file_need_not_wait_and_the_guest_does_not_see_it() {
     kite.end().assert(0, b">asis\n", "");
 }
 
-guest!(SAYS, say!("'!'"), "cli\n 2: hlt\n jmp 2b");
+guest!(SAYS, say!("'!'"), "2: sti\n hlt\n jmp 2b");
 
 #[test]
 fn host_and_guest_addresses_agree_within_a_huge_page() {

@@ -186,7 +186,7 @@ fn a_blocked_reader_does_not_hold_up_a_signal() {
     }
 }
 
-guest!(DEAF, say!("'d'"), "cli\n 2: hlt\n jmp 2b");
+guest!(DEAF, say!("'d'"), "2: sti\n hlt\n jmp 2b");
 
 /// Far more than anybody holds.
 const FLOOD: usize = 10 << 20;

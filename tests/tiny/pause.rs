@@ -7,13 +7,15 @@ use std::time::Duration;
 use boot::kernel::Image;
 use devices::bus::BusDevice;
 use devices::serial::Host;
+use kite::crash::state::Activity;
+use kite::exit::Exit;
 use kite::load::Guest;
 use kite::machine::{Board, Machine, Running};
 use kite::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::exits::join;
-use crate::guest::{Blob, Elf, Entry, RESULTS, no_kvm, printed_in_a_hurry};
+use crate::guest::{BASE, Blob, Elf, Entry, RESULTS, no_kvm, printed_in_a_hurry};
 use crate::process::{guarded, until};
 use crate::rig::{Recorder, Rig};
 
@@ -96,6 +98,7 @@ fn a_paused_or_stopped_guest_has_sent_all_that_it_wrote() {
 
 guest!(HALTED, "cli\n 2: hlt\n jmp 2b");
 guest!(SPINNING, "2: jmp 2b");
+guest!(AWAITS, "2: sti\n hlt\n jmp 2b");
 
 #[test]
 fn any_guest_can_be_paused_and_stopped_at_any_time() {
@@ -116,6 +119,66 @@ fn any_guest_can_be_paused_and_stopped_at_any_time() {
             running.stop();
             assert!(running.exit().reason().is_none());
         }
+    });
+}
+
+#[test]
+fn a_vcpu_tells_its_state_while_it_is_still() {
+    if no_kvm("a_vcpu_tells_its_state_while_it_is_still") {
+        return;
+    }
+    guarded(|| {
+        let mut running = run(&SPINNING);
+        for _ in 0..TIMES {
+            running.pause();
+            let state = running.states().remove(0).unwrap();
+            assert_eq!((state.regs.rip, state.activity), (BASE, Activity::Runs));
+            running.resume();
+            assert!(running.states()[0].is_none(), "it runs");
+        }
+        running.exit().request(Exit::Crash("for this test".to_owned()));
+        running.stop();
+        assert_eq!(running.states().remove(0).unwrap().regs.rip, BASE);
+    });
+}
+
+#[test]
+fn a_vcpu_that_has_halted_for_ever_is_told_from_one_that_waits() {
+    if no_kvm("a_vcpu_that_has_halted_for_ever_is_told_from_one_that_waits") {
+        return;
+    }
+    guarded(|| {
+        for (guest, dead) in [(&HALTED, true), (&AWAITS, false)] {
+            let running = run(guest);
+            let halted = || {
+                running.pause();
+                let state = running.states().remove(0).unwrap();
+                running.resume();
+                assert!(dead || !state.is_dead());
+                state.activity == Activity::Halted && state.is_dead() == dead
+            };
+            until("the vCPU to halt", halted);
+        }
+    });
+}
+
+guest!(BREAKS, "mov eax, 0x77\n ud2");
+
+#[test]
+fn a_vcpu_that_has_ended_tells_how_it_stood() {
+    if no_kvm("a_vcpu_that_has_ended_tells_how_it_stood") {
+        return;
+    }
+    guarded(|| {
+        let mut running = run(&BREAKS);
+        until("the guest to end", || running.exit().reason().is_some());
+        running.pause();
+        running.resume();
+        running.pause();
+        let state = running.states().remove(0).unwrap();
+        assert!(state.is_reset() || state.regs.rax == 0x77, "{state:?}");
+        running.stop();
+        assert_eq!(running.states().remove(0).unwrap().regs, state.regs);
     });
 }
 

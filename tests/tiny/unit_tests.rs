@@ -42,7 +42,8 @@ macro_rules! tell_and_end {
 guest!(UNIT_PASS, ".code32", tell_and_end!(0, "PASS: one\\r\\nSUMMARY: 3 tests\\r\\n"));
 guest!(UNIT_FAIL, ".code32", tell_and_end!(1, "FAIL: one\\nSUMMARY: 3 tests, 1 unexpected failures\\n"));
 guest!(UNIT_SKIP, ".code32", tell_and_end!(38, "SUMMARY: 1 tests, 1 skipped\\n"));
-guest!(UNIT_HANG, ".code32\n cli\n 2: hlt\n jmp 2b");
+guest!(UNIT_HANG, ".code32\n 2: jmp 2b");
+guest!(UNIT_HALT, ".code32\n cli\n 2: hlt\n jmp 2b");
 guest!(UNIT_CRASH, ".code32\n mov word ptr [0x203000], 0\n lidt [0x203000]\n ud2");
 guest!(UNIT_OFF, ".code32", power_off!());
 
@@ -117,15 +118,16 @@ fn each_test_of_a_folder_is_a_row_that_tells_how_it_ended() {
         ("d_hang", &UNIT_HANG),
         ("e_crash", &UNIT_CRASH),
         ("f_off", &UNIT_OFF),
+        ("g_halt", &UNIT_HALT),
     ];
     let folder = folder(&tests);
-    write(folder.path(), "g_broken.flat", b"no image\n");
+    write(folder.path(), "h_broken.flat", b"no image\n");
     write(folder.path(), "unittests.cfg", b"[d_hang]\nfile = d_hang.flat\ntimeout = 1\n");
     let logs = folder.path().join("logs");
     let output = run(folder.path(), &["-o", logs.to_str().unwrap(), "FOLDER"]);
     let rows = rows(&output);
     assert_eq!(
-        rows[..7],
+        rows[..8],
         [
             "FAIL d_hang (timeout after 1)",
             "PASS a_pass (3 tests)",
@@ -133,11 +135,12 @@ fn each_test_of_a_folder_is_a_row_that_tells_how_it_ended() {
             "SKIP c_skip (1 tests, 1 skipped)",
             "FAIL e_crash (the guest crashed: triple fault on vCPU 0)",
             "FAIL f_off (it went off without a status)",
-            rows[6].as_str(),
+            "FAIL g_halt (the guest crashed: every vCPU has halted with interrupts off)",
+            rows[7].as_str(),
         ]
     );
-    assert!(rows[6].starts_with("FAIL g_broken (cannot boot ") && rows[6].contains("looks like text"));
-    assert_eq!(rows[7..], ["1 passed, 5 failed, 1 skipped"]);
+    assert!(rows[7].starts_with("FAIL h_broken (cannot boot ") && rows[7].contains("looks like text"));
+    assert_eq!(rows[8..], ["1 passed, 6 failed, 1 skipped"]);
     assert_eq!(output.status.code(), Some(1));
     let log = std::fs::read_to_string(logs.join("b_fail.log")).unwrap();
     assert!(log.contains("FAIL: one"), "{log}");

@@ -34,8 +34,16 @@ enum End {
     PowerOff,
     /// With more words for the command line.
     Reboot(&'static str),
-    Panic,
+    /// With more words for the command line.
+    Panic(&'static str),
 }
+
+/// A kernel that stands still when it has panicked: pvpanic tells.
+const STANDS: &str = "panic=0";
+/// One that has nothing to tell by but its text.
+const ONLY_PRINTS: &str = "panic=0 module_blacklist=pvpanic_mmio";
+/// What is on the stack of a kernel that was asked to crash.
+const CALLERS: [&str; 3] = ["panic", "sysrq_handle_crash", "write_sysrq_trigger"];
 
 /// One guest.
 #[derive(Clone, Debug)]
@@ -56,10 +64,11 @@ impl fmt::Display for Case {
             Format::Pvh => "ELF-PVH",
             Format::Elf => "ELF",
         };
+        let words = |end: &str, how: &str| format!("{end} {how}").trim().replace(' ', ",");
         let end = match self.end {
             End::PowerOff => "poweroff".to_owned(),
-            End::Reboot(how) => ["reboot", how].join(if how.is_empty() { "" } else { "," }),
-            End::Panic => "panic".to_owned(),
+            End::Reboot(how) => words("reboot", how),
+            End::Panic(how) => words("panic", how),
         };
         let acpi = if self.acpi { "" } else { "/no-acpi" };
         write!(out, "linux-{}/{format}/{}cpu/{}M/{end}{acpi}", self.kernel.name, self.cpus, self.memory)
@@ -84,12 +93,15 @@ pub fn cases(kernels: &[Kernel], all: bool) -> Vec<Case> {
                         add(format, cpus, memory, End::PowerOff, true);
                     }
                 }
-                for end in [End::Reboot(""), End::Panic] {
+                for end in [End::Reboot(""), End::Panic("")] {
                     add(format, 2, 1024, end, true);
                 }
             }
             for how in ["reboot=t", "reboot=k", "reboot=a"] {
                 add(BzImage, 2, 1024, End::Reboot(how), true);
+            }
+            for how in [STANDS, ONLY_PRINTS] {
+                add(BzImage, 2, 1024, End::Panic(how), true);
             }
             // These kernels are built without MP tables: one CPU and the legacy controllers are left.
             add(BzImage, 1, 1024, End::PowerOff, false);
@@ -98,11 +110,12 @@ pub fn cases(kernels: &[Kernel], all: bool) -> Vec<Case> {
             add(Pvh, 2, 1024, End::PowerOff, true);
             add(Elf, 4, 5120, End::PowerOff, true);
             add(BzImage, 2, 1024, End::Reboot(""), true);
+            add(BzImage, 2, 128, End::Panic(STANDS), true);
         } else {
             add(BzImage, 4, 1024, End::PowerOff, true);
             add(Pvh, 1, 5120, End::PowerOff, true);
             add(Elf, 2, 128, End::PowerOff, true);
-            add(Pvh, 1, 1024, End::Panic, true);
+            add(Pvh, 1, 1024, End::Panic(""), true);
         }
     }
     cases
@@ -174,7 +187,7 @@ fn command(kite: &Path, case: &Case) -> Command {
     match case.end {
         End::PowerOff => {}
         End::Reboot(how) => drop(command.arg(format!("--append=kite.job=reboot {how}"))),
-        End::Panic => drop(command.arg("--append=kite.job=panic")),
+        End::Panic(how) => drop(command.arg(format!("--append=kite.job=panic {how}"))),
     }
     if !case.acpi {
         command.arg("--no-acpi");
@@ -189,12 +202,16 @@ fn command(kite: &Path, case: &Case) -> Command {
 /// Compares what a guest said and how it ended with what was expected.
 fn judge(case: &Case, status: Option<ExitStatus>, output: &str) -> Result<(), String> {
     let Some(status) = status else { return Err(format!("no end after {} s", LIMIT.as_secs())) };
-    let expected = if case.end == End::Panic { 255 } else { 0 };
+    let panics = matches!(case.end, End::Panic(_));
+    let expected = if panics { 255 } else { 0 };
     if let Some(signal) = status.signal() {
         return Err(format!("kite died of signal {signal}"));
     }
     if status.code() != Some(expected) {
         return Err(format!("{status} instead of {expected}"));
+    }
+    if panics {
+        judge_trace(output)?;
     }
     let report = report(output);
     let said =
@@ -219,6 +236,21 @@ fn judge(case: &Case, status: Option<ExitStatus>, output: &str) -> Result<(), St
         if !modules.contains(&module.name.as_str()) {
             return Err(format!("module {} is not loaded", module.name));
         }
+    }
+    Ok(())
+}
+
+/// Looks for the callers, by name and in their order, in what kite tells of a crash.
+fn judge_trace(output: &str) -> Result<(), String> {
+    let (printed, told) =
+        output.split_once("kite: the guest crashed: kernel panic\n").ok_or("kite did not tell of a panic")?;
+    if !printed.contains("Kernel panic - not syncing: sysrq triggered crash") {
+        return Err("the kernel's own words are missing".to_owned());
+    }
+    let mut lines = told.lines().map(str::trim);
+    for name in CALLERS {
+        let is_call = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with("+0x"));
+        lines.find(|line| is_call(line)).ok_or_else(|| format!("no call of {name} where it belongs"))?;
     }
     Ok(())
 }
@@ -250,7 +282,7 @@ mod tests {
     #[test]
     fn the_quick_cases_take_every_value_of_every_axis() {
         let (quick, all) = (cases(&kernels(), false), cases(&kernels(), true));
-        assert_eq!((quick.len(), all.len()), (8, 74));
+        assert_eq!((quick.len(), all.len()), (9, 78));
         for case in all.iter().filter(|case| case.end == End::PowerOff) {
             for same in [
                 |a: &Case, b: &Case| a.kernel.name == b.kernel.name && a.format == b.format,
@@ -274,8 +306,10 @@ mod tests {
         let mut names: Vec<String> = cases(&kernels(), true).iter().map(Case::to_string).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 74);
-        assert!(names.contains(&"linux-6.1/bzImage/2cpu/1024M/reboot,reboot=t".to_owned()));
+        assert_eq!(names.len(), 78);
+        for name in ["reboot,reboot=t", "panic,panic=0", "panic,panic=0,module_blacklist=pvpanic_mmio"] {
+            assert!(names.contains(&format!("linux-6.1/bzImage/2cpu/1024M/{name}")), "{name}");
+        }
     }
 
     #[test]
@@ -294,6 +328,18 @@ mod tests {
         assert!(judge(case, Some(ExitStatus::from_raw(0)), "").unwrap_err().contains("did not say"));
         let wrong = "kite: kernel   6.1.0 x86_64\nkite: cpus     2\n";
         assert_eq!(judge(case, Some(ExitStatus::from_raw(0)), wrong).unwrap_err(), "2 CPUs instead of 1");
+    }
+
+    #[test]
+    fn a_panic_is_told_with_its_callers() {
+        let kernel = "[ 1.0] Kernel panic - not syncing: sysrq triggered crash\n";
+        let told = "kite: the guest crashed: kernel panic\nvCPU 0: RIP delay+0x1/0x2\n  Call trace:\n";
+        let calls = "    panic+0x1/0x2\n    ? a+0x1/0x2\n    sysrq_handle_crash+0x1/0x2\n    write_sysrq_trigger+0x1/0x2\n";
+        assert_eq!(judge_trace(&[kernel, told, calls].concat()), Ok(()));
+        for parts in [[kernel, told, ""], [kernel, "", calls], ["", told, calls], [calls, kernel, told]] {
+            assert!(judge_trace(&parts.concat()).is_err(), "{parts:?}");
+        }
+        assert!(judge_trace(&[kernel, told, &calls.replace("    panic", "    ? panic")].concat()).is_err());
     }
 
     #[test]

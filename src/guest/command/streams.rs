@@ -9,12 +9,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::Winsize;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::Shared;
 use super::ports::Ports;
 use crate::task::{Messages, Order, Output, Report, Terminal};
 
@@ -149,16 +148,31 @@ fn carry_output(mut from: File, mut port: File, stop: &Stop) -> u64 {
 
 /// Carries standard input to the command until its end; an error if the command does not read it.
 fn carry_input(mut port: File, mut to: File) -> io::Result<()> {
+    fcntl(&port, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let mut buffer = vec![0; CHUNK];
     loop {
-        match port.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => to.write_all(&buffer[..count])?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // The port is gone: there is no more.
-            Err(_) => return Ok(()),
+        poll(&mut [PollFd::new(port.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
+        let (count, ended) = read_what_there_is(&mut port, &mut buffer);
+        to.write_all(&buffer[..count])?;
+        if ended {
+            return Ok(());
         }
     }
+}
+
+/// Fills the buffer as far as there is something, which the port gives a page at a time; answers how far that is, and
+/// whether there is no more to come.
+fn read_what_there_is(port: &mut File, buffer: &mut [u8]) -> (usize, bool) {
+    let mut count = 0;
+    while count < buffer.len() {
+        match port.read(&mut buffer[count..]) {
+            Ok(0) => return (count, true),
+            Ok(got) => count += got,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return (count, error.kind() != ErrorKind::WouldBlock),
+        }
+    }
+    (count, false)
 }
 
 /// Does what kite says, until it says no more.

@@ -15,6 +15,7 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::streams::Wake;
+use crate::crash::text::PanicText;
 use crate::terminal;
 
 /// How much is kept, in bytes.
@@ -28,12 +29,22 @@ pub(super) struct KernelLog {
 }
 
 struct Shared {
-    ring: Mutex<VecDeque<u8>>,
+    said: Mutex<Said>,
     file: Option<File>,
     shown: bool,
     wake: Arc<Wake>,
     closing: AtomicBool,
     ended: AtomicBool,
+}
+
+/// What was said so far.
+#[derive(Default)]
+struct Said {
+    /// The last of it.
+    ring: VecDeque<u8>,
+    /// Bytes in all.
+    count: u64,
+    panic: PanicText,
 }
 
 impl KernelLog {
@@ -50,9 +61,9 @@ impl KernelLog {
                 .with_context(|| format!("cannot write the kernel's messages to {}", path.display()))
         };
         let file = file.map(make).transpose()?;
-        let (ring, wake) = (Mutex::default(), Wake::new()?);
+        let (said, wake) = (Mutex::default(), Wake::new()?);
         let (closing, ended) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { shared: Arc::new(Shared { ring, file, shown, wake, closing, ended }) })
+        Ok(Self { shared: Arc::new(Shared { said, file, shown, wake, closing, ended }) })
     }
 
     /// What the serial port is to wake.
@@ -88,10 +99,20 @@ impl KernelLog {
 
     /// The last `count` lines, without control characters.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
-        let bytes: Vec<u8> = lock(&self.shared.ring).iter().copied().collect();
+        let bytes: Vec<u8> = lock(&self.shared.said).ring.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
         lines[lines.len().saturating_sub(count)..].iter().map(|line| printable(line)).collect()
+    }
+
+    /// How many bytes were said.
+    pub fn progress(&self) -> u64 {
+        lock(&self.shared.said).count
+    }
+
+    /// Whether a panic was among them.
+    pub fn panic_seen(&self) -> bool {
+        lock(&self.shared.said).panic.seen()
     }
 
     /// Whether everything is on the user's screen already.
@@ -134,10 +155,12 @@ impl Shared {
                 log::debug!("cannot write the kernel's messages: {error}");
             }
         }
-        let mut ring = lock(&self.ring);
-        ring.extend(bytes);
-        let over = ring.len().saturating_sub(KEPT);
-        ring.drain(..over);
+        let mut said = lock(&self.said);
+        said.count += bytes.len() as u64;
+        said.panic.feed(bytes);
+        said.ring.extend(bytes);
+        let over = said.ring.len().saturating_sub(KEPT);
+        said.ring.drain(..over);
     }
 }
 

@@ -14,6 +14,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::kernel_log::KernelLog;
 use super::streams::{InputStream, News, OutputStream, Tee, Wake, Word};
+use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::Exit;
 use crate::machine::Running;
 use crate::signals;
@@ -97,6 +98,7 @@ impl Session {
 
     fn wait(&mut self, machine: &Running, limits: &Limits) -> anyhow::Result<()> {
         let exit = machine.exit();
+        let mut watch = Watch::new(limits.idle_timeout);
         while exit.reason().is_none() {
             let mut fds = [
                 PollFd::new(exit.event(), PollFlags::POLLIN),
@@ -105,7 +107,7 @@ impl Session {
             ];
             let timeout = match self.ended {
                 Some(_) => Some(TICK),
-                None => limits.left(),
+                None => Some(limits.left().unwrap_or(hang::INTERVAL).min(hang::INTERVAL)),
             };
             match poll(&mut fds, rounded_up(timeout)) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -124,8 +126,18 @@ impl Session {
             } else if limits.left() == Some(Duration::ZERO) {
                 exit.request(Exit::TimedOut);
             }
+            self.watch(&mut watch, machine, limits);
         }
         Ok(())
+    }
+
+    /// Looks whether the guest is still there.
+    fn watch(&self, watch: &mut Watch, machine: &Running, limits: &Limits) {
+        match watch.check(machine, self.progress() + self.log.progress(), self.log.panic_seen()) {
+            Verdict::Alive => {}
+            Verdict::Dead(why) => machine.exit().request(why),
+            Verdict::Idle => machine.exit().request(Exit::Idle(limits.idle_timeout.unwrap_or_default())),
+        }
     }
 
     /// Hears the guest's reports.
@@ -139,7 +151,7 @@ impl Session {
             Report::Unread => stdin.stop(),
             Report::Ended(end) => {
                 // Those that the guest has not come to open have nothing to say.
-                outputs.iter().for_each(|output| output.close_after(0));
+                outputs.iter().for_each(|output| output.command_ended());
                 ended.get_or_insert((end, Instant::now()));
             }
         });
@@ -228,7 +240,7 @@ impl Session {
     }
 
     /// What has passed between the command and the outside world, in bytes.
-    pub fn progress(&self) -> u64 {
+    fn progress(&self) -> u64 {
         self.outputs.iter().map(|output| output.progress().0).sum::<u64>() + self.stdin.progress()
     }
 }
@@ -240,6 +252,8 @@ pub(super) struct Limits {
     pub start: Instant,
     /// How long it may run.
     pub timeout: Option<Duration>,
+    /// How long it may do nothing.
+    pub idle_timeout: Option<Duration>,
 }
 
 impl Limits {

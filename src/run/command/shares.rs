@@ -1,6 +1,7 @@
 //! `--root` and `--share`: the host's folders that the guest sees.
 
 use std::env;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use devices::virtio::fs::Share as Folder;
 use nix::fcntl::{OFlag, open};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::Mode;
 
 use crate::cli::{CommandOptions, Root, RunOptions};
@@ -15,11 +17,18 @@ use crate::task;
 
 /// The tag of the root folder.
 const ROOT: &str = "root";
+/// The tag of the kernel's modules.
+const MODULES: &str = "modules";
+
+/// The most files that this process wants to open.
+const MOST_DESCRIPTORS: u64 = 1 << 17;
 
 /// The folders, open, and where the guest mounts them.
 pub(super) struct Shares {
-    pub folders: Vec<Arc<Folder>>,
+    folders: Vec<Folder>,
     pub mounts: Vec<task::Share>,
+    /// The guest's root folder is the host's.
+    root_is_here: bool,
 }
 
 impl Shares {
@@ -28,7 +37,9 @@ impl Shares {
     /// # Errors
     /// A folder cannot be opened, or two are to be mounted at one place.
     pub fn open(command: &CommandOptions) -> anyhow::Result<Self> {
-        let mut this = Self { folders: Vec::new(), mounts: Vec::new() };
+        more_descriptors();
+        let root_is_here = command.root.is_none();
+        let mut this = Self { folders: Vec::new(), mounts: Vec::new(), root_is_here };
         match command.root.clone().unwrap_or(Root::Folder("/".into())) {
             Root::Folder(folder) => this.add(ROOT, &folder, false)?,
             Root::Disk => {}
@@ -44,13 +55,45 @@ impl Shares {
             this.add(&tag, &spec.folder, spec.writable)?;
             this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable });
         }
+        // Each takes its part of what this process may open.
+        let count = this.folders.len();
+        for folder in this.folders.iter_mut().filter_map(Arc::get_mut) {
+            folder.limits.descriptors /= count;
+        }
         Ok(this)
+    }
+
+    /// Adds the kernel's modules where programs in the guest look for them, unless they are there already.
+    ///
+    /// # Errors
+    /// The folder cannot be opened.
+    pub fn add_modules(&mut self, folder: &Path, version: &str) -> anyhow::Result<()> {
+        let at = Path::new("/lib/modules").join(version);
+        let installed = folder.join("modules.dep").exists();
+        let is_there = self.root_is_here && at.canonicalize().ok() == folder.canonicalize().ok();
+        // A version comes from the kernel's file, which may say anything.
+        let is_name = !version.contains('/') && version != "." && version != "..";
+        if installed && !is_there && is_name {
+            self.add(MODULES, folder, false)?;
+            self.mounts.push(task::Share { tag: MODULES.to_owned(), at: at.into(), writable: false });
+        }
+        Ok(())
     }
 
     fn add(&mut self, tag: &str, path: &Path, writable: bool) -> anyhow::Result<()> {
         let root = folder(path).with_context(|| format!("cannot share folder {}", path.display()))?;
-        self.folders.push(Arc::new(Folder::new(tag, root, writable)));
+        self.folders.push(Folder::new(tag, root, writable));
         Ok(())
+    }
+
+    /// The folders, which share the descriptors that this process may have.
+    pub fn into_folders(self) -> Vec<Arc<Folder>> {
+        let count = self.folders.len().max(1);
+        let divided = self.folders.into_iter().map(|mut folder| {
+            folder.limits.descriptors /= count;
+            Arc::new(folder)
+        });
+        divided.collect()
     }
 
     /// What the guest's root folder is.
@@ -62,8 +105,16 @@ impl Shares {
     }
 }
 
-fn folder(path: &Path) -> nix::Result<OwnedFd> {
-    open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+/// Lets this process open as many files as it may: for each that a process of the guest has open, it has one. Where that
+/// is not allowed there are fewer.
+fn more_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _fewer = setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST_DESCRIPTORS).max(soft), hard);
+    }
+}
+
+fn folder(path: &Path) -> io::Result<OwnedFd> {
+    Ok(open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// Where the guest mounts a share: where it is said, or where it is on the host.

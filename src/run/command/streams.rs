@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use devices::virtio::console::{Host, Port};
@@ -19,9 +20,12 @@ use crate::console::keys::{Key, Keys};
 use crate::task::{Output, STDIN};
 
 /// How much of standard input is read at once, in bytes.
-const CHUNK: usize = 16 << 10;
+const CHUNK: usize = 32 << 10;
 /// The stack of a thread that carries bytes, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
+
+/// How long a command that has closed an output may take to end without kite's closing it too.
+const CLOSING: Duration = Duration::from_millis(100);
 
 /// Wakes whoever waits for a port.
 pub(super) struct Wake(EventFd);
@@ -123,6 +127,8 @@ struct State {
     done: u64,
     /// Bytes that are being written.
     writing: bool,
+    /// The command is known to have ended.
+    command_ended: bool,
     /// Nobody feeds the port any more.
     closing: bool,
     ended: bool,
@@ -141,6 +147,12 @@ impl OutputStream {
     pub fn close_after(&self, bytes: u64) {
         lock(&self.state).whole.get_or_insert(bytes);
         self.wake.wake();
+    }
+
+    /// The command has ended, and what the guest has said of this output is all it will.
+    pub fn command_ended(&self) {
+        lock(&self.state).command_ended = true;
+        self.close_after(0);
     }
 
     /// The machine has stopped: what the port has is all there is.
@@ -199,12 +211,27 @@ impl OutputStream {
             drop(state);
             buffer.clear();
         }
-        let ended_first = lock(&self.state).whole.is_some();
-        if ended_first {
-            self.close_host();
-        }
         lock(&self.state).ended = true;
         word.wake.wake();
+        if !self.goes_with_the_command() {
+            self.close_host();
+        }
+    }
+
+    /// Whether the output is closed because the command has ended, of which word comes a little later. What kite itself
+    /// has to say then still needs its standard error.
+    fn goes_with_the_command(&self) -> bool {
+        let until = Instant::now() + CLOSING;
+        loop {
+            let state = *lock(&self.state);
+            if state.command_ended || state.closing {
+                return true;
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            let milliseconds = left.as_millis() as u16 + 1;
+            let _ = poll(&mut [PollFd::new(self.wake.event(), PollFlags::POLLIN)], milliseconds);
+            self.wake.heard();
+        }
     }
 
     fn write(&self, bytes: &[u8]) -> nix::Result<()> {

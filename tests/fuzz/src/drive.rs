@@ -140,6 +140,13 @@ thread_local! {
     static MEMORY: RefCell<Option<GuestMemory>> = const { RefCell::new(None) };
 }
 
+/// A driver of the device that `make` makes, in memory that nobody has written.
+pub fn driver(make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Driver {
+    let memory = MEMORY.with_borrow_mut(|kept| kept.get_or_insert_with(memory).clone());
+    fill(&memory);
+    Driver::within(memory, make)
+}
+
 /// Drives the device that `make` makes with `data`. `host` sends bytes to where the device listens; `request` asks the
 /// device for something that it has to serve after all this, as
 /// [`every_queue_serves`](devices::virtio::testing::every_queue_serves) does.
@@ -149,9 +156,7 @@ pub fn drive(
     mut host: impl FnMut(&[u8]),
     request: impl FnOnce(&mut Driver),
 ) {
-    let memory = MEMORY.with_borrow_mut(|kept| kept.get_or_insert_with(memory).clone());
-    fill(&memory);
-    let mut drive = Drive { driver: Driver::within(memory, make), used: [0; 3] };
+    let mut drive = Drive { driver: driver(make), used: [0; 3] };
     drive.driver.start(0);
     let mut lines = 0;
     for op in each(data, MOST_OPS) {

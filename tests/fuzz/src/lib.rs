@@ -8,6 +8,8 @@ mod balloon;
 mod block;
 mod console;
 mod drive;
+mod fs;
+mod kallsyms;
 mod kernel;
 mod modules;
 mod net;
@@ -30,11 +32,13 @@ pub const TARGETS: &[Target] = &[
     ("rng", |data| drive(data, |_| Box::new(Rng), |_| {}, every_queue_serves)),
     ("block", block::run),
     ("net", net::run),
+    ("fs", fs::run),
     ("console", console::run),
     ("balloon", balloon::run),
     ("serial", serial::run),
     ("kernel", kernel::run),
     ("modules", modules::run),
+    ("kallsyms", kallsyms::run),
     ("testdev", testdev::run),
 ];
 

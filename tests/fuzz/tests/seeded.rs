@@ -68,6 +68,11 @@ fn any_driver_of_a_network_device_does_no_harm() {
 }
 
 #[test]
+fn any_driver_of_a_shared_folder_does_no_harm() {
+    seeded("fs", 600);
+}
+
+#[test]
 fn any_driver_of_the_console_does_no_harm() {
     seeded("console", 300);
 }
@@ -90,6 +95,11 @@ fn any_kernel_image_does_no_harm() {
 #[test]
 fn any_list_of_modules_does_no_harm() {
     seeded("modules", 1000);
+}
+
+#[test]
+fn any_table_of_symbols_does_no_harm() {
+    seeded("kallsyms", 1000);
 }
 
 #[test]

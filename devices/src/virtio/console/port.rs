@@ -14,7 +14,7 @@ use crate::virtio::{Buffers, Served};
 /// How many output bytes wait for the host at most.
 pub const OUTPUT_LIMIT: usize = 64 << 10;
 /// How many input bytes wait for the guest at most.
-pub const INPUT_LIMIT: usize = 16 << 10;
+pub const INPUT_LIMIT: usize = 32 << 10;
 /// How long a port's name may be, in bytes.
 pub const NAME_LIMIT: usize = 64;
 

@@ -82,7 +82,7 @@ impl Server {
         let open = if change.has(flag::FATTR_FH) { Some(self.table().handle(change.handle)?) } else { None };
         let held = match open {
             Some(open) => Held::Open(open),
-            None => self.held(node)?,
+            None => self.folder(node)?,
         };
         if change.has(flag::FATTR_SIZE) {
             self.resize(node, &held, &change)?;
@@ -137,6 +137,11 @@ impl Server {
 
     /// Reads or lists extended attributes; how long that would be, if the guest has no room.
     pub(super) fn get_xattr(&self, call: &mut Call<'_>) -> Placed {
+        if !self.share.attributes {
+            // Once said, it is not asked again.
+            return Err(Errno::ENOSYS.into());
+        }
+        call.may_wait()?;
         let size = call.args.u32()? as usize;
         call.args.skip()?;
         let name = match call.header.opcode {
@@ -169,14 +174,14 @@ impl Server {
         let (size, flags) = (call.args.u32()? as usize, call.args.u32()?);
         let name = call.args.string()?;
         let value = call.args.0.get(..size).ok_or(Errno::E2BIG)?;
-        self.descriptors.set_attribute(self.held(call.header.node)?, name, value, flags)?;
+        self.descriptors.set_attribute(self.folder(call.header.node)?, name, value, flags)?;
         Ok(0)
     }
 
     /// Removes an extended attribute.
     pub(super) fn remove_xattr(&self, call: &mut Call<'_>) -> Placed {
         let name = call.args.string()?;
-        self.descriptors.remove_attribute(self.held(call.header.node)?, name)?;
+        self.descriptors.remove_attribute(self.folder(call.header.node)?, name)?;
         Ok(0)
     }
 }

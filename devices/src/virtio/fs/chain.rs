@@ -23,7 +23,7 @@ fn part(buffers: &Buffers, offset: usize, len: usize) -> Buffers {
 }
 
 impl Exchange for Request<'_> {
-    fn len(&self) -> usize {
+    fn asked(&self) -> usize {
         self.chain.readable.len()
     }
 

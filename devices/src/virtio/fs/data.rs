@@ -13,56 +13,26 @@ use super::host;
 use super::opened::Open;
 use super::protocol::{Append, IN_HEADER, OUT_HEADER, WRITE_IN, flag};
 use super::server::{Call, MOST_DATA, Placed, Server, Stop};
+use super::table::Held;
 use super::thread::Caller;
 
 /// The most bytes that are read while a device's lock is held.
 const MOST_AT_ONCE: usize = 64 << 10;
 /// The most bytes that one request copies; a guest asks again for the rest.
 const MOST_COPIED: u64 = 64 << 20;
-/// The file systems whose files are words of the kernel, not data: reading may wait for ever, or tell or do anything. A
-/// guest mounts its own.
-const WORDS: [libc::c_long; 16] = [
-    libc::PROC_SUPER_MAGIC,
-    libc::SYSFS_MAGIC,
-    libc::TRACEFS_MAGIC,
-    libc::DEBUGFS_MAGIC,
-    libc::SECURITYFS_MAGIC,
-    libc::CGROUP_SUPER_MAGIC,
-    libc::CGROUP2_SUPER_MAGIC,
-    libc::BPF_FS_MAGIC,
-    libc::SELINUX_MAGIC,
-    libc::NSFS_MAGIC,
-    libc::RDTGROUP_SUPER_MAGIC,
-    0x6265_6570, // configfs
-    0x6165_676c, // pstore
-    0xde5e_81e4, // efivarfs
-    0x4249_4e4d, // binfmt_misc
-    0x6573_5543, // fusectl
-];
-
 impl Server {
     /// Opens a node's file anew, for what its descriptor cannot do.
     ///
     /// # Errors
     /// It is not a regular file (ENXIO), or words of the kernel (EACCES); the host's.
-    pub(super) fn reopen(&self, node: u64, held: impl AsFd, flags: i32) -> Result<OwnedFd, Errno> {
-        let (identity, (place, _)) = {
-            let table = self.table();
-            (table.identity(node)?, table.place(node)?)
-        };
-        if identity.kind != libc::S_IFREG {
-            return Err(if identity.kind == libc::S_IFDIR { Errno::EISDIR } else { Errno::ENXIO });
+    pub(super) fn reopen(&self, node: u64, held: &Held, flags: i32) -> Result<OwnedFd, Errno> {
+        match self.table().identity(node)?.kind {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(Errno::EISDIR),
+            _ => return Err(Errno::ENXIO),
         }
-        let words = self.table().places.words(place);
-        let words = match words {
-            Some(words) => words,
-            None => {
-                let words = WORDS.contains(&host::stat_fs(&held)?.f_type);
-                self.table().places.set_words(place, words);
-                words
-            }
-        };
-        if words { Err(Errno::EACCES) } else { self.descriptors.reopen(held, flags) }
+        let (place, _) = self.table().place(node)?;
+        if self.is_words(place, held)? { Err(Errno::EACCES) } else { self.descriptors.reopen(held, flags) }
     }
 
     /// Opens a file for what its flags say. The others of them are the guest kernel's to see to.
@@ -73,10 +43,13 @@ impl Server {
         if !self.share.writable && (access != libc::O_RDONLY || truncate != 0) {
             return Err(Errno::EROFS.into());
         }
-        if access != libc::O_RDONLY || truncate != 0 {
-            call.may_wait()?;
-        }
         let node = call.header.node;
+        let writable = access != libc::O_RDONLY;
+        if writable || truncate != 0 {
+            call.may_wait()?;
+        } else if let Some(handle) = self.table().open_shared(node)? {
+            return self.opened(call, handle, flag::FOPEN_KEEP_CACHE);
+        }
         let held = self.held(node)?;
         // A lease is waited for, but not here.
         let patience = if call.wait { 0 } else { libc::O_NONBLOCK };
@@ -87,7 +60,7 @@ impl Server {
         if truncate != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
             self.drop_privileges(&file)?;
         }
-        let handle = self.table().open(node, Open { file, listing: None })?;
+        let handle = self.table().open(node, Open::file(file, writable))?;
         self.opened(call, handle, flag::FOPEN_KEEP_CACHE)
     }
 
@@ -106,7 +79,7 @@ impl Server {
         call.args.skip()?; // The mask, which the guest has applied.
         let how = call.args.u32()?;
         let name = call.args.name()?;
-        let parent = self.held(call.header.node)?;
+        let parent = self.folder(call.header.node)?;
         self.descriptors.part()?;
         let access = asked & libc::O_ACCMODE;
         let made = {
@@ -119,9 +92,9 @@ impl Server {
             Err(error) => return Err(error.into()),
         };
         let node = self.entry(call, call.header.node, name, stat)?;
-        let opened = self
-            .open_created(node, file, asked, how)
-            .and_then(|file| Ok(self.table().open(node, Open { file, listing: None })?));
+        let opened = self.open_created(node, file, asked, how);
+        let writable = access != libc::O_RDONLY;
+        let opened = opened.and_then(|file| Ok(self.table().open(node, Open::file(file, writable))?));
         match opened {
             Ok(handle) => self.opened(call, handle, 0),
             Err(stop) => {
@@ -137,7 +110,7 @@ impl Server {
             return Ok(file);
         }
         let flags = asked & (libc::O_ACCMODE | libc::O_TRUNC);
-        let file = self.reopen(node, self.held(node)?, flags)?;
+        let file = self.reopen(node, &self.held(node)?, flags)?;
         if flags & libc::O_TRUNC != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
             self.drop_privileges(&file)?;
         }
@@ -146,11 +119,11 @@ impl Server {
 
     /// Closes a handle. The last one of a file without a name frees what that has on a disk.
     pub(super) fn release(&self, call: &mut Call<'_>) -> Placed {
-        if self.share.writable {
+        let handle = call.args.u64()?;
+        if self.share.writable && self.table().handle(handle)?.listing.is_none() {
             call.may_wait()?;
         }
-        let open = self.table().release(call.args.u64()?);
-        drop(open.ok_or(Errno::EBADF)?);
+        drop(self.table().release(handle).ok_or(Errno::EBADF)?);
         Ok(0)
     }
 
@@ -161,6 +134,7 @@ impl Server {
         if open.listing.is_some() {
             return Err(Errno::EISDIR.into());
         }
+        check_offset(offset)?;
         let len = size.min(MOST_DATA) as usize;
         let len = len.min(call.room());
         if len > MOST_AT_ONCE {
@@ -189,12 +163,13 @@ impl Server {
         if size > data || size > MOST_DATA as usize {
             return Err(Errno::EINVAL.into());
         }
+        check_offset(offset)?;
         if how & flag::WRITE_KILL_SUIDGID != 0 {
             self.drop_privileges(&open.file)?;
         }
         let mut done = 0;
         while done < size {
-            let at = offset.checked_add(done as u64).ok_or(Errno::EFBIG)?;
+            let at = offset + done as u64;
             match call.exchange.drain(IN_HEADER + WRITE_IN + done, size - done, &open.file, at, append) {
                 Ok(0) => break,
                 Ok(more) => done += more,
@@ -276,4 +251,9 @@ impl Server {
         call.out.u32(0);
         Ok(0)
     }
+}
+
+/// An offset that is none is -1 to the host, which takes that for where the file stands.
+fn check_offset(offset: u64) -> Result<(), Errno> {
+    i64::try_from(offset).map(drop).map_err(|_| Errno::EINVAL)
 }

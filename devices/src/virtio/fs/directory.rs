@@ -5,13 +5,14 @@
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use super::host;
 use super::opened::Open;
+use super::places::ROOT_PLACE;
 use super::protocol::{Append, Attr, DIRENT, ENTRY_OUT, flag, padding};
 use super::server::{Call, MOST_DATA, Placed, Server, Stop};
 
@@ -28,6 +29,8 @@ pub struct Listing {
     at: usize,
     /// The position of what is next.
     position: u64,
+    /// The position at which the host had no more.
+    ended: Option<u64>,
 }
 
 /// One entry as the host tells it.
@@ -68,6 +71,7 @@ impl Listing {
             self.at = 0;
             host::seek(dir, position, libc::SEEK_SET)?;
             self.position = position;
+            self.ended = None;
         }
         Ok(())
     }
@@ -88,6 +92,7 @@ impl Listing {
             self.batch.truncate(*got.as_ref().unwrap_or(&0));
             if got? == 0 {
                 self.batch = Vec::new();
+                self.ended = Some(self.position);
                 return Ok(());
             }
         }
@@ -103,8 +108,7 @@ impl Server {
         }
         let held = self.held(node)?;
         let file = host::open_at(&held, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-        let open = Open { file, listing: Some(Mutex::default()) };
-        let handle = self.table().open(node, open)?;
+        let handle = self.table().open(node, Open::directory(file))?;
         self.opened(call, handle, flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR)
     }
 
@@ -113,9 +117,18 @@ impl Server {
         let (handle, position, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()?);
         let open = self.table().handle(handle)?;
         let listing = open.listing.as_ref().ok_or(Errno::ENOTDIR)?;
+        if !call.wait {
+            // That it is at its end already is all that is known without the host.
+            let ended =
+                listing.try_lock().is_ok_and(|listing| position != 0 && listing.ended == Some(position));
+            return if ended { Ok(0) } else { Err(Stop::Wait) };
+        }
         let room = (size.min(MOST_DATA) as usize).min(call.room()).min(MOST_REPLY);
         let node = call.header.node;
         let place = self.table().place(node)?.0;
+        if place != ROOT_PLACE && self.is_words(place, &open.file)? {
+            return Ok(0);
+        }
         let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
         listing.go_to(&open.file, position)?;
         let mut full = false;

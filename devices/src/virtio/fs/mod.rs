@@ -1,8 +1,8 @@
 //! The file system device (virtio 1.2 §5.11): a folder of the host's, by the FUSE protocol.
 //!
 //! What the guest may reach is the folder and what is mounted below it, whatever it asks for and whatever the host moves
-//! meanwhile: a request names a node that was looked up and one name in it, never a path ([`names`]); a node is the file
-//! that it was, or stale ([`table`]); nothing but regular files and directories is opened ([`data`]). Memory and
+//! meanwhile: a request names a node that was looked up and one name in it, never a path (`names`); a node is the file
+//! that it was, or stale (`table`); nothing but regular files and directories is opened (`data`). Memory and
 //! descriptors are bounded ([`Limits`]), whatever the guest does not forget or close.
 //!
 //! Locks of either kind stay in the guest, where the processes are that they are between; so do permissions, as far as
@@ -21,8 +21,8 @@ mod names;
 mod opened;
 mod places;
 mod pool;
-pub mod protocol;
-pub mod server;
+mod protocol;
+mod server;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -66,6 +66,9 @@ pub struct Share {
     pub root: OwnedFd,
     /// Whether the guest may change anything in it.
     pub writable: bool,
+    /// Whether the guest is told of extended attributes. A guest asks for several whenever it looks up a name, overlays do
+    /// most of all, unless it has learnt that there are none.
+    pub attributes: bool,
     /// How long the guest may take what it knows of a file for true.
     pub valid: Duration,
     /// What it may use of the host.
@@ -73,12 +76,13 @@ pub struct Share {
 }
 
 impl Share {
-    /// A folder with the times that suit it and half of the descriptors that this process may have: divide
+    /// A folder with the times that suit it, extended attributes only if they may be set, and half of the descriptors that this process may have: divide
     /// [`Limits::descriptors`] by the number of shares if there are several.
     pub fn new(tag: impl Into<String>, root: OwnedFd, writable: bool) -> Self {
         let descriptors = (host::descriptor_limit() / 2).clamp(64, 1 << 16);
         let limits = Limits { descriptors, nodes: MOST_NODES };
-        Self { tag: tag.into(), root, writable, valid: if writable { SHORT } else { LONG }, limits }
+        let valid = if writable { SHORT } else { LONG };
+        Self { tag: tag.into(), root, writable, attributes: writable, valid, limits }
     }
 }
 

@@ -18,7 +18,7 @@ impl Server {
     /// Finds a name. What the host has in memory is found at once.
     pub(super) fn lookup(&self, call: &mut Call<'_>) -> Placed {
         let name = call.args.name()?;
-        let parent = self.held(call.header.node)?;
+        let parent = self.folder(call.header.node)?;
         let mut opened = None;
         let found = if call.wait {
             host::stat_at(&parent, name)
@@ -86,7 +86,7 @@ impl Server {
     /// Makes a symbolic link.
     pub(super) fn symlink(&self, call: &mut Call<'_>) -> Placed {
         let (name, target) = (call.args.name()?, call.args.string()?);
-        let parent = self.held(call.header.node)?;
+        let parent = self.folder(call.header.node)?;
         let caller = Caller::new(call.header.uid, call.header.gid);
         host::symlink_at(target, &parent, name)?;
         drop(caller);
@@ -99,7 +99,7 @@ impl Server {
         call.args.skip()?; // The mask, which the guest has applied.
         call.args.skip()?;
         let name = call.args.name()?;
-        let parent = self.held(call.header.node)?;
+        let parent = self.folder(call.header.node)?;
         self.descriptors.part()?;
         let caller = Caller::new(call.header.uid, call.header.gid);
         host::mknod_at(&parent, name, mode, rdev)?;
@@ -112,7 +112,7 @@ impl Server {
         let mode = call.args.u32()?;
         call.args.skip()?; // The mask, which the guest has applied.
         let name = call.args.name()?;
-        let parent = self.held(call.header.node)?;
+        let parent = self.folder(call.header.node)?;
         self.descriptors.part()?;
         let caller = Caller::new(call.header.uid, call.header.gid);
         host::mkdir_at(&parent, name, mode)?;
@@ -130,7 +130,7 @@ impl Server {
     /// Removes a name.
     pub(super) fn unlink(&self, call: &mut Call<'_>, flags: i32) -> Placed {
         let name = call.args.name()?;
-        let parent = self.held(call.header.node)?;
+        let parent = self.folder(call.header.node)?;
         let gone = self.about_to_go(&parent, name);
         host::unlink_at(&parent, name, flags)?;
         if let Some((stat, fd)) = gone {
@@ -152,7 +152,7 @@ impl Server {
         }
         let (name, new_name) = (call.args.name()?, call.args.name()?);
         let source = call.header.node;
-        let (from, to) = (self.held(source)?, self.held(target)?);
+        let (from, to) = (self.folder(source)?, self.folder(target)?);
         let exchange = flags & libc::RENAME_EXCHANGE != 0;
         let gone = if exchange { None } else { self.about_to_go(&to, new_name) };
         host::rename_at((from.as_fd(), name), (to.as_fd(), new_name), flags)?;
@@ -181,7 +181,7 @@ impl Server {
         if self.table().identity(old)?.kind == libc::S_IFDIR {
             return Err(Errno::EPERM.into());
         }
-        let (file, parent) = (self.held(old)?, self.held(call.header.node)?);
+        let (file, parent) = (self.held(old)?, self.folder(call.header.node)?);
         self.descriptors.link(&file, &parent, name)?;
         self.made(call, &parent, name)
     }

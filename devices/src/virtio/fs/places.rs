@@ -5,13 +5,35 @@ use super::host::Identity;
 /// The most places that are told apart.
 const MOST: usize = 1 << 15;
 
+/// The place that the root is in.
+pub const ROOT_PLACE: u16 = 0;
+/// The file systems whose files are words of the kernel, not data: reading may wait for ever, or tell or do anything.
+pub const WORDS: [libc::c_long; 16] = [
+    libc::PROC_SUPER_MAGIC,
+    libc::SYSFS_MAGIC,
+    libc::TRACEFS_MAGIC,
+    libc::DEBUGFS_MAGIC,
+    libc::SECURITYFS_MAGIC,
+    libc::CGROUP_SUPER_MAGIC,
+    libc::CGROUP2_SUPER_MAGIC,
+    libc::BPF_FS_MAGIC,
+    libc::SELINUX_MAGIC,
+    libc::NSFS_MAGIC,
+    libc::RDTGROUP_SUPER_MAGIC,
+    0x6265_6570, // configfs
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0x4249_4e4d, // binfmt_misc
+    0x6573_5543, // fusectl
+];
+
 struct Place {
     mount: u64,
     device: u64,
     /// A number of the device; that of the root is 0.
     number: u16,
     /// Whether its files are the kernel's own words, not data; unknown until one is to be opened.
-    pub words: Option<bool>,
+    words: Option<bool>,
 }
 
 /// All places that were seen.

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -18,6 +19,9 @@ use crate::virtio::block::pool::Spawn;
 
 /// The most threads of a share. They wait for disks more than they work.
 const THREADS: usize = 8;
+
+/// How long a thread waits for work before it ends.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A chain in flight.
 struct Job {
@@ -60,7 +64,18 @@ struct State {
     done: VecDeque<Done>,
     threads: usize,
     idle: usize,
+    /// Somebody waits for progress: to tell of it costs a system call, needed or not.
+    awaited: bool,
     closed: bool,
+}
+
+impl State {
+    /// A thread ends, or a job is done.
+    fn progress(&self, to: &Condvar) {
+        if self.awaited {
+            to.notify_all();
+        }
+    }
 }
 
 impl Shared {
@@ -77,19 +92,26 @@ impl Shared {
                 let done = self.perform(&job);
                 state = self.state();
                 state.done.push_back(done);
-                self.progress.notify_all();
+                state.progress(&self.progress);
                 if state.done.len() == 1 {
                     // It only fails if it was not read 2^64 times.
                     let _ = self.event.write(1);
                 }
             } else if state.closed {
                 state.threads -= 1;
-                self.progress.notify_all();
+                state.progress(&self.progress);
                 return;
             } else {
                 state.idle += 1;
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                let (woken, waited) =
+                    self.work.wait_timeout(state, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+                state = woken;
                 state.idle -= 1;
+                if waited.timed_out() && state.todo.is_empty() {
+                    state.threads -= 1;
+                    state.progress(&self.progress);
+                    return;
+                }
             }
         }
     }
@@ -120,6 +142,7 @@ impl Pool {
         state.todo.push_back(Job { queue, chain });
         let grow = state.todo.len() > state.idle && state.threads < THREADS;
         state.threads += usize::from(grow);
+        let wake = state.idle > 0;
         drop(state);
         if grow {
             let shared = self.shared.clone();
@@ -128,7 +151,9 @@ impl Pool {
                 self.without_thread();
             }
         }
-        self.shared.work.notify_one();
+        if wake {
+            self.shared.work.notify_one();
+        }
     }
 
     /// One thread could not be made: if there is no other, its work is done here.
@@ -161,9 +186,11 @@ impl Pool {
     /// Waits until a chain is done, if any is in flight.
     pub fn wait(&self) {
         let mut state = self.shared.state();
+        state.awaited = true;
         while self.in_flight > 0 && state.done.is_empty() {
             state = self.shared.progress.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.awaited = false;
     }
 
     /// Is ready when a chain is done.
@@ -175,7 +202,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        state.closed = true;
+        (state.closed, state.awaited) = (true, true);
         state.todo.clear();
         self.shared.work.notify_all();
         while state.threads > 0 {

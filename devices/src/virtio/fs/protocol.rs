@@ -13,11 +13,8 @@ pub const MAJOR: u32 = 7;
 pub const MINOR: u32 = 34;
 /// The least minor version that is served: Linux 5.4, the first with virtio-fs, has it.
 pub const LEAST_MINOR: u32 = 31;
-/// The node id of the root.
-pub const ROOT_ID: u64 = 1;
 
 /// What a request asks for (`enum fuse_opcode`).
-#[expect(missing_docs, reason = "the names are the protocol's")]
 pub mod opcode {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
@@ -60,7 +57,6 @@ pub mod opcode {
 }
 
 /// What both sides agree on (`FUSE_INIT` flags).
-#[expect(missing_docs, reason = "the names are the protocol's")]
 pub mod init {
     pub const ASYNC_READ: u32 = 1 << 0;
     pub const ATOMIC_O_TRUNC: u32 = 1 << 3;
@@ -75,7 +71,6 @@ pub mod init {
 }
 
 /// Flags within requests and replies.
-#[expect(missing_docs, reason = "the names are the protocol's")]
 pub mod flag {
     pub const GETATTR_FH: u32 = 1 << 0;
     pub const FATTR_MODE: u32 = 1 << 0;

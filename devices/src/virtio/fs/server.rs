@@ -3,7 +3,7 @@
 //! It knows no queue and no thread. What a request is made of and where its reply goes is an [`Exchange`]; any number of
 //! threads may serve at a time.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{ffi::CStr, io};
@@ -12,6 +12,7 @@ use nix::errno::Errno;
 
 use super::Share;
 use super::host::{self, Stat};
+use super::places::{ROOT_PLACE, WORDS};
 use super::protocol::{
     ATTR_OUT, Append, Args, ENTRY_OUT, Header, IN_HEADER, LEAST_MINOR, MAJOR, MINOR, OPEN_OUT, OUT_HEADER,
     WRITE_IN, init, opcode,
@@ -28,7 +29,7 @@ const MOST_REQUEST: usize = (64 << 10) + 512;
 /// One request, and the room for its reply.
 pub trait Exchange {
     /// Bytes of the request.
-    fn len(&self) -> usize;
+    fn asked(&self) -> usize;
     /// Copies of the request, from `offset` on; returns how many bytes there were.
     fn read(&self, offset: usize, into: &mut [u8]) -> usize;
     /// Room for the reply, in bytes.
@@ -153,7 +154,7 @@ impl Server {
         let header = Header::parse(&bytes);
         let mut out = Vec::with_capacity(2 * ENTRY_OUT);
         let len = header.len as usize;
-        let done = if !whole || len < IN_HEADER || len > exchange.len() {
+        let done = if !whole || len < IN_HEADER || len > exchange.asked() {
             Err(Stop::Failed(Errno::EINVAL))
         } else if needs_reply(header.opcode) && exchange.room() < OUT_HEADER + fixed_reply(header.opcode) {
             // What was done could not be told.
@@ -190,11 +191,14 @@ impl Server {
             opcode::FORGET | opcode::BATCH_FORGET => self.forget(call),
             opcode::GETATTR => self.get_attributes(call),
             opcode::READ => self.read(call),
+            opcode::READDIR => self.read_directory(call, false),
+            opcode::READDIRPLUS => self.read_directory(call, true),
             opcode::READLINK => self.readlink(call),
             opcode::OPEN => self.open(call),
             opcode::OPENDIR => self.open_directory(call),
             opcode::RELEASE | opcode::RELEASEDIR => self.release(call),
             opcode::LSEEK => self.seek(call),
+            opcode::GETXATTR | opcode::LISTXATTR => self.get_xattr(call),
             opcode::STATFS => self.stat_fs(call),
             opcode::INIT => self.init(call),
             opcode::DESTROY => {
@@ -211,8 +215,6 @@ impl Server {
     fn dispatch_slow(&self, call: &mut Call<'_>) -> Placed {
         call.may_wait()?;
         match call.header.opcode {
-            opcode::READDIR => self.read_directory(call, false),
-            opcode::READDIRPLUS => self.read_directory(call, true),
             opcode::SETATTR => self.set_attributes(call),
             opcode::SYMLINK => self.symlink(call),
             opcode::MKNOD => self.mknod(call),
@@ -229,7 +231,6 @@ impl Server {
             opcode::FALLOCATE => self.allocate(call),
             opcode::COPY_FILE_RANGE => self.copy(call),
             opcode::FLUSH => self.flush(call),
-            opcode::GETXATTR | opcode::LISTXATTR => self.get_xattr(call),
             opcode::SETXATTR => self.set_xattr(call),
             opcode::REMOVEXATTR => self.remove_xattr(call),
             _ => Err(Errno::ENOSYS.into()),
@@ -279,6 +280,25 @@ impl Server {
             held = Held::Kept(fd);
         }
         Ok(held)
+    }
+
+    /// As [`Self::held`], of a node in whose folder, or in which, something is to be found or changed: there is nothing in
+    /// what is mounted below the share and consists of words of the kernel. A guest mounts its own.
+    pub(super) fn folder(&self, node: u64) -> Result<Held, Errno> {
+        let held = self.held(node)?;
+        let (place, _) = self.table().place(node)?;
+        if place != ROOT_PLACE && self.is_words(place, &held)? { Err(Errno::ENOENT) } else { Ok(held) }
+    }
+
+    /// Whether files in a place, of which one is `held`, are words of the kernel.
+    pub(super) fn is_words(&self, place: u16, held: impl AsFd) -> Result<bool, Errno> {
+        let known = self.table().places.words(place);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let words = WORDS.contains(&host::stat_fs(held)?.f_type);
+        self.table().places.set_words(place, words);
+        Ok(words)
     }
 
     /// The attributes of a node as they are now, its inode number the guest's.

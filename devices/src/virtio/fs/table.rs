@@ -401,7 +401,18 @@ impl Table {
     /// It is no node (ESTALE), or too much is open (ENFILE).
     pub fn open(&mut self, node: u64, open: Open) -> Result<u64, Errno> {
         let index = self.index(node)?;
-        self.opened.open(index, &mut self.nodes[index as usize].opened, open)
+        self.opened.open(index, &mut self.nodes[index as usize].opened, Arc::new(open))
+    }
+
+    /// Opens a handle of a node, to be read, that shares the file of another; none if there is no such.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_shared(&mut self, node: u64) -> Result<Option<u64>, Errno> {
+        let index = self.index(node)?;
+        let first = &mut self.nodes[index as usize].opened;
+        let Some(open) = self.opened.shared(*first) else { return Ok(None) };
+        self.opened.open(index, first, open).map(Some)
     }
 
     /// What handle `number` has open.

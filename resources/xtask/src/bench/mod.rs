@@ -7,6 +7,7 @@ mod files;
 mod images;
 mod io;
 mod memory;
+mod run;
 mod start;
 mod vmm;
 
@@ -72,6 +73,24 @@ pub enum Task {
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         only: String,
     },
+    /// A command in a guest: kite, and virtme-ng with QEMU
+    ///
+    /// `true` from exec to exit, and `git status` in a tree of 50,000 files, with the same kernel on the same KVM.
+    Run {
+        /// Rounds
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+    },
+    /// Measure commands where this runs
+    #[command(hide = true)]
+    RunHere {
+        #[arg(long)]
+        kite: std::path::PathBuf,
+        #[arg(long)]
+        virtme: std::path::PathBuf,
+        #[arg(long)]
+        rounds: u32,
+    },
     /// Measure disk and network where this runs
     #[command(hide = true)]
     IoHere {
@@ -136,6 +155,8 @@ pub fn run(task: Task) -> Result<ExitCode> {
         Task::Start { only, rounds } => start_everywhere(only, rounds)?,
         Task::Boot { only } => boot_everywhere(only)?,
         Task::Io { rounds, only } => io_somewhere(rounds, &only)?,
+        Task::Run { rounds } => run_in_lab(rounds)?,
+        Task::RunHere { kite, virtme, rounds } => run::run(&kite, &virtme, rounds)?,
         Task::IoHere { kite, rounds, only, kernel } => io::run(kite, &kernel, rounds, &only)?,
         Task::StartHere { programs, rounds, kernel } => {
             let (kernel, images) = here(&programs, &kernel)?;
@@ -228,6 +249,19 @@ fn io_somewhere(rounds: u32, only: &str) -> Result<()> {
     let mut lab = Lab::new(&mut setup)?;
     lab.timeout = LIMIT;
     lab.cpus = 2;
+    in_lab(&mut lab, arguments)
+}
+
+/// virtme-ng installs a kernel to boot it: that is the lab's to forget.
+fn run_in_lab(rounds: u32) -> Result<()> {
+    let kite = build_kite()?;
+    let mut setup = Setup::new();
+    let mut lab = Lab::new(&mut setup)?;
+    let virtme = run::virtme(&mut setup)?;
+    println!("In the lab, whose times are an emulator's: only their ratios mean something.");
+    lab.timeout = LIMIT;
+    let mut arguments: Vec<OsString> = vec!["run-here".into(), "--kite".into(), kite.into()];
+    arguments.extend(["--virtme".into(), virtme.into(), "--rounds".into(), rounds.to_string().into()]);
     in_lab(&mut lab, arguments)
 }
 

@@ -2,9 +2,11 @@
 //! hardware KVM is, on this machine or inside the lab, in a network namespace of its own, by a hidden command of this
 //! program.
 
+mod command;
 mod disk;
 mod killed;
 mod network;
+mod terminal;
 mod wire;
 
 use std::fmt;
@@ -53,7 +55,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run.
 pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 12] = [
+    let list: [(&'static str, bool, Run); 23] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -66,6 +68,17 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("net/tap", true, network::tap),
         ("net/user", true, network::user),
         ("net/flooded", true, network::flooded),
+        ("command/streams/6.1", true, |ground| command::streams(ground, "6.1")),
+        ("command/streams/6.12", false, |ground| command::streams(ground, "6.12")),
+        ("command/bytes/64M", true, |ground| command::bytes(ground, "6.12", 64)),
+        ("command/bytes/1G", false, |ground| command::bytes(ground, "6.1", 1024)),
+        ("command/files/6.1", false, |ground| command::files(ground, "6.1")),
+        ("command/files/6.12", true, |ground| command::files(ground, "6.12")),
+        ("command/terminal", true, |ground| terminal::session(ground, "6.12")),
+        ("command/crash", true, |ground| command::crash(ground, "6.12")),
+        ("command/tools", true, |ground| command::tools(ground, "6.1")),
+        ("command/many/3", true, |ground| command::many(ground, "6.12", 3)),
+        ("command/many/200", false, |ground| command::many(ground, "6.1", 200)),
     ];
     let proofs = list.into_iter().map(|(name, quick, run)| Proof { name, quick, run });
     proofs.filter(|proof| all || proof.quick).collect()
@@ -118,6 +131,14 @@ impl Ground {
     pub fn start(&self, machine: &Machine) -> Result<Running> {
         Running::start(machine.command(&self.vmm), self.shown)
     }
+}
+
+/// The kernel of this name.
+///
+/// # Errors
+/// It is not there.
+fn kernel(name: &str) -> Result<Kernel> {
+    Kernel::open(name)?.with_context(|| format!("no kernel {name}"))
 }
 
 /// Waits until a guest's script is done and the guest is off.

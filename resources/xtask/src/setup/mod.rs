@@ -113,6 +113,14 @@ impl Setup {
         Ok(())
     }
 
+    /// A package.
+    ///
+    /// # Errors
+    /// It cannot be installed.
+    pub fn install(&mut self, package: &str) -> Result<()> {
+        self.apt()?.install(&[package], None)
+    }
+
     /// QEMU for the lab.
     ///
     /// # Errors

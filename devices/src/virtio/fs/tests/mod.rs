@@ -1,4 +1,11 @@
 //! The server and the device in the hands of a guest, well-behaved or not.
 
+mod bounds;
 mod bridge;
+mod client;
+mod device;
+mod escape;
+mod hostile;
+mod message;
 mod programs;
+mod semantics;

@@ -1,0 +1,385 @@
+//! `kite run -- COMMAND` on stock kernels: streams, statuses, files, crashes, and what is left behind.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Ground, kernel};
+use crate::setup::Kernel;
+use crate::vmm::Vmm;
+
+/// What a command may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// How a command ended, and what it wrote.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+/// `kite run` with this kernel; the rest of the command line is the caller's.
+pub(super) fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
+    let Vmm::Kite(program) = &ground.vmm else { bail!("only kite runs commands") };
+    let mut kite = Command::new(program);
+    kite.args(["run", "--kernel"]).arg(kernel.bz_image()).arg("--modules").arg(kernel.modules());
+    Ok(kite)
+}
+
+/// Runs a command to its end, with this input.
+fn ended(mut command: Command, input: &[u8]) -> Result<Ended> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("starting kite")?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Whether it is read is the command's affair.
+            let _ = stdin.map(|mut stdin| stdin.write_all(input));
+        });
+        let stdout = scope.spawn(|| all(stdout));
+        let stderr = scope.spawn(|| all(stderr));
+        let code = wait(&mut child)?;
+        let stdout = stdout.join().unwrap_or_default();
+        let stderr = String::from_utf8_lossy(&stderr.join().unwrap_or_default()).into_owned();
+        Ok(Ended { code, stdout, stderr })
+    })
+}
+
+fn all(from: Option<impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // What came before a failure is compared.
+    let _ = from.map(|mut from| from.read_to_end(&mut bytes));
+    bytes
+}
+
+/// The exit code; none for a signal.
+fn wait(child: &mut Child) -> Result<Option<i32>> {
+    let start = Instant::now();
+    while start.elapsed() < LIMIT {
+        if let Some(status) = child.try_wait().context("waiting for kite")? {
+            return Ok(status.code());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().context("ending kite")?;
+    let status = child.wait().context("waiting for kite")?;
+    bail!("no end after {} s (then signal {:?})", LIMIT.as_secs(), status.signal())
+}
+
+/// One command and what is to come of it.
+struct Case {
+    options: &'static [&'static str],
+    command: &'static [&'static str],
+    input: &'static str,
+    code: i32,
+    stdout: &'static str,
+    /// What standard error is to have; it has nothing else if this is nothing.
+    stderr: &'static str,
+}
+
+const NOTHING: Case = Case { options: &[], command: &[], input: "", code: 0, stdout: "", stderr: "" };
+
+fn check(ground: &Ground, kernel: &Kernel, case: &Case) -> Result<()> {
+    let mut command = kite(ground, kernel)?;
+    command.args(case.options).arg("--").args(case.command);
+    let ended = ended(command, case.input.as_bytes())?;
+    let stdout = String::from_utf8_lossy(&ended.stdout);
+    let quiet = case.stderr.is_empty() && !ended.stderr.is_empty();
+    ensure!(
+        ended.code == Some(case.code)
+            && stdout == case.stdout
+            && ended.stderr.contains(case.stderr)
+            && !quiet,
+        "{:?} {:?}: {ended:#?}",
+        case.options,
+        case.command
+    );
+    Ok(())
+}
+
+/// Streams and statuses.
+pub fn streams(ground: &Ground, name: &str) -> Result<String> {
+    let cases = [
+        Case { command: &["true"], ..NOTHING },
+        Case {
+            command: &["sh", "-c", "echo out; echo err >&2; exit 7"],
+            code: 7,
+            stdout: "out\n",
+            stderr: "err\n",
+            ..NOTHING
+        },
+        Case { command: &["cat"], input: "in\0put", stdout: "in\0put", ..NOTHING },
+        Case { command: &["sh", "-c", "kill -TERM $$"], code: 143, ..NOTHING },
+        Case {
+            command: &["no-such-command"],
+            code: 127,
+            stderr: "kite: no-such-command: not found in the guest\n",
+            ..NOTHING
+        },
+        Case {
+            command: &["/etc/passwd"],
+            code: 126,
+            stderr: "/etc/passwd: cannot be executed in the guest",
+            ..NOTHING
+        },
+        Case { command: &["sh", "-c", "sleep 1000 & echo left"], stdout: "left\n", ..NOTHING },
+        Case {
+            command: &["sh", "-c", "head -c 1 >/dev/null; exec <&-; sleep 1; echo on"],
+            input: "much",
+            stdout: "on\n",
+            ..NOTHING
+        },
+        Case { command: &["sh", "-c", "test -t 0 || test -t 1 || echo none"], stdout: "none\n", ..NOTHING },
+        Case {
+            options: &["--timeout", "6s"],
+            command: &["sleep", "1000"],
+            code: 124,
+            stderr: "timed out",
+            ..NOTHING
+        },
+        Case { command: &["poweroff", "-ff"], code: 255, stderr: "before the command had ended", ..NOTHING },
+    ];
+    let kernel = kernel(name)?;
+    cases.iter().try_for_each(|case| check(ground, &kernel, case))?;
+    gone_reader(ground, &kernel)?;
+    closed_streams(ground, &kernel)?;
+    Ok(String::new())
+}
+
+/// Whoever reads the output goes: the command is told, as it would be here.
+fn gone_reader(ground: &Ground, kernel: &Kernel) -> Result<()> {
+    let mut command = kite(ground, kernel)?;
+    command.args(["--", "yes"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("starting kite")?;
+    let mut first = [0; 2];
+    child.stdout.take().context("an output")?.read_exact(&mut first).context("reading from yes")?;
+    ensure!(first == *b"y\n" && wait(&mut child)? == Some(128 + 13), "yes was not ended by SIGPIPE");
+    Ok(())
+}
+
+/// kite without any stream at all.
+fn closed_streams(ground: &Ground, kernel: &Kernel) -> Result<()> {
+    let kite = kite(ground, kernel)?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "\"$@\" <&- >&- 2>&-", "sh"]).arg(kite.get_program()).args(kite.get_args());
+    shell.args(["--", "sh", "-c", "cat; echo lost; exit 9"]);
+    let ended = ended(shell, b"")?;
+    ensure!(ended.code == Some(9), "with closed streams: {ended:?}");
+    Ok(())
+}
+
+/// Bytes that no pattern repeats soon.
+struct Noise(u64);
+
+impl Noise {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        for part in bytes.chunks_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            part.copy_from_slice(&self.0.to_le_bytes()[..part.len()]);
+        }
+    }
+}
+
+/// So many MiB through the guest and back.
+pub fn bytes(ground: &Ground, name: &str, mib: u64) -> Result<String> {
+    const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+    const CHUNK: usize = 1 << 16;
+    let mut command = kite(ground, &kernel(name)?)?;
+    command.args(["--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("starting kite")?;
+    let (mut stdin, mut stdout) =
+        (child.stdin.take().context("an input")?, child.stdout.take().context("an output")?);
+    let start = Instant::now();
+    let count = mib << 20 >> CHUNK.trailing_zeros();
+    std::thread::scope(|scope| -> Result<()> {
+        scope.spawn(move || {
+            let (mut noise, mut chunk) = (Noise(SEED), vec![0; CHUNK]);
+            for _ in 0..count {
+                noise.fill(&mut chunk);
+                if stdin.write_all(&chunk).is_err() {
+                    return; // The reader finds out.
+                }
+            }
+        });
+        let (mut noise, mut chunk, mut got) = (Noise(SEED), vec![0; CHUNK], vec![0; CHUNK]);
+        for index in 0..count {
+            noise.fill(&mut chunk);
+            stdout.read_exact(&mut got).with_context(|| format!("reading chunk {index} of {count}"))?;
+            ensure!(got == chunk, "chunk {index} of {count} is another");
+        }
+        ensure!(stdout.read(&mut got).context("reading the end")? == 0, "more came than was sent");
+        Ok(())
+    })?;
+    ensure!(wait(&mut child)? == Some(0), "cat failed");
+    Ok(format!("{mib} MiB, {:.0} MiB/s", mib as f64 / start.elapsed().as_secs_f64()))
+}
+
+/// Whose files the guest sees, and which of them it changes.
+pub fn files(ground: &Ground, name: &str) -> Result<String> {
+    let kernel = kernel(name)?;
+    let folder = ground.file("files");
+    for sub in ["here", "shared", "root/bin"] {
+        fs::create_dir_all(folder.join(sub)).context("making folders")?;
+    }
+    fs::write(folder.join("here/file"), "host\n").context("writing a file")?;
+    let run = |options: &[&str], script: &str, expected: &str| -> Result<()> {
+        let mut command = kite(ground, &kernel)?;
+        command.current_dir(folder.join("here")).args(options).args(["--", "sh", "-c", script]);
+        let ended = ended(command, b"")?;
+        let stdout = String::from_utf8_lossy(&ended.stdout);
+        ensure!(ended.code == Some(0) && stdout == expected, "{options:?} {script}: {ended:#?}");
+        Ok(())
+    };
+    let here = folder.join("here");
+    run(&[], "pwd; cat file; echo guest >file; cat file", &format!("{}\nhost\nguest\n", here.display()))?;
+    run(&[], "rm file; mkdir -p new/folder; touch /new; ls /new", "/new\n")?;
+    let listing = fs::read_dir(&here).context("looking at the folder")?.count();
+    let content = fs::read_to_string(here.join("file")).context("reading the file again")?;
+    ensure!(listing == 1 && content == "host\n" && !Path::new("/new").exists(), "the host has changed");
+    run(&["--share", "../shared"], "cd ../shared; touch x 2>/dev/null || echo refused", "refused\n")?;
+    run(&["--share", "../shared:/mnt:rw"], "echo kept >/mnt/x; mkdir /mnt/d; mv /mnt/x /mnt/d/y", "")?;
+    let kept = fs::read_to_string(folder.join("shared/d/y")).context("reading what the guest wrote")?;
+    ensure!(kept == "kept\n", "the share has {kept:?}");
+    run(&["--env", "A=b c", "--env", "HOME"], "echo $A; test \"$HOME\" = ~ && echo home", "b c\nhome\n")?;
+    run(
+        &["--clear-env", "--env", "A=b"],
+        "env | grep -v ^TERM= | cut -d= -f1 | sort | tr '\\n' ' '",
+        "A PATH PWD ",
+    )?;
+    run(&["--cwd", "/usr"], "pwd", "/usr\n")?;
+    run(
+        &["--user", "nobody"],
+        "id -u; id -un; touch file || echo no; test -w /tmp && echo tmp",
+        "65534\nnobody\nno\ntmp\n",
+    )
+    .or_else(|_| {
+        run(
+            &["--user", "nobody"],
+            "id -u; id -un; touch file 2>/dev/null || echo no; test -w /tmp && echo tmp",
+            "65534\nnobody\nno\ntmp\n",
+        )
+    })?;
+    run(&["--user", "1234:42"], "id -u; id -g; id -G", "1234\n42\n42\n")?;
+    run(&[], WHAT_IS_THERE, "")?;
+    let disk = ground.debian.disk().display().to_string();
+    let disk = format!("path={},ephemeral", disk.replace(',', ",,"));
+    run(&["--root", "disk", "--disk", &disk], "pwd; cat /etc/hostname; echo x >/etc/hostname", "/\nkite\n")
+        .or_else(|_| {
+        run(
+            &["--root", "disk", "--disk", &disk],
+            "pwd; test -s /etc/hostname && echo x >/etc/hostname",
+            "/\n",
+        )
+    })?;
+    Ok(String::new())
+}
+
+/// What programs expect to find.
+const WHAT_IS_THERE: &str = "set -e
+for kind in proc:/proc sysfs:/sys devtmpfs:/dev devpts:/dev/pts tmpfs:/run tmpfs:/dev/shm cgroup2:/sys/fs/cgroup; do
+    grep -q \" ${kind#*:} ${kind%%:*} \" /proc/mounts || { echo \"no $kind\"; exit 1; }
+done
+test \"$(cat /sys/class/net/lo/flags)\" = 0x9
+test \"$(stat -c %a /tmp)\" = 1777
+echo x >/tmp/x; echo x >/run/x; echo x >/dev/shm/x; echo x >/dev/null
+echo to >/dev/stderr 2>/dev/null; echo -n >/dev/stdout
+test \"$(ls /proc/self/fd | wc -l)\" = 4
+";
+
+/// A kernel that crashes tells why.
+pub fn crash(ground: &Ground, name: &str) -> Result<String> {
+    let kernel = kernel(name)?;
+    let panic = Case {
+        command: &["sh", "-c", "echo c >/proc/sysrq-trigger"],
+        code: 255,
+        stderr: "Kernel panic - not syncing: sysrq triggered crash",
+        ..NOTHING
+    };
+    check(ground, &kernel, &panic)?;
+    let log = ground.file("kernel-log");
+    let mut command = kite(ground, &kernel)?;
+    command.arg("--kernel-log").arg(&log).args(["--", "sh", "-c", "echo marked >/dev/kmsg"]);
+    let ended = ended(command, b"")?;
+    let text = fs::read_to_string(&log).context("reading the kernel's messages")?;
+    ensure!(ended.code == Some(0) && ended.stderr.is_empty(), "with a log: {ended:#?}");
+    ensure!(text.contains("Linux version") && text.contains("marked"), "the log lacks messages: {text}");
+    Ok(String::new())
+}
+
+/// So many runs, one after the other, and nothing of them is left.
+pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
+    let kernel = kernel(name)?;
+    let left = || -> Result<[usize; 4]> {
+        let count =
+            |path: &str| Ok::<_, anyhow::Error>(fs::read_dir(path).with_context(|| path.to_owned())?.count());
+        let mounts = fs::read_to_string("/proc/mounts").context("reading the mounts")?.lines().count();
+        let processes = fs::read_dir("/proc").context("reading the processes")?;
+        let number = |it: &fs::DirEntry| it.file_name().to_string_lossy().parse::<u32>().is_ok();
+        // Threads of the kernel's own come and go; they have no memory.
+        let alive =
+            |it: &fs::DirEntry| fs::read(it.path().join("cmdline")).is_ok_and(|line| !line.is_empty());
+        let processes = processes.filter_map(Result::ok).filter(number).filter(alive).count();
+        Ok([processes, mounts, count("/tmp")?, count("/dev/shm").unwrap_or(0)])
+    };
+    let before = left()?;
+    let start = Instant::now();
+    for time in 0..times {
+        check(ground, &kernel, &Case { command: &["true"], ..NOTHING })
+            .with_context(|| format!("run {time}"))?;
+    }
+    let each = start.elapsed().as_secs_f64() / f64::from(times);
+    let after = left()?;
+    ensure!(
+        before == after,
+        "processes, mounts, and files in /tmp and /dev/shm: {before:?} before, {after:?} after"
+    );
+    Ok(format!("{times} times, {each:.2} s each"))
+}
+
+/// What developers do with files, on a share that is written.
+pub fn tools(ground: &Ground, name: &str) -> Result<String> {
+    let folder = ground.file("tools");
+    fs::create_dir_all(&folder).context("making a folder")?;
+    let mut command = kite(ground, &kernel(name)?)?;
+    command.args(["--cpus", "2", "--share", ".:rw", "--", "sh", "-c", TOOLS]).current_dir(&folder);
+    let ended = ended(command, b"")?;
+    ensure!(ended.code == Some(0), "{ended:#?}");
+    let written = fs::read_to_string(folder.join("result")).context("reading the result")?;
+    ensure!(written == "42\n", "the host reads {written:?}");
+    Ok(String::from_utf8_lossy(&ended.stdout).trim().to_owned())
+}
+
+const TOOLS: &str = r##"set -ex
+export HOME=$PWD GIT_CONFIG_NOSYSTEM=1
+git init -q repo; cd repo
+git config user.email a@b; git config user.name a
+printf 'all: result\nresult: result.in\n\tcp $< $@\n' >Makefile; echo 42 >result.in
+git add .; git commit -qm first; test -z "$(git status --short)"
+echo 43 >>result.in; test "$(git status --short)" = ' M result.in'; git checkout -q .
+make -s; cmp result result.in; make -s -q
+cd ..; tar cf repo.tar repo; mkdir copy; tar xf repo.tar -C copy; diff -r repo copy/repo
+python3 - <<'END'
+import fcntl, mmap, os, sqlite3
+db = sqlite3.connect("db"); db.execute("pragma journal_mode=wal"); db.execute("create table t (a)")
+db.executemany("insert into t values (?)", [(i,) for i in range(1000)]); db.commit()
+assert db.execute("select sum(a) from t").fetchone() == (499500,)
+assert db.execute("pragma integrity_check").fetchone() == ("ok",)
+f = open("file", "w+b"); f.truncate(8192); m = mmap.mmap(f.fileno(), 8192); m[4096:4101] = b"hello"; m.flush()
+assert open("file", "rb").read()[4096:4101] == b"hello"
+os.unlink("file"); f.seek(4096); assert f.read(5) == b"hello"
+fcntl.lockf(f, fcntl.LOCK_EX); fcntl.flock(f, fcntl.LOCK_EX)
+os.mkdir("a"); os.rename("a", "b"); os.symlink("b", "c"); os.link("db", "d"); assert os.stat("db").st_nlink == 2
+open("b/x", "w").close()
+try: os.setxattr("b/x", "user.k", b"v"); assert os.getxattr("b/x", "user.k") == b"v"
+except OSError as error: assert error.errno == 95; print("without xattrs, which the host's file system lacks")
+END
+cp repo/result .
+"##;

@@ -1,0 +1,302 @@
+//! JUnit files, in the dialect that GitHub's actions, GitLab and Jenkins read
+//! (<https://github.com/testmoapp/junitxml>).
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use quick_xml::Writer;
+use quick_xml::events::{BytesDecl, BytesText, Event};
+use quick_xml::writer::ElementWriter;
+
+use super::{Case, Suite, Verdict};
+
+/// Refuses a path that [`write`] would: to be asked before the work that is to be told of.
+///
+/// # Errors
+/// There is something else than a file, a link for one, or there is no such folder.
+pub fn check(path: &Path) -> anyhow::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => {
+            bail!("{}: is a symbolic link; name the file itself", path.display())
+        }
+        Ok(metadata) if !metadata.is_file() => {
+            bail!("{}: is not a regular file", path.display())
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
+    }
+    if path.file_name().is_none() {
+        bail!("{}: is not the name of a file", path.display());
+    }
+    let folder = folder(path);
+    match fs::metadata(&folder) {
+        Ok(metadata) if metadata.is_dir() => Ok(()),
+        Ok(_) => bail!("{}: is not a folder", folder.display()),
+        Err(error) => Err(error).with_context(|| format!("cannot look at {}", folder.display())),
+    }
+}
+
+fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Writes these suites as one file. It is written beside and then given its name: whoever looks finds the file of before
+/// or the whole new one, and a link that somebody has planted is not followed.
+///
+/// # Errors
+/// The file cannot be written there.
+pub fn write(path: &Path, suites: &[Suite]) -> anyhow::Result<()> {
+    check(path)?;
+    let what = || format!("cannot write {}", path.display());
+    // As any new file: the process's umask takes from it.
+    let permissions = Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new()
+        .prefix(".kite-junit-")
+        .permissions(permissions)
+        .tempfile_in(folder(path))
+        .with_context(what)?;
+    write_to(file.as_file_mut(), suites).with_context(what)?;
+    file.persist(path).map_err(|error| error.error).with_context(what)?;
+    Ok(())
+}
+
+fn write_to(file: &mut File, suites: &[Suite]) -> io::Result<()> {
+    let mut writer = Writer::new_with_indent(BufWriter::new(file), b' ', 2);
+    writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
+    let counts = suites.iter().map(Counts::of).fold(Counts::default(), Counts::plus);
+    let time = suites.iter().map(|suite| suite.time).sum();
+    counts
+        .element(&mut writer, "testsuites", "kite", time)
+        .write_inner_content(|writer| suites.iter().try_for_each(|suite| write_suite(writer, suite)))?;
+    let mut file = writer.into_inner();
+    file.write_all(b"\n")?;
+    file.flush()
+}
+
+fn write_suite<W: Write>(writer: &mut Writer<W>, suite: &Suite) -> io::Result<()> {
+    Counts::of(suite).element(writer, "testsuite", &suite.name, suite.time).write_inner_content(
+        |writer| {
+            suite.cases.iter().try_for_each(|case| write_case(writer, suite, case))?;
+            for (name, text) in [("system-out", &suite.output), ("system-err", &suite.kernel_log)] {
+                if !text.is_empty() {
+                    writer.create_element(name).write_text_content(BytesText::new(&allowed(text)))?;
+                }
+            }
+            Ok(())
+        },
+    )?;
+    Ok(())
+}
+
+fn write_case<W: Write>(writer: &mut Writer<W>, suite: &Suite, case: &Case) -> io::Result<()> {
+    let class = if case.group.is_empty() { &suite.name } else { &case.group };
+    let time = seconds(case.time);
+    let attributes = [("name", &*allowed(&case.name)), ("classname", &*allowed(class)), ("time", &*time)];
+    let element = writer.create_element("testcase").with_attributes(attributes);
+    let (tag, message, details) = match &case.verdict {
+        Verdict::Passed => return element.write_empty().map(drop),
+        Verdict::Skipped(why) => ("skipped", why, ""),
+        Verdict::Failed(message, details) => ("failure", message, details.as_str()),
+        Verdict::Error(message, details) => ("error", message, details.as_str()),
+    };
+    let message = allowed(message);
+    element.write_inner_content(|writer| {
+        let element = writer.create_element(tag).with_attribute(("message", &*message));
+        match details {
+            "" => element.write_empty(),
+            details => element.write_text_content(BytesText::new(&allowed(details))),
+        }
+        .map(drop)
+    })?;
+    Ok(())
+}
+
+#[derive(Default)]
+struct Counts {
+    tests: usize,
+    failures: usize,
+    errors: usize,
+    skipped: usize,
+}
+
+impl Counts {
+    fn of(suite: &Suite) -> Self {
+        let mut counts = Self { tests: suite.cases.len(), ..Self::default() };
+        for case in &suite.cases {
+            match case.verdict {
+                Verdict::Passed => {}
+                Verdict::Skipped(_) => counts.skipped += 1,
+                Verdict::Failed(..) => counts.failures += 1,
+                Verdict::Error(..) => counts.errors += 1,
+            }
+        }
+        counts
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            tests: self.tests + other.tests,
+            failures: self.failures + other.failures,
+            errors: self.errors + other.errors,
+            skipped: self.skipped + other.skipped,
+        }
+    }
+
+    /// Begins an element that has these counts.
+    fn element<'a, W: Write>(
+        &self,
+        writer: &'a mut Writer<W>,
+        tag: &'static str,
+        name: &str,
+        time: Duration,
+    ) -> ElementWriter<'a, W> {
+        let element = writer.create_element(tag).with_attribute(("name", &*allowed(name)));
+        let counts = [
+            ("tests", self.tests),
+            ("failures", self.failures),
+            ("errors", self.errors),
+            ("skipped", self.skipped),
+        ];
+        let element = counts
+            .into_iter()
+            .fold(element, |element, (name, count)| element.with_attribute((name, &*count.to_string())));
+        element.with_attribute(("time", &*seconds(time)))
+    }
+}
+
+/// Seconds with three decimals, as all readers take them.
+fn seconds(time: Duration) -> String {
+    format!("{}.{:03}", time.as_secs(), time.subsec_millis())
+}
+
+/// The text with what XML 1.0 cannot hold in any form replaced (its section 2.2); the writer escapes the rest.
+fn allowed(text: &str) -> String {
+    let allowed = |char: char| matches!(char, '\t' | '\n' | ' '..='\u{7e}' | '\u{a0}'..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
+    // The end of a line may be a carriage return and a line feed; a reader of XML makes that one line feed.
+    text.replace("\r\n", "\n").chars().map(|char| if allowed(char) { char } else { '\u{fffd}' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use quick_xml::Reader;
+
+    use super::super::{Ending, Recorder};
+    use super::*;
+
+    fn suite(name: &str, output: &[u8], ending: &Ending) -> Suite {
+        let mut recorder = Recorder::new(name);
+        recorder.feed(output);
+        recorder.finish(ending, Duration::from_millis(1500), "log <end>")
+    }
+
+    /// The file's text, after it was read as XML to its end.
+    fn written(suites: &[Suite]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("junit.xml");
+        write(&path, suites).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let text = fs::read_to_string(path).unwrap();
+        let mut reader = Reader::from_str(&text);
+        reader.config_mut().check_end_names = true;
+        loop {
+            match reader.read_event().unwrap() {
+                Event::Eof => break,
+                Event::Start(element) | Event::Empty(element) => {
+                    element.attributes().for_each(|attribute| drop(attribute.unwrap()));
+                }
+                _ => {}
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn suites_have_their_cases_and_sums() {
+        let output = b"TAP version 13\n1..3\nok 1 a\nnot ok 2 b\n# why\nok 3 c # SKIP no\n";
+        let suites = [suite("one", output, &Ending::Exited(1)), suite("two", b"", &Ending::TimedOut)];
+        let text = written(&suites);
+        let text = text.replace("\n", "").replace("  ", "");
+        let expected = concat!(
+            r#"<?xml version="1.0" encoding="UTF-8"?>"#,
+            r#"<testsuites name="kite" tests="4" failures="1" errors="1" skipped="1" time="3.000">"#,
+            r#"<testsuite name="one" tests="3" failures="1" errors="0" skipped="1" time="1.500">"#,
+            r#"<testcase name="a" classname="one" time="0.000"/>"#,
+            r#"<testcase name="b" classname="one" time="0.000"><failure message="not ok"># why</failure></testcase>"#,
+            r#"<testcase name="c" classname="one" time="0.000"><skipped message="no"/></testcase>"#,
+            r#"<system-out>TAP version 131..3ok 1 anot ok 2 b# whyok 3 c # SKIP no</system-out>"#,
+            r#"<system-err>log &lt;end&gt;</system-err></testsuite>"#,
+            r#"<testsuite name="two" tests="1" failures="0" errors="1" skipped="0" time="1.500">"#,
+            r#"<testcase name="two" classname="two" time="1.500"><error message="the time was over"/></testcase>"#,
+            r#"<system-err>log &lt;end&gt;</system-err></testsuite></testsuites>"#,
+        );
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_xml_cannot_hold_is_replaced() {
+        let text = written(&[suite(
+            "]]> \u{0}\u{1b}\u{fffe}\"<&",
+            b"\x1b[31m]]>\xff\xfe\0 </system-out>",
+            &Ending::Exited(2),
+        )]);
+        assert!(text.contains("name=\"]]&gt; \u{fffd}\u{fffd}\u{fffd}&quot;&lt;&amp;\""), "{text}");
+        assert!(text.contains("\u{fffd}[31m]]&gt;\u{fffd}\u{fffd}\u{fffd} &lt;/system-out&gt;"), "{text}");
+        assert!(!text.contains("]]>"), "{text}");
+    }
+
+    #[test]
+    fn a_link_is_neither_followed_nor_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, link) = (folder.path().join("target"), folder.path().join("junit.xml"));
+        fs::write(&target, "precious").unwrap();
+        for to in [target.as_path(), Path::new("dangling")] {
+            symlink(to, &link).unwrap();
+            let error = write(&link, &[]).unwrap_err().to_string();
+            assert!(error.ends_with("junit.xml: is a symbolic link; name the file itself"), "{error}");
+            fs::remove_file(&link).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        for (path, expected) in [
+            (Path::new("/dev/null").to_owned(), "is not a regular file"),
+            (folder.path().to_owned(), "is not a regular file"),
+            (folder.path().join("none/junit.xml"), "cannot look at"),
+            (file.join("junit.xml"), "cannot look at"),
+            (PathBuf::new(), "is not the name of a file"),
+        ] {
+            let error = write(&path, &[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_before_is_replaced_and_others_may_read_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("junit.xml");
+        fs::write(&path, "old").unwrap();
+        let before = File::open(&path).unwrap();
+        write(&path, &[suite("x", b"", &Ending::Exited(0))]).unwrap();
+        assert!(fs::read_to_string(&path).unwrap().starts_with("<?xml"));
+        // Whoever has the old one open keeps it whole.
+        assert_eq!(io::read_to_string(before).unwrap(), "old");
+        let plain = File::create(folder.path().join("plain")).unwrap().metadata().unwrap().permissions();
+        assert_eq!(fs::metadata(&path).unwrap().permissions(), plain);
+    }
+}

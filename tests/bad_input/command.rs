@@ -1,0 +1,83 @@
+//! `kite run -- COMMAND` with options that make no sense or name what is not there.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use crate::attempt::Attempt;
+use crate::image::elf;
+
+#[test]
+fn options_for_a_command_need_one_and_are_looked_at() {
+    let attempt = Attempt::new();
+    for option in [
+        &["--root", "/"][..],
+        &["--share", "/"],
+        &["--cwd", "/"],
+        &["--env", "A=b"],
+        &["--clear-env"],
+        &["--user", "root"],
+        &["--timeout", "5"],
+        &["--idle-timeout", "5"],
+        &["--verbose"],
+        &["--kernel-log", "log"],
+        &["--junit", "junit"],
+    ] {
+        attempt.refused([&["run"], option].concat(), "COMMAND");
+    }
+    for (option, value, expected) in [
+        ("--root", "", "names no folder"),
+        ("--share", "", "DIR[:GUESTDIR][:rw]"),
+        ("--share", ":rw", "DIR[:GUESTDIR][:rw]"),
+        ("--env", "=x", "NAME=VALUE"),
+        ("--user", "a:b:c", "USER:GROUP"),
+        ("--user", "", "USER:GROUP"),
+        ("--timeout", "0", "over at once"),
+        ("--timeout", "soon", "5m"),
+        ("--idle-timeout", "-1s", "5m"),
+    ] {
+        let option = format!("{option}={value}");
+        attempt.refused(["run", &option, "--", "true"], expected);
+    }
+}
+
+#[test]
+fn what_does_not_go_with_a_command_is_refused() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let kernel = kernel.to_str().unwrap();
+    for (options, expected) in [
+        (&["--initrd", kernel][..], "--initrd"),
+        (&["--no-acpi"], "--no-acpi"),
+        (&["--console", "serial"], "--console"),
+        (&["--on-reboot", "restart"], "--on-reboot"),
+        (&["--root", "disk"], "--disk"),
+    ] {
+        attempt.refused([&["run", "--kernel", kernel], options, &["--", "true"]].concat(), expected);
+    }
+}
+
+#[test]
+fn folders_and_files_that_cannot_be_used_are_named() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let file = attempt.file("file", b"kept");
+    let (kernel, file) = (kernel.to_str().unwrap(), file.to_str().unwrap());
+    symlink(file, attempt.path("link")).unwrap();
+    for (options, expected) in [
+        (["--root", "missing"], "missing: No such file"),
+        (["--root", file], "Not a directory"),
+        (["--share", "missing:rw"], "missing: No such file"),
+        (["--share", "/:/"], "that is --root"),
+        (["--kernel-log", "missing/log"], "missing/log: No such file"),
+        (["--kernel-log", "link"], "link"),
+        (["--kernel-log", "."], "Is a directory"),
+        (["--junit", "missing/junit"], "missing"),
+        (["--junit", "link"], "link"),
+        (["--junit", "."], "not a regular file"),
+    ] {
+        attempt.refused([&["run", "--kernel", kernel], &options[..], &["--", "true"]].concat(), expected);
+    }
+    let twice = ["run", "--kernel", kernel, "--share", "/usr:/mnt", "--share", "/etc:/mnt", "--", "true"];
+    attempt.refused(twice, "two shares are to be at /mnt");
+    assert_eq!(fs::read(file).unwrap(), b"kept");
+}
