@@ -89,10 +89,12 @@ pub enum Command {
 /// How to build the machine and what to boot in it.
 #[derive(Args, Debug)]
 pub struct RunOptions {
-    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image [default: $KITE_KERNEL, else the newest /boot/vmlinuz-*]
+    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image [default: $KITE_KERNEL, else the newest
+    /// /boot/vmlinuz-*]
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
-    /// Use this initrd as it is [default: kite itself as /init, and the modules it needs]
+    /// Use this initrd as it is, for a Multiboot image as its module [default: kite itself as /init, and the modules it
+    /// needs]
     #[arg(long, value_name = "PATH")]
     pub initrd: Option<PathBuf>,
     /// Where the kernel's modules are: a folder like /lib/modules/VERSION, or the one that the kernel was built in

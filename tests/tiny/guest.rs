@@ -142,9 +142,14 @@ impl Elf {
 
 /// The code at `BASE`, and behind it a header with addresses (Multiboot Specification 0.6.96 §3.1).
 pub fn multiboot(code: &[u8]) -> Vec<u8> {
+    multiboot_at(code, BASE as u32)
+}
+
+/// The same somewhere else.
+pub fn multiboot_at(code: &[u8], start: u32) -> Vec<u8> {
     const FLAGS: u32 = 1 << 16 | 3;
     const MAGIC: u32 = 0x1bad_b002;
-    let (start, len) = (BASE as u32, code.len() as u32);
+    let len = code.len() as u32;
     let checksum = 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
     let header = [MAGIC, FLAGS, checksum, start + len.next_multiple_of(4), start, 0, 0, start];
     let mut file = code.to_vec();

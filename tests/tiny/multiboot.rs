@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::guest::{Blob, Elf, Entry, multiboot_elf, no_kvm};
+use crate::guest::{Blob, Elf, Entry, multiboot_at, multiboot_elf, no_kvm};
 use crate::process::{End, Kite};
 
 /// Runs a Multiboot image.
@@ -173,4 +173,15 @@ fn a_multiboot_image_needs_no_test_devices() {
     }
     run(&MULTIBOOT_OFF, &[]).assert(0, "o", "");
     run(&MULTIBOOT_OFF, &["--no-acpi", "--cpus", "2"]).assert(0, "o", "");
+}
+
+#[test]
+fn a_multiboot_image_may_lie_in_low_memory() {
+    if no_kvm("a_multiboot_image_may_lie_in_low_memory") {
+        return;
+    }
+    for start in [0x1000, 0x4000, 0x9_0000] {
+        let image = Elf::of(&multiboot_at(STATE.code(), start));
+        Kite::run_file(image, &["--test-devices"]).end().assert(1, "tiny.elf;kite;", "");
+    }
 }

@@ -133,6 +133,7 @@ guest!(
 #[test]
 fn latches_keep_what_is_written_at_every_width() {
     passes("latches_keep_what_is_written_at_every_width", &LATCHES, &[]);
+    passes("latches_keep_what_is_written_at_every_width", &LATCHES, &["--no-acpi", "--cpus", "2"]);
 }
 
 guest!(

@@ -117,7 +117,7 @@ impl Image {
         }
         let elf = head.starts_with(elf::MAGIC).then(|| elf::parse(&file, len));
         match (elf, multiboot::find(head)) {
-            // Who has both entries lives longer with the one that passes more.
+            // PVH tells an image that has both entries more: where the ACPI tables are.
             (Some(Ok(image)), _) if image.protocol == Protocol::Pvh => Ok(image),
             (_, multiboot::Found::Header(header)) => multiboot::parse(&file, len, header),
             (Some(Ok(image)), _) => Ok(image),

@@ -13,7 +13,6 @@ const INTERFACE: u16 = 1;
 const RAM_SIZE: u16 = 3;
 const CPUS: u16 = 5;
 const MOST_CPUS: u16 = 15;
-const FILES: u16 = 0x19;
 /// Of the interface's features there is the traditional one alone: these two ports.
 const TRADITIONAL: u32 = 1;
 
@@ -42,8 +41,7 @@ impl FwCfg {
             INTERFACE => at(&TRADITIONAL.to_le_bytes()),
             RAM_SIZE => at(&self.ram.to_le_bytes()),
             CPUS | MOST_CPUS => at(&self.cpus.to_le_bytes()),
-            // A directory without files, which says so in 32 bits.
-            FILES => 0,
+            // What there is not; and the directory of files (0x19), which begins with how many there are.
             _ => 0,
         }
     }
