@@ -36,6 +36,7 @@ Exit codes:
   126  the command cannot be executed in the guest
   127  there is no such command in the guest
   255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
+  With --test-devices, a value that the guest writes to port 0xf4 ends it with (value << 1) | 1.
   A command that has ended gives its own status, or 128 + the number of the signal that killed it.
   Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
 
@@ -46,6 +47,7 @@ Examples:
   kite run --kernel bzImage --initrd rootfs.cpio.gz --append 'init=/bin/sh'
   kite run --kernel bzImage --modules target/lib/modules/6.12.0
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
+  kite run --test-devices --kernel vmexit.flat --append cpuid
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
 
   kite run -- uname -a                         a command, in a copy-on-write view of this host's files
@@ -87,10 +89,12 @@ pub enum Command {
 /// How to build the machine and what to boot in it.
 #[derive(Args, Debug)]
 pub struct RunOptions {
-    /// The kernel: a bzImage or an ELF vmlinux [default: $KITE_KERNEL, else the newest /boot/vmlinuz-*]
+    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image [default: $KITE_KERNEL, else the newest
+    /// /boot/vmlinuz-*]
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
-    /// Use this initrd as it is [default: kite itself as /init, and the modules it needs]
+    /// Use this initrd as it is, for a Multiboot image as its module [default: kite itself as /init, and the modules it
+    /// needs]
     #[arg(long, value_name = "PATH")]
     pub initrd: Option<PathBuf>,
     /// Where the kernel's modules are: a folder like /lib/modules/VERSION, or the one that the kernel was built in
@@ -137,6 +141,9 @@ pub struct RunOptions {
     /// Leave out the entropy device
     #[arg(long)]
     pub no_rng: bool,
+    /// Add what KVM's unit tests expect of a machine: isa-debug-exit, pc-testdev, fw_cfg, a PM timer, pci-testdev
+    #[arg(long, conflicts_with = "command")]
+    pub test_devices: bool,
     /// What a guest's reboot does
     #[arg(long, value_name = "ACTION", default_value = "exit")]
     pub on_reboot: OnReboot,

@@ -31,6 +31,8 @@ pub enum Exit {
     Crash(String),
     /// The command that the guest was to run has ended.
     Command(End),
+    /// A unit test has ended, and kite is to end with this exit code.
+    Status(u8),
     /// The guest has run for as long as it may.
     TimedOut,
     /// The guest has neither run nor printed for so long.

@@ -29,5 +29,6 @@ pub mod signals;
 pub mod tap;
 pub mod task;
 pub mod terminal;
+pub mod testdev;
 pub mod vcpu;
 pub mod vm;

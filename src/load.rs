@@ -22,6 +22,8 @@ pub struct Guest<'a> {
     pub initrd: &'a [Piece],
     /// The command line.
     pub cmdline: &'a str,
+    /// What the initrd is called; only a Multiboot image is told.
+    pub module: &'a str,
 }
 
 impl Guest<'_> {
@@ -43,13 +45,14 @@ impl Guest<'_> {
         let initrd = self.place_initrd(board, ram)?;
         let memory = ram.memory();
         let rsdp = if board.acpi {
-            Some(acpi::write(memory, board.cpus, board.virtio)?)
+            let pm_timer = board.test_devices.then_some(layout::PM_TIMER_PORT);
+            Some(acpi::write(memory, board.cpus, board.virtio, pm_timer)?)
         } else {
             mptable::write(memory, board.cpus)?;
             None
         };
         memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
-        let params = Params { cmdline: self.cmdline, initrd, rsdp, ram: board.ram };
+        let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: board.ram };
         params.write(memory, self.image).context("cannot write the boot parameters")
     }
 

@@ -145,6 +145,22 @@ impl GuestRam {
         self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has KVM forget how it maps the page at the guest-physical address `page`; its content stays. What is no RAM is left
+    /// alone.
+    pub fn flush_page(&self, page: u64) {
+        let Ok(slice) = self.memory.get_slice(GuestAddress(page), PAGE as usize) else { return };
+        let host = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // Any change of protection is announced to KVM, which unmaps the page. Taking access away would hit whoever else
+        // uses the page just now, so some is added, and taken back.
+        for access in [access | libc::PROT_EXEC, access] {
+            // SAFETY: the page is guest memory, page-aligned as `page` and the regions are, and stays readable and writable.
+            if unsafe { libc::mprotect(host, PAGE as usize, access) } < 0 {
+                log::debug!("cannot flush the page at {page:#x}: {}", io::Error::last_os_error());
+            }
+        }
+    }
+
     /// Replaces every mapped page by a copy of its own and lets waiting writers of the files go on. To be called when a
     /// lease is broken, which `SIGIO` tells, while the guest is still.
     ///
@@ -285,6 +301,18 @@ mod tests {
         ram.detach_files().unwrap();
         std::fs::write(&path, vec![0x55; 300_000]).unwrap();
         holds(&ram, 0x10_0000, &bytes);
+    }
+
+    #[test]
+    fn a_flushed_page_keeps_its_content_and_its_place() {
+        let ram = GuestRam::new(4 << 20).unwrap();
+        ram.memory.write_slice(b"kept", GuestAddress(0x20_0ffe)).unwrap();
+        for page in [0x20_0000, 0x20_1000, 0, 0x3f_f000, 0x40_0000, !0xfff] {
+            ram.flush_page(page);
+        }
+        holds(&ram, 0x20_0ffe, b"kept");
+        ram.memory.write_slice(b"more", GuestAddress(0x20_0ffe)).unwrap();
+        holds(&ram, 0x20_0ffe, b"more");
     }
 
     #[test]

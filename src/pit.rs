@@ -34,17 +34,8 @@ impl Pit {
         Self { vm, ports, exit }
     }
 
-    /// Makes the real one, unless another vCPU has just done so.
-    fn make(&self) -> Result<(), kvm_ioctls::Error> {
-        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        match self.vm.create_pit2(config) {
-            Err(error) if error.errno() == libc::EEXIST => Ok(()),
-            made => made,
-        }
-    }
-
     fn carry_out(&self, offset: u64, value: u8) -> Result<(), kvm_ioctls::Error> {
-        self.make()?;
+        make(&self.vm)?;
         let mut state = self.vm.get_pit2()?;
         if apply(&mut state.channels, self.ports, offset, value) {
             self.vm.set_pit2(&state)?;
@@ -60,9 +51,21 @@ impl Pit {
     }
 }
 
+/// Makes the real one, unless another vCPU has just done so.
+///
+/// # Errors
+/// The host's KVM refuses it.
+pub fn make(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    match vm.create_pit2(config) {
+        Err(error) if error.errno() == libc::EEXIST => Ok(()),
+        made => made,
+    }
+}
+
 impl BusDevice for Pit {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        self.check(self.make());
+        self.check(make(&self.vm));
         // No channel has been programmed, so none counts, and the gate is closed.
         data.fill(0);
     }

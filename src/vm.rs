@@ -17,7 +17,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::coalesced::Coalesced;
 use crate::exit::ExitRequest;
 use crate::memory::GuestRam;
-use crate::pit::{Pit, Ports};
+use crate::pit::{self, Pit, Ports};
+use crate::testdev::{Ioeventfd, Levels};
 
 /// Opens `/dev/kvm`.
 ///
@@ -136,6 +137,27 @@ impl Vm {
     /// A stand-in for the interval timer, at `ports`.
     pub fn pit(&self, ports: Ports, exit: Arc<ExitRequest>) -> Pit {
         Pit::new(self.fd.clone(), ports, exit)
+    }
+
+    /// Makes the interval timer at once, for a guest that is about to test it.
+    ///
+    /// # Errors
+    /// The host's KVM refuses it.
+    pub fn create_pit(&self) -> anyhow::Result<()> {
+        pit::make(&self.fd).context("cannot create the interval timer")
+    }
+
+    /// The lines, by their level.
+    pub fn levels(&self) -> Levels {
+        Levels::new(self.fd.clone())
+    }
+
+    /// An eventfd that can be connected with an address.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn doorbell(&self) -> anyhow::Result<Ioeventfd> {
+        Ioeventfd::new(self.fd.clone())
     }
 
     /// A ring for writes that need no exit.

@@ -56,14 +56,14 @@ const FIRST_X2APIC_ID: u32 = 255;
 const MADT_HEADER: usize = 44;
 
 /// Writes the tables of a board with `cpus` CPUs, whose APIC ids are their indices, and `virtio` virtio devices, at most
-/// [`layout::VIRTIO_MAX`], and returns the RSDP's address.
+/// [`layout::VIRTIO_MAX`], and returns the RSDP's address. `pm_timer` is the port of the PM timer, if there is one.
 ///
 /// # Errors
 /// [`Error::TooLong`] from about 8,000 CPUs on; [`Error::Memory`] if there is no RAM from [`layout::RSDP`].
-pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32) -> Result<u64, Error> {
+pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32, pm_timer: Option<u16>) -> Result<u64, Error> {
     let mut tables = Tables(vec![0; (TABLES - layout::RSDP) as usize]);
     let dsdt = tables.push(dsdt(virtio).as_slice());
-    let fadt = tables.push(&bytes_of(&fadt(dsdt)));
+    let fadt = tables.push(&bytes_of(&fadt(dsdt, pm_timer)));
     let end = tables.next() + madt_len(cpus);
     if end > RESET_VECTOR {
         return Err(Error::TooLong { cpus, end });
@@ -73,7 +73,8 @@ pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32) -> Result<u64, Error>
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
-    tables.put(layout::RSDP, &bytes_of(&Rsdp::new(OEM, XSDT_ADDRESS)));
+    let rsdt = pm_timer.map_or(0, |_| tables.push(rsdt(&[fadt, madt]).as_slice()));
+    tables.put(layout::RSDP, &rsdp(rsdt));
     tables.put(XSDT_ADDRESS, &bytes_of(&xsdt));
     memory.write_slice(&tables.0, GuestAddress(layout::RSDP)).map_err(Error::Memory)?;
     memory.write_slice(&reset_code(), GuestAddress(RESET_VECTOR)).map_err(Error::Memory)?;
@@ -114,6 +115,24 @@ fn sdt(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
     let mut sdt = Sdt::new(signature, 36, revision, OEM, OEM_TABLE, OEM_REVISION);
     sdt.append_slice(body);
     sdt
+}
+
+/// The root pointer. Some unit tests look no further than its first, 32-bit table of tables; 0 if there is none.
+fn rsdp(rsdt: u64) -> Vec<u8> {
+    let mut rsdp = bytes_of(&Rsdp::new(OEM, XSDT_ADDRESS));
+    // The tables lie below 1 MiB.
+    rsdp[16..20].copy_from_slice(&(rsdt as u32).to_le_bytes());
+    for (checksum, covered) in [(8, 20), (32, 36)] {
+        rsdp[checksum] = 0;
+        rsdp[checksum] = rsdp[..covered].iter().fold(0, |sum: u8, byte| sum.wrapping_sub(*byte));
+    }
+    rsdp
+}
+
+/// The root table with 32-bit addresses (§5.2.7).
+fn rsdt(tables: &[u64]) -> Sdt {
+    let addresses: Vec<u8> = tables.iter().flat_map(|table| (*table as u32).to_le_bytes()).collect();
+    sdt(*b"RSDT", 1, &addresses)
 }
 
 /// The definition block: the devices that cannot be discovered, and the sleep type that powers off.
@@ -203,8 +222,9 @@ fn virtio_mmio(body: &mut Vec<u8>, index: u32) {
     .to_aml_bytes(body);
 }
 
-/// The fixed description: hardware-reduced, so that all it holds is how to power off and reset.
-fn fadt(dsdt: u64) -> FADT {
+/// The fixed description: hardware-reduced, so that all it holds is how to power off and reset. A PM timer is there for
+/// those who read the table without asking what kind of board it is, as unit tests do; others are to ignore it (§5.2.9).
+fn fadt(dsdt: u64, pm_timer: Option<u16>) -> FADT {
     let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
@@ -215,6 +235,12 @@ fn fadt(dsdt: u64) -> FADT {
     fadt.sleep_status_reg = port(layout::POWER_PORT + 1);
     fadt.reset_reg = port(RESET_PORT);
     fadt.reset_value = layout::RESET_VALUE;
+    if let Some(port) = pm_timer {
+        fadt = fadt.flag(Flags::TmrValExt);
+        fadt.pm_tmr_blk = u32::from(port).into();
+        fadt.pm_tmr_len = 4;
+        fadt.x_pm_tmr_blk = GAS::new(AddressSpace::SystemIo, 32, 0, AccessSize::DwordAccess, port.into());
+    }
     fadt.finalize()
 }
 
@@ -259,135 +285,4 @@ fn madt(cpus: u32) -> Sdt {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn written(cpus: u32) -> GuestMemory {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        assert_eq!(write(&memory, cpus, 3).unwrap(), layout::RSDP);
-        memory
-    }
-
-    /// The table at `at`, its checksum verified.
-    fn table(memory: &GuestMemory, at: u64) -> Vec<u8> {
-        let len: u32 = memory.read_obj(GuestAddress(at + 4)).unwrap();
-        let mut table = vec![0; len as usize];
-        memory.read_slice(&mut table, GuestAddress(at)).unwrap();
-        assert_eq!(sum(&table), 0, "{}", String::from_utf8_lossy(&table[..4]));
-        assert!(at.is_multiple_of(8) && at + u64::from(len) <= layout::ACPI_END);
-        table
-    }
-
-    fn sum(bytes: &[u8]) -> u8 {
-        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
-    }
-
-    fn u64_at(table: &[u8], at: usize) -> u64 {
-        u64::from_le_bytes(table[at..at + 8].try_into().unwrap())
-    }
-
-    fn u32_at(table: &[u8], at: usize) -> u32 {
-        u32::from_le_bytes(table[at..at + 4].try_into().unwrap())
-    }
-
-    /// FADT, MADT and DSDT, found as a guest finds them.
-    fn walk(memory: &GuestMemory) -> [Vec<u8>; 3] {
-        let mut rsdp = [0; 36];
-        memory.read_slice(&mut rsdp, GuestAddress(layout::RSDP)).unwrap();
-        assert_eq!((&rsdp[..8], sum(&rsdp[..20]), sum(&rsdp)), (&b"RSD PTR "[..], 0, 0));
-        let xsdt = table(memory, u64_at(&rsdp, 24));
-        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 52));
-        let fadt = table(memory, u64_at(&xsdt, 36));
-        let madt = table(memory, u64_at(&xsdt, 44));
-        let dsdt = table(memory, u64_at(&fadt, 140));
-        assert_eq!((&fadt[..4], &madt[..4], &dsdt[..4]), (&b"FACP"[..], &b"APIC"[..], &b"DSDT"[..]));
-        [fadt, madt, dsdt]
-    }
-
-    /// (APIC id, enabled, is an x2APIC structure) of each CPU.
-    fn cpus(madt: &[u8]) -> Vec<(u32, bool, bool)> {
-        let (mut cpus, mut at) = (Vec::new(), MADT_HEADER);
-        while at < madt.len() {
-            match (madt[at], madt[at + 1]) {
-                (0, 8) => cpus.push((madt[at + 3].into(), madt[at + 4] == 1, false)),
-                (9, 16) => cpus.push((u32_at(madt, at + 4), madt[at + 8] == 1, true)),
-                (1, 12) => assert_eq!((u32_at(madt, at + 4), u32_at(madt, at + 8)), (layout::IO_APIC, 0)),
-                unknown => panic!("structure {unknown:?}"),
-            }
-            at += usize::from(madt[at + 1]);
-        }
-        cpus
-    }
-
-    #[test]
-    fn every_cpu_is_listed_by_its_index_and_large_ids_are_x2apic() {
-        for count in [1, 2, 255, 256, 300, 4096] {
-            let [_, madt, _] = walk(&written(count));
-            let expected: Vec<_> = (0..count).map(|id| (id, true, id >= 255)).collect();
-            assert_eq!(cpus(&madt), expected);
-            assert_eq!(u32_at(&madt, 36), layout::LOCAL_APIC);
-            assert_eq!(madt.len() as u64, madt_len(count));
-        }
-    }
-
-    #[test]
-    fn the_fadt_is_hardware_reduced_and_names_the_power_ports() {
-        let [fadt, ..] = walk(&written(1));
-        assert_eq!(fadt.len(), 276);
-        assert_eq!((fadt[8], fadt[131]), (6, 5), "revision");
-        assert_eq!(u32_at(&fadt, 112), 1 << 20 | 1 << 10, "flags");
-        assert_eq!(u32_at(&fadt, 40), 0, "only the 64-bit DSDT address is set");
-        let port = |at: usize| {
-            assert_eq!(fadt[at..at + 4], [1, 8, 0, 1]);
-            u64_at(&fadt, at + 4) as u16
-        };
-        assert_eq!([port(244), port(256), port(116)], [0, 1, 2].map(|offset| layout::POWER_PORT + offset));
-        assert_eq!(fadt[128], layout::RESET_VALUE);
-    }
-
-    #[test]
-    fn the_reset_vector_writes_the_reset_register() {
-        let mut code = [0; 8];
-        written(1).read_slice(&mut code, GuestAddress(0xf_fff0)).unwrap();
-        assert_eq!(code, [0xba, 0x02, 0x06, 0xb0, 0x01, 0xee, 0xf4, 0]);
-    }
-
-    #[test]
-    fn the_dsdt_describes_com1_the_clock_pvpanic_and_soft_off() {
-        let [.., dsdt] = walk(&written(1));
-        let holds = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
-        assert!(holds(b"COM1\x08_HID\x0c\x41\xd0\x05\x01"), "PNP0501");
-        assert!(holds(&[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8]), "eight ports at 0x3f8");
-        assert!(holds(&[0x89, 6, 0, 0b0011, 1, 4, 0, 0, 0, 0x79]), "GSI 4: edge, high, exclusive");
-        assert!(holds(b"RTC_\x08_HID\x0c\x41\xd0\x0b\x00"), "PNP0B00");
-        assert!(holds(&[0x47, 1, 0x70, 0, 0x70, 0, 1, 2, 0x79]), "two ports at 0x70 and no interrupt");
-        assert!(holds(b"PEVT\x08_HID\x0dQEMU0001\0"));
-        assert!(holds(&[0x47, 1, 5, 5, 5, 5, 1, 1, 0x79]), "one port at 0x505");
-        assert!(holds(b"_S5_\x12\x07\x04\x0a\x05\0\0\0"));
-    }
-
-    #[test]
-    fn the_dsdt_describes_each_virtio_device() {
-        let [.., dsdt] = walk(&written(1));
-        let count = |bytes: &[u8]| dsdt.windows(bytes.len()).filter(|window| *window == bytes).count();
-        assert_eq!(count(b"\x08_HID\x0dLNRO0005\0"), 3);
-        assert_eq!(count(&[0x86, 9, 0, 1, 0, 0x20, 0, 0xd0, 0, 0x10, 0, 0]), 1, "the third window");
-        assert_eq!(count(&[0x89, 6, 0, 0b0011, 1, 7, 0, 0, 0, 0x79]), 1, "its line: edge, high, exclusive");
-    }
-
-    #[test]
-    fn more_cpus_than_fit_are_refused_before_any_work() {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        assert!(write(&memory, 8000, layout::VIRTIO_MAX).is_ok());
-        for cpus in [8400, u32::MAX] {
-            assert!(matches!(write(&memory, cpus, 3), Err(Error::TooLong { .. })));
-        }
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::ACPI_END)).unwrap(), 0);
-    }
-
-    #[test]
-    fn memory_that_ends_below_the_tables_is_an_error() {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
-        assert!(matches!(write(&memory, 1, 0), Err(Error::Memory(_))));
-    }
-}
+mod tests;

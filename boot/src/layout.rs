@@ -21,6 +21,11 @@ pub const IDENTITY_MAP: u64 = 1 << 30;
 pub const CMDLINE: u64 = 0x2_0000;
 /// The longest command line in bytes without its NUL: Linux's own `COMMAND_LINE_SIZE` is 2048 with it.
 pub const CMDLINE_MAX: usize = 2047;
+/// Multiboot information and all that it points at, a page; the command line goes here, too, as such images use the
+/// memory below.
+pub const MULTIBOOT_INFO: u64 = 0x9_e000;
+/// What a Multiboot image loads below 1 MiB lies between this and [`MULTIBOOT_INFO`].
+pub const LOW_SEGMENTS: u64 = 0x1000;
 
 /// Conventional RAM ends here; up to 1 MiB are tables that the e820 map calls reserved.
 pub const LOW_TABLES: u64 = 0x9_fc00;
@@ -69,3 +74,26 @@ pub const POWER_PORT: u16 = 0x600;
 pub const PVPANIC_PORT: u16 = 0x505;
 /// What to write to the reset register, two ports after [`POWER_PORT`].
 pub const RESET_VALUE: u8 = 1;
+
+/// What `--test-devices` adds. isa-debug-exit: four ports, of which a write to the first ends the guest.
+pub const DEBUG_EXIT_PORT: u16 = 0xf4;
+/// pc-testdev's first latch: four ports that take any width.
+pub const LATCH_PORT: u16 = 0xe0;
+/// Where the address of a page is written that KVM is to forget.
+pub const FLUSH_PORT: u16 = 0xe4;
+/// pc-testdev's second latch: four ports, a byte each.
+pub const BYTE_LATCH_PORT: u16 = 0xe8;
+/// The first of 24 ports that each drive the line of their number.
+pub const LINES_PORT: u16 = 0x2000;
+/// Memory of 64 KiB that is the VMM's and not the guest's.
+pub const SCRATCH: u64 = 0xff00_0000;
+/// fw_cfg's selector; its data port is the next.
+pub const FW_CFG_PORT: u16 = 0x510;
+/// The ACPI PM timer, four ports.
+pub const PM_TIMER_PORT: u16 = 0x608;
+/// PCI's CONFIG_ADDRESS, four ports; CONFIG_DATA is the four after them.
+pub const PCI_CONFIG_PORT: u16 = 0xcf8;
+/// Where BAR 0 of pci-testdev is.
+pub const PCI_TEST_MEMORY: u64 = 0xfe00_0000;
+/// Where BAR 1 of pci-testdev is.
+pub const PCI_TEST_PORT: u16 = 0xc000;

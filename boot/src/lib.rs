@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod layout;
 pub mod modules;
 pub mod mptable;
+mod multiboot;
 pub mod params;
 pub mod registers;
 

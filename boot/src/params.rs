@@ -4,11 +4,11 @@ use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
-use crate::GuestMemory;
 use crate::kernel::{Image, Protocol};
 use crate::layout::{
     ACPI_END, CMDLINE, HIGH_MEMORY, HIGH_RAM_START, LOW_RAM_END, LOW_TABLES, PVH_INFO, ZERO_PAGE,
 };
+use crate::{GuestMemory, multiboot};
 
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
@@ -56,6 +56,8 @@ pub struct Params<'a> {
     pub cmdline: &'a str,
     /// The initrd's address and length in bytes.
     pub initrd: Option<(u64, u64)>,
+    /// What the initrd is called; only a Multiboot image is told.
+    pub module: &'a str,
     /// Where the ACPI root pointer is.
     pub rsdp: Option<u64>,
     /// The guest's RAM in bytes.
@@ -69,13 +71,16 @@ impl Params<'_> {
     /// # Errors
     /// Guest memory ends below 1 MiB.
     pub fn write(&self, memory: &GuestMemory, image: &Image) -> Result<u64, GuestMemoryError> {
+        if image.protocol == Protocol::Multiboot {
+            return multiboot::write(self, memory);
+        }
         let mut cmdline = Vec::with_capacity(self.cmdline.len() + 1);
         cmdline.extend_from_slice(self.cmdline.as_bytes());
         cmdline.push(0);
         memory.write_slice(&cmdline, GuestAddress(CMDLINE))?;
         match image.protocol {
-            Protocol::Linux64 => self.write_zero_page(memory, image),
             Protocol::Pvh => self.write_start_info(memory),
+            _ => self.write_zero_page(memory, image),
         }
     }
 
@@ -165,8 +170,13 @@ mod tests {
         GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
     }
 
-    const PARAMS: Params<'_> =
-        Params { cmdline: "quiet", initrd: Some((0x3f0_0000, 0x1234)), rsdp: Some(0xe_0000), ram: 5 * GIB };
+    const PARAMS: Params<'_> = Params {
+        cmdline: "quiet",
+        initrd: Some((0x3f0_0000, 0x1234)),
+        module: "",
+        rsdp: Some(0xe_0000),
+        ram: 5 * GIB,
+    };
 
     fn get<T: ByteValued>(memory: &GuestMemory, at: u64) -> T {
         memory.read_obj(GuestAddress(at)).unwrap()

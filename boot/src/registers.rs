@@ -1,6 +1,7 @@
 //! What the boot vCPU's registers hold at the kernel's first instruction, and the tables they point at.
 //!
-//! Linux `Documentation/arch/x86/boot.rst`, "64-bit boot protocol"; Xen `docs/misc/pvh.pandoc`; AMD64 APM vol. 2 §5, §14.
+//! Linux `Documentation/arch/x86/boot.rst`, "64-bit boot protocol"; Xen `docs/misc/pvh.pandoc`; Multiboot 0.6.96 §3.2;
+//! AMD64 APM vol. 2 §5, §14.
 
 use kvm_bindings::{kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
@@ -19,6 +20,9 @@ const EFER_LMA: u64 = 1 << 10;
 const TABLE: u64 = 0b11;
 /// Present, writable, a page of 2 MiB.
 const LARGE_PAGE: u64 = 0b1000_0011;
+
+/// What a Multiboot loader leaves in EAX.
+const MULTIBOOT_LOADED: u64 = 0x2bad_b002;
 
 /// Local APIC registers and their values (AMD64 APM vol. 2 §16.4.1).
 const LVT_LINT0: usize = 0x350;
@@ -64,6 +68,7 @@ pub fn set(
     *regs = kvm_regs { rip: image.entry, rflags: 2, ..Default::default() };
     match image.protocol {
         Protocol::Pvh => regs.rbx = info,
+        Protocol::Multiboot => (regs.rax, regs.rbx) = (MULTIBOOT_LOADED, info),
         Protocol::Linux64 => {
             regs.rsi = info;
             write_page_tables(memory)?;
@@ -194,6 +199,18 @@ mod tests {
         assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x11, 0, 0));
         assert_eq!((sregs.cs.l, sregs.cs.db, sregs.cs.limit), (0, 1, u32::MAX));
         assert_eq!((sregs.tr.limit, sregs.tr.type_, sregs.tr.s), (0x67, 0xb, 0));
+    }
+
+    #[test]
+    fn a_multiboot_image_begins_in_protected_mode_without_paging_and_with_its_information_in_ebx() {
+        let image = crate::kernel::tests::multiboot_image();
+        let (_, sregs, regs) = at_entry(&image);
+        assert_eq!((regs.rip, regs.rax, regs.rbx, regs.rflags), (image.entry, 0x2bad_b002, 0x7000, 2));
+        assert_eq!((sregs.cr0, sregs.cr4, sregs.efer), (0x11, 0, 0));
+        assert_eq!((sregs.cs.type_, sregs.cs.db, sregs.cs.base, sregs.cs.limit), (0xb, 1, 0, u32::MAX));
+        for segment in [sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss] {
+            assert_eq!((segment.type_, segment.db, segment.base, segment.limit), (3, 1, 0, u32::MAX));
+        }
     }
 
     #[test]

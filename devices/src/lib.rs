@@ -9,6 +9,7 @@ pub mod interrupt;
 pub mod power;
 pub mod pvpanic;
 pub mod serial;
+pub mod testdev;
 #[cfg(test)]
 mod testing;
 pub mod virtio;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use boot::Piece;
 use boot::initramfs;
-use boot::kernel::{self, Image};
+use boot::kernel::{self, Image, Protocol};
 
 use super::devices::Devices;
 use super::modules;
@@ -27,19 +27,43 @@ pub(super) struct Boot {
     pub kernel: PathBuf,
     pub image: Image,
     pub cmdline: String,
-    /// Whether a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
-    pub panics_warmly: bool,
+    /// What the initrd is called.
+    pub module: String,
+    /// What a reset of the guest's means.
+    pub conventions: Conventions,
     /// The folder of its modules.
     pub modules: Option<PathBuf>,
     /// What kite's own `/init` is to do, as it is written to the initrd.
     pub task: Option<Vec<u8>>,
 }
 
+/// What the guest makes of the reset word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conventions {
+    /// Nothing, as it is no Linux: a triple fault is a crash, whatever it has written there.
+    None,
+    /// It is Linux's to write.
+    Linux,
+    /// And a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
+    WarmIsPanic,
+}
+
 impl Boot {
     pub fn prepare(options: &RunOptions) -> anyhow::Result<Self> {
         let path = kernel_path(options.kernel.as_deref())?;
         let image = Image::open(&path).with_context(|| format!("cannot boot {}", path.display()))?;
-        let (cmdline, panics_warmly) = command_line(options);
+        let multiboot = image.protocol == Protocol::Multiboot;
+        ensure!(
+            !multiboot || !options.has_command(),
+            "{} is a Multiboot image, and a command needs Linux",
+            path.display()
+        );
+        let (cmdline, conventions) = match multiboot {
+            true => (multiboot_command_line(options, &path), Conventions::None),
+            false => command_line(options),
+        };
+        let unit_test = options.test_devices && !image.is_linux();
+        let conventions = if unit_test { Conventions::None } else { conventions };
         ensure!(
             cmdline.len() <= image.cmdline_max,
             "the kernel command line has {} bytes, and this kernel takes {}",
@@ -55,7 +79,8 @@ impl Boot {
             );
         }
         let modules = modules::folder(options, &path, image.version().as_deref());
-        Ok(Self { kernel: path, image, cmdline, panics_warmly, modules, task: None })
+        let module = options.initrd.as_deref().map(one_word).unwrap_or_default();
+        Ok(Self { kernel: path, image, cmdline, module, conventions, modules, task: None })
     }
 }
 
@@ -63,6 +88,8 @@ impl Boot {
 pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     match &options.initrd {
         Some(path) => read_initrd(path),
+        // Only Linux runs `/init`.
+        None if boot.image.protocol == Protocol::Multiboot => Ok(Vec::new()),
         None => build_initrd(options, boot, devices),
     }
 }
@@ -82,7 +109,7 @@ fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
     })
 }
 
-fn command_line(options: &RunOptions) -> (String, bool) {
+fn command_line(options: &RunOptions) -> (String, Conventions) {
     let mut line = match &options.cmdline {
         Some(line) => line.clone(),
         None => format!("{} {CMDLINE}", console(options)),
@@ -95,7 +122,20 @@ fn command_line(options: &RunOptions) -> (String, bool) {
         word.strip_prefix("reboot=").is_some_and(|how| how.split(',').any(|it| it.starts_with('w')))
     };
     let panics_warmly = line.contains("reboot=panic_warm") && !line.split_whitespace().any(warm);
-    (line, panics_warmly)
+    (line, if panics_warmly { Conventions::WarmIsPanic } else { Conventions::Linux })
+}
+
+/// What a Multiboot image is told: its name, then the user's words and no others.
+fn multiboot_command_line(options: &RunOptions, image: &Path) -> String {
+    let more = [&options.cmdline, &options.append];
+    let words = std::iter::once(one_word(image)).chain(more.into_iter().flatten().cloned());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The name of the file, without the spaces and the like that would make it several words.
+fn one_word(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.replace(|c: char| c.is_whitespace() || c.is_control(), "_")
 }
 
 /// The words that say where the guest's console is.

@@ -23,7 +23,7 @@ use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
 use crate::terminal;
 use devices::{Devices, Extra};
-use image::Boot;
+use image::{Boot, Conventions};
 
 /// Runs the guest to its end; returns the exit code.
 ///
@@ -39,18 +39,25 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     let mut console = Console::new(console::prefers_hvc(&boot.cmdline))?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
     let devices = Devices::open(options, Extra { hvc, ..Extra::default() })?;
-    let board =
-        Board { cpus: options.cpus, ram: options.memory(), acpi: !options.no_acpi, virtio: devices.count() };
+    let board = Board {
+        cpus: options.cpus,
+        ram: options.memory(),
+        acpi: !options.no_acpi,
+        virtio: devices.count(),
+        test_devices: options.test_devices,
+    };
     let mut initrd = None;
     loop {
         let mut running = start(options, board, &boot, &devices, &mut initrd, console.host())?;
         let signal = console.attend(&mut running)?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
-            None => End::of(&running, boot.panics_warmly, console.printed().1),
+            None => End::of(&running, boot.conventions, console.printed().1),
         };
-        // Whoever told kite to end may be the one who reads nothing.
-        if !matches!(running.exit().reason(), Some(Exit::Quit)) && !matches!(end, End::Signal(_)) {
+        // Whoever told kite to end may be the one who reads nothing, and a test's status is all it has to say.
+        if !matches!(running.exit().reason(), Some(Exit::Quit | Exit::Status(_)))
+            && !matches!(end, End::Signal(_))
+        {
             report_lost_output(&running, &console);
         }
         let end = match end {
@@ -62,6 +69,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         };
         match end {
             End::Done | End::Reboot => return Ok(cli::DONE),
+            End::Status(code) => return Ok(code),
             End::Crashed(what) => {
                 terminal::restore();
                 cli::complain(&format!("the guest crashed: {what}"));
@@ -97,7 +105,8 @@ fn start(
             Some(initrd) => initrd,
             None => initrd.insert(image::initrd(options, boot, devices)?),
         };
-        Ok(Guest { image: &boot.image, initrd, cmdline: &boot.cmdline }.load(board, &ram))
+        let guest = Guest { image: &boot.image, initrd, cmdline: &boot.cmdline, module: &boot.module };
+        Ok(guest.load(board, &ram))
     };
     // KVM mostly waits while it builds a machine: time enough to load the guest.
     let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
@@ -120,6 +129,7 @@ fn start(
 enum End {
     Done,
     Reboot,
+    Status(u8),
     Crashed(String),
     Failed(String),
     Signal(i32),
@@ -128,15 +138,17 @@ enum End {
 impl End {
     /// What the reason and the reset word say. Linux writes that word before every reset that it asks for, whichever
     /// way it then takes, so a triple fault without it was none of Linux's doing.
-    fn of(running: &Running, panics_warmly: bool, panic_seen: bool) -> Self {
-        let told = running.exit().panic() != Panic::None;
-        let panicked = told || panic_seen || panics_warmly && running.reset_word() == ResetWord::Warm;
+    fn of(running: &Running, conventions: Conventions, panic_seen: bool) -> Self {
+        let linux = conventions != Conventions::None;
+        let word = if linux { running.reset_word() } else { ResetWord::Untouched };
+        let told = linux && (panic_seen || running.exit().panic() != Panic::None);
+        let panicked = told || conventions == Conventions::WarmIsPanic && word == ResetWord::Warm;
         match running.exit().reason() {
             Some(Exit::Panicked) => Self::Crashed("kernel panic".to_owned()),
             Some(Exit::Reset | Exit::TripleFault { .. }) if panicked => {
                 Self::Crashed("kernel panic".to_owned())
             }
-            Some(Exit::TripleFault { vcpu }) if running.reset_word() == ResetWord::Untouched => {
+            Some(Exit::TripleFault { vcpu }) if word == ResetWord::Untouched => {
                 Self::Crashed(format!("triple fault on vCPU {vcpu}"))
             }
             Some(Exit::Reset | Exit::TripleFault { .. }) => Self::Reboot,
@@ -144,6 +156,7 @@ impl End {
             Some(Exit::PowerOff | Exit::Quit | Exit::Command(_) | Exit::TimedOut | Exit::Idle(_)) => {
                 Self::Done
             }
+            Some(Exit::Status(code)) => Self::Status(*code),
             Some(Exit::Crash(what)) => Self::Crashed(what.clone()),
             Some(Exit::Signal(signal)) => Self::Signal(*signal),
             Some(Exit::Failed(error)) => Self::Failed(format!("{error:#}")),

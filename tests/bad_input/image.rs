@@ -95,3 +95,33 @@ pub fn bzimage_with(at: usize, bytes: &[u8]) -> Vec<u8> {
 fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
     file[at..at + bytes.len()].copy_from_slice(bytes);
 }
+
+/// Where the header of [`multiboot`] is, and that of [`multiboot_elf`].
+pub const MULTIBOOT_AT: usize = 0x20;
+pub const MULTIBOOT_ELF_AT: usize = 0x60;
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// A Multiboot image of a page, with addresses, that powers off at its first byte (Multiboot Specification 0.6.96 §3.1).
+pub fn multiboot() -> Vec<u8> {
+    let mut file = vec![0; LEN];
+    put(&mut file, 0, POWER_OFF);
+    let flags = 1 << 16 | 3;
+    let checksum = 0u32.wrapping_sub(0x1bad_b002).wrapping_sub(flags);
+    let header = [0x1bad_b002, flags, checksum, 0x20_0020, 0x20_0000, 0, 0x20_2000, 0x20_0000];
+    put(&mut file, MULTIBOOT_AT, &words(&header));
+    file
+}
+
+/// The same as a 32-bit executable, without addresses.
+pub fn multiboot_elf() -> Vec<u8> {
+    let mut file = vec![0; LEN];
+    put(&mut file, 0, b"\x7fELF\x01\x01\x01");
+    put(&mut file, 16, &words(&[3 << 16 | 2, 1, 0x20_0000, 52, 0, 0, 32 << 16 | 52, 1, 0]));
+    put(&mut file, 52, &words(&[1, CODE as u32, 0x20_0000, 0x20_0000, 0x400, 0x1000, 7, 4]));
+    put(&mut file, MULTIBOOT_ELF_AT, &words(&[0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)]));
+    put(&mut file, CODE, POWER_OFF);
+    file
+}

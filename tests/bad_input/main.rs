@@ -10,4 +10,5 @@ mod host;
 mod image;
 mod kernels;
 mod modules;
+mod multiboot;
 mod options;

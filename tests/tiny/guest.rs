@@ -114,6 +114,8 @@ pub enum Entry {
     Long,
     /// In 32-bit protected mode without paging, EBX at PVH's start information.
     Pvh,
+    /// The same with Multiboot's information.
+    Multiboot,
 }
 
 /// A guest as a file.
@@ -126,11 +128,54 @@ pub struct Elf {
 impl Elf {
     /// Wraps a guest's code.
     pub fn new(code: &[u8], entry: Entry) -> Self {
+        Self::of(&if entry == Entry::Multiboot { multiboot(code) } else { elf(code, entry) })
+    }
+
+    /// A file with this content.
+    pub fn of(content: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny.elf");
-        std::fs::write(&path, elf(code, entry)).unwrap();
+        std::fs::write(&path, content).unwrap();
         Self { _folder: folder, path }
     }
+}
+
+/// The code at `BASE`, and behind it a header with addresses (Multiboot Specification 0.6.96 §3.1).
+pub fn multiboot(code: &[u8]) -> Vec<u8> {
+    multiboot_at(code, BASE as u32)
+}
+
+/// The same somewhere else.
+pub fn multiboot_at(code: &[u8], start: u32) -> Vec<u8> {
+    const FLAGS: u32 = 1 << 16 | 3;
+    const MAGIC: u32 = 0x1bad_b002;
+    let len = code.len() as u32;
+    let checksum = 0u32.wrapping_sub(MAGIC).wrapping_sub(FLAGS);
+    let header = [MAGIC, FLAGS, checksum, start + len.next_multiple_of(4), start, 0, 0, start];
+    let mut file = code.to_vec();
+    file.resize(code.len().next_multiple_of(4), 0);
+    file.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+    assert!(file.len() <= 8192, "the header would be too far back");
+    file
+}
+
+/// The code at `BASE` in a 32-bit executable with a header that has no addresses, as KVM's unit tests are.
+pub fn multiboot_elf(code: &[u8]) -> Vec<u8> {
+    const CODE: u32 = 4096;
+    const HEADER: [u32; 3] = [0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)];
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+    let (base, len) = (BASE as u32, code.len() as u32);
+    let mut file = [
+        b"\x7fELF\x01\x01\x01".to_vec(),
+        vec![0; 9],
+        bytes(&[3 << 16 | 2, 1, base, 52, 0, 0, 32 << 16 | 52, 1, 0]),
+        bytes(&[1, CODE, base, base, len, len, 7, CODE]),
+        bytes(&HEADER),
+    ]
+    .concat();
+    file.resize(CODE as usize, 0);
+    file.extend_from_slice(code);
+    file
 }
 
 /// One loadable segment at `BASE`, and a note if the entry is PVH's.

@@ -14,9 +14,15 @@ mod files;
 mod flow;
 #[macro_use]
 mod interrupts;
+#[macro_use]
+mod multiboot;
 mod pause;
 mod power;
 mod process;
 mod rig;
 mod smp;
+mod testdev;
+mod testdev_ends;
+mod testdev_pci;
+mod unit_tests;
 mod virtio;

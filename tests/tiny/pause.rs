@@ -33,9 +33,9 @@ impl Host for Nobody {
 fn run(guest: &'static Blob) -> Running {
     let elf = Elf::new(guest.code(), Entry::Long);
     let image = Image::open(&elf.path).unwrap();
-    let board = Board { cpus: 2, ram: 64 << 20, acpi: true, virtio: 0 };
+    let board = Board { cpus: 2, ram: 64 << 20, acpi: true, virtio: 0, test_devices: false };
     let ram = Arc::new(GuestRam::new(board.ram).unwrap());
-    let info = Guest { image: &image, initrd: &[], cmdline: "" }.load(board, &ram).unwrap();
+    let info = Guest { image: &image, initrd: &[], cmdline: "", module: "" }.load(board, &ram).unwrap();
     let mut machine = Machine::build(board, ram, Box::new(Nobody), Vec::new()).unwrap();
     machine.boot(&image, info).unwrap();
     machine.start().unwrap()

@@ -78,7 +78,15 @@ impl Kite {
         stdin: Stdio,
         stdout: Stdio,
     ) -> Self {
-        let elf = Elf::new(guest.code(), entry);
+        Self::start_file(Elf::new(guest.code(), entry), arguments, stdin, stdout)
+    }
+
+    /// Runs a file, with nothing on standard input.
+    pub fn run_file(elf: Elf, arguments: &[&str]) -> Self {
+        Self::start_file(elf, arguments, Stdio::null(), Stdio::piped())
+    }
+
+    fn start_file(elf: Elf, arguments: &[&str], stdin: Stdio, stdout: Stdio) -> Self {
         let mut command = Command::new(KITE);
         command.args(["run", "--memory", "64M", "--kernel"]).arg(&elf.path).args(arguments);
         Self::spawn(elf, command.stdin(stdin).stdout(stdout))

@@ -16,14 +16,14 @@ use crate::Piece;
 
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
 const CLASS_64: u8 = 2;
-const LITTLE_ENDIAN: u8 = 1;
-const MACHINE_X86_64: u16 = 62;
-const EXECUTABLE: u16 = 2;
+pub(super) const LITTLE_ENDIAN: u8 = 1;
+pub(super) const MACHINE_X86_64: u16 = 62;
+pub(super) const EXECUTABLE: u16 = 2;
 const SHARED: u16 = 3;
-const PT_LOAD: u32 = 1;
+pub(super) const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 /// Linux has five; a file with more than this is not a kernel.
-const MAX_PROGRAM_HEADERS: u16 = 64;
+pub(super) const MAX_PROGRAM_HEADERS: u16 = 64;
 /// The size of an `Elf64_Shdr`.
 const SECTION_HEADER: usize = 64;
 const MAX_SECTION_HEADERS: u16 = 4096;
@@ -45,7 +45,8 @@ fn get<T: ByteValued + Default>(file: &File, offset: u64, why: &'static str) -> 
     if got == size { Ok(value) } else { Err(bad(why)) }
 }
 
-pub(super) fn parse(file: &Arc<File>, len: u64) -> Result<Image, Error> {
+/// The ELF header and the program headers.
+pub(super) fn program_headers(file: &File) -> Result<(Elf64_Ehdr, Vec<Elf64_Phdr>), Error> {
     let header: Elf64_Ehdr = get(file, 0, "it is truncated")?;
     if header.e_ident[4] != CLASS_64
         || header.e_ident[5] != LITTLE_ENDIAN
@@ -59,14 +60,22 @@ pub(super) fn parse(file: &Arc<File>, len: u64) -> Result<Image, Error> {
     if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() || header.e_phnum > MAX_PROGRAM_HEADERS {
         return Err(bad("its program headers make no sense"));
     }
+    let program = |index: u64| {
+        let at = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64);
+        get(file, at.ok_or(bad("it is truncated"))?, "it is truncated")
+    };
+    let programs = (0..header.e_phnum.into()).map(program).collect::<Result<_, Error>>()?;
+    Ok((header, programs))
+}
+
+pub(super) fn parse(file: &Arc<File>, len: u64) -> Result<Image, Error> {
+    let (header, programs) = program_headers(file)?;
     let mut segments = Vec::new();
     let mut pvh = None;
-    for index in 0..u64::from(header.e_phnum) {
-        let at = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64);
-        let program: Elf64_Phdr = get(file, at.ok_or(bad("it is truncated"))?, "it is truncated")?;
+    for program in &programs {
         match program.p_type {
-            PT_LOAD if program.p_memsz > 0 => segments.push(segment(file, len, &program)?),
-            PT_NOTE => pvh = pvh.or(pvh_entry(file, &program)?),
+            PT_LOAD if program.p_memsz > 0 => segments.push(segment(file, len, program)?),
+            PT_NOTE => pvh = pvh.or(pvh_entry(file, program)?),
             _ => {}
         }
     }
@@ -94,7 +103,7 @@ pub(super) fn parse(file: &Arc<File>, len: u64) -> Result<Image, Error> {
     })
 }
 
-fn segment(file: &Arc<File>, len: u64, program: &Elf64_Phdr) -> Result<Segment, Error> {
+pub(super) fn segment(file: &Arc<File>, len: u64, program: &Elf64_Phdr) -> Result<Segment, Error> {
     let end = program.p_offset.checked_add(program.p_filesz);
     if end.is_none_or(|end| end > len) || program.p_filesz > program.p_memsz {
         return Err(bad("it is truncated"));

@@ -2,7 +2,9 @@
 
 mod bzimage;
 mod elf;
+mod elf32;
 mod find;
+mod multiboot;
 
 use std::fs::File;
 use std::io;
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use linux_loader::bootparam::setup_header;
 
 use crate::Piece;
-use crate::layout::{CMDLINE_MAX, HIGH_MEMORY, IDENTITY_MAP};
+use crate::layout::{CMDLINE_MAX, HIGH_MEMORY, IDENTITY_MAP, LOW_SEGMENTS, MULTIBOOT_INFO};
 
 pub use find::newest;
 
@@ -24,6 +26,8 @@ pub enum Protocol {
     Linux64,
     /// PVH (Xen `docs/misc/pvh.pandoc`): 32-bit protected mode without paging, `hvm_start_info` in EBX.
     Pvh,
+    /// Multiboot 0.6.96: 32-bit protected mode without paging, the Multiboot information in EBX.
+    Multiboot,
 }
 
 /// A part of the image and the guest memory it fills.
@@ -44,7 +48,8 @@ pub struct Image {
     pub protocol: Protocol,
     /// The guest-physical address of the first instruction.
     pub entry: u64,
-    /// What to place where, by ascending address, without overlap, all of it from 1 MiB up.
+    /// What to place where, by ascending address, without overlap, all of it from 1 MiB up; a Multiboot image's
+    /// may also lie between [`LOW_SEGMENTS`] and [`MULTIBOOT_INFO`].
     pub segments: Vec<Segment>,
     /// Where the memory ends that the kernel uses before it has read the memory map.
     pub end: u64,
@@ -62,6 +67,7 @@ pub struct Image {
 enum Kind {
     BzImage { version: Option<String> },
     Elf { banner: Vec<(u64, u64)> },
+    Multiboot,
 }
 
 /// Why a kernel image is refused.
@@ -74,7 +80,9 @@ pub enum Error {
     #[error("it is not a regular file")]
     NotAFile,
     /// It is none of the formats that are accepted.
-    #[error("it looks like {looks_like}; accepted are a bzImage (x86-64) and an ELF vmlinux (x86-64)")]
+    #[error(
+        "it looks like {looks_like}; accepted are a bzImage (x86-64), an ELF vmlinux (x86-64) and a Multiboot image"
+    )]
     Unknown {
         /// What the content looks like instead.
         looks_like: &'static str,
@@ -100,16 +108,22 @@ impl Image {
             return Err(Error::NotAFile);
         }
         let file = File::open(path)?;
-        let mut head = [0; 4096];
+        let mut head = [0; multiboot::SEARCHED];
         let got = read_up_to(&file, &mut head, 0)?;
         let (len, head) = (file.metadata()?.len(), &head[..got]);
         let file = Arc::new(file);
-        if head.starts_with(elf::MAGIC) {
-            elf::parse(&file, len)
-        } else if bzimage::is(head) {
-            bzimage::parse(&file, len, head)
-        } else {
-            Err(Error::Unknown { looks_like: looks_like(head) })
+        if bzimage::is(head) {
+            return bzimage::parse(&file, len, head);
+        }
+        let elf = head.starts_with(elf::MAGIC).then(|| elf::parse(&file, len));
+        match (elf, multiboot::find(head)) {
+            // PVH tells an image that has both entries more: where the ACPI tables are.
+            (Some(Ok(image)), _) if image.protocol == Protocol::Pvh => Ok(image),
+            (_, multiboot::Found::Header(header)) => multiboot::parse(&file, len, header),
+            (Some(Ok(image)), _) => Ok(image),
+            (_, multiboot::Found::Broken(why)) => Err(multiboot::bad(why)),
+            (Some(refused), _) => refused,
+            (None, _) => Err(Error::Unknown { looks_like: looks_like(head) }),
         }
     }
 
@@ -121,6 +135,7 @@ impl Image {
         match &self.kind {
             Kind::BzImage { version } => version.clone(),
             Kind::Elf { banner } => elf::version(&self.file, banner),
+            Kind::Multiboot => None,
         }
     }
 
@@ -184,24 +199,27 @@ fn looks_like(head: &[u8]) -> &'static str {
     }
 }
 
-/// Checks that the segments lie above the first MiB, within what the protocol can address at entry, and do not
-/// overlap; returns where they end.
+/// Checks that the segments lie where no boot data goes, within what the protocol can address at entry, and do not
+/// overlap; returns where they end, at 1 MiB at least.
 fn check_segments(segments: &mut [Segment], protocol: Protocol, format: &'static str) -> Result<u64, Error> {
     let bad = |why| Error::Bad { format, why };
     segments.sort_by_key(|segment| segment.addr);
-    let mut end = HIGH_MEMORY;
+    let mut end = 0;
     for segment in segments.iter() {
-        if segment.addr < HIGH_MEMORY {
+        let beyond = segment.addr.checked_add(segment.mem_len).ok_or(bad("a segment wraps around"))?;
+        let low = protocol == Protocol::Multiboot && segment.addr >= LOW_SEGMENTS && beyond <= MULTIBOOT_INFO;
+        if segment.addr < HIGH_MEMORY && !low {
             return Err(bad("a segment lies below 1 MiB, where boot data goes"));
         }
         if segment.addr < end {
             return Err(bad("its segments overlap"));
         }
-        end = segment.addr.checked_add(segment.mem_len).ok_or(bad("a segment wraps around"))?;
+        end = beyond;
     }
+    let end = end.max(HIGH_MEMORY);
     match protocol {
         Protocol::Linux64 if end > IDENTITY_MAP => Err(bad("a segment ends above 1 GiB")),
-        Protocol::Pvh if end > 1 << 32 => Err(bad("a segment ends above 4 GiB")),
+        Protocol::Pvh | Protocol::Multiboot if end > 1 << 32 => Err(bad("a segment ends above 4 GiB")),
         _ => Ok(end),
     }
 }

@@ -2,6 +2,7 @@
 
 mod bzimage;
 mod elf;
+mod multiboot;
 mod mutation;
 
 use std::io::Write;
@@ -13,6 +14,11 @@ use super::*;
 pub(crate) fn images() -> [Image; 3] {
     let pvh = elf::with_notes(&elf::pvh_note(0x10_0010));
     [bzimage::bzimage(), elf::plain(), pvh].map(|content| open(&content).unwrap())
+}
+
+/// A Multiboot image.
+pub(crate) fn multiboot_image() -> Image {
+    open(&multiboot::flat()).unwrap()
 }
 
 /// Opens `content` as a file.
@@ -49,16 +55,18 @@ fn place(segment: &Segment) -> (u64, u64) {
 
 /// What every accepted image promises to whoever loads it, for a file of `file_len` bytes.
 fn assert_sound(image: &Image, file_len: u64) {
-    let mut free = HIGH_MEMORY;
+    let low = image.protocol == Protocol::Multiboot;
+    let mut free = if low { LOW_SEGMENTS } else { HIGH_MEMORY };
     for segment in &image.segments {
         assert!(segment.addr >= free, "{image:x?}");
         assert!(segment.piece.len() <= segment.mem_len, "{image:x?}");
         free = segment.addr.checked_add(segment.mem_len).unwrap();
+        assert!(segment.addr >= HIGH_MEMORY || free <= MULTIBOOT_INFO, "{image:x?}");
         let (offset, len) = place(segment);
         assert!(offset.checked_add(len).unwrap() <= file_len, "{image:x?}");
     }
-    assert_eq!(free, image.end);
-    let addressable = if image.protocol == Protocol::Pvh { 1 << 32 } else { IDENTITY_MAP };
+    assert_eq!(free.max(HIGH_MEMORY), image.end);
+    let addressable = if image.protocol == Protocol::Linux64 { IDENTITY_MAP } else { 1 << 32 };
     assert!(image.end <= addressable, "{image:x?}");
     let holds = |segment: &Segment| (segment.addr..segment.addr + segment.piece.len()).contains(&image.entry);
     assert!(image.segments.iter().any(holds), "{image:x?}");

@@ -57,7 +57,13 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     let mut session = Session::new(terminal, log)?;
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
     let devices = Devices::open(options, extra)?;
-    let board = Board { cpus: options.cpus, ram: options.memory(), acpi: true, virtio: devices.count() };
+    let board = Board {
+        cpus: options.cpus,
+        ram: options.memory(),
+        acpi: true,
+        virtio: devices.count(),
+        test_devices: false,
+    };
     let mut running = start(options, board, &boot, &devices, &mut None, session.log.host())?;
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
     let attended = session.attend(&running, &limits, results.tee());
@@ -84,9 +90,9 @@ fn outcome(
         Some(Exit::TimedOut) => death(Outcome::timed_out(timeout.unwrap_or_default())),
         Some(Exit::Idle(idle)) => death(Outcome::idle(*idle)),
         Some(Exit::Quit) => Outcome::quit(),
-        _ => match MachineEnd::of(running, boot.panics_warmly, log.panic_seen()) {
+        _ => match MachineEnd::of(running, boot.conventions, log.panic_seen()) {
             MachineEnd::Crashed(what) => death(Outcome::crashed(&what)),
-            MachineEnd::Reboot | MachineEnd::Done => death(Outcome::gone()),
+            MachineEnd::Reboot | MachineEnd::Done | MachineEnd::Status(_) => death(Outcome::gone()),
             MachineEnd::Failed(what) => anyhow::bail!(what),
             MachineEnd::Signal(signal) => Outcome::signalled(signal),
         },

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 
 use arbitrary::{Arbitrary, Unstructured};
 use boot::kernel::{Image, Protocol};
-use boot::layout::{HIGH_MEMORY, IDENTITY_MAP, VIRTIO_MAX};
+use boot::layout::{HIGH_MEMORY, IDENTITY_MAP, LOW_SEGMENTS, MULTIBOOT_INFO, PM_TIMER_PORT, VIRTIO_MAX};
 use boot::params::Params;
 use boot::{GuestMemory, Piece, acpi, mptable};
 use tempfile::NamedTempFile;
@@ -32,6 +32,7 @@ struct Content<'a> {
 enum Base<'a> {
     Elf { notes: bool, segments: u8 },
     BzImage,
+    Multiboot { elf: bool, at: u16, flags: u32 },
     Raw(&'a [u8]),
 }
 
@@ -43,6 +44,7 @@ struct Machine {
     /// The initrd's length in bytes, before it is shifted right by so many bits.
     initrd: (u32, u8),
     acpi: bool,
+    pm_timer: bool,
     /// CPUs, less one.
     cpus: u8,
     virtio: u8,
@@ -55,6 +57,9 @@ impl Content<'_> {
         let mut content = match self.base {
             Base::Elf { notes, segments } => elf(notes, segments % 8),
             Base::BzImage => bzimage(),
+            Base::Multiboot { elf, at, flags } => {
+                multiboot(elf, usize::from(at % 2048) * 4, flags & 0x1_0003)
+            }
             Base::Raw(bytes) => bytes.to_vec(),
         };
         let bytes = self.bytes.iter().map(|(at, byte)| (at, vec![*byte]));
@@ -120,6 +125,26 @@ fn bzimage() -> Vec<u8> {
     content
 }
 
+/// A Multiboot image: a header `at` somewhere, with addresses that load the file from its start at 1 MiB, and before it
+/// the headers of a 32-bit executable if asked for.
+fn multiboot(elf: bool, at: usize, flags: u32) -> Vec<u8> {
+    let mut content = vec![0; 0x3000];
+    if elf {
+        put(&mut content, 0, b"\x7fELF\x01\x01\x01");
+        put(&mut content, 16, &[2, 0, 3, 0, 1]);
+        put(&mut content, 24, &(HIGH_MEMORY as u32).to_le_bytes());
+        put(&mut content, 28, &52u32.to_le_bytes());
+        put(&mut content, 40, &[52, 0, 32, 0, 1, 0]);
+        let program = [1, 0, HIGH_MEMORY as u32, HIGH_MEMORY as u32, 0x2000, 0x4000, 7, 0x1000];
+        put(&mut content, 52, &program.map(u32::to_le_bytes).concat());
+    }
+    let start = HIGH_MEMORY as u32;
+    let checksum = 0u32.wrapping_sub(0x1bad_b002).wrapping_sub(flags);
+    let header = [0x1bad_b002, flags, checksum, start + at as u32, start, 0, start + 0x8000, start + 0x40];
+    put(&mut content, at, &header.map(u32::to_le_bytes).concat());
+    content
+}
+
 thread_local! {
     /// One file and one memory for all inputs.
     static KEPT: RefCell<Option<(NamedTempFile, GuestMemory)>> = const { RefCell::new(None) };
@@ -148,16 +173,17 @@ pub fn run(data: &[u8]) {
 
 /// What an image that was accepted promises to whoever loads it, for a file of `len` bytes.
 fn assert_sound(image: &Image, len: u64) {
-    let mut free = HIGH_MEMORY;
+    let mut free = if image.protocol == Protocol::Multiboot { LOW_SEGMENTS } else { HIGH_MEMORY };
     for segment in &image.segments {
         assert!(segment.addr >= free && segment.piece.len() <= segment.mem_len, "{image:x?}");
         free = segment.addr.checked_add(segment.mem_len).unwrap();
+        assert!(segment.addr >= HIGH_MEMORY || free <= MULTIBOOT_INFO, "{image:x?}");
         if let Piece::File { offset, len: part, .. } = &segment.piece {
             assert!(offset.checked_add(*part).unwrap() <= len, "{image:x?}");
         }
     }
-    assert_eq!(free, image.end, "{image:x?}");
-    let addressable = if image.protocol == Protocol::Pvh { 1 << 32 } else { IDENTITY_MAP };
+    assert_eq!(free.max(HIGH_MEMORY), image.end, "{image:x?}");
+    let addressable = if image.protocol == Protocol::Linux64 { IDENTITY_MAP } else { 1 << 32 };
     assert!(image.end <= addressable && image.initrd_max < 1 << 32, "{image:x?}");
     let holds = |it: &boot::kernel::Segment| (it.addr..it.addr + it.piece.len()).contains(&image.entry);
     assert!(image.segments.iter().any(holds), "{image:x?}");
@@ -201,12 +227,12 @@ fn load(image: &Image, machine: &Machine, memory: &GuestMemory) {
     let (cpus, virtio) = (u32::from(machine.cpus) + 1, u32::from(machine.virtio) % (VIRTIO_MAX + 1));
     let mut rsdp = None;
     if machine.acpi {
-        rsdp = Some(acpi::write(memory, cpus, virtio).unwrap());
+        rsdp = Some(acpi::write(memory, cpus, virtio, machine.pm_timer.then_some(PM_TIMER_PORT)).unwrap());
     } else if mptable::write(memory, cpus).is_err() {
         return; // It has no place for so many CPUs.
     }
     let cmdline = "x".repeat(image.cmdline_max.min(machine.cmdline.into()));
-    Params { cmdline: &cmdline, initrd, rsdp, ram }.write(memory, image).unwrap();
+    Params { cmdline: &cmdline, initrd, module: &cmdline, rsdp, ram }.write(memory, image).unwrap();
     for (at, bytes) in placed {
         let mut now = vec![0; bytes.len()];
         memory.read_slice(&mut now, GuestAddress(at)).unwrap();

@@ -14,6 +14,7 @@ mod kernel;
 mod modules;
 mod net;
 mod serial;
+mod testdev;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::virtio::rng::Rng;
@@ -38,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("kernel", kernel::run),
     ("modules", modules::run),
     ("kallsyms", kallsyms::run),
+    ("testdev", testdev::run),
 ];
 
 /// The target of this name.

@@ -53,6 +53,11 @@ fn any_driver_of_the_entropy_device_does_no_harm() {
 }
 
 #[test]
+fn any_unit_test_does_no_harm() {
+    seeded("testdev", 500);
+}
+
+#[test]
 fn any_driver_of_a_disk_does_no_harm() {
     seeded("block", 300);
 }

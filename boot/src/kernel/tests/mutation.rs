@@ -1,7 +1,7 @@
 //! Every byte of every header changed, and every header cut at every length: refused, or accepted and sound.
 
 use super::*;
-use super::{assert_sound, bzimage, elf};
+use super::{assert_sound, bzimage, elf, multiboot};
 
 /// xorshift64 (Marsaglia, 2003).
 pub(super) fn random(state: &mut u64) -> u64 {
@@ -35,11 +35,13 @@ impl Changing {
 }
 
 /// The images and how far their headers reach.
-fn images() -> [(Vec<u8>, usize); 3] {
+fn images() -> [(Vec<u8>, usize); 5] {
     [
         (elf::elf(0x10_0000, &[elf::PLAIN; 1]), 64 + 56),
         (elf::with_notes(&elf::pvh_note(0x10_0010)), 64 + 2 * 56),
         (bzimage::bzimage(), 0x270),
+        (multiboot::flat(), multiboot::AT + 32),
+        (multiboot::elf32(&[multiboot::PLAIN; 1]), multiboot::IN_ELF + 12),
     ]
 }
 
