@@ -22,6 +22,7 @@ mod opened;
 mod places;
 mod pool;
 mod protocol;
+mod reach;
 mod server;
 mod table;
 #[cfg(test)]
@@ -64,7 +65,8 @@ pub struct Share {
     pub tag: String,
     /// The folder, open with `O_PATH` or otherwise.
     pub root: OwnedFd,
-    /// Whether the guest may change anything in it.
+    /// Whether the guest may change anything in it. What it makes belongs to whom it says, and may run as whom it says, if
+    /// this process is root's; else it belongs to this process' user, who also must be allowed what the guest does.
     pub writable: bool,
     /// Whether the guest is told of extended attributes. A guest asks for several whenever it looks up a name, overlays do
     /// most of all, unless it has learnt that there are none.
