@@ -123,7 +123,9 @@ impl Server {
         if self.share.writable && self.table().handle(handle)?.listing.is_none() {
             call.may_wait()?;
         }
-        drop(self.table().release(handle).ok_or(Errno::EBADF)?);
+        // Two statements: the table is not locked meanwhile.
+        let open = self.table().release(handle);
+        drop(open.ok_or(Errno::EBADF)?);
         Ok(0)
     }
 
