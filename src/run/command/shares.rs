@@ -55,11 +55,6 @@ impl Shares {
             this.add(&tag, &spec.folder, spec.writable)?;
             this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable });
         }
-        // Each takes its part of what this process may open.
-        let count = this.folders.len();
-        for folder in this.folders.iter_mut().filter_map(Arc::get_mut) {
-            folder.limits.descriptors /= count;
-        }
         Ok(this)
     }
 
