@@ -6,8 +6,8 @@ use nix::unistd::ftruncate;
 
 use super::host;
 use super::protocol::{Append, flag, opcode};
+use super::reach::Held;
 use super::server::{Call, Placed, Server};
-use super::table::Held;
 use super::thread::{NOW, OMIT};
 
 /// The longest name of an extended attribute, and the most bytes of one or of the list (xattr(7)).

@@ -12,8 +12,8 @@ use nix::unistd::{close, dup, fdatasync, fsync};
 use super::host;
 use super::opened::Open;
 use super::protocol::{Append, IN_HEADER, OUT_HEADER, WRITE_IN, flag};
+use super::reach::Held;
 use super::server::{Call, MOST_DATA, Placed, Server, Stop};
-use super::table::Held;
 use super::thread::Caller;
 
 /// The most bytes that are read while a device's lock is held.
@@ -123,7 +123,9 @@ impl Server {
         if self.share.writable && self.table().handle(handle)?.listing.is_none() {
             call.may_wait()?;
         }
-        drop(self.table().release(handle).ok_or(Errno::EBADF)?);
+        // Two statements: the table is not locked meanwhile.
+        let open = self.table().release(handle);
+        drop(open.ok_or(Errno::EBADF)?);
         Ok(0)
     }
 

@@ -22,6 +22,7 @@ mod opened;
 mod places;
 mod pool;
 mod protocol;
+mod reach;
 mod server;
 mod table;
 #[cfg(test)]
@@ -50,10 +51,10 @@ pub const MOST_TAG: usize = 36;
 const QUEUES: [u16; 2] = [64, 512];
 /// How long a guest may take what it knows of a share for true where others, too, can write: as much as `virtiofsd` gives.
 const SHORT: Duration = Duration::from_secs(1);
-/// The same where the guest cannot write. Below an overlay, which is what such a share is for, a change of the host's may
-/// be seen late in any case; a compiler asks for the same thousands of names again and again. What was read of a file is
-/// dropped when its time of change is seen to be another one.
-const LONG: Duration = Duration::from_secs(30);
+/// The same where the guest cannot write: a compiler asks for the same thousands of names again and again, and somebody
+/// who changes a file on the host and goes to the guest's window is to find it changed. What was read of a file is dropped
+/// when its time of change is seen to be another one.
+const LONG: Duration = Duration::from_secs(5);
 /// The most nodes that a guest may know: 400 MB of the host's memory, for a guest that has the tenfold for them.
 const MOST_NODES: usize = 4_000_000;
 
@@ -64,7 +65,8 @@ pub struct Share {
     pub tag: String,
     /// The folder, open with `O_PATH` or otherwise.
     pub root: OwnedFd,
-    /// Whether the guest may change anything in it.
+    /// Whether the guest may change anything in it. What it makes belongs to whom it says, and may run as whom it says, if
+    /// this process is root's; else it belongs to this process' user, who also must be allowed what the guest does.
     pub writable: bool,
     /// Whether the guest is told of extended attributes. A guest asks for several whenever it looks up a name, overlays do
     /// most of all, unless it has learnt that there are none.

@@ -10,8 +10,8 @@ use nix::errno::Errno;
 
 use super::host::{self, Stat};
 use super::protocol::{Append, Attr, opcode};
+use super::reach::Held;
 use super::server::{Call, Placed, Server, Stop};
-use super::table::Held;
 use super::thread::Caller;
 
 impl Server {

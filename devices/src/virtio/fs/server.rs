@@ -17,7 +17,8 @@ use super::protocol::{
     ATTR_OUT, Append, Args, ENTRY_OUT, Header, IN_HEADER, LEAST_MINOR, MAJOR, MINOR, OPEN_OUT, OUT_HEADER,
     WRITE_IN, init, opcode,
 };
-use super::table::{Held, Table};
+use super::reach::Held;
+use super::table::Table;
 use super::thread::Descriptors;
 
 /// The most bytes of one read or write: 256 pages, which is as many as a request may have.

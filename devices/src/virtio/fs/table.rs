@@ -3,10 +3,10 @@
 //! A node is about 100 bytes and no descriptor: which file it is, and under which name in which other node it was seen
 //! last. From that it is opened again when something is to be done with it, and found to be the same file or stale
 //! (ESTALE, upon which a Linux guest looks its path up anew). Descriptors of directories, and of files whose name is gone,
-//! are kept in a cache of limited size ([`super::kept`]); an open file keeps its own ([`super::opened`]).
+//! are kept in a cache of limited size (`kept`); an open file keeps its own (`opened`).
 
 use std::collections::hash_map::RandomState;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::hash::BuildHasher;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use nix::errno::Errno;
 
 use super::host::Identity;
 use super::kept::Kept;
-use super::opened::{Open, Opened};
+use super::opened::Opened;
 use super::places::Places;
 
 /// No node, no descriptor, no handle.
 pub const NONE: u32 = u32::MAX;
 /// The index of the root.
-const ROOT: u32 = 0;
+pub(super) const ROOT: u32 = 0;
 /// How deep a node may be: a path of Linux's longest has not more names.
-const DEEPEST: usize = 2048;
+pub(super) const DEEPEST: usize = 2048;
 
 /// How much a share may use of the host.
 #[derive(Clone, Copy, Debug)]
@@ -35,41 +35,31 @@ pub struct Limits {
 }
 
 /// One node.
-struct Node {
-    ino: u64,
+pub(super) struct Node {
+    pub(super) ino: u64,
     /// How often the guest was told of it and has not forgotten.
     lookups: u64,
-    name: Box<CStr>,
-    parent: u32,
+    pub(super) name: Box<CStr>,
+    pub(super) parent: u32,
     /// The next of the same hash.
     next: u32,
     /// Nodes whose parent it is.
     children: u32,
     /// Its first open handle.
-    opened: u32,
+    pub(super) opened: u32,
     /// Its kept descriptor.
-    kept: u32,
+    pub(super) kept: u32,
     generation: u32,
-    place: u16,
+    pub(super) place: u16,
     /// The type, `S_IFMT` shifted right by 12.
-    kind: u8,
+    pub(super) kind: u8,
     /// Nobody uses it: `next` is the next such.
     free: bool,
 }
 
-/// A step from a directory to a node in it.
-pub struct Step {
-    /// The node.
-    pub node: u64,
-    /// Its name.
-    pub name: CString,
-    /// What it must be.
-    pub identity: Identity,
-}
-
 /// The nodes.
 pub struct Table {
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     /// The first node of each hash.
     buckets: Vec<u32>,
     free: u32,
@@ -78,8 +68,8 @@ pub struct Table {
     hasher: RandomState,
     /// Where nodes are.
     pub places: Places,
-    kept: Kept,
-    opened: Opened,
+    pub(super) kept: Kept,
+    pub(super) opened: Opened,
 }
 
 /// The number by which the guest knows the node at `index`: one that is used again is another.
@@ -113,7 +103,7 @@ impl Table {
     }
 
     /// The node that is this file, if the guest knows it.
-    fn find(&self, identity: Identity) -> Option<u32> {
+    pub(super) fn find(&self, identity: Identity) -> Option<u32> {
         let place = self.places.known(identity)?;
         let mut at = self.buckets[self.bucket(place, identity.ino)];
         while let Some(node) = self.nodes.get(at as usize) {
@@ -180,7 +170,7 @@ impl Table {
     }
 
     /// The index of a node that the guest names.
-    fn index(&self, node: u64) -> Result<u32, Errno> {
+    pub(super) fn index(&self, node: u64) -> Result<u32, Errno> {
         let index = (node as u32).wrapping_sub(1);
         match self.nodes.get(index as usize) {
             Some(it) if !it.free && id(index, it.generation) == node => Ok(index),
@@ -188,7 +178,7 @@ impl Table {
         }
     }
 
-    fn id(&self, index: u32) -> u64 {
+    pub(super) fn id(&self, index: u32) -> u64 {
         id(index, self.nodes[index as usize].generation)
     }
 
@@ -223,7 +213,7 @@ impl Table {
     }
 
     /// Frees a node that nobody uses any more, and then, if that was the last that used it, its parent.
-    fn sweep(&mut self, mut index: u32) {
+    pub(super) fn sweep(&mut self, mut index: u32) {
         while let Some(node) = self.nodes.get(index as usize) {
             if index == ROOT || node.lookups > 0 || node.children > 0 || node.opened != NONE || node.free {
                 return;
@@ -305,147 +295,6 @@ impl Table {
     pub fn renamed(&mut self, parent: u64, name: &CStr, identity: Identity) {
         if let (Ok(parent), Some(index)) = (self.index(parent), self.find(identity)) {
             self.moved(index, parent, name);
-        }
-    }
-
-    fn identity_at(&self, index: u32) -> Identity {
-        let node = &self.nodes[index as usize];
-        self.places.identity(node.place, node.ino, u32::from(node.kind) << 12)
-    }
-
-    /// Which file a node is.
-    ///
-    /// # Errors
-    /// It is no node.
-    pub fn identity(&self, node: u64) -> Result<Identity, Errno> {
-        Ok(self.identity_at(self.index(node)?))
-    }
-
-    /// The number of the place a node is in, and its inode number for the guest.
-    ///
-    /// # Errors
-    /// It is no node.
-    pub fn place(&self, node: u64) -> Result<(u16, u64), Errno> {
-        let it = &self.nodes[self.index(node)? as usize];
-        Ok((it.place, self.places.visible(it.place, it.ino)))
-    }
-
-    /// A descriptor of the node itself, if there is one.
-    fn descriptor(&mut self, index: u32) -> Option<Held> {
-        let node = &self.nodes[index as usize];
-        if index == ROOT || node.kept != NONE {
-            return Some(Held::Kept(self.kept.get(node.kept)));
-        }
-        self.opened.first(node.opened).map(Held::Open)
-    }
-
-    /// The nearest descriptor on the way up from a node, and the steps from there down to it: none if it is the node's
-    /// own.
-    ///
-    /// # Errors
-    /// It is no node, or nobody knows where it is (ESTALE); it is too deep (ENAMETOOLONG).
-    pub fn route(&mut self, node: u64) -> Result<(Held, Vec<Step>), Errno> {
-        let mut at = self.index(node)?;
-        let mut steps = Vec::new();
-        loop {
-            if let Some(held) = self.descriptor(at) {
-                steps.reverse();
-                return Ok((held, steps));
-            }
-            if steps.len() >= DEEPEST {
-                return Err(Errno::ENAMETOOLONG);
-            }
-            let it = &self.nodes[at as usize];
-            if it.parent == NONE {
-                return Err(Errno::ESTALE);
-            }
-            steps.push(Step { node: self.id(at), name: (*it.name).into(), identity: self.identity_at(at) });
-            at = it.parent;
-        }
-    }
-
-    /// Keeps a descriptor of a node, if that still is this file; `gone` if no name leads to it any more, so that it is
-    /// kept longest.
-    pub fn keep(&mut self, node: u64, identity: Identity, fd: Arc<OwnedFd>, gone: bool) {
-        let Ok(index) = self.index(node) else { return };
-        let known = index == ROOT || self.nodes[index as usize].kept != NONE;
-        if known || self.identity_at(index) != identity {
-            return;
-        }
-        let (slot, evicted) = self.kept.keep(index, fd, gone);
-        if let Some(node) = self.nodes.get_mut(evicted as usize) {
-            node.kept = NONE;
-        }
-        self.nodes[index as usize].kept = slot;
-    }
-
-    /// Keeps a descriptor of a file that loses a name, if the guest knows it.
-    pub fn keep_gone(&mut self, identity: Identity, fd: OwnedFd) {
-        if let Some(index) = self.find(identity) {
-            self.keep(self.id(index), identity, Arc::new(fd), true);
-        }
-    }
-
-    fn drop_kept(&mut self, index: u32) {
-        let slot = std::mem::replace(&mut self.nodes[index as usize].kept, NONE);
-        if slot != NONE
-            && let Some(moved) = self.kept.drop(slot)
-        {
-            self.nodes[moved as usize].kept = slot;
-        }
-    }
-
-    /// Opens a handle of a node.
-    ///
-    /// # Errors
-    /// It is no node (ESTALE), or too much is open (ENFILE).
-    pub fn open(&mut self, node: u64, open: Open) -> Result<u64, Errno> {
-        let index = self.index(node)?;
-        self.opened.open(index, &mut self.nodes[index as usize].opened, Arc::new(open))
-    }
-
-    /// Opens a handle of a node, to be read, that shares the file of another; none if there is no such.
-    ///
-    /// # Errors
-    /// As [`Self::open`].
-    pub fn open_shared(&mut self, node: u64) -> Result<Option<u64>, Errno> {
-        let index = self.index(node)?;
-        let first = &mut self.nodes[index as usize].opened;
-        let Some(open) = self.opened.shared(*first) else { return Ok(None) };
-        self.opened.open(index, first, open).map(Some)
-    }
-
-    /// What handle `number` has open.
-    ///
-    /// # Errors
-    /// There is none (EBADF).
-    pub fn handle(&self, number: u64) -> Result<Arc<Open>, Errno> {
-        self.opened.get(number)
-    }
-
-    /// Closes handle `number`; returns what it had open, as closing that may take its time.
-    pub fn release(&mut self, number: u64) -> Option<Arc<Open>> {
-        let index = self.opened.node(number)?;
-        let open = self.opened.close(number, &mut self.nodes[index as usize].opened);
-        self.sweep(index);
-        open
-    }
-}
-
-/// A descriptor that a node has.
-#[derive(Clone)]
-pub enum Held {
-    /// One that is kept, with `O_PATH`.
-    Kept(Arc<OwnedFd>),
-    /// That of an open file.
-    Open(Arc<Open>),
-}
-
-impl std::os::fd::AsFd for Held {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        match self {
-            Self::Kept(fd) => fd.as_fd(),
-            Self::Open(open) => open.file.as_fd(),
         }
     }
 }

@@ -7,5 +7,6 @@ mod device;
 mod escape;
 mod hostile;
 mod message;
+mod model;
 mod programs;
 mod semantics;
