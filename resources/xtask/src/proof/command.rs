@@ -140,7 +140,7 @@ pub fn streams(ground: &Ground, name: &str) -> Result<String> {
             options: &["--timeout", "6s"],
             command: &["sleep", "1000"],
             code: 124,
-            stderr: "timed out",
+            stderr: "the command did not end within 6s",
             ..NOTHING
         },
         Case { command: &["poweroff", "-ff"], code: 255, stderr: "before the command had ended", ..NOTHING },
