@@ -134,9 +134,11 @@ fn mount_pseudo() -> anyhow::Result<()> {
         }
     }
     let temporary = format!("{NEW}/tmp");
-    if !Path::new(&temporary).exists() {
-        make(&temporary, 0o1777)?;
-    }
+    make(&temporary, 0o1777)?;
+    // What is there stays visible; programs that want a mount there, to make it private, find one.
+    let itself = Some(temporary.as_str());
+    mount(itself, temporary.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .context("cannot mount /tmp")?;
     for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
         // Some kernels make them themselves.
