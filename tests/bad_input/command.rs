@@ -49,6 +49,7 @@ fn what_does_not_go_with_a_command_is_refused() {
         (&["--initrd", kernel][..], "--initrd"),
         (&["--no-acpi"], "--no-acpi"),
         (&["--console", "serial"], "--console"),
+        (&["--test-devices"], "--test-devices"),
         (&["--on-reboot", "restart"], "--on-reboot"),
         (&["--root", "disk"], "--disk"),
     ] {

@@ -134,6 +134,9 @@ impl Tally {
             Err(error) => return Err(error),
         }
         setup.programs(&proof::PROGRAMS)?;
+        if all {
+            setup.selftests()?;
+        }
         let kernel = setup.kernel()?;
         let mut arguments: Vec<OsString> = vec!["proofs".into(), "--kite".into(), build_kite()?.into()];
         arguments.extend(all.then(|| "--all".into()));

@@ -20,6 +20,7 @@ pub(super) fn check(options: &RunOptions) -> anyhow::Result<()> {
         "a command needs virtio devices, which only ACPI tells of: leave out --no-acpi"
     );
     ensure!(options.on_reboot == OnReboot::Exit, "a command is run once: leave out --on-reboot restart");
+    ensure!(!options.test_devices, "a command ends with its own status: leave out --test-devices");
     ensure!(options.console.is_none(), "a command has streams instead of a console: leave out --console");
     ensure!(
         options.command.root != Some(Root::Disk) || !options.disks.is_empty(),

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Ground, kernel};
-use crate::setup::Kernel;
+use crate::setup::{Kernel, selftests_folder};
 use crate::vmm::Vmm;
 
 /// What a command may take.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// How a command ended, and what it wrote.
 #[derive(Debug)]
@@ -343,6 +343,33 @@ pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
     );
     Ok(format!("{times} times, {each:.2} s each"))
 }
+
+/// A kernel tree builds and runs its own tests, and they are told one by one.
+pub fn selftests(ground: &Ground, name: &str) -> Result<String> {
+    let junit = ground.file("selftests.xml");
+    let mut command = kite(ground, &kernel(name)?)?;
+    command.args(["--memory", "2G", "--junit"]).arg(&junit).current_dir(selftests_folder()?);
+    command.args(["--", "make", "-s", "-C", "tools/testing/selftests", SELFTESTS, "run_tests"]);
+    let ended = ended(command, b"")?;
+    let stdout = String::from_utf8_lossy(&ended.stdout);
+    let passed = SELFTESTS_PASS
+        .iter()
+        .all(|test| stdout.lines().any(|line| line.starts_with("ok ") && line.ends_with(test)));
+    ensure!(ended.code == Some(0) && passed, "{ended:#?}");
+    let results = fs::read_to_string(&junit).context("reading the results")?;
+    let cases = results.matches("<testcase ").count();
+    ensure!(cases >= SELFTESTS_PASS.len(), "{cases} cases: {results}");
+    Ok(format!("{cases} cases"))
+}
+
+const SELFTESTS: &str = "TARGETS=size membarrier kcmp openat2";
+/// Those that need nothing but a kernel and its usual file systems.
+const SELFTESTS_PASS: [&str; 4] = [
+    "size: get_size",
+    "membarrier: membarrier_test_single_thread",
+    "kcmp: kcmp_test",
+    "openat2: openat2_test",
+];
 
 /// What developers do with files, on a share that is written.
 pub fn tools(ground: &Ground, name: &str) -> Result<String> {

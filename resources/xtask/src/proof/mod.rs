@@ -55,7 +55,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run.
 pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 23] = [
+    let list: [(&'static str, bool, Run); 25] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -77,6 +77,8 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("command/terminal", true, |ground| terminal::session(ground, "6.12")),
         ("command/crash", true, |ground| command::crash(ground, "6.12")),
         ("command/tools", true, |ground| command::tools(ground, "6.1")),
+        ("command/selftests/6.1", false, |ground| command::selftests(ground, "6.1")),
+        ("command/selftests/6.12", false, |ground| command::selftests(ground, "6.12")),
         ("command/many/3", true, |ground| command::many(ground, "6.12", 3)),
         ("command/many/200", false, |ground| command::many(ground, "6.1", 200)),
     ];

@@ -4,6 +4,7 @@
 mod apt;
 mod debian;
 mod kernels;
+mod selftests;
 
 use std::fmt;
 use std::process::Command;
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use self::apt::Apt;
 pub use self::debian::{Debian, PASSWORD};
 pub use self::kernels::{Kernel, LAB, Missing};
+pub use self::selftests::folder as selftests_folder;
 use crate::host::{self, Distribution};
 
 /// The oldest major version of QEMU whose emulated SVM runs nested guests.
@@ -111,6 +113,14 @@ impl Setup {
             }
         }
         Ok(())
+    }
+
+    /// A kernel tree's own tests.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where there is none to be had; or it cannot be made.
+    pub fn selftests(&mut self) -> Result<std::path::PathBuf> {
+        selftests::ensure(self)
     }
 
     /// A package.
