@@ -130,7 +130,7 @@ enum Task {
 enum Demo {
     /// Boot a whole Debian from a disk to its login prompt, log in, look around, power off, check the disk
     Debian {
-        /// Do that where this runs, with this kite
+        /// Do that in the lab, where this runs, with this kite
         #[arg(long, hide = true, value_name = "KITE")]
         here: Option<PathBuf>,
     },
@@ -183,7 +183,7 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Demo { what: None } => demo::run(),
         Task::Demo { what: Some(Demo::Debian { here: None }) } => demo::debian::run(),
-        Task::Demo { what: Some(Demo::Debian { here: Some(kite) }) } => demo::debian::here(&kite),
+        Task::Demo { what: Some(Demo::Debian { here: Some(kite) }) } => demo::debian::in_lab(&kite),
         Task::Test { all } => test::run(all),
         Task::Lab(options) => run_lab(options),
         Task::Kernels => list_kernels(),

@@ -20,7 +20,7 @@ const IN_A_FOLDER: usize = 100;
 /// The tree's folder.
 const TREE: &str = "tree";
 /// What a run may take.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(1800);
 /// Says how many nanoseconds git takes, cold and warm.
 const GIT: &str = r#"for time in cold warm; do
 start=$(date +%s%N); git status --short >/dev/null || exit 1; end=$(date +%s%N)

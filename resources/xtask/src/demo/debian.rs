@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use crate::debian;
 use crate::host;
 use crate::lab::Lab;
+use crate::proof::{Wire, go_alone};
 use crate::setup::{Debian, Setup};
 use crate::test::build_kite;
 use crate::vmm::{Access, Net, Vmm};
@@ -27,6 +28,7 @@ pub fn run() -> Result<ExitCode> {
         eprintln!("xtask: the guest will have no network, as there is no passt: {error:#}");
     }
     let Err(reason) = host::hardware_kvm() else { return here(&kite) };
+    setup.programs(&[("ip", "iproute2")])?;
     println!("Booting in the lab, an emulated machine with KVM, where it takes minutes: {reason}.");
     let lab = Lab::new(&mut setup)?;
     let argv = ["/proc/self/exe", "demo", "debian", "--here"].map(OsString::from);
@@ -34,11 +36,21 @@ pub fn run() -> Result<ExitCode> {
     Ok(ExitCode::from(lab.run(&argv, &mut io::stdout(), &mut io::stderr())?))
 }
 
+/// Runs it in the lab, which has no network but the one that is made here.
+///
+/// # Errors
+/// As [`here`]; or the network cannot be made.
+pub fn in_lab(vmm: &Path) -> Result<ExitCode> {
+    go_alone()?;
+    let _wire = Wire::new()?;
+    here(vmm)
+}
+
 /// Runs it on this machine's KVM, on a copy of the disk.
 ///
 /// # Errors
 /// The guest fails, or leaves a broken file system.
-pub fn here(vmm: &Path) -> Result<ExitCode> {
+fn here(vmm: &Path) -> Result<ExitCode> {
     let made = Debian::open()?.context("there is no Debian disk")?;
     let folder = tempfile::tempdir().context("making a folder")?;
     let disk: PathBuf = folder.path().join("disk.img");
