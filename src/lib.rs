@@ -27,6 +27,7 @@ pub mod port;
 pub mod results;
 pub mod run;
 pub mod signals;
+pub mod stats;
 pub mod tap;
 pub mod task;
 pub mod terminal;

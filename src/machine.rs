@@ -32,6 +32,7 @@ use crate::exit::{Exit, ExitRequest};
 use crate::io_thread::{Bell, BellRope, IoThread, Served};
 use crate::memory::GuestRam;
 use crate::pit::Ports;
+use crate::stats::Stats;
 use crate::testdev;
 use crate::vcpu::{self, Shared, Vcpu, VcpuThread};
 use crate::vm::{self, Vm};
@@ -75,6 +76,7 @@ pub struct Machine {
     serial: Arc<Mutex<Serial>>,
     vcpus: Vec<VcpuFd>,
     virtio: Vec<(String, Served)>,
+    stats: Option<Arc<Stats>>,
 }
 
 impl Machine {
@@ -113,12 +115,18 @@ impl Machine {
         if board.test_devices {
             testdev::add(board, &vm, &exit, &mut ports, &mut mmio)?;
         }
+        let names = names(&devices);
         let places = devices.into_iter().zip(0..);
         let virtio = places
             .map(|(it, index)| add_virtio(&vm, &coalesced, &mut mmio, it, index))
             .collect::<Result<_, _>>()?;
+        for (name, address) in
+            names.into_iter().zip((layout::VIRTIO..).step_by(layout::VIRTIO_WINDOW as usize))
+        {
+            mmio.set_name(address, name);
+        }
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
-        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio };
+        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, stats: None };
         machine.create_vcpus(&supported)?;
         Ok(machine)
     }
@@ -159,13 +167,22 @@ impl Machine {
         boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
     }
 
+    /// Has the exits of the vCPUs counted and timed.
+    pub fn measure(&mut self) -> Arc<Stats> {
+        let Shared { ports, mmio, coalesced, .. } = &self.shared;
+        let stats = Stats::new(self.vm.fd().clone(), &self.vcpus, ports.clone(), mmio.clone());
+        coalesced.set_meter(stats.ring().clone());
+        self.stats.insert(Arc::new(stats)).clone()
+    }
+
     /// Starts the vCPUs, and behind them the devices, which no guest needs in its first instructions.
     ///
     /// # Errors
     /// The host has no threads left.
     pub fn start(self) -> anyhow::Result<Running> {
-        let Self { vm, shared, serial, vcpus, virtio, .. } = self;
-        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).start();
+        let Self { vm, shared, serial, vcpus, virtio, stats, .. } = self;
+        let meter = |index: u32| stats.as_ref()?.meter(index as usize);
+        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).metered(meter(index)).start();
         let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
         let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
         let mut threads: Vec<(String, Vec<Served>)> = Vec::new();
@@ -179,6 +196,21 @@ impl Machine {
         let threads = threads.collect::<Result<_, _>>()?;
         Ok(Running { vcpus, threads, devices, vm, shared, serial, states: Vec::new() })
     }
+}
+
+/// What people call virtio devices, in the order of the board: disks as Linux does.
+fn names(devices: &[Attachment]) -> Vec<String> {
+    let mut disks = 'a'..='z';
+    let name = |(index, it): (usize, &Attachment)| match it.device.id() {
+        1 => format!("virtio {index} (net)"),
+        2 => format!("virtio {index} (block vd{})", disks.next().unwrap_or('?')),
+        3 => format!("virtio {index} (console)"),
+        4 => format!("virtio {index} (entropy)"),
+        5 => format!("virtio {index} (balloon)"),
+        26 => format!("virtio {index} (fs)"),
+        other => format!("virtio {index} (device {other})"),
+    };
+    devices.iter().enumerate().map(name).collect()
 }
 
 /// Puts a virtio device into the window and on the line of its `index`.
@@ -213,20 +245,25 @@ fn port_bus(
     exit: &Arc<ExitRequest>,
 ) -> Result<Bus, bus::Error> {
     let mut ports = Bus::default();
-    let mut put = |port: u16, len, device: SharedDevice| ports.insert(port.into(), len, device);
-    put(layout::SERIAL_PORT, 8, serial.clone())?;
-    put(layout::CMOS_PORT, 2, shared(Cmos::new(Box::new(SystemTime::now))))?;
-    put(layout::POWER_PORT, 3, shared(Power::new(exit.clone())))?;
-    put(layout::PVPANIC_PORT, pvpanic::LEN, shared(PvPanic::new(exit.clone())))?;
+    let mut put = |port: u16, len, name: &str, device: SharedDevice| {
+        ports.insert(port.into(), len, device)?;
+        ports.set_name(port.into(), name);
+        Ok(())
+    };
+    put(layout::SERIAL_PORT, 8, "serial", serial.clone())?;
+    put(layout::CMOS_PORT, 2, "cmos", shared(Cmos::new(Box::new(SystemTime::now))))?;
+    put(layout::POWER_PORT, 3, "power", shared(Power::new(exit.clone())))?;
+    put(layout::PVPANIC_PORT, pvpanic::LEN, "pvpanic", shared(PvPanic::new(exit.clone())))?;
     if !board.test_devices {
-        put(layout::PIT_PORT, 4, shared(vm.pit(Ports::Timer, exit.clone())))?;
-        put(layout::PIT_GATE_PORT, 1, shared(vm.pit(Ports::Gate, exit.clone())))?;
+        put(layout::PIT_PORT, 4, "pit", shared(vm.pit(Ports::Timer, exit.clone())))?;
+        put(layout::PIT_GATE_PORT, 1, "pit", shared(vm.pit(Ports::Gate, exit.clone())))?;
     }
     // The timer's gate lies between the keyboard controller's two ports.
     let i8042 = shared(I8042::new(exit.clone()));
     let base = layout::I8042_PORT.into();
     ports.insert_part(base, base, 1, i8042.clone())?;
     ports.insert_part(base, base + 4, 1, i8042)?;
+    [base, base + 4].iter().for_each(|port| ports.set_name(*port, "i8042"));
     Ok(ports)
 }
 

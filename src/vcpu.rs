@@ -18,6 +18,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::coalesced::Coalesced;
 use crate::exit::{Exit, ExitRequest};
+use crate::stats::meter::{Cause, Meter, Timed};
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
@@ -69,6 +70,8 @@ pub struct Vcpu {
     fd: VcpuFd,
     shared: Shared,
     gate: Arc<Gate>,
+    /// What counts the exits, if anybody wants to know.
+    meter: Option<Arc<Meter>>,
 }
 
 /// What the vCPUs of a machine share.
@@ -87,7 +90,12 @@ pub struct Shared {
 impl Vcpu {
     /// The vCPU `index`, whose registers are set.
     pub fn new(index: u32, fd: VcpuFd, shared: Shared) -> Self {
-        Self { index, fd, shared, gate: Arc::default() }
+        Self { index, fd, shared, gate: Arc::default(), meter: None }
+    }
+
+    /// Has its exits counted and timed by `meter`.
+    pub fn metered(self, meter: Option<Arc<Meter>>) -> Self {
+        Self { meter, ..self }
     }
 
     /// Starts the vCPU on a thread of its own.
@@ -100,6 +108,9 @@ impl Vcpu {
         let name = format!("vcpu{}", self.index);
         let run = move || {
             self.gate.thread.store(gettid().as_raw(), Ordering::Release);
+            if let Some(meter) = &self.meter {
+                meter.enter();
+            }
             self.run();
             self.gate.posture().still = true;
             self.gate.changed.notify_all();
@@ -128,6 +139,8 @@ impl Vcpu {
         let Shared { ports, mmio, coalesced, exit } = &self.shared;
         let result = self.fd.run();
         coalesced.carry_out(ports, mmio);
+        let timed = self.meter.as_ref().map(|_| Timed::begin(Cause::of(&result)));
+        let mut step = Step::Exited;
         match result {
             Ok(VcpuExit::IoOut(port, data)) => ports.write(port.into(), data),
             Ok(VcpuExit::IoIn(port, data)) => ports.read(port.into(), data),
@@ -137,15 +150,18 @@ impl Vcpu {
                 let reason = reason(self.index, &other);
                 let reason = reason.unwrap_or_else(|| Exit::Crash(self.internal_error()));
                 self.shared.exit.request(reason);
-                return Step::Ended;
+                step = Step::Ended;
             }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Step::Interrupted,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => step = Step::Interrupted,
             Err(error) => {
                 exit.request(Exit::Failed(anyhow!(error).context(format!("cannot run vCPU {}", self.index))));
-                return Step::Ended;
+                step = Step::Ended;
             }
         }
-        Step::Exited
+        if let (Some(meter), Some(timed)) = (&self.meter, timed) {
+            meter.end(timed);
+        }
+        step
     }
 
     /// Stays still until told otherwise.
