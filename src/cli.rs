@@ -12,8 +12,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::{disk, matrix, net, port};
 
 mod command;
+mod measure;
 
 pub use command::{CommandOptions, Root, ShareSpec};
+pub use measure::MeasureOptions;
 
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
@@ -49,6 +51,7 @@ Examples:
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
   kite run --test-devices --kernel vmexit.flat --append cpuid
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
+  kite run --stats --trace boot.json           what the boot spent its time and exits on
 
   kite run -- uname -a                         a command, in a copy-on-write view of this host's files
   kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
@@ -150,6 +153,9 @@ pub struct RunOptions {
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,
+    /// What to measure.
+    #[command(flatten)]
+    pub measure: MeasureOptions,
     /// What to run in the guest.
     #[command(flatten)]
     pub command: CommandOptions,

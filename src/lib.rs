@@ -32,5 +32,7 @@ pub mod tap;
 pub mod task;
 pub mod terminal;
 pub mod testdev;
+pub mod trace;
 pub mod vcpu;
 pub mod vm;
+pub mod whole_file;

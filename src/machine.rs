@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use boot::cpuid::Leaves;
@@ -34,6 +34,7 @@ use crate::memory::GuestRam;
 use crate::pit::Ports;
 use crate::stats::Stats;
 use crate::testdev;
+use crate::trace::Timeline;
 use crate::vcpu::{self, Shared, Vcpu, VcpuThread};
 use crate::vm::{self, Vm};
 
@@ -80,7 +81,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says.
+    /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says. Notes in
+    /// `timeline` how long each part takes.
     ///
     /// # Errors
     /// The host has no KVM, or not enough of something.
@@ -89,8 +91,9 @@ impl Machine {
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
         devices: Vec<Attachment>,
+        timeline: &Timeline,
     ) -> anyhow::Result<Self> {
-        let kvm = vm::open_kvm()?;
+        let kvm = timeline.phase("open KVM", vm::open_kvm)?;
         let most = kvm.get_max_vcpus();
         ensure!(
             board.cpus as usize <= most,
@@ -101,11 +104,13 @@ impl Machine {
         // guest each answer is an exit, and all of them take as long.
         let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
             let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
-            let asking = asking.spawn_scoped(scope, || vm::supported_cpuid(&kvm));
+            let ask = || timeline.phase("ask for CPUID", || vm::supported_cpuid(&kvm));
+            let asking = asking.spawn_scoped(scope, ask);
             let asking = asking.context("cannot start a thread")?;
-            let vm = Vm::new(&kvm, ram, board.cpus);
+            let vm = timeline.phase("virtual machine", || Vm::new(&kvm, ram, board.cpus));
             Ok((vm?, asking.join().expect("a panic ends the process")?))
         })?;
+        let start = Instant::now();
         let exit = Arc::new(ExitRequest::new()?);
         let coalesced = Arc::new(vm.coalesced());
         let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
@@ -127,7 +132,8 @@ impl Machine {
         }
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
         let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, stats: None };
-        machine.create_vcpus(&supported)?;
+        timeline.note("devices", start);
+        timeline.phase("vCPUs", || machine.create_vcpus(&supported))?;
         Ok(machine)
     }
 

@@ -1,6 +1,7 @@
 //! Picks the command, runs it, prints what went wrong, and gives the exit code.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use kite::cli::{self, Command};
 use kite::heap::Heap;
@@ -10,6 +11,7 @@ use kite::{doctor, guest, log, matrix, run, terminal};
 static HEAP: Heap = Heap;
 
 fn main() -> ExitCode {
+    let begun = Instant::now();
     if guest::is_init() {
         guest::main();
     }
@@ -20,7 +22,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let result = match command {
-        Command::Run(options) => run::run(&options),
+        Command::Run(options) => run::run(&options, begun),
         Command::Matrix(options) => matrix::run(&options),
         Command::Doctor { json } => doctor::run(json),
     };

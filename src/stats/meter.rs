@@ -1,6 +1,7 @@
 //! What a vCPU's thread counts of its exits: by the kind of access and the address, which the guest chooses. So there
 //! is room for so many addresses and no more, made beforehand, and what finds none is counted together.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_ioctls::{Error, VcpuExit};
@@ -20,6 +21,17 @@ pub enum Space {
     Port,
     /// Memory that is not RAM.
     Memory,
+}
+
+/// `0x3f8 write 1`; `n` where the length is another.
+impl fmt::Display for Access {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = if self.write { "write" } else { "read" };
+        match self.width {
+            0 => write!(out, "{:#x} {way} n", self.address),
+            width => write!(out, "{:#x} {way} {width}", self.address),
+        }
+    }
 }
 
 /// An access that a guest makes.

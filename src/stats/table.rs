@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use super::NOBODY;
 use super::meter::Space;
 use super::report::{Cost, Report, Row, Total};
 use super::words::{counted, grouped, time};
@@ -102,21 +103,14 @@ fn line(out: &mut Formatter<'_>, what: &str, cost: &Cost) -> fmt::Result {
 fn rows(out: &mut Formatter<'_>, what: &str, rows: &[Row]) -> fmt::Result {
     head(out, &format!("{what:<22} device"))?;
     for row in rows.iter().take(ROWS) {
-        let device = row.device.as_deref().unwrap_or(if row.access.is_some() { "nobody" } else { "" });
-        line(out, &format!("{:<22} {device}", place(row)), &row.cost)?;
+        let place = match row.access {
+            Some(access) => format!("{:<22} {}", access.to_string(), row.device.as_deref().unwrap_or(NOBODY)),
+            None => format!("all other {}s", row.kind.name()),
+        };
+        line(out, &place, &row.cost)?;
     }
     match rows.len().saturating_sub(ROWS) {
         0 => Ok(()),
         more => writeln!(out, "and {more} more, which --stats=FILE.json has"),
-    }
-}
-
-/// What was accessed and how: `0x3f8 write 1`.
-fn place(row: &Row) -> String {
-    let Some(access) = row.access else { return format!("all other {}s", row.kind.name()) };
-    let way = if access.write { "write" } else { "read" };
-    match access.width {
-        0 => format!("{:#x} {way} n", access.address),
-        width => format!("{:#x} {way} {width}", access.address),
     }
 }
