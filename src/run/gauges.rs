@@ -3,12 +3,12 @@
 
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signalfd::SignalFd;
@@ -68,8 +68,14 @@ impl Gauges {
     /// # Errors
     /// A file cannot be written, or the host refuses a descriptor.
     pub fn open(options: &MeasureOptions, begun: Instant) -> anyhow::Result<Self> {
-        let files = options.stats.iter().flatten().chain(&options.trace);
-        files.into_iter().try_for_each(|path| whole_file::check(path))?;
+        let files = || options.stats.iter().flatten().chain(&options.trace);
+        files().try_for_each(|path| whole_file::check(path))?;
+        let names: Vec<_> = files().filter_map(|path| path::absolute(path).ok()).collect();
+        ensure!(
+            names.len() < 2 || names[0] != names[1],
+            "--stats and --trace name one file: {}",
+            names[0].display()
+        );
         let target = options.stats.clone().map(|path| path.map_or(Target::Stderr, Target::File));
         let questions = target.as_ref().map(|_| signals::take_questions()).transpose()?;
         let timeline = Timeline::new(begun);

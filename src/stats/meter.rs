@@ -2,7 +2,9 @@
 //! is room for so many addresses and no more, made beforehand, and what finds none is counted together.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use kvm_ioctls::{Error, VcpuExit};
 
@@ -137,7 +139,7 @@ pub struct Meter {
     others: [Tally; 4],
     interrupted: Tally,
     ended: Tally,
-    entered: AtomicU64,
+    entered: OnceLock<Instant>,
 }
 
 impl Default for Meter {
@@ -148,7 +150,7 @@ impl Default for Meter {
             others: Default::default(),
             interrupted: Tally::default(),
             ended: Tally::default(),
-            entered: AtomicU64::new(0),
+            entered: OnceLock::new(),
         }
     }
 }
@@ -156,12 +158,12 @@ impl Default for Meter {
 impl Meter {
     /// The guest is about to be entered for the first time.
     pub fn enter(&self) {
-        self.entered.store(clock::ticks(), Ordering::Relaxed);
+        let _ = self.entered.set(Instant::now());
     }
 
-    /// When the guest was entered for the first time, by [`clock::ticks`].
-    pub fn entered(&self) -> Option<u64> {
-        Some(self.entered.load(Ordering::Relaxed)).filter(|ticks| *ticks != 0)
+    /// When the guest was entered for the first time.
+    pub fn entered(&self) -> Option<Instant> {
+        self.entered.get().copied()
     }
 
     /// What was begun is done.

@@ -81,7 +81,7 @@ impl Stats {
 
     /// When each vCPU that has run was entered for the first time.
     pub fn entered(&self) -> impl Iterator<Item = Option<Instant>> {
-        self.vcpus.iter().map(|vcpu| vcpu.meter.entered().map(|ticks| self.scale.instant(ticks)))
+        self.vcpus.iter().map(|vcpu| vcpu.meter.entered())
     }
 
     /// What people call the device that this access goes to.

@@ -145,12 +145,13 @@ fn exits(counts: &Counts, stats: &Stats) -> Value {
     args.insert("exits".to_owned(), exits.into());
     args.insert("ms in kite".to_owned(), ms(ns).into());
     rows.sort_by_key(|row| std::cmp::Reverse(row.ticks));
-    for row in rows.iter().take(NAMED) {
+    for (row, rank) in rows.iter().take(NAMED).zip(1..) {
         let mut text = format!("{} exits, {:.3} ms", row.exits, ms(row.ticks));
         if row.ring > 0 {
             text.push_str(&format!(", {} writes without an exit", row.ring));
         }
-        args.insert(stats.place(row.subject), text.into());
+        // Viewers sort by name.
+        args.insert(format!("{rank:2}: {}", stats.place(row.subject)), text.into());
     }
     args.into()
 }

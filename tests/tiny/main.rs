@@ -25,5 +25,6 @@ mod stats;
 mod testdev;
 mod testdev_ends;
 mod testdev_pci;
+mod trace;
 mod unit_tests;
 mod virtio;

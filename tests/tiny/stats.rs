@@ -7,8 +7,11 @@ use kite::memory::GuestRam;
 use kite::stats::Cost;
 use kite::vm::{self, Vm};
 
-use crate::guest::no_kvm;
-use crate::process::guarded;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::guest::{no_kvm, printed_in_a_hurry};
+use crate::process::{Kite, guarded, until};
 use crate::rig::record;
 
 #[test]
@@ -98,4 +101,179 @@ fn kites_totals_are_those_that_kvm_has_counted() {
         }
         assert!(report.kvm("exits") >= Some(report.exits()));
     });
+}
+
+/// What kite has written to a file as JSON.
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// How often the guest did this, as the rows tell.
+fn count(rows: &Value, address: u64, access: &str) -> u64 {
+    let rows = rows.as_array().unwrap().iter();
+    let rows = rows.filter(|row| row["address"] == address && row["access"] == access);
+    rows.map(|row| row["count"].as_u64().unwrap()).sum()
+}
+
+guest!(HURRIED, print_in_a_hurry!(), power_off!());
+
+#[test]
+fn writes_that_wait_in_the_ring_are_counted_beside_exits() {
+    if no_kvm("writes_that_wait_in_the_ring_are_counted_beside_exits") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stats.json");
+    let option = format!("--stats={}", file.display());
+    Kite::run(&HURRIED, &[&option]).end().assert(0, printed_in_a_hurry(), "");
+    let json = json(&file);
+    assert_eq!(
+        (&json["schema"], &json["version"], &json["finished"]),
+        (&"kite-stats".into(), &1.into(), &true.into())
+    );
+    let written = [&json["accesses"], &json["ring"]].map(|rows| count(rows, 0x3f8, "write"));
+    assert_eq!(written[0] + written[1], 1501, "{written:?}");
+    assert!(written[1] > 0, "nothing came through the ring");
+    assert_eq!(json["totals"]["port"]["ring"], written[1]);
+    let serial = |row: &Value| row["address"] == 0x3f8 && row["device"] == "serial" && row["bytes"] == 1;
+    assert!(json["accesses"].as_array().unwrap().iter().any(serial), "{json}");
+    assert_eq!(json["vcpus"][0]["exits"], json["exits"]);
+    assert_eq!(json["totals"]["memory"]["kvm_beyond"], 0);
+}
+
+#[test]
+fn the_table_comes_after_all_that_the_guest_has_printed() {
+    if no_kvm("the_table_comes_after_all_that_the_guest_has_printed") {
+        return;
+    }
+    let end = Kite::run(&HURRIED, &["--stats", "--cpus", "2"]).end();
+    assert_eq!((end.status.code(), end.stdout), (Some(0), printed_in_a_hurry()));
+    for words in [
+        "exits to kite in ",
+        "0x600 write 1          power",
+        "0     port write",
+        "memory: ",
+        "serial console: ",
+    ] {
+        assert!(end.stderr.contains(words), "{words:?} is not in\n{}", end.stderr);
+    }
+    assert_eq!(end.stderr.matches("exits to kite in ").count(), 1);
+}
+
+guest!(CRASHING, say!("'c'"), "lidt [2f]\n ud2\n .align 8\n 2: .quad 0, 0");
+
+#[test]
+fn a_guest_that_crashes_is_told_of_all_the_same() {
+    if no_kvm("a_guest_that_crashes_is_told_of_all_the_same") {
+        return;
+    }
+    let end = Kite::run(&CRASHING, &["--stats"]).end();
+    assert_eq!(end.status.code(), Some(255), "{}", end.stderr);
+    let table = end.stderr.find("exits to kite in ").expect("the table");
+    assert!(end.stderr.find("the guest crashed").is_some_and(|crash| crash > table), "{}", end.stderr);
+    assert!(end.stderr.contains("0     end "), "{}", end.stderr);
+}
+
+guest!(
+    ASKED,
+    say!("'e'"),
+    "xor ebx, ebx
+     mov dx, 0x1234
+     2: in al, dx
+     mov ebx, 0x30000000
+     mov eax, [rbx]
+     mov dx, 0x3fd
+     in al, dx
+     test al, 1
+     mov dx, 0x1234
+     jz 2b",
+    power_off!()
+);
+
+#[test]
+fn sigusr1_asks_and_the_guest_goes_on() {
+    if no_kvm("sigusr1_asks_and_the_guest_goes_on") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stats.json");
+    let mut kite = Kite::typed_to(&ASKED, &[&format!("--stats={}", file.display())]);
+    kite.expect(b"e");
+    let mut last = 0;
+    for _ in 0..5 {
+        kite.signal(Signal::SIGUSR1);
+        until("an answer", || file.exists());
+        let json = json(&file);
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(json["finished"], false);
+        let exits = json["exits"].as_u64().unwrap();
+        assert!(exits >= last, "{exits} after {last}");
+        last = exits;
+    }
+    kite.send(b"!");
+    kite.end().assert(0, "e", "");
+    assert!(json(&file)["exits"].as_u64() > Some(last));
+    assert_eq!(json(&file)["totals"]["memory"]["kvm_beyond"], 0);
+}
+
+#[test]
+fn without_the_option_sigusr1_ends_kite() {
+    if no_kvm("without_the_option_sigusr1_ends_kite") {
+        return;
+    }
+    let mut kite = Kite::run(&ASKED, &[]);
+    kite.expect(b"e");
+    kite.signal(Signal::SIGUSR1);
+    kite.end().assert_killed_by(Signal::SIGUSR1);
+}
+
+#[test]
+fn a_reader_never_finds_half_a_file() {
+    if no_kvm("a_reader_never_finds_half_a_file") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stats.json");
+    let option = format!("--stats={}", file.display());
+    let mut kite = Kite::typed_to(&ASKED, &[&option, "--stats-interval", "2ms"]);
+    until("the first answer", || file.exists());
+    let mut exits: Vec<u64> = (0..300).map(|_| json(&file)["exits"].as_u64().unwrap()).collect();
+    assert!(exits.is_sorted());
+    exits.dedup();
+    assert!(exits.len() > 1, "it is not told of again");
+    kite.send(b"!");
+    kite.end().assert(0, "e", "");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a file is left behind");
+}
+
+guest!(
+    EVERYWHERE,
+    "mov ebx, 0x30000000
+     mov ecx, 20000
+     xor edx, edx
+     2: mov eax, [rbx]
+     add ebx, 0x40
+     in al, dx
+     inc edx
+     loop 2b",
+    power_off!()
+);
+
+#[test]
+fn a_guest_that_goes_everywhere_is_counted_in_full_and_in_bounded_room() {
+    if no_kvm("a_guest_that_goes_everywhere_is_counted_in_full_and_in_bounded_room") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, trace) = (folder.path().join("stats.json"), folder.path().join("trace.json"));
+    let options = [format!("--stats={}", file.display()), format!("--trace={}", trace.display())];
+    Kite::run(&EVERYWHERE, &options.each_ref().map(String::as_str)).end().assert(0, "", "");
+    let stats = json(&file);
+    let rows = stats["accesses"].as_array().unwrap();
+    assert!(rows.len() < 600, "{}", rows.len());
+    assert_eq!(stats["totals"]["memory"]["exits"], 20_000);
+    assert_eq!(stats["totals"]["memory"]["kvm_beyond"], 0);
+    let others = rows.iter().filter(|row| row["address"].is_null()).map(|row| row["count"].as_u64().unwrap());
+    assert!(others.sum::<u64>() > 30_000);
+    assert!(std::fs::metadata(&trace).unwrap().len() < 2 << 20);
 }
