@@ -1,7 +1,8 @@
 //! What the user wants to know of a run: its statistics and its trace. They are collected whatever happens to the guest,
 //! on a thread of their own while it runs, and told when the machine has stopped.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
@@ -38,15 +39,26 @@ pub(super) struct Gauges {
 
 /// Where statistics go.
 enum Target {
-    Stderr,
+    /// Standard error. A command that closes its own has kite's closed, but for this.
+    Stderr(File),
     File(PathBuf),
 }
 
 impl Target {
+    fn open(path: Option<PathBuf>) -> anyhow::Result<Self> {
+        match path {
+            Some(path) => Ok(Self::File(path)),
+            None => {
+                let stderr = io::stderr().as_fd().try_clone_to_owned();
+                Ok(Self::Stderr(stderr.context("cannot duplicate standard error")?.into()))
+            }
+        }
+    }
+
     fn tell(&self, stats: &Stats, finished: bool) -> anyhow::Result<()> {
         let report = stats.report();
         match self {
-            Self::Stderr => terminal::lines(&report.to_string()),
+            Self::Stderr(stderr) => terminal::lines(stderr, &report.to_string()),
             Self::File(path) => write(path, &report.to_json(finished))?,
         }
         Ok(())
@@ -76,7 +88,7 @@ impl Gauges {
             "--stats and --trace name one file: {}",
             names[0].display()
         );
-        let target = options.stats.clone().map(|path| path.map_or(Target::Stderr, Target::File));
+        let target = options.stats.clone().map(Target::open).transpose()?;
         let questions = target.as_ref().map(|_| signals::take_questions()).transpose()?;
         let timeline = Timeline::new(begun);
         timeline.note("parse options", begun);
