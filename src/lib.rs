@@ -14,6 +14,7 @@ pub mod footprint;
 pub mod guest;
 pub mod heap;
 pub mod io_thread;
+pub mod kvm_stats;
 pub mod load;
 pub mod log;
 pub mod machine;

@@ -21,6 +21,7 @@ mod power;
 mod process;
 mod rig;
 mod smp;
+mod stats;
 mod testdev;
 mod testdev_ends;
 mod testdev_pci;
