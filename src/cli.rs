@@ -9,7 +9,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, matrix, net, port};
+use crate::{bench, disk, matrix, net, port};
 
 mod command;
 mod measure;
@@ -79,6 +79,9 @@ pub enum Command {
     /// Run commands on kernels, every one on every one, several at a time
     #[command(after_help = matrix::HELP)]
     Matrix(matrix::Options),
+    /// Measure how long things take on this host
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]

@@ -2,6 +2,7 @@
 //!
 //! The binary is `main.rs`; everything else is here so that tests can build machines without it.
 
+pub mod bench;
 pub mod cli;
 pub mod coalesced;
 pub mod console;

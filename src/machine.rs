@@ -120,16 +120,10 @@ impl Machine {
         if board.test_devices {
             testdev::add(board, &vm, &exit, &mut ports, &mut mmio)?;
         }
-        let names = names(&devices);
-        let places = devices.into_iter().zip(0..);
+        let places = (0..).zip(names(&devices)).zip(devices);
         let virtio = places
-            .map(|(it, index)| add_virtio(&vm, &coalesced, &mut mmio, it, index))
+            .map(|(place, it)| add_virtio(&vm, &coalesced, &mut mmio, place, it))
             .collect::<Result<_, _>>()?;
-        for (name, address) in
-            names.into_iter().zip((layout::VIRTIO..).step_by(layout::VIRTIO_WINDOW as usize))
-        {
-            mmio.set_name(address, name);
-        }
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
         let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, stats: None };
         timeline.note("devices", start);
@@ -224,8 +218,8 @@ fn add_virtio(
     vm: &Vm,
     coalesced: &Arc<Coalesced>,
     bus: &mut Bus,
+    (index, name): (u32, String),
     it: Attachment,
-    index: u32,
 ) -> anyhow::Result<(String, Served)> {
     ensure!(
         index < layout::VIRTIO_MAX,
@@ -239,6 +233,7 @@ fn add_virtio(
     let window = shared(Mmio::new(virtio.clone(), line, Box::new(BellRope(bell.clone()))));
     let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
     bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
+    bus.set_name(address, name);
     let registers = vm.registers(address + mmio::NOTIFY, address + mmio::ACKNOWLEDGE, coalesced.clone());
     Ok((it.thread, Served { virtio, bell, registers }))
 }
