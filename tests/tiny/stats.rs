@@ -73,7 +73,8 @@ fn every_access_is_counted_once_at_its_address() {
             (0x1000_0008, true, 8, Some("recorder"), 200),
         ];
         assert_eq!(found, expected);
-        assert_eq!(report.exits(), 1502);
+        // A signal may have come, too, for the vCPU to stop.
+        assert_eq!(report.ports.exits + report.memory.exits, 1502);
         for cost in report.rows.iter().map(|row| row.cost) {
             let Cost { p50_ns, p90_ns, p99_ns, max_ns, .. } = cost;
             assert!(0 < p50_ns && p50_ns <= p90_ns && p90_ns <= p99_ns && p99_ns <= max_ns, "{cost:?}");
@@ -99,7 +100,7 @@ fn kites_totals_are_those_that_kvm_has_counted() {
             }
             counted => assert_eq!(counted, Some(1301)),
         }
-        assert!(report.kvm("exits") >= Some(report.exits()));
+        assert!(report.kvm("exits") >= Some(1502));
     });
 }
 
