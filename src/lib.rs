@@ -15,6 +15,7 @@ pub mod footprint;
 pub mod guest;
 pub mod heap;
 pub mod io_thread;
+pub mod kvm_run;
 pub mod kvm_stats;
 pub mod load;
 pub mod log;

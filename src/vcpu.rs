@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use devices::bus::Bus;
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::VcpuFd;
 use nix::time::ClockId;
 use nix::unistd::gettid;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::coalesced::Coalesced;
 use crate::exit::{Exit, ExitRequest};
+use crate::kvm_run::{self, Ending, Left, Space};
 use crate::stats::meter::{Cause, Meter, Timed};
 
 const RUN: u8 = 0;
@@ -155,27 +156,26 @@ impl Vcpu {
     /// Runs the guest until its next exit, and carries that out.
     fn step(&mut self) -> Step {
         let Shared { ports, mmio, coalesced, exit } = &self.shared;
-        let result = self.fd.run();
+        let left = kvm_run::enter(&mut self.fd);
         coalesced.carry_out(ports, mmio);
-        let timed = self.meter.as_ref().map(|_| Timed::begin(Cause::of(&result)));
-        let mut step = Step::Exited;
-        match result {
-            Ok(VcpuExit::IoOut(port, data)) => ports.write(port.into(), data),
-            Ok(VcpuExit::IoIn(port, data)) => ports.read(port.into(), data),
-            Ok(VcpuExit::MmioWrite(addr, data)) => mmio.write(addr, data),
-            Ok(VcpuExit::MmioRead(addr, data)) => mmio.read(addr, data),
-            Ok(other) => {
-                let reason = reason(self.index, &other);
-                let reason = reason.unwrap_or_else(|| Exit::Crash(self.internal_error()));
-                self.shared.exit.request(reason);
-                step = Step::Ended;
+        let timed = self.meter.as_ref().map(|_| Timed::begin(Cause::of(&left)));
+        let step = match left {
+            Left::Access { space, address, write, data } => {
+                let bus = if space == Space::Port { ports } else { mmio };
+                if write { bus.write(address, data) } else { bus.read(address, data) }
+                Step::Exited
             }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => step = Step::Interrupted,
-            Err(error) => {
+            Left::Interrupted => Step::Interrupted,
+            Left::Ended(ending) => {
+                let reason = reason(self.index, ending, &self.fd);
+                exit.request(reason);
+                Step::Ended
+            }
+            Left::Failed(error) => {
                 exit.request(Exit::Failed(anyhow!(error).context(format!("cannot run vCPU {}", self.index))));
-                step = Step::Ended;
+                Step::Ended
             }
-        }
+        };
         if let (Some(meter), Some(timed)) = (&self.meter, timed) {
             meter.end(timed);
         }
@@ -224,21 +224,6 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(0);
         step
     }
-
-    /// What KVM says of an internal error (KVM API, KVM_EXIT_INTERNAL_ERROR).
-    #[expect(unsafe_code, reason = "the exit's details are in a C union")]
-    fn internal_error(&mut self) -> String {
-        // SAFETY: the exit was KVM_EXIT_INTERNAL_ERROR, so this is the member that KVM filled in, and it is plain data.
-        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
-        let what = match suberror {
-            1 => "an instruction that KVM cannot emulate".to_owned(),
-            2 => "exceptions while delivering exceptions".to_owned(),
-            3 => "an exit while an event was delivered".to_owned(),
-            other => format!("KVM internal error {other}"),
-        };
-        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
-        format!("{what}, on vCPU {} at rip {rip:#x}", self.index)
-    }
 }
 
 /// Stops a vCPU that runs on its owner's thread before its next entry, and lets it run again. A device may hold it: what
@@ -283,18 +268,25 @@ const STACK: usize = 256 << 10;
 /// The signal's only work is to make KVM_RUN return.
 extern "C" fn interrupted(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Why this exit ends the machine; nothing for an internal error, whose details are elsewhere.
-fn reason(index: u32, exit: &VcpuExit<'_>) -> Option<Exit> {
-    Some(match exit {
-        VcpuExit::Shutdown => Exit::TripleFault { vcpu: index },
-        VcpuExit::InternalError => return None,
-        VcpuExit::FailEntry(reason, cpu) => Exit::Crash(format!(
-            "the processor refused to enter vCPU {index}: hardware reason {reason:#x} on CPU {cpu}"
-        )),
-        VcpuExit::MemoryFault { gpa, .. } => {
-            Exit::Crash(format!("vCPU {index} touched memory the host cannot give, at {gpa:#x}"))
+/// Why this exit ends the machine.
+fn reason(index: u32, ending: Ending, vcpu: &VcpuFd) -> Exit {
+    Exit::Crash(match ending {
+        Ending::Shutdown => return Exit::TripleFault { vcpu: index },
+        Ending::InternalError(suberror) => {
+            let what = match suberror {
+                1 => "an instruction that KVM cannot emulate".to_owned(),
+                2 => "exceptions while delivering exceptions".to_owned(),
+                3 => "an exit while an event was delivered".to_owned(),
+                other => format!("KVM internal error {other}"),
+            };
+            let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
+            format!("{what}, on vCPU {index} at rip {rip:#x}")
         }
-        other => Exit::Crash(format!("vCPU {index} left the guest in an unknown way: {other:?}")),
+        Ending::FailEntry(reason, cpu) => {
+            format!("the processor refused to enter vCPU {index}: hardware reason {reason:#x} on CPU {cpu}")
+        }
+        Ending::MemoryFault(gpa) => format!("vCPU {index} touched memory the host cannot give, at {gpa:#x}"),
+        Ending::Other(reason) => format!("vCPU {index} left the guest in an unknown way: KVM exit {reason}"),
     })
 }
 

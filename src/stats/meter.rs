@@ -6,24 +6,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use kvm_ioctls::{Error, VcpuExit};
-
 use super::clock;
 use super::tally::{Sum, Tally};
+use crate::kvm_run::Left;
+pub use crate::kvm_run::Space;
 
 /// How many accesses are told apart.
 const PLACES: usize = 512;
 /// How many places an access is looked for in.
 const TRIES: usize = 16;
-
-/// An address space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Space {
-    /// I/O ports.
-    Port,
-    /// Memory that is not RAM.
-    Memory,
-}
 
 /// `0x3f8 write 1`; `n` where the length is another.
 impl fmt::Display for Access {
@@ -96,22 +87,13 @@ pub enum Cause {
 impl Cause {
     /// What KVM_RUN's answer says.
     #[inline]
-    pub fn of(answer: &Result<VcpuExit<'_>, Error>) -> Self {
-        match answer {
-            Ok(VcpuExit::IoOut(port, data)) => {
-                Self::Access(Access::new(Space::Port, (*port).into(), true, data.len()))
+    pub fn of(left: &Left<'_>) -> Self {
+        match left {
+            Left::Access { space, address, write, data } => {
+                Self::Access(Access::new(*space, *address, *write, data.len()))
             }
-            Ok(VcpuExit::IoIn(port, data)) => {
-                Self::Access(Access::new(Space::Port, (*port).into(), false, data.len()))
-            }
-            Ok(VcpuExit::MmioWrite(address, data)) => {
-                Self::Access(Access::new(Space::Memory, *address, true, data.len()))
-            }
-            Ok(VcpuExit::MmioRead(address, data)) => {
-                Self::Access(Access::new(Space::Memory, *address, false, data.len()))
-            }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Self::Interrupted,
-            _ => Self::Ended,
+            Left::Interrupted => Self::Interrupted,
+            Left::Ended(_) | Left::Failed(_) => Self::Ended,
         }
     }
 }
@@ -279,6 +261,7 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kvm_run::Ending;
 
     fn count(meter: &Meter, access: Access) {
         meter.end(Timed::begin(Cause::Access(access)));
@@ -324,7 +307,7 @@ mod tests {
     fn exits_without_an_access_have_counts_of_their_own() {
         let meter = Meter::default();
         meter.end(Timed::begin(Cause::of(&Err(Error::new(libc::EINTR)))));
-        meter.end(Timed::begin(Cause::of(&Ok(VcpuExit::Shutdown))));
+        meter.end(Timed::begin(Cause::of(&Left::Ended(Ending::Shutdown))));
         let counts = Kind::ALL.map(|kind| meter.sum(kind).count);
         assert_eq!(counts, [0, 0, 0, 0, 1, 1]);
     }

@@ -84,14 +84,15 @@ struct Registers([u8; 16]);
 
 impl BusDevice for Registers {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = self.0[(offset as usize).wrapping_add(index) % 16];
+        match self.0.get(offset as usize..).and_then(|from| from.get(..data.len())) {
+            Some(registers) => data.copy_from_slice(registers),
+            None => data.fill(0xff),
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        for (index, byte) in data.iter().enumerate() {
-            self.0[(offset as usize).wrapping_add(index) % 16] = *byte;
+        if let Some(registers) = self.0.get_mut(offset as usize..).and_then(|from| from.get_mut(..data.len())) {
+            registers.copy_from_slice(data);
         }
     }
 }
