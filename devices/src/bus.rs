@@ -91,14 +91,15 @@ impl Bus {
 
     /// Says what people call the device at `address`; nothing happens if none is there.
     pub fn set_name(&mut self, address: u64, name: impl Into<String>) {
-        if let Some(range) = self.find(address).and_then(|index| self.ranges.get_mut(index)) {
+        let owns = |range: &&mut Range| (range.start..=range.last).contains(&address);
+        if let Some(range) = self.ranges.iter_mut().find(owns) {
             range.name = Some(name.into());
         }
     }
 
     /// What people call the device that owns `address`, if it has been said.
     pub fn name(&self, address: u64) -> Option<&str> {
-        self.ranges[self.find(address)?].name.as_deref()
+        self.range(address)?.name.as_deref()
     }
 
     /// Reads from the device at `address`; an empty address reads as all ones.
@@ -116,15 +117,15 @@ impl Bus {
         }
     }
 
-    /// The index of the range that `address` is in.
-    fn find(&self, address: u64) -> Option<usize> {
+    /// The range that `address` is in.
+    fn range(&self, address: u64) -> Option<&Range> {
         let index = self.ranges.partition_point(|range| range.last < address);
-        self.ranges.get(index).filter(|range| range.start <= address).map(|_| index)
+        self.ranges.get(index).filter(|range| range.start <= address)
     }
 
     /// The device that owns `address`, locked, and the offset into its range.
     fn hold(&self, address: u64) -> Option<(u64, MutexGuard<'_, dyn BusDevice + 'static>)> {
-        let range = &self.ranges[self.find(address)?];
+        let range = self.range(address)?;
         // A device that panicked under its lock is one device less, not the end of the other vCPUs.
         let device = range.device.lock().unwrap_or_else(PoisonError::into_inner);
         Some((address - range.origin, device))

@@ -43,12 +43,13 @@ impl Timeline {
         })
     }
 
-    fn us(&self, at: Instant) -> f64 {
-        self.since(at).as_nanos() as f64 / 1e3
+    /// Whole numbers: of two slices that touch, viewers must not find that they overlap.
+    fn us(&self, at: Instant) -> u64 {
+        self.since(at).as_micros() as u64
     }
 
     fn slice(&self, name: &str, place: (u32, usize), from: Instant, to: Instant) -> Map<String, Value> {
-        let duration = to.saturating_duration_since(from).as_nanos() as f64 / 1e3;
+        let duration = self.us(to).saturating_sub(self.us(from));
         let fields = [
             ("ph", "X".into()),
             ("name", name.into()),
@@ -177,8 +178,8 @@ mod tests {
             assert!(event["pid"].is_u64() && event["name"].is_string(), "{event}");
             match event["ph"].as_str().unwrap() {
                 "M" => assert!(event["args"]["name"].is_string()),
-                "X" => assert!(event["ts"].is_number() && event["dur"].as_f64() >= Some(0.0), "{event}"),
-                "i" => assert!(event["ts"].is_number() && event["s"] == "p", "{event}"),
+                "X" => assert!(event["ts"].is_u64() && event["dur"].is_u64(), "{event}"),
+                "i" => assert!(event["ts"].is_u64() && event["s"] == "p", "{event}"),
                 other => panic!("{other}"),
             }
         }
@@ -199,7 +200,7 @@ mod tests {
         let json = timeline.to_json(&samples);
         let counters = json["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "C");
         let found: Vec<_> =
-            counters.map(|event| (event["ts"].as_f64(), event["args"]["serial"].as_u64())).collect();
-        assert_eq!(found, [(Some(10_000.0), Some(2000)), (Some(20_000.0), Some(0))]);
+            counters.map(|event| (event["ts"].as_u64(), event["args"]["serial"].as_u64())).collect();
+        assert_eq!(found, [(Some(10_000), Some(2000)), (Some(20_000), Some(0))]);
     }
 }

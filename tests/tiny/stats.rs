@@ -278,3 +278,78 @@ fn a_guest_that_goes_everywhere_is_counted_in_full_and_in_bounded_room() {
     assert!(others.sum::<u64>() > 30_000);
     assert!(std::fs::metadata(&trace).unwrap().len() < 2 << 20);
 }
+
+// Waits for a key: r resets, another powers off.
+guest!(
+    TOLD,
+    say!("'t'"),
+    "mov dx, 0x3fd
+     2: in al, dx
+     test al, 1
+     jz 2b
+     mov dx, 0x3f8
+     in al, dx
+     cmp al, 'r'
+     jne 3f
+     mov al, 0xfe
+     out 0x64, al
+     4: hlt
+     jmp 4b
+     3:",
+    power_off!()
+);
+
+#[test]
+fn every_machine_of_a_guest_that_restarts_has_its_own_table() {
+    if no_kvm("every_machine_of_a_guest_that_restarts_has_its_own_table") {
+        return;
+    }
+    let mut kite = Kite::typed_to(&TOLD, &["--stats", "--on-reboot", "restart"]);
+    kite.expect(b"t");
+    kite.send(b"r");
+    kite.expect(b"tt");
+    kite.send(b"o");
+    let end = kite.end();
+    assert_eq!((end.status.code(), end.stdout.as_slice()), (Some(0), &b"tt"[..]), "{}", end.stderr);
+    let tables: Vec<_> = end.stderr.split("exits to kite in ").skip(1).collect();
+    let resets = tables.iter().map(|table| table.contains("0x64 write 1           i8042"));
+    assert_eq!(resets.collect::<Vec<_>>(), [true, false], "{}", end.stderr);
+}
+
+#[test]
+fn a_kite_that_is_told_to_end_tells_what_it_has_seen() {
+    if no_kvm("a_kite_that_is_told_to_end_tells_what_it_has_seen") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, trace) = (folder.path().join("stats.json"), folder.path().join("trace.json"));
+    let options = [format!("--stats={}", file.display()), format!("--trace={}", trace.display())];
+    let mut kite = Kite::typed_to(&TOLD, &options.each_ref().map(String::as_str));
+    kite.expect(b"t");
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+    assert_eq!(json(&file)["finished"], true);
+    assert_eq!(count(&json(&file)["accesses"], 0x3f8, "write"), 1);
+    let events = json(&trace)["traceEvents"].as_array().unwrap().clone();
+    assert!(events.iter().any(|event| event["name"] == "exit"));
+}
+
+#[test]
+fn a_file_that_can_no_longer_be_written_is_told_of_in_the_end() {
+    if no_kvm("a_file_that_can_no_longer_be_written_is_told_of_in_the_end") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let option = format!("--stats={}/stats.json", folder.path().display());
+    let mut kite = Kite::typed_to(&TOLD, &[&option]);
+    kite.expect(b"t");
+    folder.close().unwrap();
+    kite.send(b"o");
+    let end = kite.end();
+    assert_eq!((end.status.code(), end.stdout.as_slice()), (Some(125), &b"t"[..]));
+    assert!(
+        end.stderr.starts_with("kite: cannot look at ") && end.stderr.lines().count() == 1,
+        "{}",
+        end.stderr
+    );
+}

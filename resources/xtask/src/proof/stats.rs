@@ -71,10 +71,10 @@ pub fn compare(path: &Path) -> Result<String> {
 fn follow(path: &Path, order: &[&str]) -> Result<u64> {
     let trace = read(path)?;
     let events = trace["traceEvents"].as_array().context("no events")?;
-    let mut last = 0.0;
+    let mut last = 0;
     for name in order {
         let found = events.iter().find(|event| event["name"] == *name && event["ph"] != "M");
-        let at = found.and_then(|event| event["ts"].as_f64()).with_context(|| format!("no {name}"))?;
+        let at = found.and_then(|event| event["ts"].as_u64()).with_context(|| format!("no {name}"))?;
         ensure!(at >= last, "{name} comes at {at}, before what is to precede it");
         last = at;
     }
