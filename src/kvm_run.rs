@@ -4,7 +4,6 @@
 //! what they are about is not copied.
 #![expect(unsafe_code, reason = "KVM_RUN's answer is in a union, and the data of ports behind it")]
 
-use std::io;
 use std::os::fd::AsRawFd;
 
 use kvm_bindings::{
@@ -12,6 +11,7 @@ use kvm_bindings::{
     KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_run,
 };
 use kvm_ioctls::VcpuFd;
+use nix::errno::Errno;
 
 /// `_IO(KVMIO, 0x80)` (Linux `include/uapi/linux/kvm.h`).
 const KVM_RUN: libc::c_ulong = 0xae80;
@@ -43,8 +43,6 @@ pub enum Left<'a> {
     Interrupted,
     /// For good.
     Ended(Ending),
-    /// It did not enter.
-    Failed(io::Error),
 }
 
 /// Why the guest does not go on.
@@ -60,18 +58,33 @@ pub enum Ending {
     MemoryFault(u64),
     /// An exit that kite has not asked for.
     Other(u32),
+    /// It did not enter the guest, for this error.
+    Failed(i32),
 }
+
+/// What [`enter`] came back with; [`left`] says what that means.
+#[derive(Clone, Copy, Debug)]
+pub struct Exit(u32);
+
+/// A signal, or what was told before; an error: no reasons of KVM's.
+const INTERRUPTED: u32 = u32::MAX;
+const FAILED: u32 = u32::MAX - 1;
 
 /// Runs the guest until its next exit.
 #[inline]
-pub fn enter(vcpu: &mut VcpuFd) -> Left<'_> {
-    let fd = vcpu.as_raw_fd();
-    let run = vcpu.get_kvm_run();
+pub fn enter(vcpu: &mut VcpuFd) -> Exit {
     // SAFETY: the descriptor is a vCPU's, and this request has no argument.
-    if unsafe { libc::ioctl(fd, KVM_RUN, 0) } < 0 {
-        return failed(run);
+    if unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_RUN, 0) } < 0 {
+        return failed(vcpu.get_kvm_run());
     }
-    match run.exit_reason {
+    Exit(vcpu.get_kvm_run().exit_reason)
+}
+
+/// Why the guest was left. Nothing else has been done with the vCPU since.
+#[inline(always)]
+pub fn left(vcpu: &mut VcpuFd, exit: Exit) -> Left<'_> {
+    let run = vcpu.get_kvm_run();
+    match exit.0 {
         KVM_EXIT_IO => {
             // SAFETY: the exit's reason says that this is the member in use; all of it is plain numbers.
             let io = unsafe { run.__bindgen_anon_1.io };
@@ -90,27 +103,27 @@ pub fn enter(vcpu: &mut VcpuFd) -> Left<'_> {
             let (address, write) = (mmio.phys_addr, mmio.is_write != 0);
             Left::Access { space: Space::Memory, address, write, data: &mut mmio.data[..len] }
         }
-        _ => Left::Ended(ending(run)),
+        INTERRUPTED => Left::Interrupted,
+        reason => Left::Ended(ending(run, reason)),
     }
 }
 
 #[cold]
-fn failed(run: &kvm_run) -> Left<'_> {
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EINTR | libc::EAGAIN) => Left::Interrupted,
+fn failed(run: &kvm_run) -> Exit {
+    Exit(match Errno::last() {
+        Errno::EINTR | Errno::EAGAIN => INTERRUPTED,
         // The answer is there all the same (KVM API, KVM_EXIT_MEMORY_FAULT).
-        Some(libc::EFAULT) if run.exit_reason == KVM_EXIT_MEMORY_FAULT => Left::Ended(ending(run)),
-        _ => Left::Failed(error),
-    }
+        Errno::EFAULT if run.exit_reason == KVM_EXIT_MEMORY_FAULT => KVM_EXIT_MEMORY_FAULT,
+        _ => FAILED,
+    })
 }
 
 #[cold]
-fn ending(run: &kvm_run) -> Ending {
+fn ending(run: &kvm_run, reason: u32) -> Ending {
     let union = &run.__bindgen_anon_1;
     // SAFETY: the exit's reason says which member is in use; each is plain numbers.
     unsafe {
-        match run.exit_reason {
+        match reason {
             KVM_EXIT_SHUTDOWN => Ending::Shutdown,
             KVM_EXIT_INTERNAL_ERROR => Ending::InternalError(union.internal.suberror),
             KVM_EXIT_FAIL_ENTRY => {
@@ -118,6 +131,7 @@ fn ending(run: &kvm_run) -> Ending {
                 Ending::FailEntry(refusal.hardware_entry_failure_reason, refusal.cpu)
             }
             KVM_EXIT_MEMORY_FAULT => Ending::MemoryFault(union.memory_fault.gpa),
+            FAILED => Ending::Failed(Errno::last_raw()),
             other => Ending::Other(other),
         }
     }

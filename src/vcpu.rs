@@ -4,13 +4,14 @@
 //! signal that arrives just before KVM_RUN is lost, so one is not enough. What a vCPU's state is, its thread is asked too,
 //! while it is still.
 
+use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use devices::bus::Bus;
+use devices::bus::{Bus, Hint};
 use kvm_ioctls::VcpuFd;
 use nix::time::ClockId;
 use nix::unistd::gettid;
@@ -79,6 +80,8 @@ pub struct Vcpu {
     fd: VcpuFd,
     shared: Shared,
     gate: Arc<Gate>,
+    /// Where the last accesses went, to ports and to memory.
+    hints: [Hint; 2],
     /// What counts the exits, if anybody wants to know.
     meter: Option<Arc<Meter>>,
 }
@@ -104,7 +107,7 @@ impl Vcpu {
 
     /// The same, which `switch` stops while it runs on its owner's thread.
     pub fn under(switch: &Switch, index: u32, fd: VcpuFd, shared: Shared) -> Self {
-        Self { index, fd, shared, gate: switch.0.clone(), meter: None }
+        Self { index, fd, shared, gate: switch.0.clone(), hints: Default::default(), meter: None }
     }
 
     /// Has its exits counted and timed by `meter`.
@@ -155,31 +158,48 @@ impl Vcpu {
 
     /// Runs the guest until its next exit, and carries that out.
     fn step(&mut self) -> Step {
-        let Shared { ports, mmio, coalesced, exit } = &self.shared;
-        let left = kvm_run::enter(&mut self.fd);
+        let exit = kvm_run::enter(&mut self.fd);
+        let Shared { ports, mmio, coalesced, .. } = &self.shared;
         coalesced.carry_out(ports, mmio);
-        let timed = self.meter.as_ref().map(|_| Timed::begin(Cause::of(&left)));
-        let step = match left {
+        if self.meter.is_some() { self.answer_timed(exit) } else { self.answer(exit) }
+    }
+
+    /// Does what the guest has left for.
+    #[inline(always)]
+    fn answer(&mut self, exit: kvm_run::Exit) -> Step {
+        let Shared { ports, mmio, .. } = &self.shared;
+        let [port, memory] = &mut self.hints;
+        match kvm_run::left(&mut self.fd, exit) {
             Left::Access { space, address, write, data } => {
-                let bus = if space == Space::Port { ports } else { mmio };
-                if write { bus.write(address, data) } else { bus.read(address, data) }
+                match (space, write) {
+                    (Space::Port, true) => ports.write_near(port, address, data),
+                    (Space::Port, false) => ports.read_near(port, address, data),
+                    (Space::Memory, true) => mmio.write_near(memory, address, data),
+                    (Space::Memory, false) => mmio.read_near(memory, address, data),
+                }
                 Step::Exited
             }
             Left::Interrupted => Step::Interrupted,
-            Left::Ended(ending) => {
-                let reason = reason(self.index, ending, &self.fd);
-                exit.request(reason);
-                Step::Ended
-            }
-            Left::Failed(error) => {
-                exit.request(Exit::Failed(anyhow!(error).context(format!("cannot run vCPU {}", self.index))));
-                Step::Ended
-            }
-        };
-        if let (Some(meter), Some(timed)) = (&self.meter, timed) {
+            Left::Ended(ending) => self.ended(ending),
+        }
+    }
+
+    /// The same, counted and timed. A function of its own, so that it costs one look where nobody wants it.
+    #[inline(never)]
+    fn answer_timed(&mut self, exit: kvm_run::Exit) -> Step {
+        let timed = Timed::begin(Cause::of(&kvm_run::left(&mut self.fd, exit)));
+        let step = self.answer(exit);
+        if let Some(meter) = &self.meter {
             meter.end(timed);
         }
         step
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ended(&self, ending: Ending) -> Step {
+        self.shared.exit.request(reason(self.index, ending, &self.fd));
+        Step::Ended
     }
 
     /// Stays still until told otherwise.
@@ -286,6 +306,10 @@ fn reason(index: u32, ending: Ending, vcpu: &VcpuFd) -> Exit {
             format!("the processor refused to enter vCPU {index}: hardware reason {reason:#x} on CPU {cpu}")
         }
         Ending::MemoryFault(gpa) => format!("vCPU {index} touched memory the host cannot give, at {gpa:#x}"),
+        Ending::Failed(errno) => {
+            let error = anyhow!(io::Error::from_raw_os_error(errno));
+            return Exit::Failed(error.context(format!("cannot run vCPU {index}")));
+        }
         Ending::Other(reason) => format!("vCPU {index} left the guest in an unknown way: KVM exit {reason}"),
     })
 }

@@ -16,6 +16,10 @@ pub trait BusDevice: Send {
 /// A device that all vCPUs and the host side share. Whoever holds the lock sees it still.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
+/// Where the last access went, as the next one often does. Each vCPU has its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint(usize);
+
 /// Why a range is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -45,6 +49,15 @@ struct Range {
     device: SharedDevice,
     /// What people call it.
     name: Option<String>,
+}
+
+impl Range {
+    /// The device, still.
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, dyn BusDevice + 'static> {
+        // A device that panicked under its lock is one device less, not the end of the other vCPUs.
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One address space. Filled while the machine is built, then only read.
@@ -99,36 +112,50 @@ impl Bus {
 
     /// What people call the device that owns `address`, if it has been said.
     pub fn name(&self, address: u64) -> Option<&str> {
-        self.range(address)?.name.as_deref()
+        self.ranges.get(self.find(address)?)?.name.as_deref()
     }
 
     /// Reads from the device at `address`; an empty address reads as all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        match self.hold(address) {
-            Some((offset, mut device)) => device.read(offset, data),
-            None => data.fill(0xff),
-        }
+        self.read_near(&mut Hint::default(), address, data);
     }
 
     /// Writes to the device at `address`; what is written to an empty address is lost.
     pub fn write(&self, address: u64, data: &[u8]) {
-        if let Some((offset, mut device)) = self.hold(address) {
-            device.write(offset, data);
+        self.write_near(&mut Hint::default(), address, data);
+    }
+
+    /// As [`Self::read`], looking first where `hint` says.
+    pub fn read_near(&self, hint: &mut Hint, address: u64, data: &mut [u8]) {
+        match self.near(hint, address) {
+            Some(range) => range.lock().read(address - range.origin, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    /// As [`Self::write`], looking first where `hint` says.
+    pub fn write_near(&self, hint: &mut Hint, address: u64, data: &[u8]) {
+        if let Some(range) = self.near(hint, address) {
+            range.lock().write(address - range.origin, data);
         }
     }
 
     /// The range that `address` is in.
-    fn range(&self, address: u64) -> Option<&Range> {
-        let index = self.ranges.partition_point(|range| range.last < address);
-        self.ranges.get(index).filter(|range| range.start <= address)
+    #[inline]
+    fn near(&self, hint: &mut Hint, address: u64) -> Option<&Range> {
+        match self.ranges.get(hint.0) {
+            Some(range) if range.start <= address && address <= range.last => Some(range),
+            _ => {
+                hint.0 = self.find(address)?;
+                self.ranges.get(hint.0)
+            }
+        }
     }
 
-    /// The device that owns `address`, locked, and the offset into its range.
-    fn hold(&self, address: u64) -> Option<(u64, MutexGuard<'_, dyn BusDevice + 'static>)> {
-        let range = self.range(address)?;
-        // A device that panicked under its lock is one device less, not the end of the other vCPUs.
-        let device = range.device.lock().unwrap_or_else(PoisonError::into_inner);
-        Some((address - range.origin, device))
+    /// The index of the range that `address` is in.
+    fn find(&self, address: u64) -> Option<usize> {
+        let index = self.ranges.partition_point(|range| range.last < address);
+        self.ranges.get(index).filter(|range| range.start <= address).map(|_| index)
     }
 }
 
@@ -280,6 +307,12 @@ mod tests {
             }
             for (address, owner) in owners.iter().enumerate() {
                 assert_eq!(read(&bus, address as u64), *owner);
+            }
+            let mut hint = Hint::default();
+            for _ in 0..100 {
+                let (address, mut data) = (random.below(256), [0]);
+                bus.read_near(&mut hint, address, &mut data);
+                assert_eq!(data[0], owners[address as usize]);
             }
         }
     }

@@ -91,7 +91,8 @@ impl BusDevice for Registers {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if let Some(registers) = self.0.get_mut(offset as usize..).and_then(|from| from.get_mut(..data.len())) {
+        if let Some(registers) = self.0.get_mut(offset as usize..).and_then(|from| from.get_mut(..data.len()))
+        {
             registers.copy_from_slice(data);
         }
     }
