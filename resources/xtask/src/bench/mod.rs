@@ -6,6 +6,7 @@ mod exits;
 mod files;
 mod images;
 mod io;
+pub mod latency;
 mod memory;
 mod run;
 mod start;
@@ -72,6 +73,18 @@ pub enum Task {
         /// Do only what has this in its name
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         only: String,
+    },
+    /// VM exits: instructions for each, counted, or times beside other monitors that run the same guests
+    ///
+    /// `kite bench exits` alone measures times on this machine's /dev/kvm. --count runs it in the lab that counts
+    /// instructions, and fails if kite adds more to an exit than it may; --peers adds QEMU to its table and page.
+    Exits {
+        /// Count instructions in the lab
+        #[arg(long, required_unless_present = "peers")]
+        count: bool,
+        /// Run the same guests in QEMU, too, on this machine
+        #[arg(long)]
+        peers: bool,
     },
     /// A command in a guest: kite, and virtme-ng with QEMU
     ///
@@ -158,6 +171,16 @@ pub fn run(task: Task) -> Result<ExitCode> {
         Task::Start { only, rounds } => start_everywhere(only, rounds)?,
         Task::Boot { only } => boot_everywhere(only)?,
         Task::Io { rounds, only } => io_somewhere(rounds, &only)?,
+        Task::Exits { count, peers } => {
+            let kite = build_kite()?;
+            let mut setup = Setup::new();
+            if count {
+                latency::count(&mut setup, &kite)?;
+            }
+            if peers {
+                latency::beside_peers(&mut setup, &kite)?;
+            }
+        }
         Task::Run { rounds } => run_in_lab(rounds)?,
         Task::RunHere { kite, virtme, tree, rounds } => run::run(&kite, &virtme, &tree, rounds)?,
         Task::IoHere { kite, rounds, only, kernel } => io::run(kite, &kernel, rounds, &only)?,
