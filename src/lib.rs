@@ -2,6 +2,7 @@
 //!
 //! The binary is `main.rs`; everything else is here so that tests can build machines without it.
 
+pub mod cgroup;
 pub mod cli;
 pub mod coalesced;
 pub mod console;
@@ -26,6 +27,7 @@ pub mod port;
 pub mod results;
 pub mod run;
 pub mod signals;
+pub mod supervise;
 pub mod tap;
 pub mod task;
 pub mod terminal;

@@ -1,6 +1,7 @@
 //! `kite run`: boots a kernel and tells by the exit code how it ended.
 
 mod command;
+mod confined;
 mod devices;
 mod image;
 mod modules;
@@ -25,11 +26,16 @@ use crate::terminal;
 use devices::{Devices, Extra};
 use image::{Boot, Conventions};
 
-/// Runs the guest to its end; returns the exit code.
+/// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code.
 ///
 /// # Errors
 /// kite or the host failed.
 pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
+    confined::run(options)
+}
+
+/// Runs the guest to its end in this process.
+fn machine(options: &RunOptions) -> anyhow::Result<u8> {
     if options.has_command() {
         return command::run(options);
     }
