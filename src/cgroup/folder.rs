@@ -144,7 +144,7 @@ fn within() -> ResolveFlag {
 }
 
 fn open_at(at: impl AsFd, path: &Path, flags: OFlag, resolve: ResolveFlag) -> Result<File, Errno> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW).resolve(resolve);
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
     openat2(at, path, how).map(File::from)
 }
 

@@ -70,9 +70,11 @@ fn memory(folder: &Folder, limit: Option<u64>) -> anyhow::Result<()> {
 
 /// Whether the group has ever had as much memory as it may.
 pub fn has_reached_memory(folder: &Folder) -> bool {
-    // Where swap counts, too, its limit is the one that is met.
-    let files = ["memory.failcnt", "memory.memsw.failcnt"];
-    files.iter().any(|file| folder.read(file).is_ok_and(|text| text.trim() != "0"))
+    // Whether refusals are counted differs from kernel to kernel; memory is charged in pieces of 64 pages.
+    const PIECE: u64 = 64 * 4096;
+    let number = |file: &str| folder.read(file).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let (most, limit) = (number("memory.max_usage_in_bytes"), number("memory.limit_in_bytes"));
+    most.zip(limit).is_some_and(|(most, limit)| most.saturating_add(PIECE) >= limit)
 }
 
 fn io(folder: &Folder, limits: &Limits) -> anyhow::Result<()> {
