@@ -23,8 +23,13 @@ impl Place {
 
     /// The group's folder.
     pub fn folder(&self) -> Option<PathBuf> {
-        self.seen.as_ref().map(|(mount, below)| mount.join(below))
+        self.seen.as_ref().map(|(mount, below)| joined(mount, below))
     }
+}
+
+/// One path of two, the second of which may be empty.
+pub fn joined(mount: &Path, below: &Path) -> PathBuf {
+    mount.iter().chain(below).collect()
 }
 
 /// A line of mountinfo about a hierarchy.
@@ -120,7 +125,7 @@ mod tests {
         let places = places(groups, HYBRID);
         let folders: Vec<_> = places.iter().map(folder).collect();
         let root = "/sys/fs/cgroup";
-        let expected = ["systemd/", "memory/a/b:c", "cpu,cpuacct/x", "unified/y"];
+        let expected = ["systemd", "memory/a/b:c", "cpu,cpuacct/x", "unified/y"];
         assert_eq!(folders, expected.map(|it| format!("{root}/{it}")));
         assert!(places[2].is_v1_of("cpuacct") && !places[2].is_v1_of("cpuac") && !places[3].is_v1_of(""));
         assert_eq!(places[3].v1, None);

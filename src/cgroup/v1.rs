@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use nix::errno::Errno;
 
 use super::limits::PERIOD;
+use super::place::joined;
 use super::{Controller, Folder, Group, Limits, Name, Place, Refused, device, explain, set};
 
 /// What helps those whom version 1 does not let.
@@ -19,7 +20,7 @@ pub fn make(place: &Place, name: &Name, controller: Controller) -> anyhow::Resul
         let group = place.group.display();
         format!("the {} group of kite, {group}, is not mounted here: mount it", controller.v1_name())
     })?;
-    let path = mount.join(below);
+    let path = joined(mount, below);
     let parent = Folder::open(mount, below)
         .map_err(|errno| explain(errno, format!("cannot open the group {}", path.display())))?;
     super::make(parent, name, false, &[controller]).map_err(|refused| {

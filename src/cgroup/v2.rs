@@ -11,6 +11,7 @@ use anyhow::Context;
 use nix::errno::Errno;
 
 use super::limits::PERIOD;
+use super::place::joined;
 use super::{Controller, Folder, Group, Limits, Name, Place, Refused, device, explain, lower, set};
 
 /// What helps those who have no group to make others in.
@@ -60,8 +61,8 @@ pub fn make(
     for below in own.ancestors() {
         match make_in(mount, below, below == own, name, wanted, required) {
             Ok(made) => return Ok(made),
-            Err(Refusal::Taken) => return Err(super::taken(&mount.join(below).join(name.as_str()))),
-            Err(Refusal::Here(why)) => reasons.push(format!("{}: {why}", mount.join(below).display())),
+            Err(Refusal::Taken) => return Err(super::taken(&joined(mount, below).join(name.as_str()))),
+            Err(Refusal::Here(why)) => reasons.push(format!("{}: {why}", joined(mount, below).display())),
         }
     }
     let reasons = reasons.join("; ");
@@ -97,6 +98,9 @@ fn make_in(
     }
     // Who moves a process needs this file of the group around both places.
     parent.may_write("cgroup.procs")?;
+    if parent.has("cgroup.type") && parent.read("cgroup.type")?.trim() != "domain" {
+        return Err(Refusal::Here("it is for threads".to_owned()));
+    }
     let given = words(&parent.read("cgroup.subtree_control")?);
     let lacking = |it: &&Controller| {
         here.iter().any(|name| name == it.name()) && !given.iter().any(|name| name == it.name())
@@ -117,21 +121,21 @@ fn make_in(
     }
 }
 
-/// Gives the groups below `parent` these controllers too; this process makes way if it is what is in the way.
+/// Gives the groups below `parent` these controllers too; this process makes way if it is all that is in the way.
 fn give(parent: &Folder, own: bool, name: &Name, lacking: &[Controller]) -> Result<Option<Way>, Refusal> {
     if lacking.is_empty() {
         return Ok(None);
     }
     let words: Vec<_> = lacking.iter().map(|it| format!("+{}", it.name())).collect();
     let words = words.join(" ");
-    match parent.write("cgroup.subtree_control", &words) {
-        Ok(()) => return Ok(None),
-        Err(Errno::EBUSY) if own => {}
-        Err(Errno::EBUSY) => return Err(Refusal::Here("there are processes in it".to_owned())),
-        Err(errno) => return Err(errno.into()),
+    // With processes in it, some controllers could be given all the same, but then only to threads.
+    let processes = if parent.has("cgroup.type") { parent.processes()? } else { Vec::new() };
+    if processes.is_empty() {
+        parent.write("cgroup.subtree_control", &words)?;
+        return Ok(None);
     }
     let this = i32::try_from(std::process::id()).unwrap_or_default();
-    if parent.processes()?.iter().any(|process| *process != this) {
+    if !own || processes.iter().any(|process| *process != this) {
         return Err(Refusal::Here("there are other processes in it".to_owned()));
     }
     let aside = format!("{}.supervisor", name.as_str());
