@@ -9,7 +9,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{cgroup, disk, matrix, net, port};
+use crate::{cgroup, disk, inspect, matrix, net, port};
 
 mod command;
 
@@ -80,6 +80,16 @@ pub enum Command {
     /// Run commands on kernels, every one on every one, several at a time
     #[command(after_help = matrix::HELP)]
     Matrix(matrix::Options),
+    /// Show what confines a running kite, as seen from outside: namespaces, capabilities, seccomp, cgroup, descriptors
+    #[command(after_help = inspect::HELP)]
+    Inspect {
+        /// The process [default: every running kite of this user, or for root of everybody]
+        #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+        pid: Option<u32>,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]

@@ -14,6 +14,7 @@ pub mod exit;
 pub mod footprint;
 pub mod guest;
 pub mod heap;
+pub mod inspect;
 pub mod io_thread;
 pub mod load;
 pub mod log;

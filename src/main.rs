@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use kite::cli::{self, Command};
 use kite::heap::Heap;
-use kite::{doctor, guest, log, matrix, run, terminal};
+use kite::{doctor, guest, inspect, log, matrix, run, terminal};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -22,6 +22,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(options) => run::run(&options),
         Command::Matrix(options) => matrix::run(&options),
+        Command::Inspect { pid, json } => inspect::run(pid, json),
         Command::Doctor { json } => doctor::run(json),
     };
     match result {
