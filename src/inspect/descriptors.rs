@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
 use serde::Serialize;
 
 use super::text;
 
 /// An open descriptor.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Descriptor {
     /// Its number.
     pub fd: u32,
@@ -71,7 +72,6 @@ fn what(target: &str, info: &str) -> Option<String> {
         });
     }
     match target {
-        "/dev/kvm" => Some("KVM".to_owned()),
         "/dev/net/tun" => Some(match text::field(info, "iff") {
             Some(name) => format!("tap {name}"),
             None => "tap".to_owned(),
@@ -89,11 +89,22 @@ fn file(path: &Path) -> String {
     let what = match () {
         () if kind.is_dir() => "folder",
         () if kind.is_block_device() => "block device",
-        () if kind.is_char_device() => "device",
+        () if kind.is_char_device() => character_device(metadata.rdev()),
         () if kind.is_fifo() => "pipe",
         () => "file",
     };
     what.to_owned()
+}
+
+/// The devices that kite uses have numbers of their own, whatever their files are called (linux/miscdevice.h).
+fn character_device(number: u64) -> &'static str {
+    match (major(number), minor(number)) {
+        (1, 3) => "null",
+        (10, 232) => "KVM",
+        (10, 238) => "vhost-net",
+        (136..=143, _) => "terminal",
+        _ => "device",
+    }
 }
 
 /// Of which kind a socket is, as far as the lists of the process's network tell.
@@ -158,7 +169,7 @@ mod tests {
         let all = of(Path::new("/proc/self")).unwrap();
         for (fd, what, access) in [
             (file.as_raw_fd(), "file", "rw"),
-            (null.as_raw_fd(), "device", "r"),
+            (null.as_raw_fd(), "null", "r"),
             (socket.as_raw_fd(), "unix socket", "rw"),
         ] {
             let found = all.iter().find(|it| it.fd == fd as u32).unwrap();

@@ -19,13 +19,9 @@ impl Rows {
         self.0.push((about, fact.into()));
     }
 
-    /// Facts below one another; with none, `or`.
-    fn list(&mut self, about: &'static str, facts: impl IntoIterator<Item = String>, or: &str) {
-        let before = self.0.len();
+    /// Facts below one another, if there are any.
+    fn list(&mut self, about: &'static str, facts: impl IntoIterator<Item = String>) {
         facts.into_iter().for_each(|fact| self.add(about, fact));
-        if self.0.len() == before {
-            self.add(about, or);
-        }
     }
 
     fn text(&self) -> String {
@@ -53,54 +49,37 @@ pub fn report(machines: &[Machine], host: &Host) -> String {
 
 fn table(process: &Process, machine: &Machine, host: &Host) -> String {
     let mut rows = Rows(Vec::new());
-    const HIDDEN: &str = "cannot be looked at";
     rows.add("command", process.command.join(" "));
-    if let Some(user) = process.user {
-        rows.add("user", user.to_string());
-    }
-    match &process.namespaces {
-        Some(namespaces) => rows.list("namespaces", namespaces.iter().map(namespace), "none"),
-        None => rows.add("namespaces", HIDDEN),
-    }
-    match &process.capabilities {
-        Some(sets) => rows.list("capabilities", capabilities(sets, host.capabilities), ""),
-        None => rows.add("capabilities", HIDDEN),
-    }
-    rows.add(
-        "privileges",
-        match process.no_new_privs {
-            Some(true) => "no new ones (no_new_privs)",
-            Some(false) => "may gain new ones",
-            None => HIDDEN,
-        },
+    rows.list("user", process.user.map(|user| user.to_string()));
+    rows.list("namespaces", process.namespaces.iter().flatten().map(namespace));
+    rows.list(
+        "capabilities",
+        process.capabilities.iter().flat_map(|sets| capabilities(sets, host.capabilities)),
     );
-    match &process.threads {
-        Some(threads) => rows.list("seccomp", self::threads(process, threads), "no threads"),
-        None => rows.add("seccomp", HIDDEN),
-    }
-    rows.add(
-        "Landlock",
-        match host.landlock_abi {
-            Some(abi) => format!("unknown, as the kernel does not tell (the host has ABI {abi})"),
-            None => "the host has none".to_owned(),
-        },
-    );
-    match &process.cgroups {
-        Some(groups) => rows.list("cgroups", groups.iter().flat_map(group), "the root"),
-        None => rows.add("cgroups", HIDDEN),
-    }
-    match &process.limits {
-        Some(limits) => rows.list("limits", limits.iter().filter_map(limit), "none"),
-        None => rows.add("limits", HIDDEN),
-    }
-    rows.add("root folder", process.root.as_ref().map_or_else(|| HIDDEN.to_owned(), root));
-    match &process.descriptors {
-        Some(all) => rows.list("descriptors", all.iter().map(descriptor), "none"),
-        None => rows.add("descriptors", HIDDEN),
-    }
-    rows.list("started", machine.started_by(process.pid), "");
-    rows.0.retain(|(about, fact)| *about != "started" || !fact.is_empty());
+    rows.list("privileges", process.no_new_privs.map(privileges));
+    rows.list("seccomp", process.threads.iter().flat_map(|threads| self::threads(process, threads)));
+    rows.add("Landlock", landlock(host));
+    rows.list("cgroups", process.cgroups.iter().flatten().flat_map(group));
+    rows.list("limits", process.limits.iter().flatten().filter_map(limit));
+    rows.list("root folder", process.root.as_ref().map(root));
+    rows.list("descriptors", process.descriptors.iter().flat_map(|all| descriptors(all)));
+    rows.list("has started", machine.started_by(process.pid));
+    rows.list("not seen", process.unreadable.iter().cloned());
     format!("{}\n{}", title(process), rows.text())
+}
+
+fn privileges(no_new_privs: bool) -> String {
+    match no_new_privs {
+        true => "no new ones (no_new_privs)".to_owned(),
+        false => "may gain new ones".to_owned(),
+    }
+}
+
+fn landlock(host: &Host) -> String {
+    match host.landlock_abi {
+        Some(abi) => format!("unknown, as the kernel does not tell (the host has ABI {abi})"),
+        None => "the host has none".to_owned(),
+    }
 }
 
 fn title(process: &Process) -> String {
@@ -221,10 +200,19 @@ fn root(root: &Root) -> String {
     }
 }
 
-fn descriptor(descriptor: &Descriptor) -> String {
-    let Descriptor { fd, what, target, access, inherited } = descriptor;
-    let inherited = if *inherited { ", inherited" } else { "" };
-    format!("{fd:3}  {access:4}  {what}  {target}{inherited}")
+/// A line each; those that follow one another and are alike share one.
+fn descriptors(all: &[Descriptor]) -> Vec<String> {
+    let alike =
+        |a: &Descriptor, b: &Descriptor| b.fd == a.fd + 1 && Descriptor { fd: a.fd, ..b.clone() } == *a;
+    let lines = all.chunk_by(alike).filter_map(|run| {
+        let Descriptor { fd, what, target, access, inherited } = run.first()?;
+        let fds = if run.len() > 1 { format!("{fd}-{}", run.last()?.fd) } else { fd.to_string() };
+        // The kernel's own names say no more.
+        let target = if target.starts_with("anon_inode:") { "" } else { target };
+        let inherited = if *inherited { "  inherited" } else { "" };
+        Some(format!("{fds:7}  {access:4}  {what:11}  {target}{inherited}"))
+    });
+    lines.collect()
 }
 
 #[cfg(test)]
@@ -235,9 +223,9 @@ mod tests {
     fn a_label_stands_once_and_nothing_controls_the_terminal() {
         let mut rows = Rows(Vec::new());
         rows.add("a", "1\x1b[2J\n");
-        rows.list("long", ["2".to_owned(), "3".to_owned()], "none");
-        rows.list("none", [], "nothing");
-        assert_eq!(rows.text(), "  a     1\\u{1b}[2J\\n\n  long  2\n        3\n  none  nothing\n");
+        rows.list("long", ["2".to_owned(), "3".to_owned()]);
+        rows.list("none", []);
+        assert_eq!(rows.text(), "  a     1\\u{1b}[2J\\n\n  long  2\n        3\n");
     }
 
     #[test]
@@ -272,5 +260,26 @@ mod tests {
         assert_eq!(root(&Root { own: false, ..own(&[]) }), "the host's");
         assert_eq!(root(&own(&[])), "its own, empty");
         assert_eq!(root(&Root { more: true, ..own(&["a", "b"]) }), "its own: a b and more");
+    }
+
+    #[test]
+    fn descriptors_that_are_alike_share_a_line() {
+        let event = |fd| Descriptor {
+            fd,
+            what: "eventfd".to_owned(),
+            target: "anon_inode:[eventfd]".to_owned(),
+            access: "rw",
+            inherited: false,
+        };
+        let lines = descriptors(&[
+            event(3),
+            event(4),
+            event(5),
+            event(7),
+            Descriptor { inherited: true, ..event(8) },
+        ]);
+        let fds: Vec<_> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(fds, ["3-5", "7", "8"]);
+        assert!(lines[2].ends_with("inherited"), "{lines:?}");
     }
 }

@@ -17,6 +17,8 @@ pub fn no_groups(test: &str, limit: &str) -> bool {
     match end.status.code() {
         Some(0) => false,
         _ => {
+            // Any other failure is one.
+            assert!(end.stderr.contains("group") || end.stderr.contains("cannot set"), "{}", end.stderr);
             skipped(test, end.stderr.trim());
             true
         }
