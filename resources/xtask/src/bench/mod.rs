@@ -4,7 +4,7 @@
 mod boot;
 mod exits;
 mod files;
-mod images;
+pub mod images;
 mod io;
 mod memory;
 mod run;
