@@ -11,4 +11,5 @@ mod guest;
 mod background;
 mod keys;
 mod session;
+mod supervised;
 mod ways_out;

@@ -1,12 +1,13 @@
 //! Limits that bite: a machine gets no more of the host than it may, and what the host ends is that machine alone.
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::command::{ended, kite};
 use super::{Ground, NotHere, kernel};
@@ -108,6 +109,34 @@ pub fn memory(ground: &Ground, name: &str) -> Result<String> {
     ensure!(left("kite-proof").is_empty(), "the group is left: {:?}", left("kite-proof"));
     ensure!(family(other.id()).iter().all(|pid| ticks(*pid).is_some()), "the other machine has ended, too");
     other.kill()?;
+    Ok(String::new())
+}
+
+/// Whoever reads what a command prints sees the end of it when the command closes it, though another process of kite's
+/// stays.
+pub fn streams(ground: &Ground, name: &str) -> Result<String> {
+    check_groups(ground)?;
+    let mut command = kite(ground, &kernel(name)?)?;
+    command.args(["--limit", "pids=100", "--", "sh", "-c", "echo out; exec 1>&- 2>&-; read -r line; exit 7"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().context("starting kite")?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let reader = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        stdout.map(|mut out| out.read_to_end(&mut said)).transpose()?;
+        stderr.map(|mut err| err.read_to_end(&mut said)).transpose()?;
+        Ok::<_, std::io::Error>(said)
+    });
+    let start = Instant::now();
+    while !reader.is_finished() && start.elapsed() < LIMIT {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let closed = reader.is_finished() && child.try_wait().context("waiting for kite")?.is_none();
+    child.stdin.take().map(|mut stdin| stdin.write_all(b"end\n")).transpose().context("typing")?;
+    let status = child.wait().context("waiting for kite")?;
+    ensure!(closed, "kite ended before its outputs did, or they did not end: {status}");
+    let said = reader.join().map_err(|_| anyhow!("the reader has panicked"))?.context("reading")?;
+    ensure!(said == b"out\n" && status.code() == Some(7), "{status}: {}", String::from_utf8_lossy(&said));
     Ok(String::new())
 }
 
