@@ -245,6 +245,12 @@ impl Started {
     }
 }
 
+impl From<std::process::Child> for Started {
+    fn from(child: std::process::Child) -> Self {
+        Self(child)
+    }
+}
+
 impl Drop for Started {
     fn drop(&mut self) {
         // It may have ended already.
