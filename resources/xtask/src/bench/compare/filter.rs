@@ -7,7 +7,7 @@ use std::fs;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::sys::ptrace;
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 /// Numbers beyond this one no kernel has yet.
@@ -41,14 +41,25 @@ pub fn all_calls() -> Result<usize> {
     Ok(count)
 }
 
-/// How many system calls one or another of these threads may make.
+/// How many system calls one or another of these threads of a process may make. All are stopped for it, which a filter may
+/// take amiss: the process is good for nothing else afterwards.
 ///
 /// # Errors
 /// The filters may not be read: it takes root.
 pub fn calls_of(threads: &[i32]) -> Result<usize> {
+    let threads: Vec<Pid> = threads.iter().map(|thread| Pid::from_raw(*thread)).collect();
+    for thread in &threads {
+        ptrace::seize(*thread, ptrace::Options::empty()).context("attaching to a thread")?;
+        ptrace::interrupt(*thread).context("stopping a thread")?;
+        waitpid(*thread, Some(WaitPidFlag::__WALL)).context("waiting for a thread")?;
+    }
+    let read: Result<Vec<_>> = threads.iter().map(|thread| filters(*thread)).collect();
+    for thread in &threads {
+        // It may have ended of it.
+        let _ = ptrace::detach(*thread, None);
+    }
     let mut allowed = BTreeSet::new();
-    for thread in threads {
-        let filters = filters(Pid::from_raw(*thread))?;
+    for filters in read? {
         if filters.is_empty() {
             return all_calls();
         }
@@ -57,25 +68,17 @@ pub fn calls_of(threads: &[i32]) -> Result<usize> {
     Ok(allowed.len())
 }
 
-/// The filters of a thread, which is stopped for that moment.
+/// The filters of a thread that is stopped.
 fn filters(thread: Pid) -> Result<Vec<Vec<Instruction>>> {
-    ptrace::seize(thread, ptrace::Options::empty()).context("attaching to a thread")?;
-    ptrace::interrupt(thread).context("stopping a thread")?;
-    waitpid(thread, Some(nix::sys::wait::WaitPidFlag::__WALL)).context("waiting for a thread")?;
     let mut filters = Vec::new();
-    let end = loop {
+    loop {
         match filter(thread, filters.len()) {
             Ok(filter) => filters.push(filter),
-            Err(Errno::ENOENT) => break Ok(()),
+            Err(Errno::ENOENT) => return Ok(filters),
             // There is none at all.
-            Err(Errno::EINVAL) if filters.is_empty() => break Ok(()),
-            Err(errno) => break Err(errno),
+            Err(Errno::EINVAL) if filters.is_empty() => return Ok(filters),
+            Err(errno) => bail!("reading a thread's filters: {}", errno.desc()),
         }
-    };
-    ptrace::detach(thread, None).context("letting a thread go on")?;
-    match end {
-        Ok(()) => Ok(filters),
-        Err(errno) => bail!("reading a thread's filters: {}", errno.desc()),
     }
 }
 

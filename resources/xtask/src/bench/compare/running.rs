@@ -60,12 +60,11 @@ pub fn look(subject: &Subject, kite: &Path) -> Result<(Memory, Around)> {
     let mut waiting = Waiting::start(subject)?;
     let family = family(waiting.child.id());
     let kib = family.iter().map(|pid| pss(*pid)).sum();
-    let around = match subject.is_machine() {
-        false => Around::Kernel,
-        true => Around::Machine(inspect(kite, waiting.child.id())?),
-    };
-    waiting.end()?;
-    Ok((Memory { kib }, around))
+    if !subject.is_machine() {
+        waiting.end()?;
+        return Ok((Memory { kib }, Around::Kernel));
+    }
+    Ok((Memory { kib }, Around::Machine(inspect(kite, waiting.child.id())?)))
 }
 
 /// `cat`, which has given back a line, so that all around it has started.
