@@ -9,11 +9,13 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{cgroup, disk, inspect, matrix, net, port};
+use crate::{bench, cgroup, disk, inspect, matrix, net, port};
 
 mod command;
+mod measure;
 
 pub use command::{CommandOptions, Root, ShareSpec};
+pub use measure::MeasureOptions;
 
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
@@ -53,6 +55,7 @@ Examples:
   kite run --test-devices --kernel vmexit.flat --append cpuid
   kite run --cgroup ci --limit cpu=1.5,memory=600M,pids=64 --limit io=/dev/sda:rbps=10M
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
+  kite run --stats --trace boot.json           what the boot spent its time and exits on
 
   kite run -- uname -a                         a command, in a copy-on-write view of this host's files
   kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
@@ -90,6 +93,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure how long things take on this host
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
@@ -171,6 +177,9 @@ pub struct RunOptions {
     /// is rbps=SIZE, wbps=SIZE, riops=N or wiops=N; may be given more than once
     #[arg(long = "limit", value_name = "LIMITS", value_parser = ValueParser::new(cgroup::parse_limits))]
     pub limits: Vec<cgroup::Limits>,
+    /// What to measure.
+    #[command(flatten)]
+    pub measure: MeasureOptions,
     /// What to run in the guest.
     #[command(flatten)]
     pub command: CommandOptions,

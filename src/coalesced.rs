@@ -20,6 +20,8 @@ use devices::bus::Bus;
 use devices::serial::Host;
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 
+use crate::stats::meter::{Access, Cause, Meter, Space, Timed};
+
 /// More entries than KVM's ring has: what is in it when an exit is taken fits, whatever other vCPUs add meanwhile.
 const ENTRIES: usize = 256;
 
@@ -29,12 +31,19 @@ pub struct Coalesced {
     /// A duplicate of a vCPU's descriptor, until the ring is mapped through it.
     vcpu: Mutex<Option<OwnedFd>>,
     ring: OnceLock<Mutex<VcpuFd>>,
+    /// What counts the writes, if anybody wants to know.
+    meter: OnceLock<Arc<Meter>>,
 }
 
 impl Coalesced {
     /// No ring yet: it is made for the first register.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, vcpu: Mutex::default(), ring: OnceLock::new() }
+        Self { vm, vcpu: Mutex::default(), ring: OnceLock::new(), meter: OnceLock::new() }
+    }
+
+    /// Has the writes counted and timed by `meter`; the first one stays.
+    pub fn set_meter(&self, meter: Arc<Meter>) {
+        let _ = self.meter.set(meter);
     }
 
     /// Tells which vCPU to map the ring through. Without this, or without the capability, nothing is coalesced.
@@ -89,8 +98,14 @@ impl Coalesced {
             let Ok(Some(entry)) = ring.coalesced_mmio_read() else { return };
             let len = entry.data.len().min(entry.len as usize);
             // Only what was added comes, and no port has an address so high.
-            let bus = if entry.phys_addr > u16::MAX.into() { mmio } else { ports };
+            let space = if entry.phys_addr > u16::MAX.into() { Space::Memory } else { Space::Port };
+            let bus = if space == Space::Memory { mmio } else { ports };
+            let access = || Cause::Access(Access::new(space, entry.phys_addr, true, len));
+            let meter = self.meter.get().map(|meter| (meter, Timed::begin(access())));
             bus.write(entry.phys_addr, &entry.data[..len]);
+            if let Some((meter, timed)) = meter {
+                meter.end(timed);
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! The binary is `main.rs`; everything else is here so that tests can build machines without it.
 
+pub mod bench;
 pub mod cgroup;
 pub mod cli;
 pub mod coalesced;
@@ -16,6 +17,7 @@ pub mod guest;
 pub mod heap;
 pub mod inspect;
 pub mod io_thread;
+pub mod kvm_stats;
 pub mod load;
 pub mod log;
 pub mod machine;
@@ -28,10 +30,13 @@ pub mod port;
 pub mod results;
 pub mod run;
 pub mod signals;
+pub mod stats;
 pub mod supervise;
 pub mod tap;
 pub mod task;
 pub mod terminal;
 pub mod testdev;
+pub mod trace;
 pub mod vcpu;
 pub mod vm;
+pub mod whole_file;

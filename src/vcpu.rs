@@ -18,6 +18,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::coalesced::Coalesced;
 use crate::exit::{Exit, ExitRequest};
+use crate::stats::meter::{Cause, Meter, Timed};
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
@@ -53,6 +54,14 @@ impl Gate {
         self.posture.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells the vCPU what to do.
+    fn want(&self, wanted: u8) {
+        // Under the lock, so that a paused vCPU cannot miss it between looking and waiting.
+        let _posture = self.posture();
+        self.wanted.store(wanted, Ordering::Release);
+        self.changed.notify_all();
+    }
+
     fn wait<'a>(&self, posture: MutexGuard<'a, Posture>) -> MutexGuard<'a, Posture> {
         self.changed.wait(posture).unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,6 +78,8 @@ pub struct Vcpu {
     fd: VcpuFd,
     shared: Shared,
     gate: Arc<Gate>,
+    /// What counts the exits, if anybody wants to know.
+    meter: Option<Arc<Meter>>,
 }
 
 /// What the vCPUs of a machine share.
@@ -87,7 +98,22 @@ pub struct Shared {
 impl Vcpu {
     /// The vCPU `index`, whose registers are set.
     pub fn new(index: u32, fd: VcpuFd, shared: Shared) -> Self {
-        Self { index, fd, shared, gate: Arc::default() }
+        Self::under(&Switch::default(), index, fd, shared)
+    }
+
+    /// The same, which `switch` stops while it runs on its owner's thread.
+    pub fn under(switch: &Switch, index: u32, fd: VcpuFd, shared: Shared) -> Self {
+        Self { index, fd, shared, gate: switch.0.clone(), meter: None }
+    }
+
+    /// Has its exits counted and timed by `meter`.
+    pub fn metered(self, meter: Option<Arc<Meter>>) -> Self {
+        Self { meter, ..self }
+    }
+
+    /// The vCPU's descriptor. What the last exit was about is completed at the next KVM_RUN.
+    pub fn fd(&mut self) -> &mut VcpuFd {
+        &mut self.fd
     }
 
     /// Starts the vCPU on a thread of its own.
@@ -95,11 +121,14 @@ impl Vcpu {
     /// # Errors
     /// The host has no thread left.
     pub fn start(mut self) -> anyhow::Result<VcpuThread> {
-        register_signal_handler(SIGRTMIN(), interrupted).context("cannot handle the vCPUs' signal")?;
+        handle_signal()?;
         let gate = self.gate.clone();
         let name = format!("vcpu{}", self.index);
         let run = move || {
             self.gate.thread.store(gettid().as_raw(), Ordering::Release);
+            if let Some(meter) = &self.meter {
+                meter.enter();
+            }
             self.run();
             self.gate.posture().still = true;
             self.gate.changed.notify_all();
@@ -108,8 +137,8 @@ impl Vcpu {
         Ok(VcpuThread { gate, thread: Some(thread.context("cannot start a vCPU's thread")?) })
     }
 
-    /// Runs the guest until it or somebody else stops it.
-    fn run(&mut self) {
+    /// Runs the guest on this thread until it or somebody else stops it.
+    pub fn run(&mut self) {
         loop {
             let step = match self.gate.wanted.load(Ordering::Acquire) {
                 RUN => self.step(),
@@ -128,6 +157,8 @@ impl Vcpu {
         let Shared { ports, mmio, coalesced, exit } = &self.shared;
         let result = self.fd.run();
         coalesced.carry_out(ports, mmio);
+        let timed = self.meter.as_ref().map(|_| Timed::begin(Cause::of(&result)));
+        let mut step = Step::Exited;
         match result {
             Ok(VcpuExit::IoOut(port, data)) => ports.write(port.into(), data),
             Ok(VcpuExit::IoIn(port, data)) => ports.read(port.into(), data),
@@ -137,15 +168,18 @@ impl Vcpu {
                 let reason = reason(self.index, &other);
                 let reason = reason.unwrap_or_else(|| Exit::Crash(self.internal_error()));
                 self.shared.exit.request(reason);
-                return Step::Ended;
+                step = Step::Ended;
             }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Step::Interrupted,
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => step = Step::Interrupted,
             Err(error) => {
                 exit.request(Exit::Failed(anyhow!(error).context(format!("cannot run vCPU {}", self.index))));
-                return Step::Ended;
+                step = Step::Ended;
             }
         }
-        Step::Exited
+        if let (Some(meter), Some(timed)) = (&self.meter, timed) {
+            meter.end(timed);
+        }
+        step
     }
 
     /// Stays still until told otherwise.
@@ -207,6 +241,31 @@ impl Vcpu {
     }
 }
 
+/// Stops a vCPU that runs on its owner's thread before its next entry, and lets it run again. A device may hold it: what
+/// the guest does to that device is then the last thing it does.
+#[derive(Clone, Default)]
+pub struct Switch(Arc<Gate>);
+
+impl Switch {
+    /// [`Vcpu::run`] returns before it enters the guest again.
+    pub fn stop(&self) {
+        self.0.want(STOP);
+    }
+
+    /// [`Vcpu::run`] may enter the guest again.
+    pub fn go(&self) {
+        self.0.want(RUN);
+    }
+}
+
+/// Makes the signal that a vCPU's thread is sent interrupt KVM_RUN, and do nothing else.
+///
+/// # Errors
+/// The host refuses a handler.
+pub fn handle_signal() -> anyhow::Result<()> {
+    register_signal_handler(SIGRTMIN(), interrupted).context("cannot handle the vCPUs' signal")
+}
+
 /// How a run of the guest came back.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -246,14 +305,6 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Tells the vCPU what to do; [`Self::settled`] waits until it is still.
-    fn want(&self, wanted: u8) {
-        // Under the lock, so that a paused vCPU cannot miss it between looking and waiting.
-        let _posture = self.gate.posture();
-        self.gate.wanted.store(wanted, Ordering::Release);
-        self.gate.changed.notify_all();
-    }
-
     /// Signals the thread until the vCPU is still.
     fn settled(&self) {
         let Some(thread) = &self.thread else { return };
@@ -267,7 +318,7 @@ impl VcpuThread {
 
     /// Lets a paused vCPU go on, and waits until it does.
     fn resume(&self) {
-        self.want(RUN);
+        self.gate.want(RUN);
         let mut posture = self.gate.posture();
         while posture.still && !posture.ended {
             posture = self.gate.wait_a_little(posture);
@@ -303,7 +354,7 @@ impl VcpuThread {
 
 impl Drop for VcpuThread {
     fn drop(&mut self) {
-        self.want(STOP);
+        self.gate.want(STOP);
         self.settled();
         if let Some(thread) = self.thread.take() {
             // The panic hook has told of a panic and ended the process.
@@ -314,13 +365,13 @@ impl Drop for VcpuThread {
 
 /// Pauses every vCPU; returns once all are still, their pending accesses completed.
 pub fn pause(vcpus: &[VcpuThread]) {
-    vcpus.iter().for_each(|vcpu| vcpu.want(PAUSE));
+    vcpus.iter().for_each(|vcpu| vcpu.gate.want(PAUSE));
     vcpus.iter().for_each(VcpuThread::settled);
 }
 
 /// Stops every vCPU; returns once all threads have ended.
 pub fn stop(vcpus: Vec<VcpuThread>) {
-    vcpus.iter().for_each(|vcpu| vcpu.want(STOP));
+    vcpus.iter().for_each(|vcpu| vcpu.gate.want(STOP));
     drop(vcpus);
 }
 

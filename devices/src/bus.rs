@@ -43,6 +43,8 @@ struct Range {
     /// The address that the device sees as offset 0.
     origin: u64,
     device: SharedDevice,
+    /// What people call it.
+    name: Option<String>,
 }
 
 /// One address space. Filled while the machine is built, then only read.
@@ -83,8 +85,20 @@ impl Bus {
         if self.ranges.get(index).is_some_and(|next| next.start <= last) {
             return Err(Error::Overlap { start, last });
         }
-        self.ranges.insert(index, Range { start, last, origin, device });
+        self.ranges.insert(index, Range { start, last, origin, device, name: None });
         Ok(())
+    }
+
+    /// Says what people call the device at `address`; nothing happens if none is there.
+    pub fn set_name(&mut self, address: u64, name: impl Into<String>) {
+        if let Some(range) = self.find(address).and_then(|index| self.ranges.get_mut(index)) {
+            range.name = Some(name.into());
+        }
+    }
+
+    /// What people call the device that owns `address`, if it has been said.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        self.ranges[self.find(address)?].name.as_deref()
     }
 
     /// Reads from the device at `address`; an empty address reads as all ones.
@@ -102,10 +116,15 @@ impl Bus {
         }
     }
 
+    /// The index of the range that `address` is in.
+    fn find(&self, address: u64) -> Option<usize> {
+        let index = self.ranges.partition_point(|range| range.last < address);
+        self.ranges.get(index).filter(|range| range.start <= address).map(|_| index)
+    }
+
     /// The device that owns `address`, locked, and the offset into its range.
     fn hold(&self, address: u64) -> Option<(u64, MutexGuard<'_, dyn BusDevice + 'static>)> {
-        let index = self.ranges.partition_point(|range| range.last < address);
-        let range = self.ranges.get(index).filter(|range| range.start <= address)?;
+        let range = &self.ranges[self.find(address)?];
         // A device that panicked under its lock is one device less, not the end of the other vCPUs.
         let device = range.device.lock().unwrap_or_else(PoisonError::into_inner);
         Some((address - range.origin, device))
@@ -212,6 +231,17 @@ mod tests {
         assert_eq!(outer.lock().unwrap().asked, [(0, 1), (4, 1)]);
         let error = bus.insert_part(0x70, 0x6f, 1, outer).unwrap_err();
         assert_eq!(error, Error::Range { start: 0x6f, len: 1 });
+    }
+
+    #[test]
+    fn a_name_goes_for_the_whole_range_and_no_other() {
+        let mut bus = Bus::default();
+        bus.insert(0x10, 4, probe(0)).unwrap();
+        bus.insert(0x14, 4, probe(0)).unwrap();
+        bus.set_name(0x12, "probe");
+        bus.set_name(0x20, "nobody");
+        let names = [0xf, 0x10, 0x13, 0x14, 0x20].map(|address| bus.name(address));
+        assert_eq!(names, [None, Some("probe"), Some("probe"), None, None]);
     }
 
     #[test]

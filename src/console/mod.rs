@@ -28,6 +28,7 @@ use crate::footprint;
 use crate::machine::Running;
 use crate::signals;
 use crate::terminal::{self, RawTerminal};
+use crate::trace::Timeline;
 use keys::{Key, Keys};
 use output::{Line, Output, Ready};
 
@@ -49,6 +50,7 @@ pub struct Console {
     ready: Arc<Ready>,
     hvc: Arc<Port>,
     prefers_hvc: bool,
+    timeline: Arc<Timeline>,
 }
 
 /// Wakes the host's threads when a device has something for them.
@@ -89,11 +91,11 @@ pub fn prefers_hvc(cmdline: &str) -> bool {
 
 impl Console {
     /// Takes over the process's signals; to be called before there is a second thread. With `prefers_hvc`, input goes to
-    /// the virtio console once the guest has that open.
+    /// the virtio console once the guest has that open. What the guest comes to is noted in `timeline`.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new(prefers_hvc: bool) -> anyhow::Result<Self> {
+    pub fn new(prefers_hvc: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let signals = signals::take_over()?;
         let wanted = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake =
@@ -110,6 +112,7 @@ impl Console {
             ready: wake.ready,
             hvc: Arc::new(hvc),
             prefers_hvc,
+            timeline,
         })
     }
 
@@ -132,7 +135,8 @@ impl Console {
         self.terminal = RawTerminal::new()?;
         self.measure_terminal();
         let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
-        let output = Output::start(serial, hvc, self.ready.clone(), machine.exit().clone())?;
+        let (ready, exit) = (self.ready.clone(), machine.exit().clone());
+        let output = Output::start(serial, hvc, ready, exit, self.timeline.clone())?;
         let waited = self.wait(machine);
         machine.stop();
         // The keys go nowhere from here on, and while output waits for its reader Ctrl-C is the way out.

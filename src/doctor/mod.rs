@@ -6,7 +6,7 @@
 
 mod capabilities;
 mod device;
-mod hardware;
+pub mod hardware;
 mod isolation;
 mod kernel;
 mod report;

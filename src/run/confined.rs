@@ -1,5 +1,7 @@
 //! A machine in a cgroup of its own, and what is told of it if the host ended it there.
 
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
 
 use super::{command, machine};
@@ -8,13 +10,13 @@ use crate::cli::{self, RunOptions};
 use crate::supervise::{End, Side, end_alike, supervise};
 
 /// Runs the guest to its end, in a cgroup if one is wanted; returns the exit code.
-pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
-    let Some((name, limits)) = wanted(options)? else { return machine(options) };
+pub(super) fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    let Some((name, limits)) = wanted(options)? else { return machine(options, begun) };
     let cgroup = Cgroup::create(&name, &limits)?;
     match supervise()? {
         Side::Machine => {
             cgroup.join()?;
-            machine(options)
+            machine(options, begun)
         }
         Side::Supervisor(end) => told(options, cgroup, end),
     }

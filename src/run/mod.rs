@@ -3,11 +3,13 @@
 mod command;
 mod confined;
 mod devices;
+mod gauges;
 mod image;
 mod modules;
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ::devices::serial::Host;
 use anyhow::{Context, bail, ensure};
@@ -24,38 +26,37 @@ use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
 use crate::terminal;
 use devices::{Devices, Extra};
+use gauges::Gauges;
 use image::{Boot, Conventions};
 
-/// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code.
+/// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code. `begun` is when kite was started.
 ///
 /// # Errors
 /// kite or the host failed.
-pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
-    confined::run(options)
+pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    confined::run(options, begun)
 }
 
 /// Runs the guest to its end in this process.
-fn machine(options: &RunOptions) -> anyhow::Result<u8> {
+fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    let mut gauges = Gauges::open(&options.measure, begun)?;
     if options.has_command() {
-        return command::run(options);
+        return command::run(options, gauges);
     }
     footprint::keep_one_heap();
     check_memory(options.memory())?;
-    let boot = Boot::prepare(options)?;
-    let mut console = Console::new(console::prefers_hvc(&boot.cmdline))?;
+    let boot = gauges.timeline().phase("open the kernel", || Boot::prepare(options))?;
+    let mut console = Console::new(console::prefers_hvc(&boot.cmdline), gauges.timeline().clone())?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
-    let devices = Devices::open(options, Extra { hvc, ..Extra::default() })?;
-    let board = Board {
-        cpus: options.cpus,
-        ram: options.memory(),
-        acpi: !options.no_acpi,
-        virtio: devices.count(),
-        test_devices: options.test_devices,
-    };
+    let extra = Extra { hvc, ..Extra::default() };
+    let devices = gauges.timeline().phase("open the devices", || Devices::open(options, extra))?;
     let mut initrd = None;
     loop {
-        let mut running = start(options, board, &boot, &devices, &mut initrd, console.host())?;
-        let signal = console.attend(&mut running)?;
+        let mut running = start(options, &boot, &devices, &mut initrd, console.host(), &mut gauges)?;
+        let attended = console.attend(&mut running);
+        let told = gauges.tell();
+        let signal = attended?;
+        told?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
             None => End::of(&running, boot.conventions, console.printed().1),
@@ -99,20 +100,31 @@ const LOADER_STACK: usize = 256 << 10;
 /// Builds a machine, loads the guest and starts it. `initrd` is made by the first start and kept for the next.
 fn start(
     options: &RunOptions,
-    board: Board,
     boot: &Boot,
     devices: &Devices,
     initrd: &mut Option<Vec<Piece>>,
     host: Box<dyn Host>,
+    gauges: &mut Gauges,
 ) -> anyhow::Result<Running> {
-    let ram = Arc::new(GuestRam::new(board.ram)?);
+    let board = Board {
+        cpus: options.cpus,
+        ram: options.memory(),
+        acpi: !options.no_acpi,
+        virtio: devices.count(),
+        test_devices: options.test_devices,
+    };
+    let timeline = gauges.timeline().clone();
+    let ram = Arc::new(timeline.phase("memory", || GuestRam::new(board.ram))?);
     let load = || -> anyhow::Result<_> {
         let initrd = match initrd {
             Some(initrd) => initrd,
-            None => initrd.insert(image::initrd(options, boot, devices)?),
+            None => {
+                let made = timeline.phase("make the initrd", || image::initrd(options, boot, devices));
+                initrd.insert(made?)
+            }
         };
-        let guest = Guest { image: &boot.image, initrd, cmdline: &boot.cmdline, module: &boot.module };
-        Ok(guest.load(board, &ram))
+        let (image, cmdline, module) = (&boot.image, &boot.cmdline, &boot.module);
+        Ok(Guest { image, initrd, cmdline, module }.load(board, &ram, &timeline))
     };
     // KVM mostly waits while it builds a machine: time enough to load the guest.
     let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
@@ -120,15 +132,16 @@ fn start(
         let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
         let machine = devices
             .attach(ram.memory())
-            .and_then(|devices| Machine::build(board, ram.clone(), host, devices));
+            .and_then(|devices| Machine::build(board, ram.clone(), host, devices, &timeline));
         Ok((machine, loader.join().expect("a panic ends the process")))
     })?;
     // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.
     let info = loaded?;
     let mut machine = machine?;
     let info = info?;
-    machine.boot(&boot.image, info)?;
-    machine.start()
+    timeline.phase("registers", || machine.boot(&boot.image, info))?;
+    gauges.watch(&mut machine)?;
+    timeline.phase("start the threads", || machine.start())
 }
 
 /// How a guest ended.

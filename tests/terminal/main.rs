@@ -12,4 +12,5 @@ mod background;
 mod keys;
 mod session;
 mod supervised;
+mod table;
 mod ways_out;

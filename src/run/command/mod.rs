@@ -10,14 +10,15 @@ mod streams;
 use std::time::{Duration, Instant};
 
 use super::devices::{Devices, Extra};
+use super::gauges::Gauges;
 use super::image::Boot;
 use super::{End as MachineEnd, check_memory, die_by, start};
 use crate::cli::RunOptions;
 use crate::exit::Exit;
 use crate::footprint;
-use crate::machine::{Board, Running};
-use crate::results::junit;
+use crate::machine::Running;
 use crate::task;
+use crate::whole_file;
 use kernel_log::KernelLog;
 use outcome::{Outcome, Results};
 use session::{Limits, Session};
@@ -27,11 +28,11 @@ use shares::Shares;
 ///
 /// # Errors
 /// kite or the host failed.
-pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
+pub(super) fn run(options: &RunOptions, gauges: Gauges) -> anyhow::Result<u8> {
     let command = &options.command;
-    command.junit.as_deref().map(junit::check).transpose()?;
+    command.junit.as_deref().map(whole_file::check).transpose()?;
     let results = Results::new(command);
-    let outcome = to_its_end(options, &results);
+    let outcome = to_its_end(options, &results, gauges);
     results.finish(&outcome)?;
     match outcome? {
         Outcome { signal: Some(signal), .. } => die_by(signal),
@@ -48,7 +49,7 @@ pub(super) fn record_failure(options: &RunOptions, why: &str) -> anyhow::Result<
 }
 
 /// Builds a machine, runs the command in it, and takes everything down.
-fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome> {
+fn to_its_end(options: &RunOptions, results: &Results, mut gauges: Gauges) -> anyhow::Result<Outcome> {
     let begun = Instant::now();
     let command = &options.command;
     footprint::keep_one_heap();
@@ -56,29 +57,27 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     prepare::check(options)?;
     let terminal = prepare::terminal();
     let mut shares = Shares::open(command)?;
-    let mut boot = Boot::prepare(options)?;
+    let timeline = gauges.timeline().clone();
+    let mut boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
     if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
         shares.add_modules(modules, &version)?;
     }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
-    let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose)?;
-    let mut session = Session::new(terminal, log)?;
+    let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?;
+    let mut session = Session::new(terminal, log, timeline.clone())?;
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
-    let devices = Devices::open(options, extra)?;
-    let board = Board {
-        cpus: options.cpus,
-        ram: options.memory(),
-        acpi: true,
-        virtio: devices.count(),
-        test_devices: false,
-    };
-    let mut running = start(options, board, &boot, &devices, &mut None, session.log.host())?;
+    let devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
+    let host = session.log.host();
+    let mut running = start(options, &boot, &devices, &mut None, host, &mut gauges)?;
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
     let attended = session.attend(&running, &limits, results.tee());
     running.stop();
     let told_to_end = matches!(running.exit().reason(), Some(Exit::Signal(_) | Exit::Quit));
-    let signal = session.finish(told_to_end)?;
+    let finished = session.finish(told_to_end);
+    let told = gauges.tell();
+    let signal = finished?;
     attended?;
+    told?;
     Ok(match signal {
         Some(signal) => Outcome::signalled(signal),
         None => outcome(&running, &boot, &session.log, command.timeout)?,

@@ -19,6 +19,7 @@ use nix::unistd::{dup2_stderr, dup2_stdout};
 use crate::console::keys::{Key, Keys};
 use crate::supervise;
 use crate::task::{Output, STDIN};
+use crate::trace::{Mark, Timeline};
 
 /// How much of standard input is read at once, in bytes.
 const CHUNK: usize = 32 << 10;
@@ -177,13 +178,19 @@ impl OutputStream {
     ///
     /// # Errors
     /// The host has no thread left.
-    pub fn start(self: &Arc<Self>, word: Arc<Word>, tee: Option<Tee>) -> anyhow::Result<()> {
+    pub fn start(
+        self: &Arc<Self>,
+        word: Arc<Word>,
+        tee: Option<Tee>,
+        timeline: Arc<Timeline>,
+    ) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(self.output.port().to_owned()).stack_size(STACK);
-        thread.spawn(move || this.run(&word, tee)).map(drop).context("cannot start a thread")
+        let run = move || this.run(&word, tee, &timeline);
+        thread.spawn(run).map(drop).context("cannot start a thread")
     }
 
-    fn run(&self, word: &Word, mut tee: Option<Tee>) {
+    fn run(&self, word: &Word, mut tee: Option<Tee>, timeline: &Timeline) {
         let mut buffer = Vec::new();
         let mut unread = false;
         loop {
@@ -198,6 +205,7 @@ impl OutputStream {
                 wait(self.wake.event());
                 continue;
             }
+            timeline.mark(Mark::CommandOutput);
             lock(&self.state).writing = true;
             if let Some(tee) = &mut tee {
                 tee(&buffer);

@@ -7,6 +7,7 @@ mod disk;
 mod killed;
 mod limits;
 mod network;
+mod stats;
 mod terminal;
 mod wire;
 
@@ -56,7 +57,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run.
 pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 29] = [
+    let list: [(&'static str, bool, Run); 31] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -69,6 +70,8 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("net/tap", true, network::tap),
         ("net/user", true, network::user),
         ("net/flooded", true, network::flooded),
+        ("stats/6.1", true, |ground| stats::boot(ground, "6.1")),
+        ("stats/6.12", false, |ground| stats::boot(ground, "6.12")),
         ("command/streams/6.1", true, |ground| command::streams(ground, "6.1")),
         ("command/streams/6.12", false, |ground| command::streams(ground, "6.12")),
         ("command/bytes/64M", true, |ground| command::bytes(ground, "6.12", 64)),
