@@ -6,6 +6,7 @@
 
 mod device;
 mod folder;
+mod left_over;
 mod limits;
 mod place;
 mod v1;
@@ -61,6 +62,11 @@ impl Name {
     /// The name of a group that nobody has named.
     pub fn of_this_process() -> Self {
         Self(format!("kite-{}", std::process::id()))
+    }
+
+    /// The process whose kite made up this name, if one did.
+    fn process(name: &str) -> Option<i32> {
+        name.strip_prefix("kite-")?.parse().ok().filter(|process| *process > 0)
     }
 
     /// As text.
@@ -235,6 +241,9 @@ fn remove(group: &Group, name: &str) -> Result<(), Errno> {
 
 /// Makes a folder that is nobody else's; one that is left over is made anew, so that nothing of it is left.
 fn make(parent: Folder, name: &Name, v2: bool, controllers: &[Controller]) -> Result<Group, Refused> {
+    if Name::process(name.as_str()).is_some() {
+        left_over::sweep(&parent);
+    }
     let folder = match parent.make(name.as_str()) {
         Err(Errno::EEXIST) => {
             let left_over = parent.folder(name.as_str().as_ref())?;
@@ -335,6 +344,15 @@ mod tests {
             &long,
         ] {
             assert!(!Name::parse(name).unwrap_err().contains('\n'), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_made_up_name_has_its_process() {
+        assert_eq!(Name::process(Name::of_this_process().as_str()), Some(std::process::id() as i32));
+        for name in ["kite", "kite-", "kite-x", "kite-0", "kite--1", "kite-7.supervisor", "kite-99999999999"]
+        {
+            assert_eq!(Name::process(name), None, "{name}");
         }
     }
 

@@ -62,7 +62,7 @@ fn table(process: &Process, machine: &Machine, host: &Host) -> String {
     rows.list("cgroups", process.cgroups.iter().flatten().flat_map(group));
     rows.list("limits", process.limits.iter().flatten().filter_map(limit));
     rows.list("root folder", process.root.as_ref().map(root));
-    rows.list("descriptors", process.descriptors.iter().flat_map(|all| descriptors(all)));
+    rows.list("descriptors", process.descriptors.iter().flat_map(|all| few(descriptors(all))));
     rows.list("has started", machine.started_by(process.pid));
     rows.list("not seen", process.unreadable.iter().cloned());
     format!("{}\n{}", title(process), rows.text())
@@ -200,6 +200,17 @@ fn root(root: &Root) -> String {
     }
 }
 
+/// A shared folder can have thousands.
+fn few(mut lines: Vec<String>) -> Vec<String> {
+    const MOST: usize = 100;
+    let more = lines.len().saturating_sub(MOST);
+    if more > 0 {
+        lines.truncate(MOST);
+        lines.push(format!("and {more} more, which --json has"));
+    }
+    lines
+}
+
 /// A line each; those that follow one another and are alike share one.
 fn descriptors(all: &[Descriptor]) -> Vec<String> {
     let alike =
@@ -281,5 +292,7 @@ mod tests {
         let fds: Vec<_> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(fds, ["3-5", "7", "8"]);
         assert!(lines[2].ends_with("inherited"), "{lines:?}");
+        assert_eq!(few(vec![String::new(); 100]).len(), 100);
+        assert_eq!(few(vec![String::new(); 102])[100], "and 2 more, which --json has");
     }
 }

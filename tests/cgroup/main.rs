@@ -135,6 +135,39 @@ fn a_group_that_a_killed_supervisor_leaves_is_taken_again() {
 }
 
 #[test]
+fn a_group_without_a_name_of_its_own_is_seen_to_by_the_next() {
+    let test = "a_group_without_a_name_of_its_own_is_seen_to_by_the_next";
+    if no_groups(test, "pids=64") {
+        return;
+    }
+    let gone = {
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    };
+    let own = format!("kite-{}", std::process::id());
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    // Where kite makes one, another can be made.
+    let place = {
+        let kite = Spinning::start("place", &["--limit", "pids=60"]);
+        let place = folders(&kite.group)[0].parent().unwrap().to_owned();
+        signal(kite.supervisor(), Signal::SIGTERM);
+        assert_eq!(kite.end().0, 1015);
+        place
+    };
+    let left = place.join(format!("kite-{gone}"));
+    for folder in [&left, &place.join(&own)] {
+        fs::create_dir(folder).unwrap();
+    }
+    let end = attempt.end_of(run(KITE, &kernel).args(["--limit", "pids=60"]));
+    assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
+    assert!(!left.exists(), "it is left over");
+    assert!(place.join(&own).exists(), "its process lives");
+    fs::remove_dir(place.join(&own)).unwrap();
+}
+
+#[test]
 fn a_group_that_is_in_use_is_refused() {
     let test = "a_group_that_is_in_use_is_refused";
     if no_groups(test, "pids=64") {
