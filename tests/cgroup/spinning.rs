@@ -76,9 +76,16 @@ impl Spinning {
 
 impl Drop for Spinning {
     fn drop(&mut self) {
-        // Both fail only if it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // All of it fails if it has ended. A supervisor that is asked removes the group.
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = kill(Pid::from_raw(self.supervisor()), Signal::SIGTERM);
+            let deadline = Instant::now() + HANG;
+            while self.child.try_wait().is_ok_and(|status| status.is_none()) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 
