@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use attempt::{Attempt, KITE, NOBODY, not_root, run};
+use attempt::{Attempt, KITE, NOBODY, not_root, run, skipped};
 use group::{folders, name, no_groups};
 use image::{elf, elf_of};
 use spinning::{Spinning, signal};
@@ -94,6 +94,37 @@ fn a_limit_is_in_the_group_s_files_while_the_guest_runs() {
     assert_ne!(machine, supervisor);
     signal(supervisor, Signal::SIGTERM);
     assert_eq!(kite.end(), (1015, String::new()));
+}
+
+#[test]
+fn a_limit_of_io_is_the_whole_disk_s_that_a_file_is_on() {
+    let test = "a_limit_of_io_is_the_whole_disk_s_that_a_file_is_on";
+    if no_groups(test, "pids=64") {
+        return;
+    }
+    // What tests are built in is more often on a disk than /tmp is.
+    let limit = format!("io={}:rbps=10M:wiops=100", env!("CARGO_MANIFEST_DIR"));
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let end = attempt.end_of(run(KITE, &kernel).args(["--limit", &limit]));
+    if end.stderr.contains("no block device") || end.stderr.contains("limits no I/O") {
+        return skipped(test, end.stderr.trim());
+    }
+    let kite = Spinning::start("io", &["--limit", &limit]);
+    let folder = folders(&kite.group).remove(0);
+    let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default().trim().to_owned();
+    let v1 = [read("blkio.throttle.read_bps_device"), read("blkio.throttle.write_iops_device")];
+    let (device, told) = match read("io.max").split_once(' ') {
+        Some((device, rates)) => (device.to_owned(), rates == "rbps=10485760 wbps=max riops=max wiops=100"),
+        None => {
+            let (device, bytes) = v1[0].split_once(' ').unwrap();
+            (device.to_owned(), bytes == "10485760" && v1[1] == format!("{device} 100"))
+        }
+    };
+    assert!(told, "{folder:?} {v1:?} {}", read("io.max"));
+    assert!(!Path::new(&format!("/sys/dev/block/{device}/partition")).exists(), "{device}");
+    signal(kite.supervisor(), Signal::SIGTERM);
+    assert_eq!(kite.end().0, 1015);
 }
 
 #[test]
