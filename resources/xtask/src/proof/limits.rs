@@ -13,12 +13,16 @@ use super::command::{ended, kite};
 use super::{Ground, NotHere, kernel};
 use crate::bench::images::elf;
 use crate::running::Running;
+use crate::setup::LAB;
+use crate::step::output;
 use crate::vmm::Vmm;
 
 /// Says `!`, and computes for ever: `mov dx, 0x3f8; mov al, '!'; out dx, al; jmp $`.
 const SPIN: &[u8] = b"\x66\xba\xf8\x03\xb0!\xee\xeb\xfe";
 /// Powers off: `mov dx, 0x600; mov al, 0x34; out dx, al; hlt`.
 const POWER_OFF: &[u8] = b"\x66\xba\x00\x06\xb0\x34\xee\xf4";
+/// The length of a disk that is read.
+const DISK: usize = 6 << 20;
 /// How long CPU time is counted.
 const COUNTED: Duration = Duration::from_secs(5);
 /// What a tiny guest may take to start and end.
@@ -110,6 +114,55 @@ pub fn memory(ground: &Ground, name: &str) -> Result<String> {
     ensure!(family(other.id()).iter().all(|pid| ticks(*pid).is_some()), "the other machine has ended, too");
     other.kill()?;
     Ok(String::new())
+}
+
+/// A guest reads no more of a disk a second than it may.
+pub fn io(ground: &Ground, name: &str) -> Result<String> {
+    check_groups(ground)?;
+    let disk = LoopDevice::new(&ground.file("limited.img"))?;
+    let took = |limits: &str| -> Result<f64> {
+        // What the last one has read may not be read from memory.
+        fs::write("/proc/sys/vm/drop_caches", "3").context("forgetting what was read")?;
+        let mut command = kite(ground, &kernel(name)?)?;
+        command.arg("--disk").arg(format!("path={},readonly", disk.0)).args(["--limit", limits]);
+        let read =
+            "start=$(date +%s%N); dd if=/dev/vda of=/dev/null bs=256k iflag=direct 2>/dev/null || exit 1
+            echo $(($(date +%s%N) - start))";
+        command.args(["--", "sh", "-c", read]);
+        let ended = ended(command, b"")?;
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        let nanoseconds: f64 = said.trim().parse().with_context(|| format!("{ended:?}"))?;
+        Ok(nanoseconds / 1e9)
+    };
+    let limited = took(&format!("io={}:rbps=1M", disk.0))?;
+    let free = took("pids=1000")?;
+    let [limited, free] = [limited, free].map(|seconds| DISK as f64 / f64::from(1 << 20) / seconds);
+    ensure!(limited <= 1.5, "{limited:.1} MiB a second with a limit of 1");
+    ensure!(free >= limited * 2.0, "{free:.1} MiB a second without a limit, and {limited:.1} with one of 1");
+    Ok(format!("{limited:.1} MiB a second with a limit of 1, {free:.0} without"))
+}
+
+/// A file as a block device.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn new(image: &Path) -> Result<Self> {
+        if !Path::new("/dev/loop-control").exists() {
+            // In the lab nobody else loads it.
+            let module = kernel(LAB)?.modules().join("kernel/drivers/block/loop.ko");
+            let _ = Command::new("insmod").arg(module).output();
+        }
+        fs::write(image, vec![1; DISK]).context("making a disk")?;
+        let made = output(Command::new("losetup").args(["--find", "--show"]).arg(image));
+        made.map(|name| Self(name.trim().to_owned())).map_err(|why| NotHere(format!("{why:#}")).into())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        // It stays as long as somebody uses it, and goes with the last.
+        let _ = Command::new("losetup").args(["--detach", &self.0]).output();
+    }
 }
 
 /// Whoever reads what a command prints sees the end of it when the command closes it, though another process of kite's

@@ -57,7 +57,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run.
 pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 31] = [
+    let list: [(&'static str, bool, Run); 32] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -85,6 +85,7 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("command/selftests/6.12", false, |ground| command::selftests(ground, "6.12")),
         ("limits/cpu", true, limits::cpu),
         ("limits/memory", true, |ground| limits::memory(ground, "6.12")),
+        ("limits/io", true, |ground| limits::io(ground, "6.12")),
         ("limits/streams", true, |ground| limits::streams(ground, "6.12")),
         ("limits/delegated", true, limits::delegated),
         ("command/many/3", true, |ground| command::many(ground, "6.12", 3)),
