@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 
 use anyhow::{Context, bail, ensure};
@@ -19,8 +20,9 @@ use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, g
 
 use crate::{signals, terminal};
 
-/// The machine's end of the pipe by which it tells that it has closed standard error.
-static CLOSED: OnceLock<File> = OnceLock::new();
+/// The machine's end of the pipe by which it tells that it has closed standard error, and which file that is: a sandbox
+/// may close the descriptor, and another file get its number.
+static CLOSED: OnceLock<(File, u64)> = OnceLock::new();
 
 /// Which of the two processes this is.
 #[derive(Debug)]
@@ -64,7 +66,9 @@ pub fn supervise() -> anyhow::Result<Side> {
             ensure!(getppid() == parent, "the supervisor has gone");
             before.thread_set_mask().context("cannot unblock signals")?;
             // There is one only if this process is a machine already, which has a single thread for this.
-            let _ = CLOSED.set(File::from(tell));
+            let tell = File::from(tell);
+            let inode = tell.metadata().context("cannot look at a pipe")?.ino();
+            let _ = CLOSED.set((tell, inode));
             Ok(Side::Machine)
         }
         ForkResult::Parent { child } => {
@@ -97,7 +101,10 @@ fn set_action(signal: Signal, action: &SigAction) -> anyhow::Result<()> {
 
 /// The machine has closed its standard error, so that nobody is to wait for more of it; without a supervisor, nothing to do.
 pub fn stderr_is_closed() {
-    if let Some(mut tell) = CLOSED.get() {
+    if let Some((tell, inode)) = CLOSED.get()
+        && tell.metadata().is_ok_and(|it| it.ino() == *inode)
+    {
+        let mut tell = tell;
         let _it_has_gone = tell.write(&[1]);
     }
 }

@@ -62,7 +62,7 @@ fn descriptor(process: &Path, fd: u32) -> Option<Descriptor> {
 }
 
 /// What the kernel's own names mean; none for a file.
-fn what(target: &str, info: &str) -> Option<String> {
+pub(super) fn what(target: &str, info: &str) -> Option<String> {
     if let Some(kind) = target.strip_prefix("anon_inode:") {
         let kind = kind.trim_start_matches('[').trim_end_matches(']');
         return Some(match (kind, kind.strip_prefix("kvm-vcpu:")) {
@@ -117,7 +117,7 @@ fn socket(process: &Path, inode: &str) -> String {
 }
 
 /// Access, and whether it is inherited; `flags` is octal.
-fn flags(info: &str) -> (&'static str, bool) {
+pub(super) fn flags(info: &str) -> (&'static str, bool) {
     let flags = text::field(info, "flags").and_then(|text| i32::from_str_radix(text, 8).ok());
     let Some(flags) = flags.map(OFlag::from_bits_retain) else { return ("?", false) };
     let access = match flags & OFlag::O_ACCMODE {

@@ -63,7 +63,7 @@ fn name(process: &Path) -> Option<String> {
     program(&text::link(process.join("exe")).ok()?)
 }
 
-fn program(target: &str) -> Option<String> {
+pub(super) fn program(target: &str) -> Option<String> {
     let target = target.strip_suffix(" (deleted)").unwrap_or(target);
     target.rsplit('/').next().filter(|name| !name.is_empty()).map(str::to_owned)
 }
@@ -79,7 +79,7 @@ pub fn arguments(pid: u32) -> Vec<String> {
     }
 }
 
-fn words(bytes: &[u8]) -> Vec<String> {
+pub(super) fn words(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes.strip_suffix(b"\0").unwrap_or(bytes)).into_owned();
     if text.is_empty() { Vec::new() } else { text.split('\0').map(str::to_owned).collect() }
 }

@@ -26,12 +26,13 @@ use find::Program;
 pub const HELP: &str = "\
 Exit status: 0, or 1 if no PID is given and no kite runs.
 
-What differs between kite and the process that looks is kite's own: look from the host, not from within a container. A
-supervisor and its machine are told of one after the other. The kernel does not tell whether Landlock restricts a process.
+What differs between kite and the process that looks is kite's own: look from the host, not from within a container. \
+A supervisor and its machine are told of one after the other. The kernel does not tell whether Landlock restricts a \
+process.
 
 Examples:
   kite inspect
-  kite inspect --json | jq '.machines[].processes[] | {pid, user, capabilities: .capabilities.effective}'
+  kite inspect --json | jq '.machines[].processes[] | {pid, no_new_privs}'
   sudo kite inspect 4242";
 
 /// The host, for comparison.
@@ -175,5 +176,43 @@ mod tests {
         let text = table::report(&[machine], &host);
         assert!(text.contains("the host has ABI 7") && text.contains("user    4"), "{text}");
         assert!(text.lines().all(|line| line.starts_with("process ") || line.starts_with("  ")), "{text}");
+    }
+
+    /// Reads a text as every file that it may be.
+    fn read_as_all(text: &str) {
+        let _ = crate::cgroup::places(text, text);
+        let _ = limits::parse(text);
+        let _ = (status::Capabilities::of(text), status::Seccomp::of(text), status::user(text));
+        let _ = (status::no_new_privs(text), status::inner_pid(text), capabilities(text));
+        let _ = (descriptors::what(text, text), descriptors::flags(text));
+        let _ = (find::words(text.as_bytes()), find::program(text), namespaces::parse(text, "user"));
+    }
+
+    #[test]
+    fn any_bytes_are_read_without_a_panic() {
+        let files = ["status", "limits", "cgroup", "mountinfo", "fdinfo/0", "cmdline"];
+        let real: Vec<_> =
+            files.iter().filter_map(|file| std::fs::read(format!("/proc/self/{file}")).ok()).collect();
+        assert!(real.len() >= 4);
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        for round in 0..2000 {
+            let mut bytes = real[round % real.len()].clone();
+            for _ in 0..1 + random(8) {
+                let at = random(bytes.len());
+                match random(4) {
+                    0 => bytes[at] = [b'\n', b':', b' ', b'-', b'\\', 0, 0xff, b'/'][random(8)],
+                    1 => bytes[at] = random(256) as u8,
+                    2 => bytes.truncate(at.max(1)),
+                    _ => bytes.insert(at, b"\xf0\x9f\xaa\x81"[random(4)]),
+                }
+            }
+            read_as_all(&String::from_utf8_lossy(&bytes));
+        }
     }
 }

@@ -47,7 +47,7 @@ fn id(process: &Path, kind: &str) -> io::Result<Option<u64>> {
 }
 
 /// `user:[4026531837]`.
-fn parse(target: &str, kind: &str) -> Option<u64> {
+pub(super) fn parse(target: &str, kind: &str) -> Option<u64> {
     target.strip_prefix(kind)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
 }
 
