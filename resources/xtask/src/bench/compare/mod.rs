@@ -132,12 +132,18 @@ fn rows(all: &mut [(&Subject, Figures)]) -> Vec<Row> {
         Around::Kernel => calls(it.reach.calls),
         Around::Machine(_) => calls(0),
     });
+    behind(&mut rows, all);
+    rows
+}
+
+/// What the command would find if it took over what runs it.
+fn behind(rows: &mut Vec<Row>, all: &mut [(&Subject, Figures)]) {
     let machine = |it: &mut Figures, cell: &dyn Fn(&Inspected) -> Cell| match &it.around {
         Around::Kernel => Cell::Reach(true, "the kernel".to_owned()),
         Around::Machine(inspected) => cell(inspected),
     };
     let mut behind = |what: &str, cell: &dyn Fn(&Inspected) -> Cell| {
-        row(&mut rows, format!("behind it: {what}"), all, |it| machine(it, cell));
+        row(rows, format!("behind it: {what}"), all, |it| machine(it, cell));
     };
     behind("files", &|it| match it.root_own {
         true => Cell::Reach(false, "an empty folder".to_owned()),
@@ -152,7 +158,6 @@ fn rows(all: &mut [(&Subject, Figures)]) -> Vec<Row> {
         false => Cell::Reach(true, "the host's".to_owned()),
     });
     behind("host system calls", &|it| calls(it.calls));
-    rows
 }
 
 fn calls(count: usize) -> Cell {
