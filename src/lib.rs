@@ -3,6 +3,7 @@
 //! The binary is `main.rs`; everything else is here so that tests can build machines without it.
 
 pub mod bench;
+pub mod cgroup;
 pub mod cli;
 pub mod coalesced;
 pub mod console;
@@ -14,6 +15,7 @@ pub mod exit;
 pub mod footprint;
 pub mod guest;
 pub mod heap;
+pub mod inspect;
 pub mod io_thread;
 pub mod kvm_run;
 pub mod kvm_stats;
@@ -30,6 +32,7 @@ pub mod results;
 pub mod run;
 pub mod signals;
 pub mod stats;
+pub mod supervise;
 pub mod tap;
 pub mod task;
 pub mod terminal;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kite::cli::{self, Command};
 use kite::heap::Heap;
-use kite::{bench, doctor, guest, log, matrix, run, terminal};
+use kite::{bench, doctor, guest, inspect, log, matrix, run, terminal};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(options) => run::run(&options, begun),
         Command::Matrix(options) => matrix::run(&options),
+        Command::Inspect { pid, json } => inspect::run(pid, json),
         Command::Bench(command) => bench::run(&command),
         Command::Doctor { json } => doctor::run(json),
     };

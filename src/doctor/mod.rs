@@ -97,6 +97,11 @@ pub fn run(json: bool) -> anyhow::Result<u8> {
     Ok(u8::from(!report::passed(&checks)))
 }
 
+/// The host kernel's version of Landlock; none if it has none or hides it.
+pub(crate) fn landlock_abi() -> Option<i64> {
+    syscalls::landlock_abi().ok()
+}
+
 fn kvm_checks() -> Vec<Check> {
     let processor = Processor::of_this_machine();
     let node = Node::at("/dev/kvm");

@@ -1,6 +1,7 @@
 //! `kite run`: boots a kernel and tells by the exit code how it ended.
 
 mod command;
+mod confined;
 mod devices;
 mod gauges;
 mod image;
@@ -28,11 +29,16 @@ use devices::{Devices, Extra};
 use gauges::Gauges;
 use image::{Boot, Conventions};
 
-/// Runs the guest to its end; returns the exit code. `begun` is when kite was started.
+/// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code. `begun` is when kite was started.
 ///
 /// # Errors
 /// kite or the host failed.
 pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    confined::run(options, begun)
+}
+
+/// Runs the guest to its end in this process.
+fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     let mut gauges = Gauges::open(&options.measure, begun)?;
     if options.has_command() {
         return command::run(options, gauges);

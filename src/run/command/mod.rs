@@ -40,6 +40,14 @@ pub(super) fn run(options: &RunOptions, gauges: Gauges) -> anyhow::Result<u8> {
     }
 }
 
+/// Writes the results of a run that could not write them itself.
+///
+/// # Errors
+/// The file cannot be written.
+pub(super) fn record_failure(options: &RunOptions, why: &str) -> anyhow::Result<()> {
+    Results::new(&options.command).finish(&Err(anyhow::anyhow!("{why}")))
+}
+
 /// Builds a machine, runs the command in it, and takes everything down.
 fn to_its_end(options: &RunOptions, results: &Results, mut gauges: Gauges) -> anyhow::Result<Outcome> {
     let begun = Instant::now();

@@ -17,6 +17,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
 use crate::console::keys::{Key, Keys};
+use crate::supervise;
 use crate::task::{Output, STDIN};
 use crate::trace::{Mark, Timeline};
 
@@ -256,7 +257,10 @@ impl OutputStream {
             Output::Stdout => {
                 io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(&null).map_err(drop))
             }
-            Output::Stderr => dup2_stderr(&null).map_err(drop),
+            Output::Stderr => {
+                supervise::stderr_is_closed();
+                dup2_stderr(&null).map_err(drop)
+            }
         };
     }
 }

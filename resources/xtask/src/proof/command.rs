@@ -19,10 +19,10 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// How a command ended, and what it wrote.
 #[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    stdout: Vec<u8>,
-    stderr: String,
+pub(super) struct Ended {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
 }
 
 /// `kite run` with this kernel; the rest of the command line is the caller's.
@@ -34,7 +34,7 @@ pub(super) fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
 }
 
 /// Runs a command to its end, with this input.
-fn ended(mut command: Command, input: &[u8]) -> Result<Ended> {
+pub(super) fn ended(mut command: Command, input: &[u8]) -> Result<Ended> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("starting kite")?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
