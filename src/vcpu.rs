@@ -157,6 +157,7 @@ impl Vcpu {
     }
 
     /// Runs the guest until its next exit, and carries that out.
+    #[inline(always)]
     fn step(&mut self) -> Step {
         let exit = kvm_run::enter(&mut self.fd);
         let Shared { ports, mmio, coalesced, .. } = &self.shared;
@@ -203,6 +204,7 @@ impl Vcpu {
     }
 
     /// Stays still until told otherwise.
+    #[inline(never)]
     fn wait(&mut self) -> Step {
         if self.settle() == Step::Ended {
             return Step::Ended;

@@ -52,6 +52,11 @@ struct Range {
 }
 
 impl Range {
+    #[inline]
+    fn contains(&self, address: u64) -> bool {
+        self.start <= address && address <= self.last
+    }
+
     /// The device, still.
     #[inline]
     fn lock(&self) -> MutexGuard<'_, dyn BusDevice + 'static> {
@@ -127,29 +132,47 @@ impl Bus {
 
     /// As [`Self::read`], looking first where `hint` says.
     pub fn read_near(&self, hint: &mut Hint, address: u64, data: &mut [u8]) {
-        match self.near(hint, address) {
+        match self.ranges.get(hint.0).filter(|range| range.contains(address)) {
             Some(range) => range.lock().read(address - range.origin, data),
-            None => data.fill(0xff),
+            None => self.read_elsewhere(hint, address, data),
         }
     }
 
     /// As [`Self::write`], looking first where `hint` says.
     pub fn write_near(&self, hint: &mut Hint, address: u64, data: &[u8]) {
-        if let Some(range) = self.near(hint, address) {
+        match self.ranges.get(hint.0).filter(|range| range.contains(address)) {
+            Some(range) => range.lock().write(address - range.origin, data),
+            None => self.write_elsewhere(hint, address, data),
+        }
+    }
+
+    #[inline(never)]
+    fn read_elsewhere(&self, hint: &mut Hint, address: u64, data: &mut [u8]) {
+        match self.search(hint, address) {
+            Some(range) => range.lock().read(address - range.origin, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    #[inline(never)]
+    fn write_elsewhere(&self, hint: &mut Hint, address: u64, data: &[u8]) {
+        if let Some(range) = self.search(hint, address) {
             range.lock().write(address - range.origin, data);
         }
     }
 
-    /// The range that `address` is in.
+    /// The range that `address` is in, which the hint does not name. If nobody is there, it names the range behind from
+    /// now on: a guest that polls an empty address finds that at once, too.
     #[inline]
-    fn near(&self, hint: &mut Hint, address: u64) -> Option<&Range> {
-        match self.ranges.get(hint.0) {
-            Some(range) if range.start <= address && address <= range.last => Some(range),
-            _ => {
-                hint.0 = self.find(address)?;
-                self.ranges.get(hint.0)
-            }
+    fn search(&self, hint: &mut Hint, address: u64) -> Option<&Range> {
+        let before = hint.0.checked_sub(1).map(|before| self.ranges.get(before));
+        let between = before.is_none_or(|before| before.is_some_and(|range| range.last < address))
+            && self.ranges.get(hint.0).is_none_or(|range| address < range.start);
+        if between {
+            return None;
         }
+        hint.0 = self.ranges.partition_point(|range| range.last < address);
+        self.ranges.get(hint.0).filter(|range| range.start <= address)
     }
 
     /// The index of the range that `address` is in.

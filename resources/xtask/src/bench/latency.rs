@@ -133,7 +133,16 @@ fn machine(kite: &Path, image: &Path) -> Command {
 
 fn qemu(image: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-M", "microvm,rtc=off", "-enable-kvm", "-cpu", "host", "-m", "64", "-nodefaults"]);
+    command.args([
+        "-M",
+        "microvm,rtc=off",
+        "-enable-kvm",
+        "-cpu",
+        "host,arch-capabilities=off",
+        "-m",
+        "64",
+        "-nodefaults",
+    ]);
     command.args(["-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(image);
     command
