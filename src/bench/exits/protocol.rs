@@ -51,7 +51,7 @@ pub fn measure(
     let mut rows = Vec::new();
     let start = Instant::now();
     for index in 0..blocks {
-        let most = budget.time * blocks * 5;
+        let most = budget.time * blocks * 3;
         if index < LEAST_BLOCKS || start.elapsed() < most {
             Row::add_block(&mut rows, payload.block(host, budget)?);
         }
