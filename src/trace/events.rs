@@ -1,8 +1,9 @@
 //! The timeline as Chrome's trace events, which ui.perfetto.dev and chrome://tracing show ("Trace Event Format", Google):
 //! phases are complete events, marks instants, exits counters. Times are microseconds since kite's start.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value, json};
 
 use super::{Mark, Moment, Samples, Timeline};
@@ -38,9 +39,15 @@ impl Timeline {
         }
         json!({
             "displayTimeUnit": "ms",
-            "otherData": { "kite": env!("CARGO_PKG_VERSION") },
+            "otherData": { "kite": env!("CARGO_PKG_VERSION"), "begun_monotonic_ns": self.begun_ns() },
             "traceEvents": events,
         })
+    }
+
+    /// When kite started, that is where `ts` is 0, by CLOCK_MONOTONIC, which all processes share.
+    fn begun_ns(&self) -> Option<u64> {
+        let now = Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?);
+        now.checked_sub(self.begun.elapsed())?.as_nanos().try_into().ok()
     }
 
     /// Whole numbers: of two slices that touch, viewers must not find that they overlap.
