@@ -19,7 +19,7 @@ const LARGEST: u64 = 64 << 20;
 
 /// Whom to tell.
 #[derive(Args, Debug)]
-pub struct Options {
+pub struct TellOptions {
     /// Write all of it as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -64,7 +64,7 @@ pub trait Told: Serialize + DeserializeOwned {
 ///
 /// # Errors
 /// It cannot be measured, or a file cannot be read or written.
-pub fn run<T: Told>(options: &Options, measure: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<u8> {
+pub fn run<T: Told>(options: &TellOptions, measure: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<u8> {
     let old: Option<T> = options.compare.as_deref().map(read).transpose()?;
     // Before minutes have gone by.
     let json = options.json.as_deref().map(create).transpose()?;

@@ -46,5 +46,5 @@ pub struct Options {
     pub force: bool,
     /// Whom to tell.
     #[command(flatten)]
-    pub tell: tell::Options,
+    pub tell: tell::TellOptions,
 }

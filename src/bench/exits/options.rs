@@ -50,7 +50,7 @@ pub struct Options {
     pub ticks: bool,
     /// Whom to tell.
     #[command(flatten)]
-    pub tell: tell::Options,
+    pub tell: tell::TellOptions,
     /// List the payloads and what each does
     #[arg(long)]
     pub list: bool,
