@@ -64,7 +64,10 @@ pub trait Told: Serialize + DeserializeOwned {
 ///
 /// # Errors
 /// It cannot be measured, or a file cannot be read or written.
-pub fn run<T: Told>(options: &TellOptions, measure: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<u8> {
+pub fn run<T: Told>(
+    options: &TellOptions,
+    measure: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<u8> {
     let old: Option<T> = options.compare.as_deref().map(read).transpose()?;
     // Before minutes have gone by.
     let json = options.json.as_deref().map(create).transpose()?;
