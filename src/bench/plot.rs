@@ -148,7 +148,10 @@ pub fn drift<'a, P: Way + 'a>(
             .label_style(FONT)
             .x_labels(10)
             .y_labels(5)
-            .x_label_formatter(&|value| format!("{value:.0}"))
+            // There is no half a block.
+            .x_label_formatter(&|value| {
+                if value.fract().abs() < 1e-6 && *value > 0.5 { format!("{value:.0}") } else { String::new() }
+            })
             .y_label_formatter(&|value| time(*value, unit))
             .draw()?;
         for row in &rows {

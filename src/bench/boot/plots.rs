@@ -7,7 +7,7 @@ use super::subject::Monitor;
 use super::table::words;
 use super::watch::Stage;
 use crate::bench::measured::{BlockMeasured, Way};
-use crate::bench::plot::{FONT, GRID, INK, Plot, SIZE, STAGES, distribution, drift, plot};
+use crate::bench::plot::{FONT, GRID, INK, Plot, SIZE, STAGES, colour, drift, plot};
 use crate::bench::time::time;
 
 /// Of each kernel, its boot by each monitor as a bar of its stages.
@@ -19,7 +19,7 @@ pub fn timelines(report: &Report) -> anyhow::Result<Vec<Plot>> {
     kernels.filter_map(|kernel| timeline(report, &kernel.id)).collect()
 }
 
-/// Of each kernel and stage, how its times are distributed, and each boot's.
+/// Of each kernel and stage, how many boots had reached it when, and each boot's time.
 ///
 /// # Errors
 /// One cannot be drawn.
@@ -29,7 +29,7 @@ pub fn each(report: &Report) -> anyhow::Result<Vec<Plot>> {
         for stage in Stage::ALL {
             let rows = || report.of(&kernel.id).filter(|row| row.stage == stage.name());
             let title = format!("{}, {}", kernel.id, words(stage.name()));
-            plots.extend(distribution(&title, rows()).transpose()?);
+            plots.extend(arrivals(&title, rows()).transpose()?);
             plots.extend(drift(format!("{title}: each boot"), rows(), is_calm).transpose()?);
         }
     }
@@ -39,6 +39,57 @@ pub fn each(report: &Report) -> anyhow::Result<Vec<Plot>> {
 /// Whether the machine below let it run.
 fn is_calm(block: &BlockMeasured) -> bool {
     block.steal_ns == 0
+}
+
+/// How many of all boots had come to a stage by then.
+fn arrivals<'a>(title: &str, rows: impl Iterator<Item = &'a Measured>) -> Option<anyhow::Result<Plot>> {
+    let rows: Vec<_> = rows.collect();
+    let unit = rows.first()?.unit.as_str();
+    let most = rows.iter().map(|row| row.max).fold(0.0, f64::max) * 1.05;
+    Some(plot(format!("{title}: boots that had come so far"), SIZE, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .x_label_area_size(32)
+            .y_label_area_size(50)
+            .build_cartesian_2d(0.0..most, 0.0..1.02)?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .label_style(FONT)
+            .x_labels(5)
+            .y_labels(5)
+            .x_label_formatter(&|value| time(*value, unit))
+            .y_label_formatter(&|part| format!("{:.0}%", part * 100.0))
+            .draw()?;
+        for row in &rows {
+            let style = colour(row.path).stroke_width(2);
+            let drawn = chart.draw_series(LineSeries::new(steps(row, most), style))?;
+            if rows.len() > 1 {
+                let key = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style);
+                drawn.label(row.path.name()).legend(key);
+            }
+        }
+        if rows.len() > 1 {
+            let labels = chart
+                .configure_series_labels()
+                .position(SeriesLabelPosition::LowerRight)
+                .label_font(FONT)
+                .draw();
+            labels?;
+        }
+        Ok(())
+    }))
+}
+
+/// One step up for each boot, and on to the right.
+fn steps(row: &Measured, right: f64) -> Vec<(f64, f64)> {
+    let mut times: Vec<f64> = row.blocks.iter().map(|block| block.p50).collect();
+    times.sort_unstable_by(f64::total_cmp);
+    let part = |count: usize| count as f64 / times.len() as f64;
+    let corners =
+        times.iter().enumerate().flat_map(|(index, time)| [(*time, part(index)), (*time, part(index + 1))]);
+    [(0.0, 0.0)].into_iter().chain(corners).chain([(right, 1.0)]).collect()
 }
 
 /// A monitor's medians, stage by stage.
