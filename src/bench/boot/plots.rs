@@ -46,7 +46,7 @@ fn arrivals<'a>(title: &str, rows: impl Iterator<Item = &'a Measured>) -> Option
     let rows: Vec<_> = rows.collect();
     let unit = rows.first()?.unit.as_str();
     let most = rows.iter().map(|row| row.max).fold(0.0, f64::max) * 1.05;
-    Some(plot(format!("{title}: boots that had come so far"), SIZE, |area| {
+    Some(plot(format!("{title}: boots there by then"), SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(10)
             .x_label_area_size(32)
@@ -106,14 +106,14 @@ fn timeline(report: &Report, id: &str) -> Option<anyhow::Result<Plot>> {
         .collect();
     let unit = report.of(id).next().map(|row: &Measured| row.unit.as_str())?;
     let most = bars.iter().flat_map(|(_, stages)| stages).map(|(_, ns)| *ns).fold(0.0, f64::max) * 1.05;
-    let size = (SIZE.0 * 2, 100 + 34 * bars.len() as u32);
+    let size = (SIZE.0, 120 + 34 * bars.len() as u32);
     Some(plot(format!("{id}: from exec to each stage (medians)"), size, |area| {
         let count = bars.len() as f64;
         let mut chart = ChartBuilder::on(area)
             .margin(10)
-            .margin_top(44)
+            .margin_top(60)
             .x_label_area_size(32)
-            .y_label_area_size(60)
+            .y_label_area_size(50)
             .build_cartesian_2d(0.0..most, count..0.0)?;
         chart
             .configure_mesh()
@@ -122,21 +122,24 @@ fn timeline(report: &Report, id: &str) -> Option<anyhow::Result<Plot>> {
             .bold_line_style(GRID)
             .label_style(FONT)
             .y_labels(0)
-            .x_labels(8)
+            .x_labels(5)
             .x_label_formatter(&|value| time(*value, unit))
             .draw()?;
         let style = TextStyle::from(FONT.into_font()).color(&INK);
-        for (stage, left) in Stage::ALL.into_iter().zip((0i32..).map(|index| 70 + 170 * index)) {
-            let colour = STAGES[stage as usize % STAGES.len()];
-            area.draw(&Rectangle::new([(left, 14), (left + 10, 24)], colour.filled()))?;
-            area.draw_text(&words(stage.name()), &style, (left + 16, 11))?;
+        for (stage, place) in Stage::ALL.into_iter().zip(0i32..) {
+            let (left, top) = (60 + 180 * (place / 2), 10 + 20 * (place % 2));
+            area.draw(&Rectangle::new(
+                [(left, top + 3), (left + 10, top + 13)],
+                STAGES[stage as usize].filled(),
+            ))?;
+            area.draw_text(&words(stage.name()), &style, (left + 16, top))?;
         }
         let plane = chart.plotting_area();
         for (index, (monitor, stages)) in bars.iter().enumerate() {
             let y = index as f64;
             let mut from = 0.0;
             for (stage, to) in stages {
-                let colour = STAGES[*stage as usize % STAGES.len()];
+                let colour = STAGES[*stage as usize];
                 plane.draw(&Rectangle::new([(from, y + 0.15), (*to, y + 0.85)], colour.filled()))?;
                 from = *to;
             }
