@@ -20,7 +20,7 @@ table.facts td{white-space:normal;overflow-wrap:anywhere}
 tr.added td{color:var(--accent);font-weight:600}
 code{font-size:.95em}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1rem}
-figure{margin:0;min-width:0}figure.long{grid-column:1/-1;max-width:56rem}
+figure{margin:0;min-width:0}figure.long{grid-column:1/-1;max-width:48rem}figure.long svg{width:100%}
 figcaption{font-size:.85rem;font-weight:600}
 svg{max-width:100%;height:auto;display:block}
 svg text{fill:var(--ink)}svg text[fill='#FFFFFF']{fill:#fff}

@@ -26,7 +26,7 @@ const MSI_GSI: u32 = 24;
 /// The address of an MSI to local APIC 0 (Intel SDM vol. 3 §11.11.1).
 const MSI_ADDRESS: u32 = 0xfee0_0000;
 /// An interrupt that takes longer does not come.
-const LOST: Duration = Duration::from_millis(500);
+const LOST: Duration = Duration::from_secs(10);
 /// How long a vCPU is left alone before it is interrupted, in microseconds.
 const REST: f64 = 30.0;
 /// The open loop's interval in microseconds: 10,000 a second.

@@ -15,7 +15,7 @@ const REST: f64 = 30.0;
 /// Interrupts before those that count.
 const WARMTH: u64 = 200;
 /// No interrupt takes so long.
-const EACH: Duration = Duration::from_millis(2);
+const EACH: Duration = Duration::from_millis(50);
 
 /// An interrupt to another vCPU.
 pub struct Ipi {

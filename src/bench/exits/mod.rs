@@ -31,7 +31,6 @@ mod watch;
 use std::io::{self, Write};
 
 use anyhow::{Context, bail, ensure};
-use indicatif::ProgressBar;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
 pub(super) use clock::Rate;
@@ -46,7 +45,7 @@ use super::{now, progress, tell};
 use crate::cli;
 use crate::doctor::hardware::{Engine, Processor};
 use payload::Payload;
-use protocol::Budget;
+use protocol::{Budget, Subject};
 use report::{Clock, Run, SCHEMA, Scale, Skipped};
 use rig::Host;
 
@@ -119,11 +118,21 @@ fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
         skipped: Vec::new(),
         peers: Vec::new(),
     };
-    let bar = progress(payloads.len() as u64 * u64::from(options.blocks));
-    for payload in payloads {
-        bar.set_message(payload.id);
-        let rows = one(payload, &host, &budget, options.blocks, &bar);
-        match rows {
+    let mut subjects: Vec<_> =
+        payloads.iter().map(|payload| Subject::new(payload, hopeless(payload).err())).collect();
+    let bar = progress(u64::from(options.blocks) * subjects.len() as u64);
+    // Each payload's blocks are spread over the whole run, so that how they differ tells how sure the medians are: what
+    // drifts, drifts more slowly than one payload takes.
+    for index in 0..options.blocks {
+        for subject in &mut subjects {
+            bar.set_message(subject.payload.id);
+            subject.block(&host, &budget, (index, options.blocks));
+            bar.inc(1);
+        }
+    }
+    for subject in subjects {
+        let payload = subject.payload;
+        match subject.finish() {
             Ok(rows) => report.add(payload, &rows, &scale),
             Err(error) => {
                 report.skipped.push(Skipped { id: payload.id.to_owned(), reason: format!("{error:#}") });
@@ -135,20 +144,12 @@ fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-fn one(
-    payload: &Payload,
-    host: &Host,
-    budget: &Budget,
-    blocks: u32,
-    bar: &ProgressBar,
-) -> anyhow::Result<Vec<sample::Row>> {
-    let begun = bar.position();
+/// Whether it is known beforehand that a payload does not come to an end here.
+fn hopeless(payload: &Payload) -> anyhow::Result<()> {
     let engine = Processor::of_this_machine().engine();
     ensure!(
         !(payload.hypercall && engine == Engine::Pvm),
         "kvm_pvm never answers this instruction in a guest's kernel mode"
     );
-    let rows = protocol::measure(&mut *(payload.make)(), host, budget, blocks, || bar.inc(1));
-    bar.set_position(begun + u64::from(blocks));
-    rows
+    Ok(())
 }

@@ -8,6 +8,9 @@ use crate::bench::measured::BlockMeasured;
 use crate::bench::plot::{FONT, GRID, INK, Plot, SIZE, STAGES, colour, distribution, drift, plot};
 use crate::bench::time::time;
 
+/// The width of one that is as wide as the page.
+const WIDE: u32 = 600;
+
 /// All of them.
 ///
 /// # Errors
@@ -55,7 +58,7 @@ fn added(report: &Report) -> Option<anyhow::Result<Plot>> {
     let unit = &bars.first()?.2.unit;
     let most =
         bars.iter().map(|(_, raw, added)| raw + added.ci95[1].max(added.value)).fold(0.0, f64::max) * 1.05;
-    let size = (SIZE.0 * 2, 60 + 22 * bars.len() as u32);
+    let size = (WIDE, 60 + 22 * bars.len() as u32);
     Some(plot("What kite adds to the bare loop (median, 95% interval)".to_owned(), size, |area| {
         let count = bars.len() as f64;
         let mut chart = ChartBuilder::on(area)
@@ -85,9 +88,10 @@ fn added(report: &Report) -> Option<anyhow::Result<Plot>> {
             plane.draw(&PathElement::new([(low, y + 0.5), (high, y + 0.5)], INK.stroke_width(2)))?;
             let (x, top) = plane.map_coordinate(&(0.0, y + 0.5));
             let style = TextStyle::from(FONT.into_font()).color(&INK);
-            area.draw_text(id, &style, (x - 96, top - 8))?;
-            let text = format!("+{}", time(added.value, unit));
-            area.draw_text(&text, &style.color(&WHITE), (x + 6, top - 8))?;
+            area.draw_text(id, &style, (x - 96, top - 5))?;
+            let sign = if added.value < 0.0 { "" } else { "+" };
+            let text = format!("{sign}{}", time(added.value, unit));
+            area.draw_text(&text, &style.color(&WHITE), (x + 6, top - 5))?;
         }
         Ok(())
     }))
@@ -134,7 +138,7 @@ fn stages(report: &Report, id: &str) -> Option<anyhow::Result<Plot>> {
 fn peers(report: &Report) -> Option<anyhow::Result<Plot>> {
     let unit = report.peers.first()?.unit.as_str();
     let most = report.peers.iter().map(|peer| peer.p50).fold(0.0, f64::max) * 1.3;
-    let size = (SIZE.0 * 2, 60 + 22 * report.peers.len() as u32);
+    let size = (WIDE, 60 + 22 * report.peers.len() as u32);
     Some(plot("The same guest under other monitors (median)".to_owned(), size, |area| {
         let count = report.peers.len() as f64;
         let mut chart = ChartBuilder::on(area)
@@ -159,9 +163,9 @@ fn peers(report: &Report) -> Option<anyhow::Result<Plot>> {
             plane.draw(&Rectangle::new([(0.0, y + 0.2), (peer.p50, y + 0.8)], colour.filled()))?;
             let (x, top) = plane.map_coordinate(&(0.0, y + 0.5));
             let style = TextStyle::from(FONT.into_font()).color(&INK);
-            area.draw_text(&format!("{} {}", peer.id, peer.name), &style, (x - 142, top - 7))?;
+            area.draw_text(&format!("{} {}", peer.id, peer.name), &style, (x - 142, top - 5))?;
             let (end, _) = plane.map_coordinate(&(peer.p50, y));
-            area.draw_text(&time(peer.p50, unit), &style, (end + 4, top - 7))?;
+            area.draw_text(&time(peer.p50, unit), &style, (end + 4, top - 5))?;
         }
         Ok(())
     }))

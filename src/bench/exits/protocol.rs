@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::payload::Payload;
 use super::rig::Host;
 use super::sample::{Leg, Row};
 
@@ -36,26 +37,48 @@ pub trait Measure {
 
 /// However slow a payload is, so many blocks there are.
 const LEAST_BLOCKS: u32 = 3;
+/// It may take so many times longer than it should, building machines and all.
+const PATIENCE: u32 = 3;
 
-/// Measures `blocks` blocks, or fewer if they take very long; `tick` is called behind each.
-///
-/// # Errors
-/// Why this host cannot do it.
-pub fn measure(
-    payload: &mut dyn Measure,
-    host: &Host,
-    budget: &Budget,
-    blocks: u32,
-    mut tick: impl FnMut(),
-) -> anyhow::Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    let start = Instant::now();
-    for index in 0..blocks {
-        let most = budget.time * blocks * 5;
-        if index < LEAST_BLOCKS || start.elapsed() < most {
-            Row::add_block(&mut rows, payload.block(host, budget)?);
-        }
-        tick();
+/// A payload that is being measured.
+pub struct Subject<'a> {
+    /// Which.
+    pub payload: &'a Payload,
+    measure: Box<dyn Measure>,
+    rows: Vec<Row>,
+    taken: Duration,
+    failed: Option<anyhow::Error>,
+}
+
+impl<'a> Subject<'a> {
+    /// Nothing is measured yet; `failed` says why nothing ever will be.
+    pub fn new(payload: &'a Payload, failed: Option<anyhow::Error>) -> Self {
+        Self { payload, measure: (payload.make)(), rows: Vec::new(), taken: Duration::ZERO, failed }
     }
-    Ok(rows)
+
+    /// Measures block `index` of `blocks`, unless the blocks before took too long.
+    pub fn block(&mut self, host: &Host, budget: &Budget, (index, blocks): (u32, u32)) {
+        let enough = index >= LEAST_BLOCKS && self.taken > budget.time * blocks * PATIENCE;
+        if enough || self.failed.is_some() {
+            return;
+        }
+        let start = Instant::now();
+        match self.measure.block(host, budget) {
+            Ok(legs) => Row::add_block(&mut self.rows, legs),
+            Err(error) => self.failed = Some(error),
+        }
+        self.taken += start.elapsed();
+    }
+
+    /// What was measured. One block that fails behind others is not that this host cannot do it: it is left out, and the
+    /// number of blocks tells.
+    ///
+    /// # Errors
+    /// Why this host cannot do it.
+    pub fn finish(self) -> anyhow::Result<Vec<Row>> {
+        match self.failed {
+            Some(error) if self.rows.iter().all(|row| row.blocks.len() < LEAST_BLOCKS as usize) => Err(error),
+            _ => Ok(self.rows),
+        }
+    }
 }

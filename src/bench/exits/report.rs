@@ -142,7 +142,11 @@ impl Report {
     /// Adds what was measured of a payload.
     pub fn add(&mut self, payload: &Payload, rows: &[Row], scale: &Scale) {
         for row in rows {
-            self.results.push(measured(payload, row, scale));
+            let mut result = measured(payload, row, scale);
+            if row.blocks.len() < self.run.blocks as usize {
+                result.flags.push(format!("{} blocks", row.blocks.len()));
+            }
+            self.results.push(result);
         }
         let of = |path: Path| rows.iter().find(|row| row.path == path && row.stage == "total");
         if let (Some(raw), Some(vmm)) = (of(Path::Raw), of(Path::Vmm)) {

@@ -27,7 +27,7 @@ const MOST_WARMTH: Duration = Duration::from_secs(1);
 /// How long a batch takes, about.
 const BATCH: Duration = Duration::from_millis(20);
 /// What a guest is given beyond ten times what it should take.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a machine needs beside its payload; it lives as long as the machine.
 pub type Prepare = fn(&mut Rig) -> anyhow::Result<Box<dyn Any>>;

@@ -22,14 +22,14 @@ pub fn part<'a>(report: &Report, row: &'a Measured) -> &'a str {
 /// Nobody reads it.
 pub fn write(report: &Report, to: &mut dyn Write) -> io::Result<()> {
     let columns = ["p50", "p90", "p99", "p99.9", "max", "mean"];
-    write!(to, "{:<17}{:<16}", "payload", "")?;
+    write!(to, "{:<18}{:<16}", "payload", "")?;
     columns.iter().try_for_each(|column| write!(to, "{column:>9}"))?;
     writeln!(to, "{:>9}{:>9}  flags", "n", "exits/op")?;
     let mut last = "";
     for row in &report.results {
         let name = if row.id == last { "" } else { row.id.as_str() };
         last = &row.id;
-        write!(to, "{name:<17}{:<16}", part(report, row))?;
+        write!(to, "{name:<18}{:<16}", part(report, row))?;
         for value in [row.p50, row.p90, row.p99] {
             write!(to, "{:>9}", time(value, &row.unit))?;
         }
@@ -41,7 +41,7 @@ pub fn write(report: &Report, to: &mut dyn Write) -> io::Result<()> {
             let [low, high] = added.ci95.map(|bound| time(bound, &added.unit));
             writeln!(
                 to,
-                "{:<17}{:<16}{:>9}   95% sure: {low} to {high}",
+                "{:<18}{:<16}{:>9}   95% sure: {low} to {high}",
                 "",
                 "kite adds",
                 time(added.value, &added.unit)
@@ -50,13 +50,13 @@ pub fn write(report: &Report, to: &mut dyn Write) -> io::Result<()> {
     }
     for peer in &report.peers {
         let (p50, p90) = (time(peer.p50, &peer.unit), time(peer.p90, &peer.unit));
-        writeln!(to, "{:<17}{:<16}{p50:>9}{p90:>9}{:>45}", peer.id, peer.name, peer.n)?;
+        writeln!(to, "{:<18}{:<16}{p50:>9}{p90:>9}{:>45}", peer.id, peer.name, peer.n)?;
     }
     if !report.skipped.is_empty() {
         writeln!(to)?;
     }
     for skipped in &report.skipped {
-        writeln!(to, "{:<17}skipped: {}", skipped.id, skipped.reason)?;
+        writeln!(to, "{:<18}skipped: {}", skipped.id, skipped.reason)?;
     }
     let host = &report.host;
     writeln!(to, "\n{}, Linux {}, {}", host.cpu, host.kernel, host.kvm.module)?;

@@ -150,7 +150,7 @@ fn the_table_has_a_line_for_each_path_and_what_lies_between() {
     assert_eq!(&lines[1][..4], ["pio.in.4", "raw", "1.00", "us"]);
     assert_eq!(&lines[2][..2], ["vmm", "1.10"]);
     assert_eq!(&lines[3][..2], ["kite", "adds"]);
-    assert!(text.contains("hypercall        skipped: no <answer>"), "{text}");
+    assert!(text.contains("hypercall         skipped: no <answer>"), "{text}");
 }
 
 #[test]
