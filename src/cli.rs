@@ -281,6 +281,18 @@ pub fn parse() -> Result<Command, ExitCode> {
     })
 }
 
+/// The options of `kite run` with these arguments behind it.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn run_options(arguments: &[OsString]) -> Result<Box<RunOptions>, String> {
+    let all = ["kite", "run"].map(OsString::from).into_iter().chain(arguments.iter().cloned());
+    match Cli::try_parse_from(all).map_err(|error| one_line(&error))?.command {
+        Command::Run(options) => Ok(options),
+        _ => Err("they are of another command".to_owned()),
+    }
+}
+
 /// Whether kite would take these arguments, the program's name not among them.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod cgroup;
+mod child;
 pub mod cli;
 pub mod coalesced;
 pub mod console;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use super::child::{self, End, Stream};
 use super::keep::{Files, Folder};
 use super::plan::Cell;
 use super::progress::Progress;
+use crate::child::{self, End, Stream};
 use crate::cli;
 use crate::results::{Ending, Recorder, Suite, Tail};
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::child::Stream;
 use super::plan::{Cell, Plan};
+use crate::child::Stream;
 
 /// `--output DIR`: a folder for each kernel, two files for each command.
 pub(super) struct Folder(PathBuf);

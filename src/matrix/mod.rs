@@ -1,7 +1,6 @@
 //! `kite matrix`: runs commands on kernels, each in a `kite run` of its own, several at a time.
 
 mod cell;
-mod child;
 mod keep;
 mod plan;
 mod progress;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::cell::Outcome;
-use super::child::Stream;
 use super::table::time;
+use crate::child::Stream;
 use crate::cli;
 
 /// How many lines of a failed run are shown of each stream.

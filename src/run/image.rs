@@ -71,12 +71,8 @@ impl Boot {
             image.cmdline_max
         );
         ensure!(!cmdline.contains(['\0', '\n']), "the kernel command line holds a NUL or a line break");
-        if !options.force && is_pvm() && image.is_linux() {
-            bail!(
-                "this host's KVM is PVM, which cannot run a stock kernel: it emulates kernel code one instruction at a \
-                 time, and the boot crawls and dies; use a host with hardware virtualisation (`kite doctor` tells), or \
-                 --force if this kernel is made for PVM"
-            );
+        if let Some(why) = refusal(&image).filter(|_| !options.force) {
+            bail!(why);
         }
         let modules = modules::folder(options, &path, image.version().as_deref());
         let module = options.initrd.as_deref().map(one_word).unwrap_or_default();
@@ -155,6 +151,15 @@ fn console(options: &RunOptions) -> &'static str {
         Some(ConsoleDevice::Virtio) => "earlycon=uart8250,io,0x3f8 console=hvc0",
         Some(ConsoleDevice::None) => "console=null",
     }
+}
+
+/// Why this host would not get a kernel to user space, if it would not.
+pub(super) fn refusal(image: &Image) -> Option<&'static str> {
+    (is_pvm() && image.is_linux()).then_some(
+        "this host's KVM is PVM, which cannot run a stock kernel: it emulates kernel code one instruction at a \
+         time, and the boot crawls and dies; use a host with hardware virtualisation (`kite doctor` tells), or \
+         --force if this kernel is made for PVM",
+    )
 }
 
 /// Whether KVM runs without hardware virtualisation, by the PVM module.

@@ -6,6 +6,7 @@ mod devices;
 mod gauges;
 mod image;
 mod modules;
+mod prepared;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use crate::terminal;
 use devices::{Devices, Extra};
 use gauges::Gauges;
 use image::{Boot, Conventions};
+
+pub(crate) use prepared::Prepared;
 
 /// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code. `begun` is when kite was started.
 ///

@@ -1,8 +1,9 @@
 //! The timeline as Chrome's trace events, which ui.perfetto.dev and chrome://tracing show ("Trace Event Format", Google):
 //! phases are complete events, marks instants, exits counters. Times are microseconds since kite's start.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value, json};
 
 use super::{Mark, Moment, Samples, Timeline};
@@ -14,6 +15,8 @@ const KITE: u32 = 1;
 const GUEST: u32 = 2;
 /// Number of a vCPU's thread in the trace, for the first of them.
 const VCPUS: usize = 100;
+/// How often two clocks are read to find one reading that nothing interrupted.
+const READINGS: usize = 8;
 /// Of a phase's exits, the most expensive are named.
 const NAMED: usize = 16;
 
@@ -38,9 +41,22 @@ impl Timeline {
         }
         json!({
             "displayTimeUnit": "ms",
-            "otherData": { "kite": env!("CARGO_PKG_VERSION") },
+            "otherData": { "kite": env!("CARGO_PKG_VERSION"), "begun_monotonic_ns": self.begun_ns() },
             "traceEvents": events,
         })
+    }
+
+    /// When kite started, that is where `ts` is 0, by CLOCK_MONOTONIC, which all processes share: in nanoseconds, of
+    /// several readings the one that took least.
+    fn begun_ns(&self) -> Option<u64> {
+        let now = || Some(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?));
+        let reading = |_| {
+            let (before, elapsed, after) = (now()?, self.begun.elapsed(), now()?);
+            let took = after.checked_sub(before)?;
+            Some((took, (before + took / 2).checked_sub(elapsed)?))
+        };
+        let (_, begun) = (0..READINGS).filter_map(reading).min_by_key(|(took, _)| *took)?;
+        begun.as_nanos().try_into().ok()
     }
 
     /// Whole numbers: of two slices that touch, viewers must not find that they overlap.
@@ -185,6 +201,18 @@ mod tests {
         }
         let named = |name: &str| events.iter().filter(|event| event["name"] == name).count();
         assert_eq!(["memory", "start_kernel", "init", "exit"].map(named), [1; 4]);
+    }
+
+    #[test]
+    fn the_start_is_told_by_the_clock_that_all_processes_share() {
+        let now = || Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap()).as_nanos() as u64;
+        let (before, timeline, after) = (now(), Timeline::default(), now());
+        std::thread::sleep(Duration::from_millis(20));
+        let json = timeline.to_json(&Samples::default());
+        let begun = json["otherData"]["begun_monotonic_ns"].as_u64().unwrap();
+        // Half of what a reading takes may be missing.
+        let reading = 10_000_000;
+        assert!((before - reading..after + reading).contains(&begun), "{before} {begun} {after}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ impl Meanwhile {
         let counters = counters.map(KvmStats::read).unwrap_or_default();
         Self {
             nivcsw: nivcsw.try_into().unwrap_or(0),
-            steal_ns: steal(&fs::read_to_string("/proc/stat").unwrap_or_default()) * STEAL_TICK_NS,
+            steal_ns: steal_ns(),
             counters: counters.into_iter().filter(|(name, _)| KEPT.contains(&name.as_str())).collect(),
         }
     }
@@ -56,6 +56,11 @@ impl Meanwhile {
             *self.counters.entry(name.clone()).or_default() += value;
         }
     }
+}
+
+/// What the hypervisor below has taken of all CPUs since it started this machine, in nanoseconds.
+pub fn steal_ns() -> u64 {
+    steal(&fs::read_to_string("/proc/stat").unwrap_or_default()) * STEAL_TICK_NS
 }
 
 /// The eighth number of the first line of /proc/stat (proc_stat(5)).

@@ -7,10 +7,8 @@
 mod beside;
 mod clock;
 mod code;
-mod compare;
 mod counters;
 mod entry;
-mod facts;
 mod image;
 mod interrupts;
 mod ipi;
@@ -27,32 +25,31 @@ mod rig;
 mod sample;
 mod single;
 mod slot;
-mod statistics;
 mod table;
 mod threads;
 mod watch;
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
-use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail, ensure};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 
+pub(super) use clock::Rate;
+pub(super) use counters::{steal, steal_ns};
 pub use options::{HELP, Options};
+pub(super) use report::Report;
 
+use super::facts::Facts;
+use super::measured::Tool;
+use super::statistics::SEED;
+use super::{now, progress, tell};
 use crate::cli;
 use crate::doctor::hardware::{Engine, Processor};
-use facts::Facts;
 use payload::Payload;
 use protocol::{Budget, Subject};
-use report::{Clock, Report, Run, SCHEMA, SEED, Scale, Skipped, Tool};
+use report::{Clock, Run, SCHEMA, Scale, Skipped};
 use rig::Host;
 
-/// Something has become slower.
-const REGRESSION: u8 = 1;
 /// Each block has at least so many times.
 const LEAST: u64 = 1000;
 
@@ -69,33 +66,7 @@ pub fn run(options: &Options) -> anyhow::Result<u8> {
         let [payload] = payloads[..] else { bail!("--payload writes one payload: name it with --only") };
         return image::write(payload, path).map(|()| cli::DONE);
     }
-    let old = options.compare.as_deref().map(Report::read).transpose()?;
-    // Before minutes have gone by.
-    let json = options.json.as_deref().map(create).transpose()?;
-    let html = options.html.as_deref().map(create).transpose()?;
-    let report = match &options.from {
-        Some(path) => Report::read(path)?,
-        None => measure(options, &payloads)?,
-    };
-    if let Some((file, path)) = json {
-        report.write(io::BufWriter::new(file)).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some((mut file, path)) = html {
-        let page = page::page(&report)?;
-        file.write_all(page.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    let mut out = io::stdout().lock();
-    table::write(&report, &mut out).context("cannot write to standard output")?;
-    let Some(old) = old else { return Ok(cli::DONE) };
-    let changes = compare::changes(&old, &report);
-    compare::write(&old, &changes, &mut out).context("cannot write to standard output")?;
-    let slower = changes.iter().any(compare::Change::is_regression);
-    Ok(if slower { REGRESSION } else { cli::DONE })
-}
-
-fn create(path: &Path) -> anyhow::Result<(File, &Path)> {
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok((file, path))
+    tell::run(&options.tell, || measure(options, &payloads))
 }
 
 fn list(payloads: &[&Payload]) -> anyhow::Result<u8> {
@@ -134,7 +105,7 @@ fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
     };
     let mut report = Report {
         schema: SCHEMA.to_owned(),
-        tool: Tool { version: env!("CARGO_PKG_VERSION").to_owned() },
+        tool: Tool::this(),
         when: now(),
         clock: Clock {
             quantum_ns: (quantum as f64 / rate.ticks_per_ns * 100.0).round() / 100.0,
@@ -182,18 +153,4 @@ fn hopeless(payload: &Payload) -> anyhow::Result<()> {
         "kvm_pvm never answers this instruction in a guest's kernel mode"
     );
     Ok(())
-}
-
-/// On standard error, if that is a terminal.
-fn progress(len: u64) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3}% {msg} ({eta} left)");
-    bar.set_style(style.expect("the template is a constant"));
-    bar.enable_steady_tick(Duration::from_millis(500));
-    bar
-}
-
-/// In UTC.
-fn now() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }

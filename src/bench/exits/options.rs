@@ -9,6 +9,7 @@ use clap::builder::ValueParser;
 
 use super::payload::{PAYLOADS, Payload};
 use super::threads;
+use crate::bench::tell;
 use crate::duration;
 
 /// Examples and exit codes.
@@ -47,18 +48,9 @@ pub struct Options {
     /// Tell times in ticks of the time-stamp counter, not in nanoseconds
     #[arg(long)]
     pub ticks: bool,
-    /// Write all of it as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Write one page with tables and plots
-    #[arg(long, value_name = "FILE")]
-    pub html: Option<PathBuf>,
-    /// Compare with an earlier run's JSON
-    #[arg(long, value_name = "OLD.json")]
-    pub compare: Option<PathBuf>,
-    /// Measure nothing, and tell of an earlier run
-    #[arg(long, value_name = "FILE.json")]
-    pub from: Option<PathBuf>,
+    /// Whom to tell.
+    #[command(flatten)]
+    pub tell: tell::TellOptions,
     /// List the payloads and what each does
     #[arg(long)]
     pub list: bool,

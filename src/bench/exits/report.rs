@@ -1,27 +1,24 @@
 //! What was measured, in the form that is kept: schema `exits/1`, which the README describes.
 
-use std::collections::BTreeMap;
-use std::io::{self, Read};
-use std::path::Path as FilePath;
+use std::io::{self, Write};
 
-use anyhow::{Context, bail, ensure};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use hdrhistogram::serialization::{Serializer, V2Serializer};
 use serde::{Deserialize, Serialize};
 
 use super::clock::Overhead;
-use super::facts::Facts;
 use super::payload::Payload;
 use super::sample::{Block, Path, Row};
-use super::statistics::{self, Random};
+use super::{page, table};
+use crate::bench::compare::{self, Change};
+use crate::bench::facts::Facts;
+use crate::bench::measured::{self, BlockMeasured, Tool};
+use crate::bench::statistics::{self, Random, SEED};
+use crate::bench::tell::Told;
+
+/// A row of the table.
+pub type Measured = measured::Measured<Path>;
 
 /// The version of what is written.
 pub const SCHEMA: &str = "exits/1";
-/// Of the numbers that draw blocks.
-pub const SEED: u64 = 1;
-/// A file larger than this is not one of ours.
-const LARGEST: u64 = 64 << 20;
 /// How far a counter may be from what is expected, and a batch from the single times.
 const CLOSE: f64 = 0.02;
 const BATCH_CLOSE: f64 = 0.05;
@@ -52,13 +49,6 @@ pub struct Report {
     pub peers: Vec<Peer>,
 }
 
-/// What measured.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Tool {
-    /// kite's version.
-    pub version: String,
-}
-
 /// The clocks.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Clock {
@@ -83,68 +73,6 @@ pub struct Run {
     pub seed: u64,
     /// `ns`, or `ticks`, which are instructions where the time-stamp counter counts them.
     pub unit: String,
-}
-
-/// A row of the table.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Measured {
-    /// The payload.
-    pub id: String,
-    /// Which loop answered.
-    pub path: Path,
-    /// Which part of it.
-    pub stage: String,
-    /// The unit of all times here but the histogram's.
-    pub unit: String,
-    /// How many.
-    pub n: u64,
-    /// The least.
-    pub min: f64,
-    /// Percentiles.
-    pub p50: f64,
-    /// 90 %.
-    pub p90: f64,
-    /// 99 %.
-    pub p99: f64,
-    /// 99.9 %, of blocks that nothing disturbed.
-    pub p999: Option<f64>,
-    /// 99.99 %, of the same.
-    pub p9999: Option<f64>,
-    /// The most.
-    pub max: f64,
-    /// The mean.
-    pub mean: f64,
-    /// The standard deviation.
-    pub stdev: f64,
-    /// The median's 95 % confidence interval.
-    pub ci95_p50: [f64; 2],
-    /// The mean of operations that were timed together.
-    pub batch_mean: Option<f64>,
-    /// Each block.
-    pub blocks: Vec<BlockMeasured>,
-    /// KVM's exits for each operation.
-    pub exits_per_op: Option<f64>,
-    /// What to know of it.
-    pub flags: Vec<String>,
-    /// Points of the distribution, how far it is to 1 and the time, for a curve.
-    pub curve: Vec<[f64; 2]>,
-    /// The times in ticks, clock readings included: HdrHistogram V2, base64.
-    pub hist_v2: String,
-}
-
-/// One virtual machine's part.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct BlockMeasured {
-    /// How many.
-    pub n: u64,
-    /// Their median.
-    pub p50: f64,
-    /// How often the thread lost its CPU.
-    pub nivcsw: u64,
-    /// What the machine below took.
-    pub steal_ns: u64,
-    /// KVM's counters.
-    pub stats_delta: BTreeMap<String, u64>,
 }
 
 /// Something that follows.
@@ -239,42 +167,6 @@ impl Report {
     pub fn added(&self, id: &str) -> Option<&Derived> {
         self.derived.iter().find(|derived| derived.id == id && derived.metric == ADDED)
     }
-
-    /// Reads a report.
-    ///
-    /// # Errors
-    /// It cannot be read, or is of another version.
-    pub fn read(path: &FilePath) -> anyhow::Result<Self> {
-        #[derive(Deserialize)]
-        struct Version {
-            schema: String,
-        }
-        let name = path.display();
-        let file = std::fs::File::open(path).with_context(|| format!("cannot open {name}"))?;
-        let mut text = String::new();
-        let read = file.take(LARGEST).read_to_string(&mut text);
-        read.with_context(|| format!("cannot read {name}"))?;
-        let version: Version = serde_json::from_str(&text)
-            .map_err(|_| anyhow::anyhow!("{name} is no report of `kite bench exits --json`"))?;
-        ensure!(
-            version.schema == SCHEMA,
-            "{name} has schema {:?}, and this kite reads {SCHEMA:?}: measure again, or use the kite that wrote it",
-            version.schema
-        );
-        match serde_json::from_str(&text) {
-            Ok(report) => Ok(report),
-            Err(error) => bail!("{name} is damaged: {error}"),
-        }
-    }
-
-    /// Writes it.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, mut to: impl io::Write) -> anyhow::Result<()> {
-        serde_json::to_writer_pretty(&mut to, self)?;
-        Ok(to.write_all(b"\n")?)
-    }
 }
 
 fn quantiles(row: &Row) -> Vec<&[u32]> {
@@ -312,8 +204,8 @@ fn measured(payload: &Payload, row: &Row, scale: &Scale) -> Measured {
         blocks: row.blocks.iter().map(|block| block_measured(block, &time)).collect(),
         exits_per_op: row.per_operation("exits").map(|count| (count * 1000.0).round() / 1000.0),
         flags: Vec::new(),
-        curve: curve(row, &time),
-        hist_v2: encode(row),
+        curve: measured::curve(&row.all, &time),
+        hist_v2: measured::encode(&row.all),
     };
     result.flags = flags(payload, row, &result, scale);
     result
@@ -326,23 +218,6 @@ fn block_measured(block: &Block, time: &dyn Fn(f64) -> f64) -> BlockMeasured {
         nivcsw: block.meanwhile.nivcsw,
         steal_ns: block.meanwhile.steal_ns,
         stats_delta: block.meanwhile.counters.clone(),
-    }
-}
-
-/// Quantiles, closer and closer to 1.
-fn curve(row: &Row, time: &dyn Fn(f64) -> f64) -> Vec<[f64; 2]> {
-    let n = row.all.len() as f64;
-    let steps = (0..=60).map(|step| 10f64.powf(-f64::from(step) / 12.0));
-    let steps = steps.take_while(|left| left * n >= 1.0);
-    steps.map(|left| [left, time(row.all.value_at_quantile(1.0 - left) as f64)]).collect()
-}
-
-fn encode(row: &Row) -> String {
-    let mut bytes = Vec::new();
-    match V2Serializer::new().serialize(&row.all, &mut bytes) {
-        Ok(_) => STANDARD.encode(bytes),
-        // Only counts beyond 2^63 are refused.
-        Err(_) => String::new(),
     }
 }
 
@@ -368,6 +243,27 @@ fn flags(payload: &Payload, row: &Row, result: &Measured, scale: &Scale) -> Vec<
         flags.push("below the clock's grain".to_owned());
     }
     flags
+}
+
+impl Told for Report {
+    const SCHEMA: &'static str = SCHEMA;
+    const COMMAND: &'static str = "kite bench exits";
+
+    fn when(&self) -> &str {
+        &self.when
+    }
+
+    fn table(&self, to: &mut dyn Write) -> io::Result<()> {
+        table::write(self, to)
+    }
+
+    fn page(&self) -> anyhow::Result<String> {
+        page::page(self)
+    }
+
+    fn changes(&self, old: &Self) -> Vec<Change> {
+        compare::changes(&old.results, &self.results)
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::counters::Meanwhile;
-use super::statistics;
+use crate::bench::measured::Way;
+use crate::bench::statistics;
 
 /// Which loop answers the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -16,13 +17,16 @@ pub enum Path {
     Vmm,
 }
 
-impl Path {
-    /// As it is written.
-    pub fn name(self) -> &'static str {
+impl Way for Path {
+    fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Vmm => "vmm",
         }
+    }
+
+    fn rank(self) -> usize {
+        self as usize
     }
 }
 

@@ -1,12 +1,14 @@
 //! Reports as they are made, kept and compared.
 
 use super::*;
-use crate::bench::exits::compare;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::bench::exits::counters::Meanwhile;
 use crate::bench::exits::page::page;
 use crate::bench::exits::payload::PAYLOADS;
 use crate::bench::exits::sample::Leg;
-use crate::bench::exits::table;
+use crate::bench::tell;
 
 const SCALE: Scale =
     Scale { ticks: 2.0, unit: "ns", overhead: Overhead { min: 90, p50: 100, batch: 20.0 }, quantum: 1 };
@@ -85,10 +87,10 @@ fn a_batch_that_disagrees_and_exits_that_are_not_there_are_flagged() {
 fn a_report_that_is_read_is_the_one_that_was_written() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let written = report(2100, 2300);
-    written.write(file.as_file()).unwrap();
-    let read = Report::read(file.path()).unwrap();
+    tell::write(&written, file.as_file()).unwrap();
+    let read: Report = tell::read(file.path()).unwrap();
     assert_eq!(format!("{read:?}"), format!("{written:?}"));
-    assert_eq!(compare::changes(&written, &read).len(), 2);
+    assert_eq!(read.changes(&written).len(), 2);
 }
 
 #[test]
@@ -110,7 +112,7 @@ fn files_of_another_version_or_of_something_else_are_refused_in_one_line() {
     ] {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        let error = format!("{:#}", Report::read(file.path()).unwrap_err());
+        let error = format!("{:#}", tell::read::<Report>(file.path()).unwrap_err());
         assert!(error.contains(word) && !error.contains('\n'), "{error}");
     }
 }
@@ -127,14 +129,14 @@ fn only_what_is_slower_beyond_doubt_is_a_regression() {
         (10_000, 20_300, vec![]),
     ] {
         let new = report(raw, vmm);
-        let changes = compare::changes(&old, &new);
+        let changes = new.changes(&old);
         let found: Vec<_> =
             changes.iter().filter(|it| it.is_regression()).map(|it| it.name.as_str()).collect();
         assert_eq!(found, regressions, "{raw} {vmm}");
     }
     let mut text = Vec::new();
     let slower = report(20_000, 23_000);
-    compare::write(&old, &compare::changes(&old, &slower), &mut text).unwrap();
+    compare::write(&old.when, &slower.changes(&old), &mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("REGRESSION pio.in.4 vmm total: 10.1 us before, 11.5 us now"), "{text}");
 }

@@ -22,13 +22,13 @@ const LAST_PIECES: usize = 128;
 
 /// Where output came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stream {
+pub(crate) enum Stream {
     Stdout,
     Stderr,
 }
 
 /// How it ended.
-pub(super) enum End {
+pub(crate) enum End {
     /// By itself.
     Status(ExitStatus),
     /// We were told to stop.
@@ -42,7 +42,7 @@ pub(super) enum End {
 ///
 /// # Errors
 /// The command cannot be started or followed.
-pub(super) fn run(
+pub(crate) fn run(
     command: &mut Command,
     stop: BorrowedFd<'_>,
     limit: Option<Duration>,
@@ -215,7 +215,7 @@ fn pidfd(process: Pid) -> Result<OwnedFd, Errno> {
 }
 
 /// Whether a file descriptor is readable now.
-pub(super) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

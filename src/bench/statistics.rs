@@ -1,5 +1,7 @@
 //! How sure a median is: bootstrap over blocks, as times within a block depend on each other and blocks do not.
 
+/// Of the numbers that draw blocks.
+pub const SEED: u64 = 1;
 /// How many quantiles a block is reduced to. Odd, so that one is the median.
 pub const QUANTILES: usize = 101;
 /// How many times blocks are drawn.

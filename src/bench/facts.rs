@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::counters::steal;
+use super::exits::steal;
 use crate::doctor::hardware::{Engine, Processor};
 
 /// What this host is.

@@ -1,10 +1,10 @@
-//! Whether an exit has become slower since an earlier run.
+//! Whether something has become slower since an earlier run.
 
 use std::io::{self, Write};
 
-use super::report::{Measured, Report, SEED};
-use super::statistics::{Random, unpaired_interval};
-use super::table::time;
+use super::measured::{Measured, Way};
+use super::statistics::{Random, SEED, unpaired_interval};
+use super::time::time;
 
 /// A difference smaller than this, in parts and in nanoseconds, is none.
 const LEAST_PART: f64 = 0.03;
@@ -36,15 +36,15 @@ impl Change {
     }
 }
 
-fn name(row: &Measured) -> String {
+fn name<P: Way>(row: &Measured<P>) -> String {
     format!("{} {} {}", row.id, row.path.name(), row.stage)
 }
 
 /// All rows that both runs have, in the order of the new one.
-pub fn changes(old: &Report, new: &Report) -> Vec<Change> {
-    let blocks = |row: &Measured| row.blocks.iter().map(|block| block.p50).collect::<Vec<_>>();
-    let change = |row: &Measured| {
-        let before = old.results.iter().find(|other| name(other) == name(row) && other.unit == row.unit)?;
+pub fn changes<P: Way>(old: &[Measured<P>], new: &[Measured<P>]) -> Vec<Change> {
+    let blocks = |row: &Measured<P>| row.blocks.iter().map(|block| block.p50).collect::<Vec<_>>();
+    let change = |row: &Measured<P>| {
+        let before = old.iter().find(|other| name(other) == name(row) && other.unit == row.unit)?;
         let (a, b) = (blocks(before), blocks(row));
         if a.is_empty() || b.is_empty() {
             return None;
@@ -52,15 +52,15 @@ pub fn changes(old: &Report, new: &Report) -> Vec<Change> {
         let interval = unpaired_interval(&a, &b, &mut Random::new(SEED));
         Some(Change { name: name(row), before: before.p50, now: row.p50, interval, unit: row.unit.clone() })
     };
-    new.results.iter().filter_map(change).collect()
+    new.iter().filter_map(change).collect()
 }
 
-/// Writes what has changed beyond doubt.
+/// Writes what has changed beyond doubt since `when`.
 ///
 /// # Errors
 /// Nobody reads it.
-pub fn write(old: &Report, changes: &[Change], to: &mut impl Write) -> io::Result<()> {
-    writeln!(to, "\ncompared with {}, {} rows in both:", old.when, changes.len())?;
+pub fn write(when: &str, changes: &[Change], to: &mut dyn Write) -> io::Result<()> {
+    writeln!(to, "\ncompared with {when}, {} rows in both:", changes.len())?;
     if changes.iter().all(|change| !change.is_certain()) {
         writeln!(to, "no row has changed beyond doubt")?;
     }

@@ -1,0 +1,138 @@
+//! What every benchmark does with what it has measured: a table, a file to keep, a page, and a comparison.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use clap::Args;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::compare::{self, Change};
+use crate::cli;
+
+/// Something has become slower.
+const REGRESSION: u8 = 1;
+/// A file larger than this is not one of ours.
+const LARGEST: u64 = 64 << 20;
+
+/// Whom to tell.
+#[derive(Args, Debug)]
+pub struct TellOptions {
+    /// Write all of it as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write one page with tables and plots
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Compare with an earlier run's JSON
+    #[arg(long, value_name = "OLD.json")]
+    pub compare: Option<PathBuf>,
+    /// Measure nothing, and tell of an earlier run
+    #[arg(long, value_name = "FILE.json")]
+    pub from: Option<PathBuf>,
+}
+
+/// All of a run, in the form that is kept.
+pub trait Told: Serialize + DeserializeOwned {
+    /// The version of what is written.
+    const SCHEMA: &'static str;
+    /// What measures it.
+    const COMMAND: &'static str;
+
+    /// When it was measured.
+    fn when(&self) -> &str;
+
+    /// Writes the table for a terminal.
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    fn table(&self, to: &mut dyn Write) -> io::Result<()>;
+
+    /// The page.
+    ///
+    /// # Errors
+    /// A plot cannot be drawn.
+    fn page(&self) -> anyhow::Result<String>;
+
+    /// What each row took and takes.
+    fn changes(&self, old: &Self) -> Vec<Change>;
+}
+
+/// Tells what `measure` measures, or what an earlier run has, in every way that is asked for; returns the exit code.
+///
+/// # Errors
+/// It cannot be measured, or a file cannot be read or written.
+pub fn run<T: Told>(
+    options: &TellOptions,
+    measure: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<u8> {
+    let old: Option<T> = options.compare.as_deref().map(read).transpose()?;
+    // Before minutes have gone by.
+    let json = options.json.as_deref().map(create).transpose()?;
+    let html = options.html.as_deref().map(create).transpose()?;
+    let report = match &options.from {
+        Some(path) => read(path)?,
+        None => measure()?,
+    };
+    if let Some((file, path)) = json {
+        write(&report, io::BufWriter::new(file))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if let Some((mut file, path)) = html {
+        let page = report.page()?;
+        file.write_all(page.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let mut out = io::stdout().lock();
+    report.table(&mut out).context("cannot write to standard output")?;
+    let Some(old) = old else { return Ok(cli::DONE) };
+    let changes = report.changes(&old);
+    compare::write(old.when(), &changes, &mut out).context("cannot write to standard output")?;
+    let slower = changes.iter().any(Change::is_regression);
+    Ok(if slower { REGRESSION } else { cli::DONE })
+}
+
+fn create(path: &Path) -> anyhow::Result<(File, &Path)> {
+    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok((file, path))
+}
+
+/// Reads a report.
+///
+/// # Errors
+/// It cannot be read, or is of another version.
+pub fn read<T: Told>(path: &Path) -> anyhow::Result<T> {
+    #[derive(Deserialize)]
+    struct Version {
+        schema: String,
+    }
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+    let mut text = String::new();
+    let read = file.take(LARGEST).read_to_string(&mut text);
+    read.with_context(|| format!("cannot read {name}"))?;
+    let version: Version =
+        serde_json::from_str(&text).map_err(|_| anyhow!("{name} is no report of `{} --json`", T::COMMAND))?;
+    ensure!(
+        version.schema == T::SCHEMA,
+        "{name} has schema {:?}, and this kite's `{}` reads {:?}: measure again, or use the kite that wrote it",
+        version.schema,
+        T::COMMAND,
+        T::SCHEMA
+    );
+    match serde_json::from_str(&text) {
+        Ok(report) => Ok(report),
+        Err(error) => bail!("{name} is damaged: {error}"),
+    }
+}
+
+/// Writes a report.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write<T: Told>(report: &T, mut to: impl Write) -> anyhow::Result<()> {
+    serde_json::to_writer_pretty(&mut to, report)?;
+    to.write_all(b"\n")?;
+    Ok(to.flush()?)
+}

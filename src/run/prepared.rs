@@ -1,0 +1,71 @@
+//! What `kite run` would boot, for those who have it booted by others, too.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use boot::Piece;
+use boot::initramfs::Archive;
+
+use super::check_memory;
+use super::devices::{Devices, Extra};
+use super::image::{self, Boot};
+use crate::cli::RunOptions;
+
+/// A kernel, its command line and its initrd.
+pub(crate) struct Prepared {
+    boot: Boot,
+    initrd: Archive,
+}
+
+impl Prepared {
+    /// Looks at all that `options` name.
+    ///
+    /// # Errors
+    /// `kite run` would not start with them.
+    pub fn new(options: &RunOptions) -> anyhow::Result<Self> {
+        check_memory(options.memory())?;
+        let boot = Boot::prepare(options)?;
+        let devices = Devices::open(options, Extra::default())?;
+        let pieces = image::initrd(options, &boot, &devices)?;
+        let len = pieces.iter().map(Piece::len).sum();
+        Ok(Self { boot, initrd: Archive { pieces, len } })
+    }
+
+    /// The kernel's file.
+    pub fn kernel(&self) -> &Path {
+        &self.boot.kernel
+    }
+
+    /// What the kernel calls itself.
+    pub fn version(&self) -> Option<String> {
+        self.boot.image.version()
+    }
+
+    /// The kernel's command line.
+    pub fn cmdline(&self) -> &str {
+        &self.boot.cmdline
+    }
+
+    /// Whether it comes to kite's own `/init`.
+    pub fn is_linux(&self) -> bool {
+        self.boot.image.is_linux()
+    }
+
+    /// Why this host would not get it to user space, if it would not.
+    pub fn refusal(&self) -> Option<&'static str> {
+        image::refusal(&self.boot.image)
+    }
+
+    /// Whether there is an initrd.
+    pub fn has_initrd(&self) -> bool {
+        self.initrd.len > 0
+    }
+
+    /// Writes the initrd.
+    ///
+    /// # Errors
+    /// One of its files cannot be read, or `to` not be written.
+    pub fn write_initrd(&self, to: &mut impl Write) -> io::Result<()> {
+        self.initrd.write_to(to)
+    }
+}
