@@ -9,7 +9,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, matrix, net, port};
+use crate::{disk, matrix, net, port, sandbox};
 
 mod command;
 
@@ -147,6 +147,11 @@ pub struct RunOptions {
     /// What a guest's reboot does
     #[arg(long, value_name = "ACTION", default_value = "exit")]
     pub on_reboot: OnReboot,
+    /// Lock kite itself in, with everything that Linux has: MODE[,no-LAYER]..., where MODE is auto, which uses what the
+    /// host allows, require, which ends where that is not all, or none; and LAYER is namespaces, root, capabilities,
+    /// no-new-privs, rlimits, landlock or seccomp
+    #[arg(long, value_name = "SANDBOX", default_value = "auto", value_parser = ValueParser::new(sandbox::parse))]
+    pub sandbox: sandbox::Options,
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,

@@ -25,6 +25,7 @@ pub mod pit;
 pub mod port;
 pub mod results;
 pub mod run;
+pub mod sandbox;
 pub mod signals;
 pub mod tap;
 pub mod task;

@@ -23,7 +23,7 @@ use devices::serial::{Host, Serial};
 use devices::virtio::mmio::{self, InterruptLine, Mmio};
 use devices::virtio::{Virtio, VirtioDevice};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
-use kvm_ioctls::{Cap, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::coalesced::{Coalesced, CoalescingHost};
@@ -81,14 +81,14 @@ impl Machine {
     /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says.
     ///
     /// # Errors
-    /// The host has no KVM, or not enough of something.
+    /// The host has not enough of something.
     pub fn build(
+        kvm: &Kvm,
         board: Board,
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
         devices: Vec<Attachment>,
     ) -> anyhow::Result<Self> {
-        let kvm = vm::open_kvm()?;
         let most = kvm.get_max_vcpus();
         ensure!(
             board.cpus as usize <= most,
@@ -99,9 +99,9 @@ impl Machine {
         // guest each answer is an exit, and all of them take as long.
         let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
             let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
-            let asking = asking.spawn_scoped(scope, || vm::supported_cpuid(&kvm));
+            let asking = asking.spawn_scoped(scope, || vm::supported_cpuid(kvm));
             let asking = asking.context("cannot start a thread")?;
-            let vm = Vm::new(&kvm, ram, board.cpus);
+            let vm = Vm::new(kvm, ram, board.cpus);
             Ok((vm?, asking.join().expect("a panic ends the process")?))
         })?;
         let exit = Arc::new(ExitRequest::new()?);

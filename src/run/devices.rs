@@ -74,6 +74,28 @@ impl Devices {
         })
     }
 
+    /// What is to be done where there is no other process, or in the one outside: to see to programs that the devices need.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn watch(&mut self) -> Result<()> {
+        self.networks.iter_mut().try_for_each(Network::watch)
+    }
+
+    /// Leaves it to the process outside to remove from the host what goes with kite.
+    pub fn leave(&mut self) {
+        self.networks.iter_mut().for_each(Network::leave);
+        self.ports.leave_names();
+    }
+
+    /// Starts the threads of what the devices are connected to, once.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn start(&mut self) -> Result<()> {
+        self.ports.start()
+    }
+
     /// How many devices there are.
     pub fn count(&self) -> u32 {
         let named = self.disks.len() + self.networks.len() + self.shares.len();

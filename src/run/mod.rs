@@ -11,6 +11,7 @@ use std::sync::Arc;
 use ::devices::serial::Host;
 use anyhow::{Context, bail, ensure};
 use boot::Piece;
+use kvm_ioctls::Kvm;
 use nix::sys::sysinfo::sysinfo;
 
 use crate::cli::{self, OnReboot, RunOptions};
@@ -21,7 +22,10 @@ use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
+use crate::sandbox::{self, Inherited, Inside, Side};
+use crate::signals::Signals;
 use crate::terminal;
+use crate::vm;
 use devices::{Devices, Extra};
 use image::{Boot, Conventions};
 
@@ -34,11 +38,21 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         return command::run(options);
     }
     footprint::keep_one_heap();
+    let inherited = Inherited::now();
     check_memory(options.memory())?;
     let boot = Boot::prepare(options)?;
-    let mut console = Console::new(console::prefers_hvc(&boot.cmdline))?;
+    let signals = Signals::take_over(options.sandbox.splits())?;
+    let mut console = Console::new(signals, console::prefers_hvc(&boot.cmdline))?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
-    let devices = Devices::open(options, Extra { hvc, ..Extra::default() })?;
+    let mut devices = Devices::open(options, Extra { hvc, ..Extra::default() })?;
+    let mut inside = match split(options.sandbox, inherited, &mut devices)? {
+        Half::Inside(inside) => inside,
+        Half::Ended(end) => {
+            // The ports' sockets go with it.
+            drop(devices);
+            return end_as(end);
+        }
+    };
     let board = Board {
         cpus: options.cpus,
         ram: options.memory(),
@@ -46,9 +60,12 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         virtio: devices.count(),
         test_devices: options.test_devices,
     };
-    let mut initrd = None;
+    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
     loop {
-        let mut running = start(options, board, &boot, &devices, &mut initrd, console.host())?;
+        let machine = start.machine(&devices, console.host())?;
+        inside.lock()?;
+        devices.start()?;
+        let mut running = machine.start()?;
         let signal = console.attend(&mut running)?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
@@ -90,39 +107,83 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
 /// The stack of the thread that loads, in bytes; the host gives what is touched of it.
 const LOADER_STACK: usize = 256 << 10;
 
-/// Builds a machine, loads the guest and starts it. `initrd` is made by the first start and kept for the next.
-fn start(
-    options: &RunOptions,
+/// What every start of the guest has in common.
+struct Start<'a> {
+    options: &'a RunOptions,
     board: Board,
-    boot: &Boot,
-    devices: &Devices,
-    initrd: &mut Option<Vec<Piece>>,
-    host: Box<dyn Host>,
-) -> anyhow::Result<Running> {
-    let ram = Arc::new(GuestRam::new(board.ram)?);
-    let load = || -> anyhow::Result<_> {
-        let initrd = match initrd {
-            Some(initrd) => initrd,
-            None => initrd.insert(image::initrd(options, boot, devices)?),
+    boot: &'a Boot,
+    /// KVM, or why there is none.
+    kvm: Result<Kvm, String>,
+    /// Made by the first start and kept for the next.
+    initrd: Option<Vec<Piece>>,
+}
+
+impl Start<'_> {
+    /// Builds a machine and loads the guest.
+    fn machine(&mut self, devices: &Devices, host: Box<dyn Host>) -> anyhow::Result<Machine> {
+        let Self { options, board, boot, kvm, initrd } = self;
+        let board = *board;
+        let ram = Arc::new(GuestRam::new(board.ram)?);
+        let load = || -> anyhow::Result<_> {
+            let initrd = match initrd {
+                Some(initrd) => initrd,
+                None => initrd.insert(image::initrd(options, boot, devices)?),
+            };
+            let guest = Guest { image: &boot.image, initrd, cmdline: &boot.cmdline, module: &boot.module };
+            Ok(guest.load(board, &ram))
         };
-        let guest = Guest { image: &boot.image, initrd, cmdline: &boot.cmdline, module: &boot.module };
-        Ok(guest.load(board, &ram))
-    };
-    // KVM mostly waits while it builds a machine: time enough to load the guest.
-    let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
-        let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
-        let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
-        let machine = devices
-            .attach(ram.memory())
-            .and_then(|devices| Machine::build(board, ram.clone(), host, devices));
-        Ok((machine, loader.join().expect("a panic ends the process")))
-    })?;
-    // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.
-    let info = loaded?;
-    let mut machine = machine?;
-    let info = info?;
-    machine.boot(&boot.image, info)?;
-    machine.start()
+        // KVM mostly waits while it builds a machine: time enough to load the guest.
+        let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
+            let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
+            let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
+            let machine = devices.attach(ram.memory()).and_then(|devices| match kvm {
+                Ok(kvm) => Machine::build(kvm, board, ram.clone(), host, devices),
+                Err(why) => bail!("{why}"),
+            });
+            Ok((machine, loader.join().expect("a panic ends the process")))
+        })?;
+        // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.
+        let info = loaded?;
+        let mut machine = machine?;
+        let info = info?;
+        machine.boot(&boot.image, info)?;
+        Ok(machine)
+    }
+}
+
+/// Opens KVM; that it cannot be is told once everything else is known to be well.
+fn open_kvm() -> Result<Kvm, String> {
+    vm::open_kvm().map_err(|error| format!("{error:#}"))
+}
+
+/// One half of kite.
+enum Half {
+    /// The machine's, which goes on.
+    Inside(Inside),
+    /// The one outside, once the machine's has ended.
+    Ended(sandbox::End),
+}
+
+/// Splits kite, if it is to be; the half outside sees to what the devices leave on the host, and to the machine's end.
+fn split(options: sandbox::Options, inherited: Inherited, devices: &mut Devices) -> anyhow::Result<Half> {
+    match sandbox::split(options, inherited)? {
+        Side::Outside(outside) => {
+            devices.watch()?;
+            outside.attend().map(Half::Ended)
+        }
+        Side::Inside(inside) => {
+            if sandbox::is_inside() { devices.leave() } else { devices.watch()? }
+            Ok(Half::Inside(inside))
+        }
+    }
+}
+
+/// Ends as the machine's process has.
+fn end_as(end: sandbox::End) -> anyhow::Result<u8> {
+    match end {
+        sandbox::End::Exited(code) => Ok(code),
+        sandbox::End::Signalled(signal) => die_by(signal),
+    }
 }
 
 /// How a guest ended.
@@ -201,6 +262,9 @@ fn report_lost_output(running: &Running, console: &Console) {
 /// Ends the process by the signal that it was sent, so that whoever waits for it sees that.
 pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     use nix::sys::signal::{SigSet, Signal, raise};
+    if sandbox::end_by(signal) {
+        return Ok(cli::FAILED);
+    }
     let signal = Signal::try_from(signal).context("an unknown signal")?;
     let mut mask = SigSet::empty();
     mask.add(signal);

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::devices::{Devices, Extra};
 use super::image::Boot;
-use super::{End as MachineEnd, check_memory, die_by, start};
+use super::{End as MachineEnd, Start, check_memory, die_by, open_kvm};
+use crate::signals::Signals;
 use crate::cli::RunOptions;
 use crate::exit::Exit;
 use crate::footprint;
@@ -54,9 +55,10 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose)?;
-    let mut session = Session::new(terminal, log)?;
+    let mut session = Session::new(Signals::take_over(false)?, terminal, log)?;
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
-    let devices = Devices::open(options, extra)?;
+    let mut devices = Devices::open(options, extra)?;
+    devices.watch()?;
     let board = Board {
         cpus: options.cpus,
         ram: options.memory(),
@@ -64,7 +66,10 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
         virtio: devices.count(),
         test_devices: false,
     };
-    let mut running = start(options, board, &boot, &devices, &mut None, session.log.host())?;
+    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
+    let machine = start.machine(&devices, session.log.host())?;
+    devices.start()?;
+    let mut running = machine.start()?;
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
     let attended = session.attend(&running, &limits, results.tee());
     running.stop();

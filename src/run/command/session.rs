@@ -10,14 +10,13 @@ use devices::virtio::console::Port;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::signalfd::SignalFd;
 
 use super::kernel_log::KernelLog;
 use super::streams::{InputStream, News, OutputStream, Tee, Wake, Word};
 use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::Exit;
 use crate::machine::Running;
-use crate::signals;
+use crate::signals::{self, Signals};
 use crate::task::{self, CONTROL, End, Messages, Order, Output, Report};
 use crate::terminal::{self, RawTerminal};
 
@@ -32,7 +31,7 @@ const ORDERS_MAX: usize = 4096;
 
 /// A command's session. It lasts as long as its one machine.
 pub(super) struct Session {
-    signals: SignalFd,
+    signals: Signals,
     pub log: KernelLog,
     stdin: Arc<InputStream>,
     outputs: [Arc<OutputStream>; 2],
@@ -47,12 +46,15 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Takes over the process's signals; to be called before there is a second thread.
+    /// At the process's `signals`.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new(terminal: Option<task::Terminal>, log: KernelLog) -> anyhow::Result<Self> {
-        let signals = signals::take_over()?;
+    pub fn new(
+        signals: Signals,
+        terminal: Option<task::Terminal>,
+        log: KernelLog,
+    ) -> anyhow::Result<Self> {
         let wake = Wake::new()?;
         let control = wake.port(CONTROL)?;
         let [stdout, stderr] = Output::ALL.map(OutputStream::new);
@@ -179,8 +181,7 @@ impl Session {
     }
 
     fn take_signal(&mut self, machine: &Running) {
-        let Ok(Some(info)) = self.signals.read_signal() else { return };
-        let signal = info.ssi_signo as i32;
+        let Some(signal) = self.signals.next() else { return };
         if signal == Signal::SIGWINCH as i32 {
             let (columns, rows) = terminal::size();
             self.order(&Order::Resize { columns, rows });
@@ -230,9 +231,9 @@ impl Session {
                 Err(error) => return Err(error).context("cannot wait for the last of the output"),
             }
             self.word.wake.heard();
-            while let Ok(Some(info)) = self.signals.read_signal() {
-                if !signals::is_news(info.ssi_signo) {
-                    return Ok(Some(info.ssi_signo as i32));
+            while let Some(signal) = self.signals.next() {
+                if !signals::is_news(signal) {
+                    return Ok(Some(signal));
                 }
             }
         }

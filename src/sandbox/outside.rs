@@ -1,0 +1,138 @@
+//! The process outside: the one that the user has started, and knows. It hands signals on to the machine's process, stops
+//! and goes on with it, and ends as it ends. What the host is to be rid of then, such as a socket's name, is its to remove.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, anyhow};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, dup2_stdout, dup2_stderr};
+
+use super::news::{News, Reader};
+use crate::signals;
+use crate::terminal;
+
+/// The machine's process, seen from outside.
+pub struct Outside {
+    machine: Pid,
+    news: Reader,
+    /// How the terminal was, if it is ours.
+    terminal: Option<Termios>,
+}
+
+/// How the machine's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// With this exit code.
+    Exited(u8),
+    /// By this signal, or with the wish to.
+    Signalled(i32),
+}
+
+impl Outside {
+    pub(super) fn new(machine: Pid, news: Reader) -> Self {
+        let ours = terminal::is_ours();
+        let terminal = if ours { tcgetattr(io::stdin()).ok() } else { None };
+        Self { machine, news, terminal }
+    }
+
+    /// Attends the machine's process to its end.
+    ///
+    /// # Errors
+    /// The host refuses to wait.
+    pub fn attend(mut self) -> anyhow::Result<End> {
+        let signals = take_signals()?;
+        // Whoever reads what the guest prints sees the end of it when the machine's process closes it.
+        let null = std::fs::File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
+        let _ = dup2_stdout(&null);
+        loop {
+            for news in self.news.take() {
+                match news {
+                    News::StderrClosed => _ = dup2_stderr(&null),
+                    News::Refused => self.restore_terminal(),
+                    News::EndBy(signal) => self.news.end = Some(signal),
+                }
+            }
+            if let Some(end) = self.ended()? {
+                return Ok(end);
+            }
+            let mut fds = [
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.news.as_fd(), PollFlags::POLLIN),
+            ];
+            // A pipe without writers is always ready.
+            let count = if self.news.is_open() { 2 } else { 1 };
+            match poll(&mut fds[..count], PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(anyhow!(error).context("cannot wait for the machine's process")),
+            }
+            while let Ok(Some(info)) = signals.read_signal() {
+                self.take_signal(info.ssi_signo as i32);
+            }
+        }
+    }
+
+    fn ended(&mut self) -> anyhow::Result<Option<End>> {
+        let status = waitpid(self.machine, Some(WaitPidFlag::WNOHANG));
+        let end = match status.context("cannot wait for the machine's process")? {
+            WaitStatus::Exited(_, code) => End::Exited(code as u8),
+            WaitStatus::Signaled(_, signal, _) => {
+                self.restore_terminal();
+                End::Signalled(signal as i32)
+            }
+            _ => return Ok(None),
+        };
+        // What it told last may not have been read yet.
+        let told = self.news.take().into_iter().find_map(|news| match news {
+            News::EndBy(signal) => Some(signal),
+            _ => None,
+        });
+        Ok(Some(told.or(self.news.end).map_or(end, End::Signalled)))
+    }
+
+    fn take_signal(&self, signal: i32) {
+        // Those of the terminal reach both, but only what comes from here is heard inside.
+        let Ok(name) = Signal::try_from(signal) else { return };
+        match name {
+            Signal::SIGCHLD => {}
+            Signal::SIGTSTP | Signal::SIGTTOU => self.stop(name),
+            _ => _ = signals::pass_on(self.machine, signal),
+        }
+    }
+
+    /// Stops with the machine until the user's shell lets both go on. As the first process of its namespace, the machine's
+    /// would be stopped by nothing else.
+    fn stop(&self, signal: Signal) {
+        let _ = kill(self.machine, Signal::SIGSTOP);
+        let mut mask = SigSet::empty();
+        mask.add(signal);
+        // Where nobody would let it go on, it is not stopped.
+        let _ = raise(signal);
+        let _ = mask.thread_unblock();
+        let _ = mask.thread_block();
+        let _ = kill(self.machine, Signal::SIGCONT);
+    }
+
+    /// What the machine's process had no time for.
+    fn restore_terminal(&self) {
+        if let Some(before) = &self.terminal {
+            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, before);
+        }
+    }
+}
+
+/// Takes over what is to be handed on, or to be done with the machine.
+fn take_signals() -> anyhow::Result<SignalFd> {
+    let mut waited = signals::ending();
+    for signal in [Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGTTOU] {
+        waited.add(signal);
+    }
+    waited.thread_block().context("cannot block signals")?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")
+}
