@@ -167,9 +167,7 @@ impl Network {
                 let files = files.iter().map(File::try_clone).collect::<Result<_, _>>();
                 Box::new(Tap::new(files.context("cannot duplicate a tap's file")?))
             }
-            Open::User(stream, _) => {
-                Box::new(stream.try_clone().context("cannot duplicate passt's socket")?)
-            }
+            Open::User(stream, _) => Box::new(stream.try_clone().context("cannot duplicate passt's socket")?),
         };
         Ok(Box::new(Net::new(backend, self.mac)))
     }

@@ -172,7 +172,11 @@ fn split(options: sandbox::Options, inherited: Inherited, devices: &mut Devices)
             outside.attend().map(Half::Ended)
         }
         Side::Inside(inside) => {
-            if sandbox::is_inside() { devices.leave() } else { devices.watch()? }
+            if sandbox::is_inside() {
+                devices.leave()
+            } else {
+                devices.watch()?
+            }
             Ok(Half::Inside(inside))
         }
     }

@@ -1,8 +1,9 @@
 //! The process outside: the one that the user has started, and knows. It hands signals on to the machine's process, stops
 //! and goes on with it, and ends as it ends. What the host is to be rid of then, such as a socket's name, is its to remove.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, anyhow};
 use nix::errno::Errno;
@@ -11,7 +12,7 @@ use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stdout, dup2_stderr};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
 use super::news::{News, Reader};
 use crate::signals;
@@ -48,12 +49,11 @@ impl Outside {
     pub fn attend(mut self) -> anyhow::Result<End> {
         let signals = take_signals()?;
         // Whoever reads what the guest prints sees the end of it when the machine's process closes it.
-        let null = std::fs::File::options().write(true).open("/dev/null").context("cannot open /dev/null")?;
-        let _ = dup2_stdout(&null);
+        self.close(|null| dup2_stdout(null));
         loop {
             for news in self.news.take() {
                 match news {
-                    News::StderrClosed => _ = dup2_stderr(&null),
+                    News::StderrClosed => self.close(|null| dup2_stderr(null)),
                     News::Refused => self.restore_terminal(),
                     News::EndBy(signal) => self.news.end = Some(signal),
                 }
@@ -74,6 +74,14 @@ impl Outside {
             while let Ok(Some(info)) = signals.read_signal() {
                 self.take_signal(info.ssi_signo as i32);
             }
+        }
+    }
+
+    /// Puts nothing in the place of a stream. Where the host has nothing, a pipe that nobody reads will do.
+    fn close(&self, replace: impl FnOnce(BorrowedFd<'_>) -> nix::Result<()>) {
+        let null = File::options().write(true).open("/dev/null").map(OwnedFd::from);
+        if let Ok(null) = null.or_else(|_| io::pipe().map(|(_, writer)| writer.into())) {
+            let _ = replace(null.as_fd());
         }
     }
 

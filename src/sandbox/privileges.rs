@@ -1,6 +1,9 @@
 //! What a process has from whoever started it, given up: capabilities(7), the environment, descriptors, and what it may
 //! use of the host without end.
-#![expect(unsafe_code, reason = "prctl(2) and capset(2) as needed here, and the environment, have no safe interface")]
+#![expect(
+    unsafe_code,
+    reason = "prctl(2) and capset(2) as needed here, and the environment, have no safe interface"
+)]
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -57,8 +60,7 @@ pub(super) fn limit(threads: Option<u64>) -> anyhow::Result<()> {
     let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
     setrlimit(Resource::RLIMIT_NOFILE, files, files).context("cannot limit open files")?;
     if let Some(threads) = threads {
-        let (soft, hard) =
-            getrlimit(Resource::RLIMIT_NPROC).context("cannot read the limit of processes")?;
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NPROC).context("cannot read the limit of processes")?;
         let most = threads.min(soft).min(hard);
         setrlimit(Resource::RLIMIT_NPROC, most, most).context("cannot limit processes")?;
     }
@@ -82,7 +84,8 @@ pub(super) fn close(inherited: &[RawFd]) {
         // SAFETY: nothing in this program knows these descriptors, which were there before it.
         unsafe { libc::close(*number) };
     }
-    let [stdin, stdout, stderr] = [&std::io::stdin() as &dyn std::os::fd::AsFd, &std::io::stdout(), &std::io::stderr()];
+    let [stdin, stdout, stderr] =
+        [&std::io::stdin() as &dyn std::os::fd::AsFd, &std::io::stdout(), &std::io::stderr()];
     for stream in [stdin, stdout, stderr] {
         let _ = fcntl(stream.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
     }

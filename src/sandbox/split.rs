@@ -49,11 +49,12 @@ pub(super) fn split(wanted: bool) -> anyhow::Result<Halves> {
     match child {
         Some(child) => {
             drop((go, tell));
-            let all_users = flags & libc::CLONE_NEWUSER != 0 && name_users(child).inspect_err(|_| {
-                // It waits, and ends unheard.
-                let _ = kill(child, Signal::SIGKILL);
-                let _ = waitpid(child, None);
-            })?;
+            let all_users = flags & libc::CLONE_NEWUSER != 0
+                && name_users(child).inspect_err(|_| {
+                    // It waits, and ends unheard.
+                    let _ = kill(child, Signal::SIGKILL);
+                    let _ = waitpid(child, None);
+                })?;
             // One that is gone is waited for like any other.
             let _ = (&start).write_all(&[u8::from(all_users)]);
             // Left open: the machine's process sees by it whether this one is there.

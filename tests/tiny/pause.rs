@@ -36,7 +36,8 @@ fn run(guest: &'static Blob) -> Running {
     let board = Board { cpus: 2, ram: 64 << 20, acpi: true, virtio: 0, test_devices: false };
     let ram = Arc::new(GuestRam::new(board.ram).unwrap());
     let info = Guest { image: &image, initrd: &[], cmdline: "", module: "" }.load(board, &ram).unwrap();
-    let mut machine = Machine::build(&kite::vm::open_kvm().unwrap(), board, ram, Box::new(Nobody), Vec::new()).unwrap();
+    let mut machine =
+        Machine::build(&kite::vm::open_kvm().unwrap(), board, ram, Box::new(Nobody), Vec::new()).unwrap();
     machine.boot(&image, info).unwrap();
     machine.start().unwrap()
 }

@@ -50,11 +50,7 @@ impl Session {
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new(
-        signals: Signals,
-        terminal: Option<task::Terminal>,
-        log: KernelLog,
-    ) -> anyhow::Result<Self> {
+    pub fn new(signals: Signals, terminal: Option<task::Terminal>, log: KernelLog) -> anyhow::Result<Self> {
         let wake = Wake::new()?;
         let control = wake.port(CONTROL)?;
         let [stdout, stderr] = Output::ALL.map(OutputStream::new);
