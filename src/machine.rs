@@ -159,7 +159,7 @@ impl Machine {
         boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
     }
 
-    /// Starts the vCPUs, and behind them the devices, which no guest needs in its first instructions.
+    /// Starts the threads of vCPUs and devices; the guest begins when it is [released](Running::release).
     ///
     /// # Errors
     /// The host has no threads left.
@@ -266,6 +266,11 @@ pub enum ResetWord {
 }
 
 impl Running {
+    /// Lets the guest begin.
+    pub fn release(&self) {
+        self.vcpus.iter().for_each(VcpuThread::release);
+    }
+
     /// Brings every vCPU to a halt between two instructions, with nothing half done.
     pub fn pause(&self) {
         vcpu::pause(&self.vcpus);

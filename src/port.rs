@@ -21,6 +21,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::sandbox;
+
 /// How much is read from a client at once, in bytes.
 const CHUNK: usize = 4096;
 /// The thread's stack in bytes; the host gives what is touched of it.
@@ -122,7 +124,10 @@ impl Ports {
         let mut lines = std::mem::take(&mut self.lines);
         if !lines.is_empty() {
             let wake = self.wake.clone();
-            let run = move || run(&wake, &mut lines);
+            let run = move || {
+                sandbox::confine(sandbox::Thread::Io);
+                run(&wake, &mut lines);
+            };
             let thread = std::thread::Builder::new().name("ports".to_owned()).stack_size(STACK);
             self.thread = Some(thread.spawn(run).context("cannot start a thread")?);
         }

@@ -25,6 +25,7 @@ use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::{Exit, ExitRequest};
 use crate::footprint;
 use crate::machine::Running;
+use crate::sandbox;
 use crate::signals::Signals;
 use crate::terminal::{self, RawTerminal};
 use keys::{Key, Keys};
@@ -120,7 +121,7 @@ impl Console {
         &self.hvc
     }
 
-    /// Carries bytes both ways until the machine is asked to stop, and stops it; what the guest has printed by then is
+    /// Lets the guest begin, and carries bytes both ways until the machine is asked to stop, and stops it; what the guest has printed by then is
     /// still written. Returns the signal that came while it was, if one did.
     ///
     /// # Errors
@@ -130,6 +131,8 @@ impl Console {
         self.measure_terminal();
         let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
         let output = Output::start(serial, hvc, self.ready.clone(), machine.exit().clone())?;
+        sandbox::confine(sandbox::Thread::Main);
+        machine.release();
         let waited = self.wait(machine);
         machine.stop();
         // The keys go nowhere from here on, and while output waits for its reader Ctrl-C is the way out.

@@ -16,6 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::{keys::HELP, lock};
 use crate::crash::text::PanicText;
 use crate::exit::{Exit, ExitRequest};
+use crate::sandbox;
 use crate::signals::{self, Signals};
 
 /// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
@@ -127,7 +128,11 @@ impl Output {
         *ready.heard() = Heard::default();
         let writer = Writer { serial, hvc, ready: ready.clone(), exit: exit.clone(), done: done.clone() };
         let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
-        let thread = thread.spawn(move || writer.run()).context("cannot start the console's thread")?;
+        let run = move || {
+            sandbox::confine(sandbox::Thread::Io);
+            writer.run()
+        };
+        let thread = thread.spawn(run).context("cannot start the console's thread")?;
         Ok(Self { ready, done, exit, thread })
     }
 

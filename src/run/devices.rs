@@ -16,6 +16,7 @@ use crate::disk;
 use crate::machine::Attachment;
 use crate::net::Network;
 use crate::port::Ports;
+use crate::sandbox;
 
 /// The thread of the devices that have little to do.
 const SHARED_THREAD: &str = "virtio";
@@ -86,6 +87,18 @@ impl Devices {
     pub fn leave(&mut self) {
         self.networks.iter_mut().for_each(Network::leave);
         self.ports.leave_names();
+    }
+
+    /// What of the sandbox they need to be left open.
+    pub fn needs(&self) -> sandbox::Needs {
+        let shares = self.shares.iter().map(|share| share.writable).reduce(|one, other| one || other);
+        sandbox::Needs {
+            disks: !self.disks.is_empty(),
+            networks: !self.networks.is_empty(),
+            ports: !self.ports.ports().is_empty(),
+            shares,
+            ..sandbox::Needs::default()
+        }
     }
 
     /// Starts the threads of what the devices are connected to, once.

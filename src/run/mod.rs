@@ -63,7 +63,11 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
     loop {
         let machine = start.machine(&devices, console.host())?;
-        inside.lock()?;
+        inside.lock(sandbox::Needs {
+            test_devices: options.test_devices,
+            restart: options.on_reboot == OnReboot::Restart,
+            ..devices.needs()
+        })?;
         devices.start()?;
         let mut running = machine.start()?;
         let signal = console.attend(&mut running)?;

@@ -3,7 +3,7 @@
 //!
 //! Everything that has a path or needs a right is opened first, by one thread. Then the process is split ([`split()`]):
 //! the machine's half is built in namespaces of its own, and locks itself in ([`Inside::lock`]) when the guest is loaded;
-//! the half outside stays what the user has started. Threads that start from then on confine themselves further.
+//! the half outside stays what the user has started. Threads that start from then on confine themselves further ([`confine`]).
 
 mod landlock;
 mod news;
@@ -11,6 +11,7 @@ mod options;
 mod outside;
 mod privileges;
 mod root;
+mod seccomp;
 mod split;
 
 use std::os::fd::RawFd;
@@ -22,6 +23,7 @@ use crate::doctor;
 use news::News;
 pub use options::{Layer, Mode, Options, parse};
 pub use outside::{End, Outside};
+pub use seccomp::{Needs, Thread, confine};
 use split::{Apart, Halves};
 
 /// The descriptors that whoever started kite has left open for it.
@@ -101,11 +103,11 @@ pub(crate) fn stderr_closed() {
 }
 
 impl Inside {
-    /// Locks this process in, which has one thread; the first time only.
+    /// Locks this process in, which has one thread, for a machine that `needs` this much; the first time only.
     ///
     /// # Errors
     /// A layer is required that the host does not allow.
-    pub fn lock(&mut self) -> anyhow::Result<()> {
+    pub fn lock(&mut self, needs: Needs) -> anyhow::Result<()> {
         if std::mem::replace(&mut self.locked, true) || self.options.mode == Mode::None {
             return Ok(());
         }
@@ -122,6 +124,7 @@ impl Inside {
         });
         self.layer(Layer::Capabilities, |_| privileges::drop_capabilities());
         self.layer(Layer::Landlock, |_| landlock::restrict(&[]));
+        self.layer(Layer::Seccomp, |_| seccomp::prepare(needs));
         self.answer_for_lacks()
     }
 

@@ -39,7 +39,9 @@ fn run(guest: &'static Blob) -> Running {
     let mut machine =
         Machine::build(&kite::vm::open_kvm().unwrap(), board, ram, Box::new(Nobody), Vec::new()).unwrap();
     machine.boot(&image, info).unwrap();
-    machine.start().unwrap()
+    let running = machine.start().unwrap();
+    running.release();
+    running
 }
 
 fn counter(running: &Running) -> u64 {

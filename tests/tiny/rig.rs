@@ -61,7 +61,9 @@ impl Rig {
         let shared =
             Shared { ports: Arc::new(port_bus), mmio: Arc::new(memory_bus), coalesced, exit: exit.clone() };
         let vcpu = Vcpu::new(0, vcpu, shared);
-        Self { vcpus: vec![vcpu.start().unwrap()], exit, vm }
+        let vcpu = vcpu.start().unwrap();
+        vcpu.release();
+        Self { vcpus: vec![vcpu], exit, vm }
     }
 
     /// Waits until the guest powers off, and stops.

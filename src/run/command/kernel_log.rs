@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::streams::Wake;
 use crate::crash::text::PanicText;
+use crate::sandbox;
 use crate::terminal;
 
 /// How much is kept, in bytes.
@@ -78,6 +79,7 @@ impl KernelLog {
     pub fn start(&self, serial: Arc<Mutex<Serial>>, done: Arc<Wake>) -> anyhow::Result<()> {
         let shared = self.shared.clone();
         let run = move || {
+            sandbox::confine(sandbox::Thread::Io);
             shared.run(&serial);
             shared.ended.store(true, Ordering::SeqCst);
             done.wake();

@@ -16,6 +16,7 @@ use super::streams::{InputStream, News, OutputStream, Tee, Wake, Word};
 use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::Exit;
 use crate::machine::Running;
+use crate::sandbox;
 use crate::signals::{self, Signals};
 use crate::task::{self, CONTROL, End, Messages, Order, Output, Report};
 use crate::terminal::{self, RawTerminal};
@@ -75,7 +76,7 @@ impl Session {
         vec![self.control.clone(), self.stdin.port.clone(), stdout.port.clone(), stderr.port.clone()]
     }
 
-    /// Attends the machine until it is asked to stop, for the command's end or another reason; it still runs then.
+    /// Lets the guest begin, and attends the machine until it is asked to stop, for the command's end or another reason; it still runs then.
     ///
     /// # Errors
     /// The host refuses a thread, or the terminal its setting.
@@ -89,6 +90,8 @@ impl Session {
         stdout.start(self.word.clone(), tee)?;
         stderr.start(self.word.clone(), None)?;
         self.stdin.start(self.word.clone(), raw.is_some())?;
+        sandbox::confine(sandbox::Thread::Main);
+        machine.release();
         let waited = self.wait(machine, limits);
         self.stdin.stop();
         waited

@@ -17,6 +17,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
 use crate::console::keys::{Key, Keys};
+use crate::sandbox;
 use crate::task::{Output, STDIN};
 
 /// How much of standard input is read at once, in bytes.
@@ -179,7 +180,11 @@ impl OutputStream {
     pub fn start(self: &Arc<Self>, word: Arc<Word>, tee: Option<Tee>) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(self.output.port().to_owned()).stack_size(STACK);
-        thread.spawn(move || this.run(&word, tee)).map(drop).context("cannot start a thread")
+        let run = move || {
+            sandbox::confine(sandbox::Thread::Io);
+            this.run(&word, tee);
+        };
+        thread.spawn(run).map(drop).context("cannot start a thread")
     }
 
     fn run(&self, word: &Word, mut tee: Option<Tee>) {
@@ -294,7 +299,10 @@ impl InputStream {
     pub fn start(self: &Arc<Self>, word: Arc<Word>, keys: bool) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(STDIN.to_owned()).stack_size(STACK);
-        let run = move || this.run(&word, keys.then(Keys::default));
+        let run = move || {
+            sandbox::confine(sandbox::Thread::Io);
+            this.run(&word, keys.then(Keys::default));
+        };
         thread.spawn(run).map(drop).context("cannot start a thread")
     }
 
