@@ -3,6 +3,7 @@
 mod refused;
 mod rules;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -54,6 +55,11 @@ struct Filters {
 }
 
 static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+thread_local! {
+    /// This thread has confined itself.
+    static CONFINED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Makes the filters for threads to confine themselves with.
 ///
@@ -114,7 +120,7 @@ fn devices(needs: Needs) -> Devices {
 
 /// Confines the calling thread, if there are filters: it makes no other system calls from now on than one of its kind does.
 pub fn confine(thread: Thread) {
-    let Some(filters) = FILTERS.get() else { return };
+    let Some(filters) = FILTERS.get().filter(|_| !CONFINED.replace(true)) else { return };
     let filter = match thread {
         Thread::Vcpu => &filters.vcpu,
         Thread::Io => &filters.io,

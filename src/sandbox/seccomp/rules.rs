@@ -37,6 +37,9 @@ pub(super) const EVERY: &[Rule] = &[
     // An eventfd, or standard error.
     (SYS_write, Any),
     (SYS_close, Any),
+    // The standard library looks whether what it closes is open, in a build that looks.
+    #[cfg(debug_assertions)]
+    (SYS_fcntl, Is(1, F_GETFD as u64)),
     // Where the kernel maps no code that tells the time.
     (SYS_clock_gettime, Any),
     // A hash table's seed.
@@ -237,6 +240,7 @@ pub(super) const MAIN: &[Rule] = &[
     (SYS_tgkill, Any),
     // A file that the guest was loaded from is about to change: its lease is given back.
     (SYS_fcntl, Is(1, F_SETLEASE as u64)),
+    (SYS_fcntl, Is(1, F_SETOWN as u64)),
     // A kernel's symbols, of a file beside it.
     (SYS_pread64, Any),
     (SYS_statx, Any),
@@ -268,9 +272,11 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_io_uring_register, Any),
     (SYS_rt_sigaction, Any),
     (SYS_fcntl, Is(1, F_DUPFD_CLOEXEC as u64)),
-    (SYS_fcntl, Is(1, F_SETOWN as u64)),
     (SYS_geteuid, Any),
     (SYS_readv, Any),
+    // Its threads confine themselves further.
+    (SYS_prctl, Is(0, PR_SET_NO_NEW_PRIVS as u64)),
+    (SYS_seccomp, Is(0, SECCOMP_SET_MODE_FILTER as u64)),
 ];
 
 /// A command's streams: nothing takes the place of one that the command has closed.
