@@ -1,7 +1,7 @@
 //! JUnit files, in the dialect that GitHub's actions, GitLab and Jenkins read
 //! (<https://github.com/testmoapp/junitxml>).
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -54,6 +54,16 @@ fn folder(path: &Path) -> PathBuf {
 /// # Errors
 /// The file cannot be written there.
 pub fn write(path: &Path, suites: &[Suite]) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    write_to(&mut text, suites).context("cannot put the results into words")?;
+    publish(path, &text)
+}
+
+/// Writes the text of such a file, as [`write`] does.
+///
+/// # Errors
+/// The file cannot be written there.
+pub fn publish(path: &Path, text: &[u8]) -> anyhow::Result<()> {
     check(path)?;
     let what = || format!("cannot write {}", path.display());
     // As any new file: the process's umask takes from it.
@@ -63,12 +73,16 @@ pub fn write(path: &Path, suites: &[Suite]) -> anyhow::Result<()> {
         .permissions(permissions)
         .tempfile_in(folder(path))
         .with_context(what)?;
-    write_to(file.as_file_mut(), suites).with_context(what)?;
+    file.write_all(text).with_context(what)?;
     file.persist(path).map_err(|error| error.error).with_context(what)?;
     Ok(())
 }
 
-fn write_to(file: &mut File, suites: &[Suite]) -> io::Result<()> {
+/// Writes the text of these suites' file.
+///
+/// # Errors
+/// It is not taken.
+pub fn write_to(file: &mut impl Write, suites: &[Suite]) -> io::Result<()> {
     let mut writer = Writer::new_with_indent(BufWriter::new(file), b' ', 2);
     writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
     let counts = suites.iter().map(Counts::of).fold(Counts::default(), Counts::plus);

@@ -89,6 +89,11 @@ impl Devices {
         self.ports.leave_names();
     }
 
+    /// The folders shared with the guest, which no device has yet.
+    pub fn shares(&mut self) -> Vec<&mut Share> {
+        self.shares.iter_mut().filter_map(Arc::get_mut).collect()
+    }
+
     /// What of the sandbox they need to be left open.
     pub fn needs(&self) -> sandbox::Needs {
         let shares = self.shares.iter().map(|share| share.writable).reduce(|one, other| one || other);

@@ -63,11 +63,14 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
     let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
     loop {
         let machine = start.machine(&devices, console.host())?;
-        inside.lock(sandbox::Needs {
+        let needs = sandbox::Needs {
             test_devices: options.test_devices,
             restart: options.on_reboot == OnReboot::Restart,
             ..devices.needs()
-        })?;
+        };
+        for lack in inside.lock(needs)?.iter().filter(|_| options.command.verbose) {
+            terminal::tell(lack);
+        }
         devices.start()?;
         let mut running = machine.start()?;
         let signal = console.attend(&mut running)?;
@@ -250,9 +253,7 @@ fn check_memory(size: u64) -> anyhow::Result<()> {
 /// Tells what each vCPU was at. Whether anybody reads it changes nothing.
 fn report_crash(running: &Running, boot: &Boot) {
     let mut text = Vec::new();
-    let version = boot.image.version();
-    let kernel = Some((boot.kernel.as_path(), version.as_deref()));
-    if crash::report(running, kernel, &mut text).is_ok() {
+    if crash::report(running, &boot.symbols, &mut text).is_ok() {
         let _ = io::stderr().write_all(&text);
     }
 }

@@ -12,18 +12,23 @@ mod outside;
 mod privileges;
 mod root;
 mod seccomp;
+mod shares;
 mod split;
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, anyhow, bail};
+use devices::virtio::fs::Share;
 use nix::errno::Errno;
+use nix::unistd::geteuid;
 
 use crate::doctor;
 use news::News;
 pub use options::{Layer, Mode, Options, parse};
 pub use outside::{End, Outside};
-pub use seccomp::{Needs, Thread, confine};
+pub use seccomp::{Needs, Thread};
 use split::{Apart, Halves};
 
 /// The descriptors that whoever started kite has left open for it.
@@ -50,6 +55,8 @@ pub struct Inside {
     apart: Apart,
     inherited: Inherited,
     lacks: Vec<Lack>,
+    /// The folders shared with the guest, and whether they may be changed.
+    shares: Vec<(OwnedFd, bool)>,
     locked: bool,
 }
 
@@ -65,7 +72,8 @@ struct Lack {
 /// The host has no process left.
 pub fn split(options: Options, inherited: Inherited) -> anyhow::Result<Side> {
     let whole = Apart { user: false, others: false, all_users: true };
-    let mut inside = Inside { options, apart: whole, inherited, lacks: Vec::new(), locked: false };
+    let mut inside =
+        Inside { options, apart: whole, inherited, lacks: Vec::new(), shares: Vec::new(), locked: false };
     if options.mode == Mode::None {
         return Ok(Side::Inside(inside));
     }
@@ -103,13 +111,44 @@ pub(crate) fn stderr_closed() {
 }
 
 impl Inside {
+    /// Parts the folders shared with the guest, in this order at these `paths`, from the host's other files. Where that is
+    /// not allowed, they stay as they are, and Landlock limits this process to them.
+    pub fn part_shares(&mut self, folders: Vec<&mut Share>, paths: &[PathBuf]) {
+        if self.options.mode == Mode::None {
+            return;
+        }
+        // Who is not known here is told by these numbers.
+        let unknown = ["overflowuid", "overflowgid"].map(|name| {
+            let text = std::fs::read_to_string(Path::new("/proc/sys/kernel").join(name));
+            text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW)
+        });
+        for (folder, path) in folders.into_iter().zip(paths) {
+            if !self.apart.all_users {
+                folder.unknown = Some(unknown.into());
+            }
+            if self.apart.others && self.options.wants(Layer::Root) {
+                match shares::part(path, &folder.root, folder.writable) {
+                    Ok(parted) => folder.root = parted,
+                    Err(error) => self.lacks.push(Lack {
+                        layer: Layer::Root,
+                        why: format!("cannot part share {} from the host: {error:#}", path.display()),
+                    }),
+                }
+            }
+            // One that cannot be duplicated is one that Landlock does not allow.
+            self.shares.extend(folder.root.try_clone().map(|root| (root, folder.writable)));
+        }
+    }
+
     /// Locks this process in, which has one thread, for a machine that `needs` this much; the first time only.
+    ///
+    /// Returns what is missing, a line each.
     ///
     /// # Errors
     /// A layer is required that the host does not allow.
-    pub fn lock(&mut self, needs: Needs) -> anyhow::Result<()> {
+    pub fn lock(&mut self, needs: Needs) -> anyhow::Result<Vec<String>> {
         if std::mem::replace(&mut self.locked, true) || self.options.mode == Mode::None {
-            return Ok(());
+            return Ok(Vec::new());
         }
         privileges::clear_environment();
         privileges::close(&self.inherited.0);
@@ -122,8 +161,17 @@ impl Inside {
         self.layer(Layer::NoNewPrivs, |_| {
             nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")
         });
-        self.layer(Layer::Capabilities, |_| privileges::drop_capabilities());
-        self.layer(Layer::Landlock, |_| landlock::restrict(&[]));
+        self.layer(Layer::Capabilities, |_| {
+            let kept = kept(needs);
+            KEPT.store(kept, Ordering::Relaxed);
+            privileges::drop_capabilities(kept)
+        });
+        self.layer(Layer::Landlock, |this| {
+            let folders: Vec<_> =
+                this.shares.iter().map(|(root, writable)| (root.as_fd(), *writable)).collect();
+            landlock::restrict(&folders)
+        });
+        self.shares.clear();
         self.layer(Layer::Seccomp, |_| seccomp::prepare(needs));
         self.answer_for_lacks()
     }
@@ -136,9 +184,12 @@ impl Inside {
         }
     }
 
-    fn answer_for_lacks(&self) -> anyhow::Result<()> {
-        let lacks: Vec<_> =
-            self.lacks.iter().map(|lack| format!("no {}: {}", lack.layer.name(), lack.why)).collect();
+    fn answer_for_lacks(&self) -> anyhow::Result<Vec<String>> {
+        let lacks: Vec<_> = self
+            .lacks
+            .iter()
+            .map(|lack| format!("no sandbox layer {}: {}", lack.layer.name(), lack.why))
+            .collect();
         match (self.options.mode, self.lacks.first()) {
             (Mode::Require, Some(first)) => Err(anyhow!(
                 "the sandbox is required, and this host allows it in part: {}; or leave it out with \
@@ -146,13 +197,43 @@ impl Inside {
                 lacks.join("; "),
                 first.layer.name()
             )),
-            _ => {
-                lacks.iter().for_each(|lack| log::info!("sandbox: {lack}"));
-                Ok(())
-            }
+            _ => Ok(lacks),
         }
     }
 }
+
+/// Capabilities that root's threads keep which serve folders (capabilities(7)): CAP_DAC_READ_SEARCH, to read them.
+const READ: u64 = 1 << 2;
+/// And to change them as the guest's users: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_SETGID, CAP_SETUID,
+/// CAP_SETFCAP.
+const CHANGE: u64 = READ | 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31;
+/// What such threads keep here.
+static KEPT: AtomicU64 = AtomicU64::new(0);
+
+fn kept(needs: Needs) -> u64 {
+    match needs.shares {
+        Some(writable) if geteuid().is_root() => {
+            if writable {
+                CHANGE
+            } else {
+                READ
+            }
+        }
+        _ => 0,
+    }
+}
+
+/// Confines the calling thread, if this process is in a sandbox: from now on it has no capability, unless it serves a
+/// folder as root, and makes no other system calls than one of its kind does. Threads that it starts are confined as well.
+pub fn confine(thread: Thread) {
+    if KEPT.load(Ordering::Relaxed) != 0 && thread != Thread::Share {
+        privileges::set_capabilities(0).expect("a thread may give up what it has");
+    }
+    seccomp::confine(thread);
+}
+
+/// The number that kernels tell where they may not tell an owner's, unless set otherwise.
+const OVERFLOW: u32 = 65534;
 
 /// Why not all namespaces could be had, and what to do.
 fn why_no_namespaces(refusal: Errno, apart: Apart) -> String {

@@ -18,6 +18,8 @@ const VERSION_3: u32 = 0x2008_0522;
 /// For root as for anybody else: no capability comes with the user's number, with a program or by itself, nor does this
 /// change (capabilities(7), "The securebits flags").
 const SECURE: libc::c_ulong = 0b1110_1111;
+/// But for root's capabilities to leave and come back with a file's owner (setfsuid(2)), where some are kept.
+const SECURE_BUT_FOR_OWNERS: libc::c_ulong = 0b1110_0011;
 /// More capabilities than there are.
 const MOST: libc::c_ulong = 64;
 
@@ -26,22 +28,35 @@ fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_in
     Errno::result(unsafe { libc::prctl(option, argument, 0, 0, 0) })
 }
 
-/// Gives up every capability of this thread, and what new ones could come from.
+/// Gives up every capability of this thread but those to be `kept` for a while, and what new ones could come from.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) fn drop_capabilities() -> anyhow::Result<()> {
+pub(super) fn drop_capabilities(kept: u64) -> anyhow::Result<()> {
     let known = (0..MOST).take_while(|capability| prctl(libc::PR_CAPBSET_READ, *capability).is_ok());
     for capability in known {
         // Who has none has none to drop from this set either.
         let _ = prctl(libc::PR_CAPBSET_DROP, capability);
     }
-    let _ = prctl(libc::PR_SET_SECUREBITS, SECURE);
-    set_capabilities(0).context("cannot give up capabilities")
+    let _ = prctl(libc::PR_SET_SECUREBITS, if kept == 0 { SECURE } else { SECURE_BUT_FOR_OWNERS });
+    let permitted = permitted().context("cannot read capabilities")?;
+    set_capabilities(kept & permitted).context("cannot give up capabilities")
+}
+
+/// The thread's permitted capabilities.
+fn permitted() -> nix::Result<u64> {
+    let mut header = [VERSION_3, 0];
+    let mut sets = [0_u32; 6];
+    // SAFETY: reads and writes the header, and writes the sets.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) })?;
+    Ok(u64::from(sets[4]) << 32 | u64::from(sets[1]))
 }
 
 /// Makes these the thread's permitted and effective capabilities.
-fn set_capabilities(capabilities: u64) -> nix::Result<()> {
+///
+/// # Errors
+/// It does not have them.
+pub(super) fn set_capabilities(capabilities: u64) -> nix::Result<()> {
     let header = [VERSION_3, 0];
     let [low, high] = [capabilities as u32, (capabilities >> 32) as u32];
     // Effective, permitted and inheritable, the lower half of each and then the upper.

@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 
 use super::devices::{Devices, Extra};
 use super::image::Boot;
-use super::{End as MachineEnd, Start, check_memory, die_by, open_kvm};
+use super::{End as MachineEnd, Half, Start, check_memory, die_by, end_as, open_kvm, split};
 use crate::cli::RunOptions;
 use crate::exit::Exit;
 use crate::footprint;
 use crate::machine::{Board, Running};
 use crate::results::junit;
+use crate::sandbox::{self, Inherited};
 use crate::signals::Signals;
 use crate::task;
+use crate::terminal as screen;
 use kernel_log::KernelLog;
 use outcome::{Outcome, Results};
 use session::{Limits, Session};
@@ -30,9 +32,17 @@ use shares::Shares;
 /// kite or the host failed.
 pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
     let command = &options.command;
+    let inherited = Inherited::now();
     command.junit.as_deref().map(junit::check).transpose()?;
-    let results = Results::new(command);
-    let outcome = to_its_end(options, &results);
+    let results = Results::new(command)?;
+    let outcome = match to_its_end(options, &results, inherited) {
+        Ok(Run::Elsewhere(end)) => {
+            results.publish()?;
+            return end_as(end);
+        }
+        Ok(Run::Here(outcome)) => Ok(outcome),
+        Err(error) => Err(error),
+    };
     results.finish(&outcome)?;
     match outcome? {
         Outcome { signal: Some(signal), .. } => die_by(signal),
@@ -40,8 +50,16 @@ pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
     }
 }
 
+/// What was run, in which process.
+enum Run {
+    /// The command, in this one.
+    Here(Outcome),
+    /// The command, in the machine's process, which has told of it.
+    Elsewhere(sandbox::End),
+}
+
 /// Builds a machine, runs the command in it, and takes everything down.
-fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome> {
+fn to_its_end(options: &RunOptions, results: &Results, inherited: Inherited) -> anyhow::Result<Run> {
     let begun = Instant::now();
     let command = &options.command;
     footprint::keep_one_heap();
@@ -55,10 +73,15 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose)?;
-    let mut session = Session::new(Signals::take_over(false)?, terminal, log)?;
+    let mut session = Session::new(Signals::take_over(options.sandbox.splits())?, terminal, log)?;
+    let folders = shares.paths();
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
     let mut devices = Devices::open(options, extra)?;
-    devices.watch()?;
+    let mut inside = match split(options.sandbox, inherited, &mut devices)? {
+        Half::Inside(inside) => inside,
+        Half::Ended(end) => return Ok(Run::Elsewhere(end)),
+    };
+    inside.part_shares(devices.shares(), &folders);
     let board = Board {
         cpus: options.cpus,
         ram: options.memory(),
@@ -68,6 +91,11 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     };
     let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
     let machine = start.machine(&devices, session.log.host())?;
+    for lack in inside.lock(sandbox::Needs { streams: true, ..devices.needs() })? {
+        if command.verbose {
+            screen::tell(&lack);
+        }
+    }
     devices.start()?;
     let mut running = machine.start()?;
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
@@ -76,10 +104,10 @@ fn to_its_end(options: &RunOptions, results: &Results) -> anyhow::Result<Outcome
     let told_to_end = matches!(running.exit().reason(), Some(Exit::Signal(_) | Exit::Quit));
     let signal = session.finish(told_to_end)?;
     attended?;
-    Ok(match signal {
+    Ok(Run::Here(match signal {
         Some(signal) => Outcome::signalled(signal),
         None => outcome(&running, &boot, &session.log, command.timeout)?,
-    })
+    }))
 }
 
 /// What a machine that has stopped comes to, which the user is told.

@@ -2,7 +2,7 @@
 //! console. None of them waits for another, nor the main thread for any.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -118,6 +118,8 @@ pub(super) struct OutputStream {
     pub port: Arc<Port>,
     wake: Arc<Wake>,
     state: Mutex<State>,
+    /// What takes the place of kite's own stream when the command closes its, if the host has it.
+    null: Option<OwnedFd>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +143,8 @@ impl OutputStream {
     pub fn new(output: Output) -> anyhow::Result<Arc<Self>> {
         let wake = Wake::new()?;
         let port = wake.port(output.port())?;
-        Ok(Arc::new(Self { output, port, wake, state: Mutex::default() }))
+        let null = open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).ok();
+        Ok(Arc::new(Self { output, port, wake, state: Mutex::default(), null }))
     }
 
     /// The guest says that it has written so many bytes and writes no more. What it says first counts.
@@ -248,12 +251,15 @@ impl OutputStream {
 
     /// Whoever reads kite's output sees it end when the command's does.
     fn close_host(&self) {
-        let Ok(null) = open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) else { return };
+        let Some(null) = &self.null else { return };
         let _ = match self.output {
             Output::Stdout => {
-                io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(&null).map_err(drop))
+                io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(null).map_err(drop))
             }
-            Output::Stderr => dup2_stderr(&null).map_err(drop),
+            Output::Stderr => {
+                sandbox::stderr_closed();
+                dup2_stderr(null).map_err(drop)
+            }
         };
     }
 }
