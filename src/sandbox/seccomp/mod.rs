@@ -73,6 +73,9 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
     let io: Vec<_> = [&[rules::EVERY, rules::STARTS_THREADS, rules::DEVICE], &devices.io[..]].concat();
     let share: Vec<_> = [&[rules::EVERY, rules::STARTS_THREADS, rules::DEVICE], &devices.share[..]].concat();
     let mut main = vec![rules::EVERY, rules::MAIN];
+    if needs.networks {
+        main.push(rules::NETWORK_END);
+    }
     if needs.restart {
         // The threads of the next machine are started by this one, and inherit its filter.
         main.extend([&[rules::STARTS_THREADS, rules::REBUILD], &vcpu[..], &io[..]].concat());
@@ -112,6 +115,7 @@ fn devices(needs: Needs) -> Devices {
         devices.vcpu.push(rules::TEST_DEVICES);
     }
     if let Some(writable) = needs.shares {
+        devices.vcpu.push(rules::SHARE_RESET);
         devices.share.push(rules::SHARE);
         devices.share.extend(writable.then_some(rules::WRITABLE_SHARE));
     }

@@ -127,6 +127,15 @@ pub(super) const VCPU: &[Rule] = &[
     (SYS_read, Any),
 ];
 
+/// linux/if_tun.h.
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+/// See [`TUNSETOFFLOAD`].
+const TUNSETQUEUE: u64 = 0x4004_54d9;
+
+/// What is done to a tap whose machine ends.
+pub(super) const NETWORK_END: &[Rule] =
+    &[(SYS_ioctl, Request(TUNSETOFFLOAD)), (SYS_ioctl, Request(TUNSETQUEUE))];
+
 /// What a vCPU's thread does for the devices of `--test-devices`.
 pub(super) const TEST_DEVICES: &[Rule] = &[
     (SYS_ioctl, Request(kvm::IRQ_LINE)),
@@ -161,8 +170,8 @@ pub(super) const DISK: &[Rule] = &[
 
 /// A tap or passt; a vCPU's thread sets a tap's offloads and queues when the driver has agreed on them.
 pub(super) const NETWORK: &[Rule] = &[
-    (SYS_ioctl, Request(0x4004_54d0)), // TUNSETOFFLOAD
-    (SYS_ioctl, Request(0x4004_54d9)), // TUNSETQUEUE
+    (SYS_ioctl, Request(TUNSETOFFLOAD)),
+    (SYS_ioctl, Request(TUNSETQUEUE)),
     (SYS_readv, Any),
     (SYS_writev, Any),
     (SYS_recvfrom, Any),
@@ -201,6 +210,9 @@ pub(super) const SHARE: &[Rule] = &[
     (SYS_fchdir, Any),
     (SYS_umask, Any),
 ];
+
+/// What a vCPU's thread does for a share, when the driver resets it.
+pub(super) const SHARE_RESET: &[Rule] = &[(SYS_statx, Any)];
 
 /// A share that the guest may change.
 pub(super) const WRITABLE_SHARE: &[Rule] = &[
@@ -265,6 +277,8 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_ioctl, Request(kvm::SET_LAPIC)),
     (SYS_ioctl, Request(kvm::SET_CPUID2)),
     (SYS_madvise, Is(2, MADV_NOHUGEPAGE as u64)),
+    // An io_uring's rings.
+    (SYS_madvise, Is(2, MADV_DONTFORK as u64)),
     (SYS_eventfd2, Any),
     (SYS_epoll_create1, Any),
     (SYS_epoll_ctl, Any),
