@@ -81,7 +81,7 @@ pub fn split(options: Options, inherited: Inherited) -> anyhow::Result<Side> {
     match split::split(wanted)? {
         Halves::Outside(machine, pipe) => {
             let news = news::Reader::new(pipe).context("cannot set up a pipe")?;
-            Ok(Side::Outside(Outside::new(machine, news)))
+            Outside::new(machine, news).map(Side::Outside)
         }
         Halves::Inside(apart, refusal, tell) => {
             news::inside(tell);

@@ -22,6 +22,7 @@ use crate::terminal;
 pub struct Outside {
     machine: Pid,
     news: Reader,
+    signals: SignalFd,
     /// How the terminal was, if it is ours.
     terminal: Option<Termios>,
 }
@@ -36,10 +37,15 @@ pub enum End {
 }
 
 impl Outside {
-    pub(super) fn new(machine: Pid, news: Reader) -> Self {
+    /// To be called before there is a second thread, which would take signals away.
+    ///
+    /// # Errors
+    /// The host refuses a descriptor.
+    pub(super) fn new(machine: Pid, news: Reader) -> anyhow::Result<Self> {
+        let signals = take_signals()?;
         let ours = terminal::is_ours();
         let terminal = if ours { tcgetattr(io::stdin()).ok() } else { None };
-        Self { machine, news, terminal }
+        Ok(Self { machine, news, signals, terminal })
     }
 
     /// Attends the machine's process to its end.
@@ -47,7 +53,6 @@ impl Outside {
     /// # Errors
     /// The host refuses to wait.
     pub fn attend(mut self) -> anyhow::Result<End> {
-        let signals = take_signals()?;
         // Whoever reads what the guest prints sees the end of it when the machine's process closes it.
         self.close(|null| dup2_stdout(null));
         loop {
@@ -62,7 +67,7 @@ impl Outside {
                 return Ok(end);
             }
             let mut fds = [
-                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.news.as_fd(), PollFlags::POLLIN),
             ];
             // A pipe without writers is always ready.
@@ -71,7 +76,7 @@ impl Outside {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(anyhow!(error).context("cannot wait for the machine's process")),
             }
-            while let Ok(Some(info)) = signals.read_signal() {
+            while let Ok(Some(info)) = self.signals.read_signal() {
                 self.take_signal(info.ssi_signo as i32);
             }
         }

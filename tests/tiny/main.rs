@@ -20,6 +20,7 @@ mod pause;
 mod power;
 mod process;
 mod rig;
+mod sandbox;
 mod smp;
 mod testdev;
 mod testdev_ends;
