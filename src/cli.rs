@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
   124  --timeout or --idle-timeout was over before the command was
-  125  kite or the host failed: usage, no KVM, no memory, unreadable image
+  125  kite or the host failed: usage, no KVM, no memory, unreadable image, a system call that its sandbox refuses
   126  the command cannot be executed in the guest
   127  there is no such command in the guest
   255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
@@ -48,6 +48,7 @@ Examples:
   kite run --kernel bzImage --modules target/lib/modules/6.12.0
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
   kite run --test-devices --kernel vmexit.flat --append cpuid
+  kite run --sandbox require --kernel vmlinux  locked in with all that Linux has, or not at all
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
 
   kite run -- uname -a                         a command, in a copy-on-write view of this host's files

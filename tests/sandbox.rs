@@ -2,7 +2,7 @@
 //!
 //! Each try is a process of its own that locks itself in. As kite's, it has one thread then, and no test harness.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![expect(unsafe_code, reason = "tries system calls that no safe interface would")]
+#![expect(unsafe_code, reason = "makes system calls that no safe interface would")]
 
 use std::fs;
 use std::io::Write;
@@ -29,23 +29,19 @@ type Act = fn() -> i64;
 
 /// Acts that end the process, by the call that is refused.
 const REFUSED: [(&str, Act); 10] = [
-    ("execve", || unsafe {
-        libc::syscall(libc::SYS_execve, c"/bin/true".as_ptr(), [0_usize].as_ptr(), [0_usize].as_ptr())
-    }),
-    ("ptrace", || unsafe { libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, 1, 0, 0) }),
-    ("open", || unsafe { libc::syscall(libc::SYS_open, c"/etc/passwd".as_ptr(), 0) }),
-    ("socket", || unsafe { libc::syscall(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0) }),
+    ("execve", || call(libc::SYS_execve, [text(c"/bin/true"), 0, 0, 0])),
+    ("ptrace", || call(libc::SYS_ptrace, [libc::PTRACE_ATTACH.into(), 1, 0, 0])),
+    ("open", || call(libc::SYS_open, [text(c"/etc/passwd"), 0, 0, 0])),
+    ("socket", || call(libc::SYS_socket, [libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0, 0])),
     ("mmap", || map(libc::PROT_READ | libc::PROT_EXEC)),
     ("mprotect", || {
         let page = map(libc::PROT_READ | libc::PROT_WRITE);
-        unsafe { libc::syscall(libc::SYS_mprotect, page, 4096, libc::PROT_READ | libc::PROT_EXEC) }
+        call(libc::SYS_mprotect, [page, 4096, (libc::PROT_READ | libc::PROT_EXEC).into(), 0])
     }),
-    ("clone", || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) }),
-    ("mount", || unsafe {
-        libc::syscall(libc::SYS_mount, c"x".as_ptr(), c"/".as_ptr(), c"proc".as_ptr(), 0, 0)
-    }),
-    ("kill", || unsafe { libc::syscall(libc::SYS_kill, -1, libc::SIGKILL) }),
-    ("ioctl", || unsafe { libc::syscall(libc::SYS_ioctl, 0, libc::TIOCSTI, c"x".as_ptr()) }),
+    ("clone", || call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0])),
+    ("mount", || call(libc::SYS_mount, [text(c"x"), text(c"/"), text(c"proc"), 0])),
+    ("kill", || call(libc::SYS_kill, [1, 0, 0, 0])),
+    ("ioctl", || call(libc::SYS_ioctl, [0, libc::TIOCSTI as i64, text(c"x"), 0])),
 ];
 
 /// Acts of the one kind that opens files, which fail.
@@ -67,15 +63,22 @@ const ALLOWED: [(&str, Act); 4] = [
     ("down", || open(share(0), c"folder/../file", libc::O_RDONLY)),
 ];
 
-fn map(protection: i32) -> i64 {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    unsafe { libc::syscall(libc::SYS_mmap, 0, 4096, protection, flags, -1, 0) }
+fn text(text: &'static std::ffi::CStr) -> i64 {
+    text.as_ptr().addr() as i64
 }
 
-fn open(folder: i32, path: &std::ffi::CStr, flags: i32) -> i64 {
-    // SAFETY: reads a string.
-    unsafe { libc::syscall(libc::SYS_openat, folder, path.as_ptr(), flags, 0o600) }
+fn call(number: i64, [a, b, c, d]: [i64; 4]) -> i64 {
+    // SAFETY: what the kernel reads are strings that last for ever, and it writes nothing; a mapping that is made is at an
+    // address of its choice. Should a call that is to be refused be carried out, it ends a process that is there for it.
+    unsafe { libc::syscall(number, a, b, c, d, -1, 0) }
+}
+
+fn map(protection: i32) -> i64 {
+    call(libc::SYS_mmap, [0, 4096, protection.into(), (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).into()])
+}
+
+fn open(folder: i32, path: &'static std::ffi::CStr, flags: i32) -> i64 {
+    call(libc::SYS_openat, [folder.into(), text(path), flags.into(), 0o600])
 }
 
 fn share(index: usize) -> i32 {
@@ -107,6 +110,7 @@ fn act_if_told() {
         ports: true,
         shares: Some(true),
         streams: true,
+        threads: 16,
         ..Needs::default()
     };
     if let Err(error) = inside.lock(all) {

@@ -205,6 +205,8 @@ mod tests {
     use quick_xml::Reader;
 
     use super::super::{Ending, Recorder};
+    use std::fs::File;
+
     use super::*;
 
     fn suite(name: &str, output: &[u8], ending: &Ending) -> Suite {

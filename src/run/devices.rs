@@ -95,13 +95,16 @@ impl Devices {
     }
 
     /// What of the sandbox they need to be left open.
-    pub fn needs(&self) -> sandbox::Needs {
+    pub fn needs(&self, cpus: u32) -> sandbox::Needs {
+        // Each disk's and share's thread starts more, a machine has a few for itself, and KVM has some.
+        let threads = 32 + self.networks.len() + 8 * self.disks.len() + 16 * self.shares.len();
         let shares = self.shares.iter().map(|share| share.writable).reduce(|one, other| one || other);
         sandbox::Needs {
             disks: !self.disks.is_empty(),
             networks: !self.networks.is_empty(),
             ports: !self.ports.ports().is_empty(),
             shares,
+            threads: u64::from(cpus) + threads as u64,
             ..sandbox::Needs::default()
         }
     }

@@ -66,7 +66,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         let needs = sandbox::Needs {
             test_devices: options.test_devices,
             restart: options.on_reboot == OnReboot::Restart,
-            ..devices.needs()
+            ..devices.needs(options.cpus)
         };
         for lack in inside.lock(needs)?.iter().filter(|_| options.command.verbose) {
             terminal::tell(lack);

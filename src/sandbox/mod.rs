@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context, anyhow, bail};
 use devices::virtio::fs::Share;
 use nix::errno::Errno;
+use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 
 use crate::doctor;
@@ -153,11 +154,12 @@ impl Inside {
         privileges::clear_environment();
         privileges::close(&self.inherited.0);
         self.layer(Layer::Root, |this| match this.apart.others {
-            true => root::empty().map_err(|error| with_apparmor(error)),
+            true => root::empty().map_err(with_apparmor),
             false => bail!("it needs a mount namespace"),
         });
-        // Counted for a user namespace alone they are since Linux 5.14, which Landlock's second ABI tells.
-        self.layer(Layer::Rlimits, |_| privileges::limit(None));
+        self.layer(Layer::Rlimits, |this| {
+            privileges::limit((this.apart.user && counts_by_namespace()).then_some(needs.threads))
+        });
         self.layer(Layer::NoNewPrivs, |_| {
             nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")
         });
@@ -190,15 +192,17 @@ impl Inside {
             .iter()
             .map(|lack| format!("no sandbox layer {}: {}", lack.layer.name(), lack.why))
             .collect();
-        match (self.options.mode, self.lacks.first()) {
-            (Mode::Require, Some(first)) => Err(anyhow!(
-                "the sandbox is required, and this host allows it in part: {}; or leave it out with \
-                 --sandbox=require,no-{}",
-                lacks.join("; "),
-                first.layer.name()
-            )),
-            _ => Ok(lacks),
+        if self.options.mode != Mode::Require || lacks.is_empty() {
+            return Ok(lacks);
         }
+        let lacking = Layer::ALL.into_iter().filter(|layer| self.lacks.iter().any(|it| it.layer == *layer));
+        let without: Vec<_> = lacking.map(|layer| format!(",no-{}", layer.name())).collect();
+        bail!(
+            "the sandbox is required, and this host allows it in part: {}; or leave that out with \
+             --sandbox=require{}",
+            lacks.join("; "),
+            without.concat()
+        )
     }
 }
 
@@ -234,6 +238,16 @@ pub fn confine(thread: Thread) {
 
 /// The number that kernels tell where they may not tell an owner's, unless set otherwise.
 const OVERFLOW: u32 = 65534;
+
+/// Whether processes of a user are counted for each user namespace: since Linux 5.14. Before that, others of the same user
+/// would count too.
+fn counts_by_namespace() -> bool {
+    let Ok(name) = uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers =
+        release.split(|char: char| !char.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(14))
+}
 
 /// Why not all namespaces could be had, and what to do.
 fn why_no_namespaces(refusal: Errno, apart: Apart) -> String {

@@ -91,7 +91,7 @@ fn to_its_end(options: &RunOptions, results: &Results, inherited: Inherited) -> 
     };
     let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
     let machine = start.machine(&devices, session.log.host())?;
-    for lack in inside.lock(sandbox::Needs { streams: true, ..devices.needs() })? {
+    for lack in inside.lock(sandbox::Needs { streams: true, ..devices.needs(options.cpus) })? {
         if command.verbose {
             screen::tell(&lack);
         }

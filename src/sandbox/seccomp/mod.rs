@@ -43,6 +43,8 @@ pub struct Needs {
     pub streams: bool,
     /// What KVM's unit tests expect.
     pub test_devices: bool,
+    /// The most threads.
+    pub threads: u64,
     /// Another machine after this one.
     pub restart: bool,
 }
