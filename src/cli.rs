@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
   124  --timeout or --idle-timeout was over before the command was
-  125  kite or the host failed: usage, no KVM, no memory, unreadable image, a system call that its sandbox refuses
+  125  kite or the host failed: usage, no KVM, no memory, unreadable image, a refused system call
   126  the command cannot be executed in the guest
   127  there is no such command in the guest
   255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever

@@ -113,8 +113,9 @@ impl IoThread {
         let is_share = |it: &Served| lock(&it.virtio).device().id() == VIRTIO_ID_FS;
         let kind = if devices.iter().any(is_share) { sandbox::Thread::Share } else { sandbox::Thread::Io };
         let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
+        let entry = sandbox::Entry::new();
         let run = move || {
-            sandbox::confine(kind);
+            entry.confine(kind);
             run(&epoll, devices);
         };
         let thread = builder.spawn(run).context("cannot start a device's thread")?;

@@ -124,8 +124,9 @@ impl Ports {
         let mut lines = std::mem::take(&mut self.lines);
         if !lines.is_empty() {
             let wake = self.wake.clone();
+            let entry = sandbox::Entry::new();
             let run = move || {
-                sandbox::confine(sandbox::Thread::Io);
+                entry.confine(sandbox::Thread::Io);
                 run(&wake, &mut lines);
             };
             let thread = std::thread::Builder::new().name("ports".to_owned()).stack_size(STACK);

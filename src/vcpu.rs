@@ -101,8 +101,9 @@ impl Vcpu {
         let gate = self.gate.clone();
         gate.wanted.store(HOLD, Ordering::Release);
         let name = format!("vcpu{}", self.index);
+        let entry = sandbox::Entry::new();
         let run = move || {
-            sandbox::confine(sandbox::Thread::Vcpu);
+            entry.confine(sandbox::Thread::Vcpu);
             self.gate.thread.store(gettid().as_raw(), Ordering::Release);
             self.run();
             self.gate.posture().still = true;

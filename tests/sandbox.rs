@@ -12,7 +12,7 @@ use std::process::{Command, Output, exit};
 use std::sync::OnceLock;
 
 use devices::virtio::fs::Share;
-use kite::sandbox::{self, Inherited, Needs, Side, Thread};
+use kite::sandbox::{self, Entry, Inherited, Needs, Side, Thread};
 
 /// What a child of a test is to do: a thread's kind and an act, by their names.
 const ACT: &str = "KITE_TEST_ACT";
@@ -118,8 +118,9 @@ fn act_if_told() {
         exit(125);
     }
     SHARES.set([rw.root, ro.root]).unwrap();
+    let entry = Entry::new();
     let run = move || {
-        sandbox::confine(kind);
+        entry.confine(kind);
         let result = act();
         let line: &[u8] = if result < 0 { b"failed\n" } else { b"done\n" };
         let _ = std::io::stderr().write_all(line);

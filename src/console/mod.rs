@@ -131,7 +131,7 @@ impl Console {
         self.measure_terminal();
         let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
         let output = Output::start(serial, hvc, self.ready.clone(), machine.exit().clone())?;
-        sandbox::confine(sandbox::Thread::Main);
+        sandbox::close();
         machine.release();
         let waited = self.wait(machine);
         machine.stop();

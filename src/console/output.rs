@@ -128,8 +128,9 @@ impl Output {
         *ready.heard() = Heard::default();
         let writer = Writer { serial, hvc, ready: ready.clone(), exit: exit.clone(), done: done.clone() };
         let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
+        let entry = sandbox::Entry::new();
         let run = move || {
-            sandbox::confine(sandbox::Thread::Io);
+            entry.confine(sandbox::Thread::Io);
             writer.run()
         };
         let thread = thread.spawn(run).context("cannot start the console's thread")?;

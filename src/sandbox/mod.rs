@@ -3,7 +3,7 @@
 //!
 //! Everything that has a path or needs a right is opened first, by one thread. Then the process is split ([`split()`]):
 //! the machine's half is built in namespaces of its own, and locks itself in ([`Inside::lock`]) when the guest is loaded;
-//! the half outside stays what the user has started. Threads that start from then on confine themselves further ([`confine`]).
+//! the half outside stays what the user has started. Threads that start from then on confine themselves further ([`Entry`]), the main thread last ([`close`]).
 
 mod landlock;
 mod news;
@@ -18,6 +18,7 @@ mod split;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use devices::virtio::fs::Share;
@@ -227,9 +228,57 @@ fn kept(needs: Needs) -> u64 {
     }
 }
 
-/// Confines the calling thread, if this process is in a sandbox: from now on it has no capability, unless it serves a
-/// folder as root, and makes no other system calls than one of its kind does. Threads that it starts are confined as well.
-pub fn confine(thread: Thread) {
+/// How many threads have been started and are not yet confined.
+static ON_THE_WAY: Mutex<usize> = Mutex::new(0);
+/// One of them is.
+static ARRIVED: Condvar = Condvar::new();
+
+/// A thread's way into the sandbox, from before it is started.
+pub struct Entry(());
+
+impl Entry {
+    /// For a thread to be started, and handed to it.
+    pub fn new() -> Self {
+        *on_the_way() += 1;
+        Self(())
+    }
+
+    /// Confines the calling thread, if this process is in a sandbox: from now on it has no capability, unless it serves a
+    /// folder as root, and makes no other system calls than one of its kind does. Threads that it starts are confined as
+    /// well.
+    pub fn confine(self, thread: Thread) {
+        confine(thread);
+    }
+}
+
+impl Default for Entry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        *on_the_way() -= 1;
+        ARRIVED.notify_all();
+    }
+}
+
+fn on_the_way() -> MutexGuard<'static, usize> {
+    ON_THE_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Confines the main thread, once all others are confined: then the guest may begin.
+pub fn close() {
+    let mut left = on_the_way();
+    while *left > 0 {
+        left = ARRIVED.wait(left).unwrap_or_else(PoisonError::into_inner);
+    }
+    drop(left);
+    confine(Thread::Main);
+}
+
+fn confine(thread: Thread) {
     if KEPT.load(Ordering::Relaxed) != 0 && thread != Thread::Share {
         privileges::set_capabilities(0).expect("a thread may give up what it has");
     }

@@ -78,8 +78,9 @@ impl KernelLog {
     /// The host has no thread left.
     pub fn start(&self, serial: Arc<Mutex<Serial>>, done: Arc<Wake>) -> anyhow::Result<()> {
         let shared = self.shared.clone();
+        let entry = sandbox::Entry::new();
         let run = move || {
-            sandbox::confine(sandbox::Thread::Io);
+            entry.confine(sandbox::Thread::Io);
             shared.run(&serial);
             shared.ended.store(true, Ordering::SeqCst);
             done.wake();

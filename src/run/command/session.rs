@@ -90,7 +90,7 @@ impl Session {
         stdout.start(self.word.clone(), tee)?;
         stderr.start(self.word.clone(), None)?;
         self.stdin.start(self.word.clone(), raw.is_some())?;
-        sandbox::confine(sandbox::Thread::Main);
+        sandbox::close();
         machine.release();
         let waited = self.wait(machine, limits);
         self.stdin.stop();

@@ -183,8 +183,9 @@ impl OutputStream {
     pub fn start(self: &Arc<Self>, word: Arc<Word>, tee: Option<Tee>) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(self.output.port().to_owned()).stack_size(STACK);
+        let entry = sandbox::Entry::new();
         let run = move || {
-            sandbox::confine(sandbox::Thread::Io);
+            entry.confine(sandbox::Thread::Io);
             this.run(&word, tee);
         };
         thread.spawn(run).map(drop).context("cannot start a thread")
@@ -305,8 +306,9 @@ impl InputStream {
     pub fn start(self: &Arc<Self>, word: Arc<Word>, keys: bool) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(STDIN.to_owned()).stack_size(STACK);
+        let entry = sandbox::Entry::new();
         let run = move || {
-            sandbox::confine(sandbox::Thread::Io);
+            entry.confine(sandbox::Thread::Io);
             this.run(&word, keys.then(Keys::default));
         };
         thread.spawn(run).map(drop).context("cannot start a thread")
