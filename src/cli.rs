@@ -9,16 +9,20 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{disk, matrix, net, port, sandbox};
+use crate::{bench, cgroup, disk, inspect, matrix, net, port, sandbox};
 
 mod command;
+mod measure;
 
 pub use command::{CommandOptions, Root, ShareSpec};
+pub use measure::MeasureOptions;
 
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
 /// kite or the host failed, or was asked for something impossible.
 pub const FAILED: u8 = 125;
+/// The host killed the machine for want of memory.
+pub const OUT_OF_MEMORY: u8 = 123;
 /// A command took longer than it may.
 pub const TIMED_OUT: u8 = 124;
 /// A command cannot be executed.
@@ -31,6 +35,7 @@ pub const CRASHED: u8 = 255;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
+  123  the machine took more memory than --limit allows, or than the host had, and was killed
   124  --timeout or --idle-timeout was over before the command was
   125  kite or the host failed: usage, no KVM, no memory, unreadable image, a refused system call
   126  the command cannot be executed in the guest
@@ -49,7 +54,9 @@ Examples:
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
   kite run --test-devices --kernel vmexit.flat --append cpuid
   kite run --sandbox require --kernel vmlinux  locked in with all that Linux has, or not at all
+  kite run --cgroup ci --limit cpu=1.5,memory=600M,pids=64 --limit io=/dev/sda:rbps=10M
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
+  kite run --stats --trace boot.json           what the boot spent its time and exits on
 
   kite run -- uname -a                         a command, in a copy-on-write view of this host's files
   kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
@@ -77,6 +84,19 @@ pub enum Command {
     /// Run commands on kernels, every one on every one, several at a time
     #[command(after_help = matrix::HELP)]
     Matrix(matrix::Options),
+    /// Show what confines a running kite, as seen from outside: namespaces, capabilities, seccomp, cgroup, descriptors
+    #[command(after_help = inspect::HELP)]
+    Inspect {
+        /// The process [default: every running kite of this user, or for root of everybody]
+        #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+        pid: Option<u32>,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure how long things take on this host
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Check whether this host can run guests, and how to mend what cannot
     #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
         kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
@@ -156,6 +176,16 @@ pub struct RunOptions {
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,
+    /// Put the machine into a cgroup of this name, made for it and removed afterwards [default with --limit: kite-PID]
+    #[arg(long, value_name = "NAME", value_parser = ValueParser::new(cgroup::Name::parse))]
+    pub cgroup: Option<cgroup::Name>,
+    /// Limit what the machine takes of the host: cpu=CPUS, memory=SIZE, pids=N, io=DEVICE:RATE..., between commas; a RATE
+    /// is rbps=SIZE, wbps=SIZE, riops=N or wiops=N; may be given more than once
+    #[arg(long = "limit", value_name = "LIMITS", value_parser = ValueParser::new(cgroup::parse_limits))]
+    pub limits: Vec<cgroup::Limits>,
+    /// What to measure.
+    #[command(flatten)]
+    pub measure: MeasureOptions,
     /// What to run in the guest.
     #[command(flatten)]
     pub command: CommandOptions,
@@ -205,8 +235,19 @@ pub enum OnReboot {
 const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 64 * MIB;
 
-/// Bytes, from a number with an optional binary suffix, rounded up to whole pages.
+/// The guest's RAM in bytes, rounded up to whole pages.
 fn memory_size(text: &str) -> Result<u64, String> {
+    let size = bytes(text)?;
+    match size.checked_next_multiple_of(4096) {
+        Some(size) if size < LEAST_MEMORY => Err("a guest needs at least 64M".to_owned()),
+        Some(size) if size < 1 << 52 => Ok(size),
+        _ => Err("no processor addresses that much memory".to_owned()),
+    }
+}
+
+/// Bytes, from a number with an optional binary suffix; what is too great for 64 bits is as much as they hold.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "a size is a number and K, M, G or T, such as 512M".to_owned();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "" => 0,
@@ -214,19 +255,14 @@ fn memory_size(text: &str) -> Result<u64, String> {
         "M" | "MIB" => 20,
         "G" | "GIB" => 30,
         "T" | "TIB" => 40,
-        _ => return Err("a size is a number and K, M, G or T, such as 512M".to_owned()),
+        _ => return Err(wrong()),
     };
     let number: u64 = match digits.parse() {
         Ok(number) => number,
         Err(_) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => u64::MAX,
-        Err(_) => return Err("a size is a number and K, M, G or T, such as 512M".to_owned()),
+        Err(_) => return Err(wrong()),
     };
-    let size = number.checked_mul(1 << shift).and_then(|size| size.checked_next_multiple_of(4096));
-    match size {
-        Some(size) if size < LEAST_MEMORY => Err("a guest needs at least 64M".to_owned()),
-        Some(size) if size < 1 << 52 => Ok(size),
-        _ => Err("no processor addresses that much memory".to_owned()),
-    }
+    Ok(number.saturating_mul(1 << shift))
 }
 
 /// Reads the command line. What is wrong with it is printed as one line; help and version as they are.

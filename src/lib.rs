@@ -2,6 +2,8 @@
 //!
 //! The binary is `main.rs`; everything else is here so that tests can build machines without it.
 
+pub mod bench;
+pub mod cgroup;
 pub mod cli;
 pub mod coalesced;
 pub mod console;
@@ -13,7 +15,10 @@ pub mod exit;
 pub mod footprint;
 pub mod guest;
 pub mod heap;
+pub mod inspect;
 pub mod io_thread;
+pub mod kvm_run;
+pub mod kvm_stats;
 pub mod load;
 pub mod log;
 pub mod machine;
@@ -27,9 +32,13 @@ pub mod results;
 pub mod run;
 pub mod sandbox;
 pub mod signals;
+pub mod stats;
+pub mod supervise;
 pub mod tap;
 pub mod task;
 pub mod terminal;
 pub mod testdev;
+pub mod trace;
 pub mod vcpu;
 pub mod vm;
+pub mod whole_file;

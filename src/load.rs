@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::Board;
 use crate::memory::GuestRam;
+use crate::trace::Timeline;
 
 /// What [`layout::RESET_WORD`] holds unless the guest has written it. Linux writes 0 or 0x1234 before a reset.
 const UNTOUCHED: u16 = 0xffff;
@@ -27,11 +28,22 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// Fills `ram`, which is new, for the machine `board`; returns where the boot parameters are.
+    /// Fills `ram`, which is new, for the machine `board`; returns where the boot parameters are. Notes in `timeline` how
+    /// long each part takes.
     ///
     /// # Errors
     /// The guest does not fit in memory, or a file cannot be read.
-    pub fn load(&self, board: Board, ram: &GuestRam) -> anyhow::Result<u64> {
+    pub fn load(&self, board: Board, ram: &GuestRam, timeline: &Timeline) -> anyhow::Result<u64> {
+        timeline.phase("load the kernel", || self.place_kernel(board, ram))?;
+        let initrd = timeline.phase("load the initrd", || self.place_initrd(board, ram))?;
+        let memory = ram.memory();
+        let rsdp = timeline.phase(if board.acpi { "ACPI" } else { "MP table" }, || tables(board, ram))?;
+        memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
+        let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: board.ram };
+        params.write(memory, self.image).context("cannot write the boot parameters")
+    }
+
+    fn place_kernel(&self, board: Board, ram: &GuestRam) -> anyhow::Result<()> {
         for segment in &self.image.segments {
             // Neither wraps: segments end below 4 GiB.
             ensure!(
@@ -42,18 +54,7 @@ impl Guest<'_> {
             );
             ram.place(segment.addr, &segment.piece).context("cannot load the kernel")?;
         }
-        let initrd = self.place_initrd(board, ram)?;
-        let memory = ram.memory();
-        let rsdp = if board.acpi {
-            let pm_timer = board.test_devices.then_some(layout::PM_TIMER_PORT);
-            Some(acpi::write(memory, board.cpus, board.virtio, pm_timer)?)
-        } else {
-            mptable::write(memory, board.cpus)?;
-            None
-        };
-        memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
-        let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: board.ram };
-        params.write(memory, self.image).context("cannot write the boot parameters")
+        Ok(())
     }
 
     /// Puts the initrd as high as the kernel can find it; returns its address and length.
@@ -77,6 +78,16 @@ impl Guest<'_> {
         }
         Ok(Some((start, len)))
     }
+}
+
+/// Writes the tables that tell of the board; returns where the guest is to find those of ACPI.
+fn tables(board: Board, ram: &GuestRam) -> anyhow::Result<Option<u64>> {
+    if board.acpi {
+        let pm_timer = board.test_devices.then_some(layout::PM_TIMER_PORT);
+        return Ok(Some(acpi::write(ram.memory(), board.cpus, board.virtio, pm_timer)?));
+    }
+    mptable::write(ram.memory(), board.cpus)?;
+    Ok(None)
 }
 
 fn low_ram_end(board: Board) -> u64 {

@@ -8,7 +8,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use boot::cpuid::Leaves;
@@ -32,7 +32,9 @@ use crate::exit::{Exit, ExitRequest};
 use crate::io_thread::{Bell, BellRope, IoThread, Served};
 use crate::memory::GuestRam;
 use crate::pit::Ports;
+use crate::stats::Stats;
 use crate::testdev;
+use crate::trace::Timeline;
 use crate::vcpu::{self, Shared, Vcpu, VcpuThread};
 use crate::vm::{self, Vm};
 
@@ -75,10 +77,12 @@ pub struct Machine {
     serial: Arc<Mutex<Serial>>,
     vcpus: Vec<VcpuFd>,
     virtio: Vec<(String, Served)>,
+    stats: Option<Arc<Stats>>,
 }
 
 impl Machine {
-    /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says.
+    /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says. Notes in
+    /// `timeline` how long each part takes.
     ///
     /// # Errors
     /// The host has not enough of something.
@@ -88,6 +92,7 @@ impl Machine {
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
         devices: Vec<Attachment>,
+        timeline: &Timeline,
     ) -> anyhow::Result<Self> {
         let most = kvm.get_max_vcpus();
         ensure!(
@@ -99,11 +104,13 @@ impl Machine {
         // guest each answer is an exit, and all of them take as long.
         let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
             let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
-            let asking = asking.spawn_scoped(scope, || vm::supported_cpuid(kvm));
+            let ask = || timeline.phase("ask for CPUID", || vm::supported_cpuid(kvm));
+            let asking = asking.spawn_scoped(scope, ask);
             let asking = asking.context("cannot start a thread")?;
-            let vm = Vm::new(kvm, ram, board.cpus);
+            let vm = timeline.phase("virtual machine", || Vm::new(kvm, ram, board.cpus));
             Ok((vm?, asking.join().expect("a panic ends the process")?))
         })?;
+        let start = Instant::now();
         let exit = Arc::new(ExitRequest::new()?);
         let coalesced = Arc::new(vm.coalesced());
         let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
@@ -113,13 +120,14 @@ impl Machine {
         if board.test_devices {
             testdev::add(board, &vm, &exit, &mut ports, &mut mmio)?;
         }
-        let places = devices.into_iter().zip(0..);
+        let places = (0..).zip(names(&devices)).zip(devices);
         let virtio = places
-            .map(|(it, index)| add_virtio(&vm, &coalesced, &mut mmio, it, index))
+            .map(|(place, it)| add_virtio(&vm, &coalesced, &mut mmio, place, it))
             .collect::<Result<_, _>>()?;
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
-        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio };
-        machine.create_vcpus(&supported)?;
+        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, stats: None };
+        timeline.note("devices", start);
+        timeline.phase("vCPUs", || machine.create_vcpus(&supported))?;
         Ok(machine)
     }
 
@@ -159,13 +167,22 @@ impl Machine {
         boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
     }
 
+    /// Has the exits of the vCPUs counted and timed.
+    pub fn measure(&mut self) -> Arc<Stats> {
+        let Shared { ports, mmio, coalesced, .. } = &self.shared;
+        let stats = Stats::new(self.vm.fd().clone(), &self.vcpus, ports.clone(), mmio.clone());
+        coalesced.set_meter(stats.ring().clone());
+        self.stats.insert(Arc::new(stats)).clone()
+    }
+
     /// Starts the threads of vCPUs and devices; the guest begins when it is [released](Running::release).
     ///
     /// # Errors
     /// The host has no threads left.
     pub fn start(self) -> anyhow::Result<Running> {
-        let Self { vm, shared, serial, vcpus, virtio, .. } = self;
-        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).start();
+        let Self { vm, shared, serial, vcpus, virtio, stats, .. } = self;
+        let meter = |index: u32| stats.as_ref()?.meter(index as usize);
+        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).metered(meter(index)).start();
         let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
         let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
         let mut threads: Vec<(String, Vec<Served>)> = Vec::new();
@@ -181,13 +198,28 @@ impl Machine {
     }
 }
 
+/// What people call virtio devices, in the order of the board: disks as Linux does.
+fn names(devices: &[Attachment]) -> Vec<String> {
+    let mut disks = 'a'..='z';
+    let name = |(index, it): (usize, &Attachment)| match it.device.id() {
+        1 => format!("virtio {index} (net)"),
+        2 => format!("virtio {index} (block vd{})", disks.next().unwrap_or('?')),
+        3 => format!("virtio {index} (console)"),
+        4 => format!("virtio {index} (entropy)"),
+        5 => format!("virtio {index} (balloon)"),
+        26 => format!("virtio {index} (fs)"),
+        other => format!("virtio {index} (device {other})"),
+    };
+    devices.iter().enumerate().map(name).collect()
+}
+
 /// Puts a virtio device into the window and on the line of its `index`.
 fn add_virtio(
     vm: &Vm,
     coalesced: &Arc<Coalesced>,
     bus: &mut Bus,
+    (index, name): (u32, String),
     it: Attachment,
-    index: u32,
 ) -> anyhow::Result<(String, Served)> {
     ensure!(
         index < layout::VIRTIO_MAX,
@@ -201,6 +233,7 @@ fn add_virtio(
     let window = shared(Mmio::new(virtio.clone(), line, Box::new(BellRope(bell.clone()))));
     let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
     bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
+    bus.set_name(address, name);
     let registers = vm.registers(address + mmio::NOTIFY, address + mmio::ACKNOWLEDGE, coalesced.clone());
     Ok((it.thread, Served { virtio, bell, registers }))
 }
@@ -213,20 +246,25 @@ fn port_bus(
     exit: &Arc<ExitRequest>,
 ) -> Result<Bus, bus::Error> {
     let mut ports = Bus::default();
-    let mut put = |port: u16, len, device: SharedDevice| ports.insert(port.into(), len, device);
-    put(layout::SERIAL_PORT, 8, serial.clone())?;
-    put(layout::CMOS_PORT, 2, shared(Cmos::new(Box::new(SystemTime::now))))?;
-    put(layout::POWER_PORT, 3, shared(Power::new(exit.clone())))?;
-    put(layout::PVPANIC_PORT, pvpanic::LEN, shared(PvPanic::new(exit.clone())))?;
+    let mut put = |port: u16, len, name: &str, device: SharedDevice| {
+        ports.insert(port.into(), len, device)?;
+        ports.set_name(port.into(), name);
+        Ok(())
+    };
+    put(layout::SERIAL_PORT, 8, "serial", serial.clone())?;
+    put(layout::CMOS_PORT, 2, "cmos", shared(Cmos::new(Box::new(SystemTime::now))))?;
+    put(layout::POWER_PORT, 3, "power", shared(Power::new(exit.clone())))?;
+    put(layout::PVPANIC_PORT, pvpanic::LEN, "pvpanic", shared(PvPanic::new(exit.clone())))?;
     if !board.test_devices {
-        put(layout::PIT_PORT, 4, shared(vm.pit(Ports::Timer, exit.clone())))?;
-        put(layout::PIT_GATE_PORT, 1, shared(vm.pit(Ports::Gate, exit.clone())))?;
+        put(layout::PIT_PORT, 4, "pit", shared(vm.pit(Ports::Timer, exit.clone())))?;
+        put(layout::PIT_GATE_PORT, 1, "pit", shared(vm.pit(Ports::Gate, exit.clone())))?;
     }
     // The timer's gate lies between the keyboard controller's two ports.
     let i8042 = shared(I8042::new(exit.clone()));
     let base = layout::I8042_PORT.into();
     ports.insert_part(base, base, 1, i8042.clone())?;
     ports.insert_part(base, base + 4, 1, i8042)?;
+    [base, base + 4].iter().for_each(|port| ports.set_name(*port, "i8042"));
     Ok(ports)
 }
 

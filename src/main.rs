@@ -1,15 +1,17 @@
 //! Picks the command, runs it, prints what went wrong, and gives the exit code.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use kite::cli::{self, Command};
 use kite::heap::Heap;
-use kite::{doctor, guest, log, matrix, run, terminal};
+use kite::{bench, doctor, guest, inspect, log, matrix, run, terminal};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
 
 fn main() -> ExitCode {
+    let begun = Instant::now();
     if guest::is_init() {
         guest::main();
     }
@@ -20,8 +22,10 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let result = match command {
-        Command::Run(options) => run::run(&options),
+        Command::Run(options) => run::run(&options, begun),
         Command::Matrix(options) => matrix::run(&options),
+        Command::Inspect { pid, json } => inspect::run(pid, json),
+        Command::Bench(command) => bench::run(&command),
         Command::Doctor { json } => doctor::run(json),
     };
     match result {

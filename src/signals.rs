@@ -2,6 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -23,6 +24,28 @@ const ENDING: [Signal; 8] = [
     Signal::SIGUSR2,
     Signal::SIGXCPU,
 ];
+
+/// Whether `SIGUSR1` is a question: what a process does with a signal goes for the whole of it.
+static IS_ASKED: AtomicBool = AtomicBool::new(false);
+
+/// Makes `SIGUSR1` a question instead of an end, and gives the descriptor that it is read from; to be called before there
+/// is a second thread, and before [`Signals::take_over`].
+///
+/// # Errors
+/// The host refuses a descriptor.
+pub fn take_questions() -> anyhow::Result<SignalFd> {
+    let mut asking = SigSet::empty();
+    asking.add(Signal::SIGUSR1);
+    asking.thread_block().context("cannot block a signal")?;
+    IS_ASKED.store(true, Ordering::SeqCst);
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    SignalFd::with_flags(&asking, flags).context("cannot make a signalfd")
+}
+
+/// Whether `SIGUSR1` is a question, which is the machine's to answer.
+pub(crate) fn are_asked() -> bool {
+    IS_ASKED.load(Ordering::SeqCst)
+}
 
 /// The signals that came, and were taken over.
 pub struct Signals(SignalFd);
@@ -92,7 +115,10 @@ fn stand_in(signal: i32) -> i32 {
 
 /// The signals that are to end kite.
 pub(crate) fn ending() -> SigSet {
-    ENDING.into_iter().filter(|signal| !is_ignored(*signal)).collect()
+    let is_asked = IS_ASKED.load(Ordering::SeqCst);
+    let is_question = |signal| is_asked && signal == Signal::SIGUSR1;
+    let ends = |signal: &Signal| !is_ignored(*signal) && !is_question(*signal);
+    ENDING.into_iter().filter(ends).collect()
 }
 
 /// Whether who started kite wants it to outlive the signal, as `nohup` does.

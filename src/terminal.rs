@@ -84,6 +84,13 @@ pub fn line(text: &str) {
     let _ = io::stderr().write_all(format!("{text}{end}").as_bytes());
 }
 
+/// Writes several whole lines to what standard error is or was, also if that is a terminal that is raw.
+pub fn lines(mut to: impl Write, text: &str) {
+    let text = if lock().is_some() { text.replace('\n', "\r\n") } else { text.to_owned() };
+    // In one write, so that they stay together. Whether anybody reads them changes nothing.
+    let _ = to.write_all(text.as_bytes());
+}
+
 /// From now on a panic in any thread, which is a bug of ours, ends the process as every other failure of kite does,
 /// with the terminal as it was.
 pub fn end_on_panic() {

@@ -38,24 +38,33 @@ pub fn add(
     let wiring = Wiring { memory: layout::PCI_TEST_MEMORY as u32, port: layout::PCI_TEST_PORT };
     let function = Arc::new(Mutex::new(PciTest::new(wiring, Box::new(vm.doorbell()?))));
     let [memory_len, port_len] = BAR_LEN.map(u64::from);
-    let at_ports: [(u16, u64, SharedDevice); 9] = [
-        (layout::DEBUG_EXIT_PORT, DebugExit::LEN, shared(DebugExit::new(exit.clone()))),
-        (layout::LATCH_PORT, Latch::LEN, shared(Latch::new())),
-        (layout::FLUSH_PORT, Flush::LEN, shared(Flush::new(Box::new(Pages(vm.ram().clone()))))),
-        (layout::BYTE_LATCH_PORT, Latch::LEN, shared(Latch::new())),
-        (layout::LINES_PORT, Lines::LEN, shared(Lines::new(Box::new(vm.levels())))),
-        (layout::FW_CFG_PORT, FwCfg::LEN, shared(FwCfg::new(cpus, board.ram))),
-        (layout::PM_TIMER_PORT, PmTimer::LEN, shared(PmTimer::new(elapsed))),
-        (layout::PCI_CONFIG_PORT, ConfigPorts::LEN, shared(ConfigPorts::new(function.clone()))),
-        (layout::PCI_TEST_PORT, port_len, shared(Window::new(function.clone(), Place::Port))),
+    let at_ports: [(u16, u64, &str, SharedDevice); 9] = [
+        (layout::DEBUG_EXIT_PORT, DebugExit::LEN, "debug exit", shared(DebugExit::new(exit.clone()))),
+        (layout::LATCH_PORT, Latch::LEN, "latch", shared(Latch::new())),
+        (layout::FLUSH_PORT, Flush::LEN, "page flush", shared(Flush::new(Box::new(Pages(vm.ram().clone()))))),
+        (layout::BYTE_LATCH_PORT, Latch::LEN, "latch", shared(Latch::new())),
+        (layout::LINES_PORT, Lines::LEN, "lines", shared(Lines::new(Box::new(vm.levels())))),
+        (layout::FW_CFG_PORT, FwCfg::LEN, "fw_cfg", shared(FwCfg::new(cpus, board.ram))),
+        (layout::PM_TIMER_PORT, PmTimer::LEN, "PM timer", shared(PmTimer::new(elapsed))),
+        (
+            layout::PCI_CONFIG_PORT,
+            ConfigPorts::LEN,
+            "PCI configuration",
+            shared(ConfigPorts::new(function.clone())),
+        ),
+        (layout::PCI_TEST_PORT, port_len, "pci-testdev", shared(Window::new(function.clone(), Place::Port))),
     ];
-    for (port, len, device) in at_ports {
+    for (port, len, name, device) in at_ports {
         ports.insert(port.into(), len, device).context("two devices share a port")?;
+        ports.set_name(port.into(), name);
     }
     let window = shared(Window::new(function, Place::Memory));
     mmio.insert(layout::PCI_TEST_MEMORY, memory_len, window)
         .and_then(|()| mmio.insert(layout::SCRATCH, SCRATCH_LEN, shared(Scratch::new())))
-        .context("two devices share an address")
+        .context("two devices share an address")?;
+    mmio.set_name(layout::PCI_TEST_MEMORY, "pci-testdev");
+    mmio.set_name(layout::SCRATCH, "scratch");
+    Ok(())
 }
 
 fn shared(device: impl BusDevice + 'static) -> SharedDevice {

@@ -4,21 +4,24 @@
 //! signal that arrives just before KVM_RUN is lost, so one is not enough. What a vCPU's state is, its thread is asked too,
 //! while it is still.
 
+use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use devices::bus::Bus;
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use devices::bus::{Bus, Hint};
+use kvm_ioctls::VcpuFd;
 use nix::time::ClockId;
 use nix::unistd::gettid;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::coalesced::Coalesced;
 use crate::exit::{Exit, ExitRequest};
+use crate::kvm_run::{self, Ending, Left, Space};
 use crate::sandbox;
+use crate::stats::meter::{Cause, Meter, Timed};
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
@@ -55,6 +58,14 @@ impl Gate {
         self.posture.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells the vCPU what to do.
+    fn want(&self, wanted: u8) {
+        // Under the lock, so that a paused vCPU cannot miss it between looking and waiting.
+        let _posture = self.posture();
+        self.wanted.store(wanted, Ordering::Release);
+        self.changed.notify_all();
+    }
+
     fn wait<'a>(&self, posture: MutexGuard<'a, Posture>) -> MutexGuard<'a, Posture> {
         self.changed.wait(posture).unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,6 +82,10 @@ pub struct Vcpu {
     fd: VcpuFd,
     shared: Shared,
     gate: Arc<Gate>,
+    /// Where the last accesses went, to ports and to memory.
+    hints: [Hint; 2],
+    /// What counts the exits, if anybody wants to know.
+    meter: Option<Arc<Meter>>,
 }
 
 /// What the vCPUs of a machine share.
@@ -89,7 +104,22 @@ pub struct Shared {
 impl Vcpu {
     /// The vCPU `index`, whose registers are set.
     pub fn new(index: u32, fd: VcpuFd, shared: Shared) -> Self {
-        Self { index, fd, shared, gate: Arc::default() }
+        Self::under(&Switch::default(), index, fd, shared)
+    }
+
+    /// The same, which `switch` stops while it runs on its owner's thread.
+    pub fn under(switch: &Switch, index: u32, fd: VcpuFd, shared: Shared) -> Self {
+        Self { index, fd, shared, gate: switch.0.clone(), hints: Default::default(), meter: None }
+    }
+
+    /// Has its exits counted and timed by `meter`.
+    pub fn metered(self, meter: Option<Arc<Meter>>) -> Self {
+        Self { meter, ..self }
+    }
+
+    /// The vCPU's descriptor. What the last exit was about is completed at the next KVM_RUN.
+    pub fn fd(&mut self) -> &mut VcpuFd {
+        &mut self.fd
     }
 
     /// Starts the vCPU on a thread of its own, where it is held until it is [released](VcpuThread::release).
@@ -97,7 +127,7 @@ impl Vcpu {
     /// # Errors
     /// The host has no thread left.
     pub fn start(mut self) -> anyhow::Result<VcpuThread> {
-        register_signal_handler(SIGRTMIN(), interrupted).context("cannot handle the vCPUs' signal")?;
+        handle_signal()?;
         let gate = self.gate.clone();
         gate.wanted.store(HOLD, Ordering::Release);
         let name = format!("vcpu{}", self.index);
@@ -105,6 +135,9 @@ impl Vcpu {
         let run = move || {
             entry.confine(sandbox::Thread::Vcpu);
             self.gate.thread.store(gettid().as_raw(), Ordering::Release);
+            if let Some(meter) = &self.meter {
+                meter.enter();
+            }
             self.run();
             self.gate.posture().still = true;
             self.gate.changed.notify_all();
@@ -113,8 +146,8 @@ impl Vcpu {
         Ok(VcpuThread { gate, thread: Some(thread.context("cannot start a vCPU's thread")?) })
     }
 
-    /// Runs the guest until it or somebody else stops it.
-    fn run(&mut self) {
+    /// Runs the guest on this thread until it or somebody else stops it.
+    pub fn run(&mut self) {
         loop {
             let step = match self.gate.wanted.load(Ordering::Acquire) {
                 RUN => self.step(),
@@ -133,31 +166,54 @@ impl Vcpu {
     }
 
     /// Runs the guest until its next exit, and carries that out.
+    #[inline(always)]
     fn step(&mut self) -> Step {
-        let Shared { ports, mmio, coalesced, exit } = &self.shared;
-        let result = self.fd.run();
+        let exit = kvm_run::enter(&mut self.fd);
+        let Shared { ports, mmio, coalesced, .. } = &self.shared;
         coalesced.carry_out(ports, mmio);
-        match result {
-            Ok(VcpuExit::IoOut(port, data)) => ports.write(port.into(), data),
-            Ok(VcpuExit::IoIn(port, data)) => ports.read(port.into(), data),
-            Ok(VcpuExit::MmioWrite(addr, data)) => mmio.write(addr, data),
-            Ok(VcpuExit::MmioRead(addr, data)) => mmio.read(addr, data),
-            Ok(other) => {
-                let reason = reason(self.index, &other);
-                let reason = reason.unwrap_or_else(|| Exit::Crash(self.internal_error()));
-                self.shared.exit.request(reason);
-                return Step::Ended;
+        if self.meter.is_some() { self.answer_timed(exit) } else { self.answer(exit) }
+    }
+
+    /// Does what the guest has left for.
+    #[inline(always)]
+    fn answer(&mut self, exit: kvm_run::Exit) -> Step {
+        let Shared { ports, mmio, .. } = &self.shared;
+        let [port, memory] = &mut self.hints;
+        match kvm_run::left(&mut self.fd, exit) {
+            Left::Access { space, address, write, data } => {
+                match (space, write) {
+                    (Space::Port, true) => ports.write_near(port, address, data),
+                    (Space::Port, false) => ports.read_near(port, address, data),
+                    (Space::Memory, true) => mmio.write_near(memory, address, data),
+                    (Space::Memory, false) => mmio.read_near(memory, address, data),
+                }
+                Step::Exited
             }
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => return Step::Interrupted,
-            Err(error) => {
-                exit.request(Exit::Failed(anyhow!(error).context(format!("cannot run vCPU {}", self.index))));
-                return Step::Ended;
-            }
+            Left::Interrupted => Step::Interrupted,
+            Left::Ended(ending) => self.ended(ending),
         }
-        Step::Exited
+    }
+
+    /// The same, counted and timed. A function of its own, so that it costs one look where nobody wants it.
+    #[inline(never)]
+    fn answer_timed(&mut self, exit: kvm_run::Exit) -> Step {
+        let timed = Timed::begin(Cause::of(&kvm_run::left(&mut self.fd, exit)));
+        let step = self.answer(exit);
+        if let Some(meter) = &self.meter {
+            meter.end(timed);
+        }
+        step
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn ended(&self, ending: Ending) -> Step {
+        self.shared.exit.request(reason(self.index, ending, &self.fd));
+        Step::Ended
     }
 
     /// Stays still until told otherwise.
+    #[inline(never)]
     fn wait(&mut self) -> Step {
         if self.settle() == Step::Ended {
             return Step::Ended;
@@ -199,21 +255,31 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(0);
         step
     }
+}
 
-    /// What KVM says of an internal error (KVM API, KVM_EXIT_INTERNAL_ERROR).
-    #[expect(unsafe_code, reason = "the exit's details are in a C union")]
-    fn internal_error(&mut self) -> String {
-        // SAFETY: the exit was KVM_EXIT_INTERNAL_ERROR, so this is the member that KVM filled in, and it is plain data.
-        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
-        let what = match suberror {
-            1 => "an instruction that KVM cannot emulate".to_owned(),
-            2 => "exceptions while delivering exceptions".to_owned(),
-            3 => "an exit while an event was delivered".to_owned(),
-            other => format!("KVM internal error {other}"),
-        };
-        let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
-        format!("{what}, on vCPU {} at rip {rip:#x}", self.index)
+/// Stops a vCPU that runs on its owner's thread before its next entry, and lets it run again. A device may hold it: what
+/// the guest does to that device is then the last thing it does.
+#[derive(Clone, Default)]
+pub struct Switch(Arc<Gate>);
+
+impl Switch {
+    /// [`Vcpu::run`] returns before it enters the guest again.
+    pub fn stop(&self) {
+        self.0.want(STOP);
     }
+
+    /// [`Vcpu::run`] may enter the guest again.
+    pub fn go(&self) {
+        self.0.want(RUN);
+    }
+}
+
+/// Makes the signal that a vCPU's thread is sent interrupt KVM_RUN, and do nothing else.
+///
+/// # Errors
+/// The host refuses a handler.
+pub fn handle_signal() -> anyhow::Result<()> {
+    register_signal_handler(SIGRTMIN(), interrupted).context("cannot handle the vCPUs' signal")
 }
 
 /// How a run of the guest came back.
@@ -233,18 +299,29 @@ const STACK: usize = 256 << 10;
 /// The signal's only work is to make KVM_RUN return.
 extern "C" fn interrupted(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Why this exit ends the machine; nothing for an internal error, whose details are elsewhere.
-fn reason(index: u32, exit: &VcpuExit<'_>) -> Option<Exit> {
-    Some(match exit {
-        VcpuExit::Shutdown => Exit::TripleFault { vcpu: index },
-        VcpuExit::InternalError => return None,
-        VcpuExit::FailEntry(reason, cpu) => Exit::Crash(format!(
-            "the processor refused to enter vCPU {index}: hardware reason {reason:#x} on CPU {cpu}"
-        )),
-        VcpuExit::MemoryFault { gpa, .. } => {
-            Exit::Crash(format!("vCPU {index} touched memory the host cannot give, at {gpa:#x}"))
+/// Why this exit ends the machine.
+fn reason(index: u32, ending: Ending, vcpu: &VcpuFd) -> Exit {
+    Exit::Crash(match ending {
+        Ending::Shutdown => return Exit::TripleFault { vcpu: index },
+        Ending::InternalError(suberror) => {
+            let what = match suberror {
+                1 => "an instruction that KVM cannot emulate".to_owned(),
+                2 => "exceptions while delivering exceptions".to_owned(),
+                3 => "an exit while an event was delivered".to_owned(),
+                other => format!("KVM internal error {other}"),
+            };
+            let rip = vcpu.get_regs().map_or(0, |regs| regs.rip);
+            format!("{what}, on vCPU {index} at rip {rip:#x}")
         }
-        other => Exit::Crash(format!("vCPU {index} left the guest in an unknown way: {other:?}")),
+        Ending::FailEntry(reason, cpu) => {
+            format!("the processor refused to enter vCPU {index}: hardware reason {reason:#x} on CPU {cpu}")
+        }
+        Ending::MemoryFault(gpa) => format!("vCPU {index} touched memory the host cannot give, at {gpa:#x}"),
+        Ending::Failed(errno) => {
+            let error = anyhow!(io::Error::from_raw_os_error(errno));
+            return Exit::Failed(error.context(format!("cannot run vCPU {index}")));
+        }
+        Ending::Other(reason) => format!("vCPU {index} left the guest in an unknown way: KVM exit {reason}"),
     })
 }
 
@@ -255,14 +332,6 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Tells the vCPU what to do; [`Self::settled`] waits until it is still.
-    fn want(&self, wanted: u8) {
-        // Under the lock, so that a paused vCPU cannot miss it between looking and waiting.
-        let _posture = self.gate.posture();
-        self.gate.wanted.store(wanted, Ordering::Release);
-        self.gate.changed.notify_all();
-    }
-
     /// Signals the thread until the vCPU is still.
     fn settled(&self) {
         let Some(thread) = &self.thread else { return };
@@ -276,12 +345,12 @@ impl VcpuThread {
 
     /// Lets a vCPU that is held begin.
     pub fn release(&self) {
-        self.want(RUN);
+        self.gate.want(RUN);
     }
 
     /// Lets a paused vCPU go on, and waits until it does.
     fn resume(&self) {
-        self.want(RUN);
+        self.gate.want(RUN);
         let mut posture = self.gate.posture();
         while posture.still && !posture.ended {
             posture = self.gate.wait_a_little(posture);
@@ -317,7 +386,7 @@ impl VcpuThread {
 
 impl Drop for VcpuThread {
     fn drop(&mut self) {
-        self.want(STOP);
+        self.gate.want(STOP);
         self.settled();
         if let Some(thread) = self.thread.take() {
             // The panic hook has told of a panic and ended the process.
@@ -328,13 +397,13 @@ impl Drop for VcpuThread {
 
 /// Pauses every vCPU; returns once all are still, their pending accesses completed.
 pub fn pause(vcpus: &[VcpuThread]) {
-    vcpus.iter().for_each(|vcpu| vcpu.want(PAUSE));
+    vcpus.iter().for_each(|vcpu| vcpu.gate.want(PAUSE));
     vcpus.iter().for_each(VcpuThread::settled);
 }
 
 /// Stops every vCPU; returns once all threads have ended.
 pub fn stop(vcpus: Vec<VcpuThread>) {
-    vcpus.iter().for_each(|vcpu| vcpu.want(STOP));
+    vcpus.iter().for_each(|vcpu| vcpu.gate.want(STOP));
     drop(vcpus);
 }
 

@@ -165,6 +165,11 @@ impl Vm {
         Coalesced::new(self.fd.clone())
     }
 
+    /// The virtual machine's descriptor.
+    pub fn fd(&self) -> &Arc<VmFd> {
+        &self.fd
+    }
+
     /// The guest's memory.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram

@@ -16,6 +16,10 @@ pub trait BusDevice: Send {
 /// A device that all vCPUs and the host side share. Whoever holds the lock sees it still.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
+/// Where the last access went, as the next one often does. Each vCPU has its own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint(usize);
+
 /// Why a range is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
@@ -43,6 +47,22 @@ struct Range {
     /// The address that the device sees as offset 0.
     origin: u64,
     device: SharedDevice,
+    /// What people call it.
+    name: Option<String>,
+}
+
+impl Range {
+    #[inline]
+    fn contains(&self, address: u64) -> bool {
+        self.start <= address && address <= self.last
+    }
+
+    /// The device, still.
+    #[inline]
+    fn lock(&self) -> MutexGuard<'_, dyn BusDevice + 'static> {
+        // A device that panicked under its lock is one device less, not the end of the other vCPUs.
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One address space. Filled while the machine is built, then only read.
@@ -83,32 +103,82 @@ impl Bus {
         if self.ranges.get(index).is_some_and(|next| next.start <= last) {
             return Err(Error::Overlap { start, last });
         }
-        self.ranges.insert(index, Range { start, last, origin, device });
+        self.ranges.insert(index, Range { start, last, origin, device, name: None });
         Ok(())
+    }
+
+    /// Says what people call the device at `address`; nothing happens if none is there.
+    pub fn set_name(&mut self, address: u64, name: impl Into<String>) {
+        let owns = |range: &&mut Range| (range.start..=range.last).contains(&address);
+        if let Some(range) = self.ranges.iter_mut().find(owns) {
+            range.name = Some(name.into());
+        }
+    }
+
+    /// What people call the device that owns `address`, if it has been said.
+    pub fn name(&self, address: u64) -> Option<&str> {
+        self.ranges.get(self.find(address)?)?.name.as_deref()
     }
 
     /// Reads from the device at `address`; an empty address reads as all ones.
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        match self.hold(address) {
-            Some((offset, mut device)) => device.read(offset, data),
-            None => data.fill(0xff),
-        }
+        self.read_near(&mut Hint::default(), address, data);
     }
 
     /// Writes to the device at `address`; what is written to an empty address is lost.
     pub fn write(&self, address: u64, data: &[u8]) {
-        if let Some((offset, mut device)) = self.hold(address) {
-            device.write(offset, data);
+        self.write_near(&mut Hint::default(), address, data);
+    }
+
+    /// As [`Self::read`], looking first where `hint` says.
+    pub fn read_near(&self, hint: &mut Hint, address: u64, data: &mut [u8]) {
+        match self.ranges.get(hint.0).filter(|range| range.contains(address)) {
+            Some(range) => range.lock().read(address - range.origin, data),
+            None => self.read_elsewhere(hint, address, data),
         }
     }
 
-    /// The device that owns `address`, locked, and the offset into its range.
-    fn hold(&self, address: u64) -> Option<(u64, MutexGuard<'_, dyn BusDevice + 'static>)> {
+    /// As [`Self::write`], looking first where `hint` says.
+    pub fn write_near(&self, hint: &mut Hint, address: u64, data: &[u8]) {
+        match self.ranges.get(hint.0).filter(|range| range.contains(address)) {
+            Some(range) => range.lock().write(address - range.origin, data),
+            None => self.write_elsewhere(hint, address, data),
+        }
+    }
+
+    #[inline(never)]
+    fn read_elsewhere(&self, hint: &mut Hint, address: u64, data: &mut [u8]) {
+        match self.search(hint, address) {
+            Some(range) => range.lock().read(address - range.origin, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    #[inline(never)]
+    fn write_elsewhere(&self, hint: &mut Hint, address: u64, data: &[u8]) {
+        if let Some(range) = self.search(hint, address) {
+            range.lock().write(address - range.origin, data);
+        }
+    }
+
+    /// The range that `address` is in, which the hint does not name. If nobody is there, it names the range behind from
+    /// now on: a guest that polls an empty address finds that at once, too.
+    #[inline]
+    fn search(&self, hint: &mut Hint, address: u64) -> Option<&Range> {
+        let before = hint.0.checked_sub(1).map(|before| self.ranges.get(before));
+        let between = before.is_none_or(|before| before.is_some_and(|range| range.last < address))
+            && self.ranges.get(hint.0).is_none_or(|range| address < range.start);
+        if between {
+            return None;
+        }
+        hint.0 = self.ranges.partition_point(|range| range.last < address);
+        self.ranges.get(hint.0).filter(|range| range.start <= address)
+    }
+
+    /// The index of the range that `address` is in.
+    fn find(&self, address: u64) -> Option<usize> {
         let index = self.ranges.partition_point(|range| range.last < address);
-        let range = self.ranges.get(index).filter(|range| range.start <= address)?;
-        // A device that panicked under its lock is one device less, not the end of the other vCPUs.
-        let device = range.device.lock().unwrap_or_else(PoisonError::into_inner);
-        Some((address - range.origin, device))
+        self.ranges.get(index).filter(|range| range.start <= address).map(|_| index)
     }
 }
 
@@ -215,6 +285,17 @@ mod tests {
     }
 
     #[test]
+    fn a_name_goes_for_the_whole_range_and_no_other() {
+        let mut bus = Bus::default();
+        bus.insert(0x10, 4, probe(0)).unwrap();
+        bus.insert(0x14, 4, probe(0)).unwrap();
+        bus.set_name(0x12, "probe");
+        bus.set_name(0x20, "nobody");
+        let names = [0xf, 0x10, 0x13, 0x14, 0x20].map(|address| bus.name(address));
+        assert_eq!(names, [None, Some("probe"), Some("probe"), None, None]);
+    }
+
+    #[test]
     fn a_device_that_panicked_does_not_take_the_bus_along() {
         let mut bus = Bus::default();
         let device = probe(3);
@@ -249,6 +330,12 @@ mod tests {
             }
             for (address, owner) in owners.iter().enumerate() {
                 assert_eq!(read(&bus, address as u64), *owner);
+            }
+            let mut hint = Hint::default();
+            for _ in 0..100 {
+                let (address, mut data) = (random.below(256), [0]);
+                bus.read_near(&mut hint, address, &mut data);
+                assert_eq!(data[0], owners[address as usize]);
             }
         }
     }

@@ -28,6 +28,7 @@ use crate::machine::Running;
 use crate::sandbox;
 use crate::signals::Signals;
 use crate::terminal::{self, RawTerminal};
+use crate::trace::Timeline;
 use keys::{Key, Keys};
 use output::{Line, Output, Ready};
 
@@ -49,6 +50,7 @@ pub struct Console {
     ready: Arc<Ready>,
     hvc: Arc<Port>,
     prefers_hvc: bool,
+    timeline: Arc<Timeline>,
 }
 
 /// Wakes the host's threads when a device has something for them.
@@ -88,11 +90,12 @@ pub fn prefers_hvc(cmdline: &str) -> bool {
 }
 
 impl Console {
-    /// At the process's `signals`. With `prefers_hvc`, input goes to the virtio console once the guest has that open.
+    /// At the process's `signals`. With `prefers_hvc`, input goes to the virtio console once the guest has that open. What the
+    /// guest comes to is noted in `timeline`.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new(signals: Signals, prefers_hvc: bool) -> anyhow::Result<Self> {
+    pub fn new(signals: Signals, prefers_hvc: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let wanted = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake =
             Wake { wanted: Arc::new(wanted.context("cannot make an eventfd")?), ready: Arc::default() };
@@ -108,6 +111,7 @@ impl Console {
             ready: wake.ready,
             hvc: Arc::new(hvc),
             prefers_hvc,
+            timeline,
         })
     }
 
@@ -130,7 +134,8 @@ impl Console {
         self.terminal = RawTerminal::new()?;
         self.measure_terminal();
         let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
-        let output = Output::start(serial, hvc, self.ready.clone(), machine.exit().clone())?;
+        let (ready, exit) = (self.ready.clone(), machine.exit().clone());
+        let output = Output::start(serial, hvc, ready, exit, self.timeline.clone())?;
         sandbox::close();
         machine.release();
         let waited = self.wait(machine);

@@ -18,6 +18,7 @@ use crate::crash::text::PanicText;
 use crate::exit::{Exit, ExitRequest};
 use crate::sandbox;
 use crate::signals::{self, Signals};
+use crate::trace::{Ear, Timeline};
 
 /// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
 const GATHER: Duration = Duration::from_millis(1);
@@ -122,11 +123,14 @@ impl Output {
         hvc: Arc<Port>,
         ready: Arc<Ready>,
         exit: Arc<ExitRequest>,
+        timeline: Arc<Timeline>,
     ) -> anyhow::Result<Self> {
         let done = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?);
         ready.set_closing(false);
         *ready.heard() = Heard::default();
-        let writer = Writer { serial, hvc, ready: ready.clone(), exit: exit.clone(), done: done.clone() };
+        let (to, why, end) = (ready.clone(), exit.clone(), done.clone());
+        let mut writer =
+            Writer { serial, hvc, ready: to, exit: why, done: end, ears: Default::default(), timeline };
         let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
         let entry = sandbox::Entry::new();
         let run = move || {
@@ -179,10 +183,13 @@ struct Writer {
     ready: Arc<Ready>,
     exit: Arc<ExitRequest>,
     done: Arc<EventFd>,
+    /// One for each console.
+    ears: [Ear; 2],
+    timeline: Arc<Timeline>,
 }
 
 impl Writer {
-    fn run(self) -> nix::Result<()> {
+    fn run(&mut self) -> nix::Result<()> {
         let mut buffer = Vec::new();
         let mut written = Ok(());
         loop {
@@ -210,7 +217,7 @@ impl Writer {
     }
 
     /// Takes what there is from both, in the order it came as far as that is known.
-    fn take_output(&self, first: Option<Line>, buffer: &mut Vec<u8>) {
+    fn take_output(&mut self, first: Option<Line>, buffer: &mut Vec<u8>) {
         if first == Some(Line::Hvc) {
             self.hvc.take_output(buffer);
         }
@@ -218,9 +225,13 @@ impl Writer {
         lock(&self.serial).take_output(buffer);
         let mut heard = self.ready.heard();
         heard.panic.feed(&buffer[start..]);
+        let end = buffer.len();
         if first != Some(Line::Hvc) {
             self.hvc.take_output(buffer);
         }
+        self.ears[0].feed(&buffer[start..end], &self.timeline);
+        let hvc = if first == Some(Line::Hvc) { &buffer[..start] } else { &buffer[end..] };
+        self.ears[1].feed(hvc, &self.timeline);
         heard.bytes += buffer.len() as u64;
     }
 }

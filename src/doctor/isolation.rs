@@ -57,6 +57,7 @@ pub(super) struct Cgroup {
     /// Where version 2 is mounted.
     v2: Option<String>,
     controllers: String,
+    root: bool,
 }
 
 impl Cgroup {
@@ -64,6 +65,7 @@ impl Cgroup {
         let mut cgroup = Self::from_mounts(&text("/proc/self/mounts").unwrap_or_default());
         let controllers = cgroup.v2.as_ref().and_then(|path| text(format!("{path}/cgroup.controllers")));
         cgroup.controllers = controllers.unwrap_or_default();
+        cgroup.root = geteuid().is_root();
         cgroup
     }
 
@@ -82,7 +84,7 @@ impl Cgroup {
     }
 }
 
-/// Version 2 rules alone: a controller that version 1 holds is not there for version 2.
+/// Limits work in either version: a controller that version 1 holds is not there for version 2, and is root's alone.
 pub(super) fn cgroup(cgroup: &Cgroup) -> Verdict {
     let version = match (&cgroup.v2, cgroup.v1) {
         (Some(_), false) if cgroup.controllers.is_empty() => return Ok("v2, no controllers".into()),
@@ -93,7 +95,13 @@ pub(super) fn cgroup(cgroup: &Cgroup) -> Verdict {
         (Some(_), true) => "hybrid (v1 and v2)",
         (None, true) => "v1",
     };
-    Err(Problem::new(version, "boot the host with systemd.unified_cgroup_hierarchy=1"))
+    match cgroup.root {
+        true => Ok(format!("{version}, for root only")),
+        false => Err(Problem::new(
+            format!("{version}, for root only"),
+            "boot the host with systemd.unified_cgroup_hierarchy=1",
+        )),
+    }
 }
 
 /// The kernel offers Landlock. `abi` is landlock_create_ruleset(2)'s answer.
@@ -163,11 +171,13 @@ mod tests {
     const V2: &str = "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n";
 
     #[test]
-    fn only_version_2_alone_is_right() {
+    fn version_1_is_for_root() {
         let verdict = |mounts: &str| cgroup(&Cgroup::from_mounts(mounts));
         assert_eq!(verdict(V2), Ok("v2, no controllers".into()));
-        assert_eq!(verdict(V1).unwrap_err().found, "v1");
-        assert_eq!(verdict(&[V1, V2].concat()).unwrap_err().found, "hybrid (v1 and v2)");
+        assert_eq!(verdict(V1).unwrap_err().found, "v1, for root only");
+        assert_eq!(verdict(&[V1, V2].concat()).unwrap_err().found, "hybrid (v1 and v2), for root only");
+        let root = Cgroup { root: true, ..Cgroup::from_mounts(V1) };
+        assert_eq!(cgroup(&root), Ok("v1, for root only".into()));
         assert_eq!(verdict("cgroup2 /x tmpfs rw 0 0\n\ncgroup\n").unwrap_err().found, "not mounted");
         let with = Cgroup { controllers: "cpu memory".into(), ..Cgroup::from_mounts(V2) };
         assert_eq!(cgroup(&with), Ok("v2, controllers cpu memory".into()));

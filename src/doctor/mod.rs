@@ -6,7 +6,7 @@
 
 mod capabilities;
 mod device;
-mod hardware;
+pub mod hardware;
 mod isolation;
 mod kernel;
 mod report;
@@ -95,6 +95,11 @@ pub fn run(json: bool) -> anyhow::Result<u8> {
     checks.extend(boot_checks());
     report::print(&checks, json)?;
     Ok(u8::from(!report::passed(&checks)))
+}
+
+/// The host kernel's version of Landlock; none if it has none or hides it.
+pub(crate) fn landlock_abi() -> Option<i64> {
+    syscalls::landlock_abi().ok()
 }
 
 fn kvm_checks() -> Vec<Check> {

@@ -22,6 +22,7 @@ use nix::sys::termios::{OutputFlags, SetArg, tcdrain, tcgetattr, tcsetattr};
 
 use crate::console::prefers_hvc;
 use crate::task;
+use crate::trace::OWN_INIT;
 use job::Job;
 
 /// Whether this process is the init of a guest that kite started. Process 1 of a container is not.
@@ -41,6 +42,10 @@ pub fn main() -> ! {
 fn run() -> anyhow::Result<Infallible> {
     mount_all()?;
     let words = fs::read_to_string("/proc/cmdline").context("cannot read the kernel's command line")?;
+    if words.split_ascii_whitespace().any(|word| word == "kite.trace") {
+        // A notice, which the kernel shows although it says little else. Nobody needs it but the trace.
+        let _ = fs::write("/dev/kmsg", format!("<5>{OWN_INIT}\n"));
+    }
     let loaded = modules::load();
     match fs::read(task::FILE) {
         Ok(task) => return command::run(&task),

@@ -114,7 +114,7 @@ fn ending(status: ExitStatus, stderr: &str) -> Ending {
     };
     match code {
         cli::TIMED_OUT => Ending::TimedOut,
-        cli::FAILED => Ending::Failed(said()),
+        cli::FAILED | cli::OUT_OF_MEMORY => Ending::Failed(said()),
         cli::CRASHED => Ending::Crashed(said()),
         cli::NOT_EXECUTABLE => Ending::NotExecutable,
         cli::NOT_FOUND => Ending::NotFound,

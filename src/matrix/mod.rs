@@ -21,6 +21,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::results::{Suite, junit};
 use crate::run::die_by;
 use crate::signals;
+use crate::whole_file;
 use cell::{Outcome, Runner};
 use plan::Plan;
 use progress::Progress;
@@ -88,7 +89,7 @@ const ITSELF: &str = "/proc/self/exe";
 /// The file or an option is wrong, or the host failed.
 pub fn run(options: &Options) -> anyhow::Result<u8> {
     let plan = Plan::read(&options.file)?;
-    options.junit.as_deref().map_or(Ok(()), junit::check)?;
+    options.junit.as_deref().map_or(Ok(()), whole_file::check)?;
     let files = options.output.as_deref().map(|folder| keep::Folder::new(folder, &plan)).transpose()?;
     // Nobody reads it before the end, so that everybody who waits sees that there is one.
     let ending = signals::ending();

@@ -1,88 +1,26 @@
 //! JUnit files, in the dialect that GitHub's actions, GitLab and Jenkins read
 //! (<https://github.com/testmoapp/junitxml>).
 
-use std::fs::{self, Permissions};
-use std::io::{self, BufWriter, ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
 use quick_xml::writer::ElementWriter;
 
 use super::{Case, Suite, Verdict};
+use crate::whole_file;
 
-/// Refuses a path that [`write`] would: to be asked before the work that is to be told of.
-///
-/// # Errors
-/// There is something else than a file, a link for one, or there is no such folder.
-pub fn check(path: &Path) -> anyhow::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_symlink() => {
-            bail!("{}: is a symbolic link; name the file itself", path.display())
-        }
-        Ok(metadata) if !metadata.is_file() => {
-            bail!("{}: is not a regular file", path.display())
-        }
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
-    }
-    if path.file_name().is_none() {
-        bail!("{}: is not the name of a file", path.display());
-    }
-    let folder = folder(path);
-    match fs::metadata(&folder) {
-        Ok(metadata) if metadata.is_dir() => Ok(()),
-        Ok(_) => bail!("{}: is not a folder", folder.display()),
-        Err(error) => Err(error).with_context(|| format!("cannot look at {}", folder.display())),
-    }
-}
-
-fn folder(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
-}
-
-/// Writes these suites as one file. It is written beside and then given its name: whoever looks finds the file of before
-/// or the whole new one, and a link that somebody has planted is not followed.
+/// Writes these suites as one file; see [`whole_file::write`].
 ///
 /// # Errors
 /// The file cannot be written there.
 pub fn write(path: &Path, suites: &[Suite]) -> anyhow::Result<()> {
-    let mut text = Vec::new();
-    write_to(&mut text, suites).context("cannot put the results into words")?;
-    publish(path, &text)
+    whole_file::write(path, |file| write_to(file, suites))
 }
 
-/// Writes the text of such a file, as [`write`] does.
-///
-/// # Errors
-/// The file cannot be written there.
-pub fn publish(path: &Path, text: &[u8]) -> anyhow::Result<()> {
-    check(path)?;
-    let what = || format!("cannot write {}", path.display());
-    // As any new file: the process's umask takes from it.
-    let permissions = Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new()
-        .prefix(".kite-junit-")
-        .permissions(permissions)
-        .tempfile_in(folder(path))
-        .with_context(what)?;
-    file.write_all(text).with_context(what)?;
-    file.persist(path).map_err(|error| error.error).with_context(what)?;
-    Ok(())
-}
-
-/// Writes the text of these suites' file.
-///
-/// # Errors
-/// It is not taken.
-pub fn write_to(file: &mut impl Write, suites: &[Suite]) -> io::Result<()> {
+fn write_to(file: &mut dyn Write, suites: &[Suite]) -> io::Result<()> {
     let mut writer = Writer::new_with_indent(BufWriter::new(file), b' ', 2);
     writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
     let counts = suites.iter().map(Counts::of).fold(Counts::default(), Counts::plus);
@@ -200,7 +138,9 @@ fn allowed(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     use quick_xml::Reader;
 

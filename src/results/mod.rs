@@ -150,14 +150,6 @@ impl Suite {
         self.cases.iter().filter(|case| case.is_bad()).count()
     }
 
-    /// Writes the text of a JUnit file with these results only.
-    ///
-    /// # Errors
-    /// It is not taken.
-    pub fn write_text(&self, to: &mut impl std::io::Write) -> std::io::Result<()> {
-        junit::write_to(to, std::slice::from_ref(self))
-    }
-
     /// Writes a JUnit file with these results only; see [`junit::write`].
     ///
     /// # Errors

@@ -144,9 +144,11 @@ fn one_word(path: &Path) -> String {
 fn console(options: &RunOptions) -> &'static str {
     match options.console {
         // Most of what it says costs a boot more than it tells; a panic and an oops are never quiet.
-        None if options.has_command() && !options.command.shows_kernel() => {
-            "console=ttyS0 quiet oops=panic cryptomgr.notests"
-        }
+        None if options.has_command() && !options.command.shows_kernel() => match options.measure.trace {
+            None => "console=ttyS0 quiet oops=panic cryptomgr.notests",
+            // Its first line tells when it starts, and so do the words of kite's own `/init`; all the rest is too much.
+            Some(_) => "console=ttyS0 loglevel=6 kite.trace oops=panic cryptomgr.notests",
+        },
         None if options.has_command() => "console=ttyS0 oops=panic cryptomgr.notests",
         // The kernel's own messages stay with the serial port: a panic prints there whatever has happened before.
         None if options.has_virtio_console() => "console=ttyS0 kite.console=hvc0",

@@ -1,12 +1,15 @@
 //! `kite run`: boots a kernel and tells by the exit code how it ended.
 
 mod command;
+mod confined;
 mod devices;
+mod gauges;
 mod image;
 mod modules;
 
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ::devices::serial::Host;
 use anyhow::{Context, bail, ensure};
@@ -25,26 +28,36 @@ use crate::memory::GuestRam;
 use crate::sandbox::{self, Inherited, Inside, Side};
 use crate::signals::Signals;
 use crate::terminal;
+use crate::trace::Timeline;
 use crate::vm;
 use devices::{Devices, Extra};
+use gauges::Gauges;
 use image::{Boot, Conventions};
 
-/// Runs the guest to its end; returns the exit code.
+/// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code. `begun` is when kite was started.
 ///
 /// # Errors
 /// kite or the host failed.
-pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
+pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    confined::run(options, begun)
+}
+
+/// Runs the guest to its end in this process.
+fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    let inherited = Inherited::now();
+    let mut gauges = Gauges::open(&options.measure, begun)?;
     if options.has_command() {
-        return command::run(options);
+        return command::run(options, gauges, inherited);
     }
     footprint::keep_one_heap();
-    let inherited = Inherited::now();
     check_memory(options.memory())?;
-    let boot = Boot::prepare(options)?;
+    let timeline = gauges.timeline().clone();
+    let boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
     let signals = Signals::take_over(options.sandbox.splits())?;
-    let mut console = Console::new(signals, console::prefers_hvc(&boot.cmdline))?;
+    let mut console = Console::new(signals, console::prefers_hvc(&boot.cmdline), timeline.clone())?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
-    let mut devices = Devices::open(options, Extra { hvc, ..Extra::default() })?;
+    let extra = Extra { hvc, ..Extra::default() };
+    let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
     let mut inside = match split(options.sandbox, inherited, &mut devices)? {
         Half::Inside(inside) => inside,
         Half::Ended(end) => {
@@ -60,20 +73,25 @@ pub fn run(options: &RunOptions) -> anyhow::Result<u8> {
         virtio: devices.count(),
         test_devices: options.test_devices,
     };
-    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
+    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(&timeline), initrd: None };
     loop {
-        let machine = start.machine(&devices, console.host())?;
+        let mut machine = start.machine(&devices, console.host(), &timeline)?;
         let needs = sandbox::Needs {
             test_devices: options.test_devices,
             restart: options.on_reboot == OnReboot::Restart,
+            stats: gauges.are_read(),
             ..devices.needs(options.cpus)
         };
         for lack in inside.lock(needs)?.iter().filter(|_| options.command.verbose) {
             terminal::tell(lack);
         }
         devices.start()?;
-        let mut running = machine.start()?;
-        let signal = console.attend(&mut running)?;
+        gauges.watch(&mut machine)?;
+        let mut running = timeline.phase("start the threads", || machine.start())?;
+        let attended = console.attend(&mut running);
+        let told = gauges.tell();
+        let signal = attended?;
+        told?;
         let end = match signal {
             Some(signal) => End::Signal(signal),
             None => End::of(&running, boot.conventions, console.printed().1),
@@ -127,24 +145,32 @@ struct Start<'a> {
 
 impl Start<'_> {
     /// Builds a machine and loads the guest.
-    fn machine(&mut self, devices: &Devices, host: Box<dyn Host>) -> anyhow::Result<Machine> {
+    fn machine(
+        &mut self,
+        devices: &Devices,
+        host: Box<dyn Host>,
+        timeline: &Timeline,
+    ) -> anyhow::Result<Machine> {
         let Self { options, board, boot, kvm, initrd } = self;
         let board = *board;
-        let ram = Arc::new(GuestRam::new(board.ram)?);
+        let ram = Arc::new(timeline.phase("memory", || GuestRam::new(board.ram))?);
         let load = || -> anyhow::Result<_> {
             let initrd = match initrd {
                 Some(initrd) => initrd,
-                None => initrd.insert(image::initrd(options, boot, devices)?),
+                None => {
+                    let made = timeline.phase("make the initrd", || image::initrd(options, boot, devices));
+                    initrd.insert(made?)
+                }
             };
-            let guest = Guest { image: &boot.image, initrd, cmdline: &boot.cmdline, module: &boot.module };
-            Ok(guest.load(board, &ram))
+            let (image, cmdline, module) = (&boot.image, &boot.cmdline, &boot.module);
+            Ok(Guest { image, initrd, cmdline, module }.load(board, &ram, timeline))
         };
         // KVM mostly waits while it builds a machine: time enough to load the guest.
         let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
             let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
             let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
             let machine = devices.attach(ram.memory()).and_then(|devices| match kvm {
-                Ok(kvm) => Machine::build(kvm, board, ram.clone(), host, devices),
+                Ok(kvm) => Machine::build(kvm, board, ram.clone(), host, devices, timeline),
                 Err(why) => bail!("{why}"),
             });
             Ok((machine, loader.join().expect("a panic ends the process")))
@@ -153,14 +179,14 @@ impl Start<'_> {
         let info = loaded?;
         let mut machine = machine?;
         let info = info?;
-        machine.boot(&boot.image, info)?;
+        timeline.phase("registers", || machine.boot(&boot.image, info))?;
         Ok(machine)
     }
 }
 
 /// Opens KVM; that it cannot be is told once everything else is known to be well.
-fn open_kvm() -> Result<Kvm, String> {
-    vm::open_kvm().map_err(|error| format!("{error:#}"))
+fn open_kvm(timeline: &Timeline) -> Result<Kvm, String> {
+    timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"))
 }
 
 /// One half of kite.

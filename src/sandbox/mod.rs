@@ -9,6 +9,7 @@ mod landlock;
 mod news;
 mod options;
 mod outside;
+pub mod post;
 mod privileges;
 mod root;
 mod seccomp;
@@ -81,12 +82,14 @@ pub fn split(options: Options, inherited: Inherited) -> anyhow::Result<Side> {
     }
     let wanted = options.wants(Layer::Namespaces);
     match split::split(wanted)? {
-        Halves::Outside(machine, pipe) => {
-            let news = news::Reader::new(pipe).context("cannot set up a pipe")?;
-            Outside::new(machine, news).map(Side::Outside)
+        Halves::Outside(machine, [news, post]) => {
+            let news = news::Reader::new(news).context("cannot set up a pipe")?;
+            let post = post::Reader::new(post).context("cannot set up a pipe")?;
+            Outside::new(machine, news, post).map(Side::Outside)
         }
-        Halves::Inside(apart, refusal, tell) => {
+        Halves::Inside(apart, refusal, [tell, send]) => {
             news::inside(tell);
+            post::inside(send);
             inside.apart = apart;
             if let Some(refusal) = refusal {
                 let why = why_no_namespaces(refusal, apart);
@@ -107,9 +110,9 @@ pub fn is_inside() -> bool {
     news::is_inside()
 }
 
-/// Tells that standard error is closed here.
-pub(crate) fn stderr_closed() {
-    news::tell(News::StderrClosed);
+/// Tells the process outside, if there is one, that standard error is closed here; answers whether there is.
+pub(crate) fn stderr_closed() -> bool {
+    news::tell(News::StderrClosed)
 }
 
 impl Inside {

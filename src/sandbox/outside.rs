@@ -15,13 +15,19 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
 use super::news::{News, Reader};
+use super::post;
 use crate::signals;
+use crate::supervise;
 use crate::terminal;
+use crate::whole_file;
 
 /// The machine's process, seen from outside.
 pub struct Outside {
     machine: Pid,
     news: Reader,
+    post: post::Reader,
+    /// Why a file could not be written.
+    unwritten: Option<anyhow::Error>,
     signals: SignalFd,
     /// How the terminal was, if it is ours.
     terminal: Option<Termios>,
@@ -41,38 +47,45 @@ impl Outside {
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub(super) fn new(machine: Pid, news: Reader) -> anyhow::Result<Self> {
+    pub(super) fn new(machine: Pid, news: Reader, post: post::Reader) -> anyhow::Result<Self> {
         let signals = take_signals()?;
         let ours = terminal::is_ours();
         let terminal = if ours { tcgetattr(io::stdin()).ok() } else { None };
-        Ok(Self { machine, news, signals, terminal })
+        Ok(Self { machine, news, post, unwritten: None, signals, terminal })
     }
 
     /// Attends the machine's process to its end.
     ///
     /// # Errors
-    /// The host refuses to wait.
+    /// The host refuses to wait, or a file that the machine's process has sent cannot be written.
     pub fn attend(mut self) -> anyhow::Result<End> {
         // Whoever reads what the guest prints sees the end of it when the machine's process closes it.
         self.close(|null| dup2_stdout(null));
         loop {
             for news in self.news.take() {
                 match news {
-                    News::StderrClosed => self.close(|null| dup2_stderr(null)),
+                    News::StderrClosed => {
+                        // There may be one further outside.
+                        supervise::stderr_is_closed();
+                        self.close(|null| dup2_stderr(null));
+                    }
                     News::Refused => self.restore_terminal(),
                     News::EndBy(signal) => self.news.end = Some(signal),
                 }
             }
-            if let Some(end) = self.ended()? {
-                return Ok(end);
+            let end = self.ended()?;
+            self.write_files();
+            match (end, self.unwritten.take()) {
+                (None, unwritten) => self.unwritten = unwritten,
+                (Some(_), Some(error)) => return Err(error),
+                (Some(end), None) => return Ok(end),
             }
-            let mut fds = [
-                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.news.as_fd(), PollFlags::POLLIN),
-            ];
+            let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             // A pipe without writers is always ready.
-            let count = if self.news.is_open() { 2 } else { 1 };
-            match poll(&mut fds[..count], PollTimeout::NONE) {
+            let news = self.news.is_open().then(|| self.news.as_fd());
+            let post = self.post.is_open().then(|| self.post.as_fd());
+            fds.extend(news.into_iter().chain(post).map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
+            match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(anyhow!(error).context("cannot wait for the machine's process")),
             }
@@ -87,6 +100,14 @@ impl Outside {
         let null = File::options().write(true).open("/dev/null").map(OwnedFd::from);
         if let Ok(null) = null.or_else(|_| io::pipe().map(|(_, writer)| writer.into())) {
             let _ = replace(null.as_fd());
+        }
+    }
+
+    fn write_files(&mut self) {
+        for (path, content) in self.post.take() {
+            if let Err(error) = whole_file::write(&path, |file| file.write_all(&content)) {
+                self.unwritten.get_or_insert(error);
+            }
         }
     }
 
@@ -114,6 +135,8 @@ impl Outside {
         match name {
             Signal::SIGCHLD => {}
             Signal::SIGTSTP | Signal::SIGTTOU => self.stop(name),
+            // A question is the machine's to answer, by its own name.
+            Signal::SIGUSR1 if signals::are_asked() => _ = kill(self.machine, name),
             _ => _ = signals::pass_on(self.machine, signal),
         }
     }
@@ -144,6 +167,9 @@ fn take_signals() -> anyhow::Result<SignalFd> {
     let mut waited = signals::ending();
     for signal in [Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGTTOU] {
         waited.add(signal);
+    }
+    if signals::are_asked() {
+        waited.add(Signal::SIGUSR1);
     }
     waited.thread_block().context("cannot block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;

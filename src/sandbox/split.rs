@@ -33,9 +33,9 @@ pub(super) struct Apart {
 /// What the two have of each other.
 pub(super) enum Halves {
     /// The process that the user has started: the machine's, and what it has to tell.
-    Outside(Pid, PipeReader),
+    Outside(Pid, [PipeReader; 2]),
     /// The machine's process: how it is, why not better, and where to tell.
-    Inside(Apart, Option<Errno>, PipeWriter),
+    Inside(Apart, Option<Errno>, [PipeWriter; 2]),
 }
 
 /// Splits the process, which has one thread; into namespaces if they are `wanted`. Either ends with the other.
@@ -44,11 +44,12 @@ pub(super) enum Halves {
 /// The host has no process left.
 pub(super) fn split(wanted: bool) -> anyhow::Result<Halves> {
     let (news, tell) = io::pipe().context("cannot make a pipe")?;
+    let (post, send) = io::pipe().context("cannot make a pipe")?;
     let (go, start) = io::pipe().context("cannot make a pipe")?;
     let (child, flags, refusal) = clone_as_allowed(wanted).context("cannot start a process")?;
     match child {
         Some(child) => {
-            drop((go, tell));
+            drop((go, tell, send));
             let all_users = flags & libc::CLONE_NEWUSER != 0
                 && name_users(child).inspect_err(|_| {
                     // It waits, and ends unheard.
@@ -59,13 +60,13 @@ pub(super) fn split(wanted: bool) -> anyhow::Result<Halves> {
             let _ = (&start).write_all(&[u8::from(all_users)]);
             // Left open: the machine's process sees by it whether this one is there.
             std::mem::forget(start);
-            Ok(Halves::Outside(child, news))
+            Ok(Halves::Outside(child, [news, post]))
         }
         None => {
-            drop((news, start));
+            drop((news, post, start));
             let all_users = begin(go)?;
             let (user, others) = (flags & libc::CLONE_NEWUSER != 0, flags & OTHERS != 0);
-            Ok(Halves::Inside(Apart { user, others, all_users }, refusal, tell))
+            Ok(Halves::Inside(Apart { user, others, all_users }, refusal, [tell, send]))
         }
     }
 }

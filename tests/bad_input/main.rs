@@ -9,6 +9,7 @@ mod files;
 mod host;
 mod image;
 mod kernels;
+mod measure;
 mod modules;
 mod multiboot;
 mod options;

@@ -117,3 +117,34 @@ fn kernel_command_lines_of_more_than_one_line_are_refused() {
         attempt.kernel_refused(&kernel, &["--cmdline", line], "line break");
     }
 }
+
+#[test]
+fn limits_and_groups_that_make_no_sense_are_refused() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let refused = |arguments: &[&str], expected: &str| attempt.kernel_refused(&kernel, arguments, expected);
+    for (limit, expected) in [
+        ("", "a limit is cpu=CPUS"),
+        ("speed=1", "there is no limit \"speed\""),
+        ("cpu", "a limit is cpu=CPUS"),
+        ("cpu=0", "at least 0.01"),
+        ("cpu=-1", "at least 0.01"),
+        ("memory=0", "more than 0"),
+        ("memory=x", "such as 512M"),
+        ("memory=99999999999999T", "no more than any host has"),
+        ("pids=0", "more than 0"),
+        ("pids=many", "a whole number"),
+        ("pids=1,pids=2", "pids is limited twice"),
+        ("io=8:0", "an io limit is DEVICE"),
+        ("io=8:0:rbps=0", "more than 0"),
+        ("io=/nowhere/at/all:rbps=1M", "No such file"),
+        ("io=0:4000000000:rbps=1M", "no block device 0:4000000000"),
+        ("io=/proc/self/maps:rbps=1M", "is on no block device of its own"),
+    ] {
+        refused(&["--limit", limit], expected);
+    }
+    refused(&["--limit", "cpu=1", "--limit", "cpu=2"], "--limit: cpu is limited twice");
+    for name in ["", ".", "..", "../a", "a/b", "/a", ".a", "-", "a b", "a\n", "cgroup.procs", "memory.max"] {
+        refused(&[&format!("--cgroup={name}")], "--cgroup");
+    }
+}

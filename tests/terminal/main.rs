@@ -11,4 +11,6 @@ mod guest;
 mod background;
 mod keys;
 mod session;
+mod supervised;
+mod table;
 mod ways_out;

@@ -12,6 +12,7 @@ use kite::exit::Exit;
 use kite::load::Guest;
 use kite::machine::{Board, Machine, Running};
 use kite::memory::GuestRam;
+use kite::trace::Timeline;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::exits::join;
@@ -35,9 +36,11 @@ fn run(guest: &'static Blob) -> Running {
     let image = Image::open(&elf.path).unwrap();
     let board = Board { cpus: 2, ram: 64 << 20, acpi: true, virtio: 0, test_devices: false };
     let ram = Arc::new(GuestRam::new(board.ram).unwrap());
-    let info = Guest { image: &image, initrd: &[], cmdline: "", module: "" }.load(board, &ram).unwrap();
-    let mut machine =
-        Machine::build(&kite::vm::open_kvm().unwrap(), board, ram, Box::new(Nobody), Vec::new()).unwrap();
+    let timeline = Timeline::default();
+    let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
+    let info = guest.load(board, &ram, &timeline).unwrap();
+    let kvm = kite::vm::open_kvm().unwrap();
+    let mut machine = Machine::build(&kvm, board, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
     machine.boot(&image, info).unwrap();
     let running = machine.start().unwrap();
     running.release();

@@ -9,6 +9,7 @@ use devices::bus::{Bus, BusDevice, SharedDevice};
 use devices::power::Power;
 use kite::exit::{Exit, ExitRequest};
 use kite::memory::GuestRam;
+use kite::stats::Stats;
 use kite::vcpu::{self, Shared, Vcpu, VcpuThread};
 use kite::vm::{self, Vm};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -30,6 +31,8 @@ const LOW_PORTS: u64 = 0xe0;
 pub struct Rig {
     vcpus: Vec<VcpuThread>,
     exit: Arc<ExitRequest>,
+    /// What the vCPU has exited for.
+    pub stats: Stats,
     vm: Vm,
 }
 
@@ -54,16 +57,24 @@ impl Rig {
         let (mut port_bus, mut memory_bus) = (Bus::default(), Bus::default());
         port_bus.insert(LOW_PORTS, 16, ports.clone()).unwrap();
         port_bus.insert(PORTS, 16, ports).unwrap();
+        port_bus.set_name(PORTS, "recorder");
         let power = Arc::new(Mutex::new(Power::new(exit.clone())));
         port_bus.insert(layout::POWER_PORT.into(), 3, power).unwrap();
+        port_bus.set_name(layout::POWER_PORT.into(), "power");
         memory_bus.insert(MEMORY, LEN, memory).unwrap();
+        memory_bus.set_name(MEMORY, "recorder");
         let coalesced = Arc::new(vm.coalesced());
-        let shared =
-            Shared { ports: Arc::new(port_bus), mmio: Arc::new(memory_bus), coalesced, exit: exit.clone() };
-        let vcpu = Vcpu::new(0, vcpu, shared);
-        let vcpu = vcpu.start().unwrap();
-        vcpu.release();
-        Self { vcpus: vec![vcpu], exit, vm }
+        let (port_bus, memory_bus) = (Arc::new(port_bus), Arc::new(memory_bus));
+        let vcpus = [vcpu];
+        let stats = Stats::new(vm.fd().clone(), &vcpus, port_bus.clone(), memory_bus.clone());
+        let shared = Shared { ports: port_bus, mmio: memory_bus, coalesced, exit: exit.clone() };
+        let start = |fd| {
+            let vcpu = Vcpu::new(0, fd, shared.clone()).metered(stats.meter(0)).start().unwrap();
+            vcpu.release();
+            vcpu
+        };
+        let vcpus = vcpus.into_iter().map(start).collect();
+        Self { vcpus, exit, stats, vm }
     }
 
     /// Waits until the guest powers off, and stops.

@@ -118,7 +118,7 @@ impl<M: Physical> Search<'_, M> {
             return None;
         }
         let tokens = Tokens { table: bytes[..at].to_vec(), index };
-        Some((tokens, start..start + second as u64 + 512))
+        Some((tokens, start..start.checked_add(second as u64 + 512)?))
     }
 
     /// Everything else: the tables of tokens are at `place`.
@@ -196,10 +196,12 @@ impl<M: Physical> Search<'_, M> {
 
     /// The addresses, if those are offsets from where they are themselves.
     fn placed_addresses(&self, offsets: u64, count: u64) -> Option<Vec<u64>> {
-        let places = (offsets.wrapping_add(self.moved)..).step_by(4);
+        let table = offsets.wrapping_add(self.moved);
         let words = self.words(offsets, count)?;
-        let address = |(offset, place): (&u32, u64)| place.wrapping_add_signed((*offset as i32).into());
-        let addresses: Vec<u64> = words.iter().zip(places).map(address).collect();
+        let place = |index: u64| table.wrapping_add(4 * index);
+        let address =
+            |(offset, index): (&u32, u64)| place(index).wrapping_add_signed((*offset as i32).into());
+        let addresses: Vec<u64> = words.iter().zip(0..).map(address).collect();
         ascending(addresses).filter(|addresses| addresses[0] >= KERNEL_HALF)
     }
 }

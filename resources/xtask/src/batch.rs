@@ -1,5 +1,5 @@
 //! Guests tried one after the other by a hidden command of this program, where hardware KVM is: here, or in the lab. It
-//! writes a line about each: `ok NAME …`, or `FAIL NAME: WHY` and more below.
+//! writes a line about each: `ok NAME …`, `skip NAME: WHY`, or `FAIL NAME: WHY` and more below.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -106,9 +106,12 @@ impl Batch {
     /// Takes the last line about each: a lab that had to be run again has told twice.
     fn outcomes(&self, lines: &[String], problem: Option<String>) -> Vec<Outcome> {
         let outcome = |name: &String| {
-            let (ok, fail) = (format!("ok {name} "), format!("FAIL {name}: "));
-            match lines.iter().rev().find(|line| line.starts_with(&ok) || line.starts_with(&fail)) {
-                Some(line) if line.starts_with(&ok) => Outcome::Passed,
+            let starts = [format!("ok {name} "), format!("FAIL {name}: "), format!("skip {name}: ")];
+            match lines.iter().rev().find(|line| starts.iter().any(|start| line.starts_with(start))) {
+                Some(line) if line.starts_with(&starts[0]) => Outcome::Passed,
+                Some(line) if line.starts_with(&starts[2]) => {
+                    Outcome::Skipped(line.trim_start_matches("skip ").to_owned())
+                }
                 Some(line) => Outcome::Failed(line.trim_start_matches("FAIL ").to_owned()),
                 None => Outcome::Failed(format!("{name}: {}", problem.as_deref().unwrap_or("not run"))),
             }
@@ -136,7 +139,7 @@ impl<W: Write> Lines<W> {
         let name = |line: &'_ String| {
             let (outcome, rest) = line.split_once(' ')?;
             let name = rest.split([' ', ':']).next()?.to_owned();
-            ["ok", "FAIL"].contains(&outcome).then_some(name)
+            ["ok", "FAIL", "skip"].contains(&outcome).then_some(name)
         };
         self.lines.iter().filter_map(name).collect::<BTreeSet<_>>().len()
     }
@@ -176,13 +179,14 @@ mod tests {
 
     #[test]
     fn a_guest_counts_by_the_last_line_about_it() {
-        let names = ["a", "a/b", "c"].map(str::to_owned).into();
+        let names = ["a", "a/b", "c", "d"].map(str::to_owned).into();
         let time = Duration::ZERO;
         let batch = Batch { what: "", names, arguments: Vec::new(), limit: time, usual: time };
         let mut lines = Lines::new(Vec::new());
-        write!(lines, "FAIL a: why\n  | ok a/b \nok a (1.0 s)\nFAIL c: that\n").unwrap();
+        write!(lines, "FAIL a: why\n  | ok a/b \nok a (1.0 s)\nFAIL c: that\nskip d: no\n").unwrap();
         let outcomes = batch.outcomes(&lines.lines, Some("the lab died".into()));
         let failed = |text: &str| Outcome::Failed(text.to_owned());
-        assert_eq!(outcomes, [Outcome::Passed, failed("a/b: the lab died"), failed("c: that")]);
+        let skipped = Outcome::Skipped("d: no".to_owned());
+        assert_eq!(outcomes, [Outcome::Passed, failed("a/b: the lab died"), failed("c: that"), skipped]);
     }
 }

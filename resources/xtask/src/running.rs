@@ -89,6 +89,11 @@ impl Running {
         keyboard.write_all(text.as_bytes()).and_then(|()| keyboard.flush()).context("typing")
     }
 
+    /// The program's process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Everything said so far.
     pub fn said(&self) -> String {
         String::from_utf8_lossy(&self.said.lock().bytes).into_owned()

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::batch::{Batch, Outcome};
+use crate::bench::latency;
 use crate::guests;
 use crate::host;
 use crate::proof;
@@ -39,6 +40,7 @@ pub fn run(all: bool) -> Result<ExitCode> {
     tally.unit_tests()?;
     tally.linux_guests(&mut setup, all)?;
     tally.proofs(&mut setup, all)?;
+    tally.count(&mut setup)?;
     tally.close();
     Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -102,6 +104,16 @@ impl Tally {
         let status = child.wait().context("waiting for cargo test")?;
         if !status.success() && !reader.failed {
             self.failed.push(format!("cargo test: a test does not build or ended early ({status})"));
+        }
+        Ok(())
+    }
+
+    /// How many instructions kite adds to an exit.
+    fn count(&mut self, setup: &mut Setup) -> Result<()> {
+        let kite = build_kite()?;
+        match step("counting instructions of VM exits", || latency::count(setup, &kite)) {
+            Ok(()) => self.passed += 1,
+            Err(error) => self.failed.push(format!("instructions of VM exits: {error:#}")),
         }
         Ok(())
     }

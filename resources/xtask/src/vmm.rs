@@ -64,6 +64,8 @@ pub struct Machine {
     pub nets: Vec<Net>,
     /// Which console kite gives it, if not the usual one.
     pub console: Option<&'static str>,
+    /// The file that kite is to tell of its exits in.
+    pub stats: Option<PathBuf>,
 }
 
 impl Machine {
@@ -71,7 +73,8 @@ impl Machine {
     pub fn new(kernel: &Path, initrd: &Path) -> Self {
         let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
         let (disks, nets) = (Vec::new(), Vec::new());
-        Self { cpus: 1, memory: 512, kernel, initrd, append: String::new(), disks, nets, console: None }
+        let (console, stats) = (None, None);
+        Self { cpus: 1, memory: 512, kernel, initrd, append: String::new(), disks, nets, console, stats }
     }
 
     /// The command that runs it.
@@ -89,6 +92,11 @@ impl Machine {
         command.args(["--append", &self.append]);
         if let Some(console) = self.console {
             command.args(["--console", console]);
+        }
+        if let Some(stats) = &self.stats {
+            let mut option = OsString::from("--stats=");
+            option.push(stats);
+            command.arg(option);
         }
         for (path, access) in &self.disks {
             let mut disk = OsString::from("path=");

@@ -18,6 +18,7 @@ use super::streams::Wake;
 use crate::crash::text::PanicText;
 use crate::sandbox;
 use crate::terminal;
+use crate::trace::{Ear, Timeline};
 
 /// How much is kept, in bytes.
 const KEPT: usize = 256 << 10;
@@ -36,6 +37,7 @@ struct Shared {
     wake: Arc<Wake>,
     closing: AtomicBool,
     ended: AtomicBool,
+    timeline: Arc<Timeline>,
 }
 
 /// What was said so far.
@@ -46,6 +48,7 @@ struct Said {
     /// Bytes in all.
     count: u64,
     panic: PanicText,
+    ear: Ear,
 }
 
 impl KernelLog {
@@ -53,7 +56,7 @@ impl KernelLog {
     ///
     /// # Errors
     /// The file cannot be made.
-    pub fn new(file: Option<&Path>, shown: bool) -> anyhow::Result<Self> {
+    pub fn new(file: Option<&Path>, shown: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let make = |path: &Path| {
             let mut options = File::options();
             options.write(true).create(true).truncate(true).custom_flags(OFlag::O_NOFOLLOW.bits());
@@ -64,7 +67,7 @@ impl KernelLog {
         let file = file.map(make).transpose()?;
         let (said, wake) = (Mutex::default(), Wake::new()?);
         let (closing, ended) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { shared: Arc::new(Shared { said, file, shown, wake, closing, ended }) })
+        Ok(Self { shared: Arc::new(Shared { said, file, shown, wake, closing, ended, timeline }) })
     }
 
     /// What the serial port is to wake.
@@ -161,6 +164,7 @@ impl Shared {
         let mut said = lock(&self.said);
         said.count += bytes.len() as u64;
         said.panic.feed(bytes);
+        said.ear.feed(bytes, &self.timeline);
         said.ring.extend(bytes);
         let over = said.ring.len().saturating_sub(KEPT);
         said.ring.drain(..over);

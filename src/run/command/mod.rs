@@ -10,17 +10,18 @@ mod streams;
 use std::time::{Duration, Instant};
 
 use super::devices::{Devices, Extra};
+use super::gauges::Gauges;
 use super::image::Boot;
 use super::{End as MachineEnd, Half, Start, check_memory, die_by, end_as, open_kvm, split};
 use crate::cli::RunOptions;
 use crate::exit::Exit;
 use crate::footprint;
 use crate::machine::{Board, Running};
-use crate::results::junit;
 use crate::sandbox::{self, Inherited};
 use crate::signals::Signals;
 use crate::task;
 use crate::terminal as screen;
+use crate::whole_file;
 use kernel_log::KernelLog;
 use outcome::{Outcome, Results};
 use session::{Limits, Session};
@@ -30,16 +31,14 @@ use shares::Shares;
 ///
 /// # Errors
 /// kite or the host failed.
-pub(super) fn run(options: &RunOptions) -> anyhow::Result<u8> {
+pub(super) fn run(options: &RunOptions, gauges: Gauges, inherited: Inherited) -> anyhow::Result<u8> {
     let command = &options.command;
-    let inherited = Inherited::now();
-    command.junit.as_deref().map(junit::check).transpose()?;
-    let results = Results::new(command)?;
-    let outcome = match to_its_end(options, &results, inherited) {
-        Ok(Run::Elsewhere(end)) => {
-            results.publish()?;
-            return end_as(end);
-        }
+    if let Some(path) = &command.junit {
+        whole_file::expect(path)?;
+    }
+    let results = Results::new(command);
+    let outcome = match to_its_end(options, &results, gauges, inherited) {
+        Ok(Run::Elsewhere(end)) => return end_as(end),
         Ok(Run::Here(outcome)) => Ok(outcome),
         Err(error) => Err(error),
     };
@@ -58,8 +57,21 @@ enum Run {
     Elsewhere(sandbox::End),
 }
 
+/// Writes the results of a run that could not write them itself.
+///
+/// # Errors
+/// The file cannot be written.
+pub(super) fn record_failure(options: &RunOptions, why: &str) -> anyhow::Result<()> {
+    Results::new(&options.command).finish(&Err(anyhow::anyhow!("{why}")))
+}
+
 /// Builds a machine, runs the command in it, and takes everything down.
-fn to_its_end(options: &RunOptions, results: &Results, inherited: Inherited) -> anyhow::Result<Run> {
+fn to_its_end(
+    options: &RunOptions,
+    results: &Results,
+    mut gauges: Gauges,
+    inherited: Inherited,
+) -> anyhow::Result<Run> {
     let begun = Instant::now();
     let command = &options.command;
     footprint::keep_one_heap();
@@ -67,16 +79,18 @@ fn to_its_end(options: &RunOptions, results: &Results, inherited: Inherited) -> 
     prepare::check(options)?;
     let terminal = prepare::terminal();
     let mut shares = Shares::open(command)?;
-    let mut boot = Boot::prepare(options)?;
+    let timeline = gauges.timeline().clone();
+    let mut boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
     if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
         shares.add_modules(modules, &version)?;
     }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
-    let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose)?;
-    let mut session = Session::new(Signals::take_over(options.sandbox.splits())?, terminal, log)?;
+    let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?;
+    let signals = Signals::take_over(options.sandbox.splits())?;
+    let mut session = Session::new(signals, terminal, log, timeline.clone())?;
     let folders = shares.paths();
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
-    let mut devices = Devices::open(options, extra)?;
+    let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
     let mut inside = match split(options.sandbox, inherited, &mut devices)? {
         Half::Inside(inside) => inside,
         Half::Ended(end) => return Ok(Run::Elsewhere(end)),
@@ -89,21 +103,26 @@ fn to_its_end(options: &RunOptions, results: &Results, inherited: Inherited) -> 
         virtio: devices.count(),
         test_devices: false,
     };
-    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(), initrd: None };
-    let machine = start.machine(&devices, session.log.host())?;
-    for lack in inside.lock(sandbox::Needs { streams: true, ..devices.needs(options.cpus) })? {
+    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(&timeline), initrd: None };
+    let mut machine = start.machine(&devices, session.log.host(), &timeline)?;
+    let needs = sandbox::Needs { streams: true, stats: gauges.are_read(), ..devices.needs(options.cpus) };
+    for lack in inside.lock(needs)? {
         if command.verbose {
             screen::tell(&lack);
         }
     }
     devices.start()?;
-    let mut running = machine.start()?;
+    gauges.watch(&mut machine)?;
+    let mut running = timeline.phase("start the threads", || machine.start())?;
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
     let attended = session.attend(&running, &limits, results.tee());
     running.stop();
     let told_to_end = matches!(running.exit().reason(), Some(Exit::Signal(_) | Exit::Quit));
-    let signal = session.finish(told_to_end)?;
+    let finished = session.finish(told_to_end);
+    let told = gauges.tell();
+    let signal = finished?;
     attended?;
+    told?;
     Ok(Run::Here(match signal {
         Some(signal) => Outcome::signalled(signal),
         None => outcome(&running, &boot, &session.log, command.timeout)?,

@@ -1,12 +1,8 @@
 //! What a run came to: the exit code, what the user is told, and the results that machines read.
 
-use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use anyhow::Context;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::super::image::Boot;
 use super::super::report_crash;
@@ -14,8 +10,7 @@ use super::kernel_log::KernelLog;
 use super::streams::Tee;
 use crate::cli::{self, CommandOptions};
 use crate::machine::Running;
-use crate::results::{Ending, Recorder, annotations, junit};
-use crate::sandbox;
+use crate::results::{Ending, Recorder, annotations};
 use crate::task::End;
 use crate::terminal;
 
@@ -114,22 +109,15 @@ pub(super) struct Results<'a> {
     options: &'a CommandOptions,
     begun: Instant,
     recorder: Option<Arc<Mutex<Recorder>>>,
-    /// Where the machine's process leaves the text of the JUnit file for the one outside, which may write it.
-    left: Option<File>,
 }
 
 impl<'a> Results<'a> {
     /// Begins to record, if there is a file to be written or annotations are wanted.
-    ///
-    /// # Errors
-    /// The host has no memory for a file.
-    pub fn new(options: &'a CommandOptions) -> anyhow::Result<Self> {
+    pub fn new(options: &'a CommandOptions) -> Self {
         let words: Vec<_> = options.command.iter().map(|word| word.to_string_lossy()).collect();
         let wanted = options.junit.is_some() || annotations::wanted();
         let recorder = wanted.then(|| Arc::new(Mutex::new(Recorder::new(&words.join(" ")))));
-        let leave = || memfd_create("results", MFdFlags::MFD_CLOEXEC).map(File::from);
-        let left = options.junit.is_some().then(leave).transpose().context("cannot make a file in memory")?;
-        Ok(Self { options, begun: Instant::now(), recorder, left })
+        Self { options, begun: Instant::now(), recorder }
     }
 
     /// Takes what the command prints.
@@ -153,24 +141,9 @@ impl<'a> Results<'a> {
         let suite = recorder.finish(&ending, self.begun.elapsed(), log);
         // Whether anybody reads them changes nothing. Standard output is the command's.
         let _ = suite.annotate(&mut io::stderr());
-        match (&self.options.junit, &self.left) {
-            (Some(_), Some(left)) if sandbox::is_inside() => {
-                suite.write_text(&mut &*left).context("cannot leave the results")
-            }
-            (Some(path), _) => suite.write_junit(path),
-            (None, _) => Ok(()),
+        match &self.options.junit {
+            Some(path) => suite.write_junit(path),
+            None => Ok(()),
         }
-    }
-
-    /// Writes what the machine's process, which has ended, has left.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn publish(self) -> anyhow::Result<()> {
-        let (Some(path), Some(mut left)) = (&self.options.junit, self.left) else { return Ok(()) };
-        let mut text = Vec::new();
-        left.rewind().and_then(|()| left.read_to_end(&mut text)).context("cannot read the results")?;
-        // One that was killed has left none, or a part.
-        if text.ends_with(b"</testsuites>\n") { junit::publish(path, &text) } else { Ok(()) }
     }
 }

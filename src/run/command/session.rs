@@ -20,6 +20,7 @@ use crate::sandbox;
 use crate::signals::{self, Signals};
 use crate::task::{self, CONTROL, End, Messages, Order, Output, Report};
 use crate::terminal::{self, RawTerminal};
+use crate::trace::{Mark, Timeline};
 
 /// How long what the guest says it has written may take to arrive, while nothing stands in its way.
 const ARRIVAL: Duration = Duration::from_secs(2);
@@ -44,6 +45,7 @@ pub(super) struct Session {
     ended: Option<(End, Instant)>,
     arrived: u64,
     terminal: Option<task::Terminal>,
+    timeline: Arc<Timeline>,
 }
 
 impl Session {
@@ -51,7 +53,12 @@ impl Session {
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new(signals: Signals, terminal: Option<task::Terminal>, log: KernelLog) -> anyhow::Result<Self> {
+    pub fn new(
+        signals: Signals,
+        terminal: Option<task::Terminal>,
+        log: KernelLog,
+        timeline: Arc<Timeline>,
+    ) -> anyhow::Result<Self> {
         let wake = Wake::new()?;
         let control = wake.port(CONTROL)?;
         let [stdout, stderr] = Output::ALL.map(OutputStream::new);
@@ -67,6 +74,7 @@ impl Session {
             ended: None,
             arrived: 0,
             terminal,
+            timeline,
         })
     }
 
@@ -87,8 +95,8 @@ impl Session {
         };
         self.log.start(machine.serial().clone(), self.word.wake.clone())?;
         let [stdout, stderr] = &self.outputs;
-        stdout.start(self.word.clone(), tee)?;
-        stderr.start(self.word.clone(), None)?;
+        stdout.start(self.word.clone(), tee, self.timeline.clone())?;
+        stderr.start(self.word.clone(), None, self.timeline.clone())?;
         self.stdin.start(self.word.clone(), raw.is_some())?;
         sandbox::close();
         machine.release();
@@ -146,13 +154,15 @@ impl Session {
         let mut bytes = Vec::new();
         self.control.take_output(&mut bytes);
         let (outputs, stdin, ended) = (&self.outputs, &self.stdin, &mut self.ended);
+        let timeline = &self.timeline;
         self.messages.feed(&bytes, |report| match report {
-            Report::Started => {}
+            Report::Started => timeline.mark(Mark::CommandStart),
             Report::Closed { output, bytes } => outputs[output as usize].close_after(bytes),
             Report::Unread => stdin.stop(),
             Report::Ended(end) => {
                 // Those that the guest has not come to open have nothing to say.
                 outputs.iter().for_each(|output| output.command_ended());
+                timeline.mark(Mark::CommandEnd);
                 ended.get_or_insert((end, Instant::now()));
             }
         });

@@ -18,7 +18,9 @@ use nix::unistd::{dup2_stderr, dup2_stdout};
 
 use crate::console::keys::{Key, Keys};
 use crate::sandbox;
+use crate::supervise;
 use crate::task::{Output, STDIN};
+use crate::trace::{Mark, Timeline};
 
 /// How much of standard input is read at once, in bytes.
 const CHUNK: usize = 32 << 10;
@@ -180,18 +182,23 @@ impl OutputStream {
     ///
     /// # Errors
     /// The host has no thread left.
-    pub fn start(self: &Arc<Self>, word: Arc<Word>, tee: Option<Tee>) -> anyhow::Result<()> {
+    pub fn start(
+        self: &Arc<Self>,
+        word: Arc<Word>,
+        tee: Option<Tee>,
+        timeline: Arc<Timeline>,
+    ) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(self.output.port().to_owned()).stack_size(STACK);
         let entry = sandbox::Entry::new();
         let run = move || {
             entry.confine(sandbox::Thread::Io);
-            this.run(&word, tee);
+            this.run(&word, tee, &timeline);
         };
         thread.spawn(run).map(drop).context("cannot start a thread")
     }
 
-    fn run(&self, word: &Word, mut tee: Option<Tee>) {
+    fn run(&self, word: &Word, mut tee: Option<Tee>, timeline: &Timeline) {
         let mut buffer = Vec::new();
         let mut unread = false;
         loop {
@@ -206,6 +213,7 @@ impl OutputStream {
                 wait(self.wake.event());
                 continue;
             }
+            timeline.mark(Mark::CommandOutput);
             lock(&self.state).writing = true;
             if let Some(tee) = &mut tee {
                 tee(&buffer);
@@ -258,7 +266,10 @@ impl OutputStream {
                 io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(null).map_err(drop))
             }
             Output::Stderr => {
-                sandbox::stderr_closed();
+                // Who is told depends on who is next outside.
+                if !sandbox::stderr_closed() {
+                    supervise::stderr_is_closed();
+                }
                 dup2_stderr(null).map_err(drop)
             }
         };

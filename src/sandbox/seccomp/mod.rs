@@ -43,6 +43,8 @@ pub struct Needs {
     pub streams: bool,
     /// What KVM's unit tests expect.
     pub test_devices: bool,
+    /// Statistics.
+    pub stats: bool,
     /// The most threads.
     pub threads: u64,
     /// Another machine after this one.
@@ -113,6 +115,7 @@ fn devices(needs: Needs) -> Devices {
     add(needs.networks, rules::NETWORK, true);
     add(needs.ports, rules::PORTS, false);
     add(needs.streams, rules::STREAMS, false);
+    add(needs.stats, rules::STATS, false);
     if needs.test_devices {
         devices.vcpu.push(rules::TEST_DEVICES);
     }

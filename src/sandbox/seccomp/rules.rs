@@ -293,5 +293,8 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_seccomp, Is(0, SECCOMP_SET_MODE_FILTER as u64)),
 ];
 
+/// Statistics: KVM's own counters.
+pub(super) const STATS: &[Rule] = &[(SYS_pread64, Any), (SYS_lseek, Any)];
+
 /// A command's streams: nothing takes the place of one that the command has closed.
 pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any), (SYS_dup3, Any)];

@@ -56,7 +56,7 @@ impl Images {
     /// # Errors
     /// The kernel is none that kite boots, or a file cannot be written.
     pub fn make(&self, kernel: &Kernel, kite: &Path) -> Result<()> {
-        write(&self.tiny, &tiny())?;
+        write(&self.tiny, &elf(&CODE))?;
         write(&self.small_initrd, &[0])?;
         let bz_image = image(&kernel.bz_image())?;
         // The 64-bit entry point, and the 32-bit one below it (Linux `Documentation/arch/x86/boot.rst`).
@@ -105,8 +105,8 @@ fn place(image: &Image, address: u64) -> Result<usize> {
     bail!("no part of the file is loaded there")
 }
 
-/// An ELF file of one page of headers and [`CODE`], with a PVH note that points at it (System V ABI, "Object Files").
-fn tiny() -> Vec<u8> {
+/// An ELF file of one page of headers and this code, with a PVH note that points at it (System V ABI, "Object Files").
+pub fn elf(code: &[u8]) -> Vec<u8> {
     let (address, start) = TINY;
     let mut file = Vec::new();
     let words =
@@ -120,7 +120,7 @@ fn tiny() -> Vec<u8> {
     file.extend(b"\0\0\0\0\x40\0\x38\0\x02\0\x40\0\0\0\0\0");
     // Type and flags; place in the file, virtual and physical address; length in the file and in memory; alignment.
     halves(&mut file, &[1, 7]);
-    words(&mut file, &[start as u64, address, address, CODE.len() as u64, CODE.len() as u64, 4096]);
+    words(&mut file, &[start as u64, address, address, code.len() as u64, code.len() as u64, 4096]);
     halves(&mut file, &[4, 4]);
     words(&mut file, &[note_at, 0, 0, 20, 20, 4]);
     // Lengths of name and content, type, name, content.
@@ -128,7 +128,7 @@ fn tiny() -> Vec<u8> {
     file.extend(b"Xen\0");
     halves(&mut file, &[address as u32]);
     file.resize(start, 0);
-    file.extend(CODE);
+    file.extend(code);
     file
 }
 
@@ -140,7 +140,7 @@ mod tests {
     fn the_tiny_guest_is_a_kernel_with_a_pvh_entry() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny");
-        write(&path, &tiny()).unwrap();
+        write(&path, &elf(&CODE)).unwrap();
         let image = image(&path).unwrap();
         assert_eq!(image.protocol, boot::kernel::Protocol::Pvh);
         assert_eq!((image.entry, place(&image, image.entry).unwrap()), TINY);

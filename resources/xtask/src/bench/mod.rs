@@ -2,10 +2,12 @@
 //! that is compared runs interleaved; nothing here passes or fails by a time.
 
 mod boot;
+mod compare;
 mod exits;
 mod files;
-mod images;
+pub mod images;
 mod io;
+pub mod latency;
 mod memory;
 mod run;
 mod start;
@@ -73,6 +75,18 @@ pub enum Task {
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
         only: String,
     },
+    /// VM exits: instructions for each, counted, or times beside other monitors that run the same guests
+    ///
+    /// `kite bench exits` alone measures times on this machine's /dev/kvm. --count runs it in the lab that counts
+    /// instructions, and fails if kite adds more to an exit than it may; --peers adds QEMU to its table and page.
+    Exits {
+        /// Count instructions in the lab
+        #[arg(long, required_unless_present = "peers")]
+        count: bool,
+        /// Run the same guests in QEMU, too, on this machine
+        #[arg(long)]
+        peers: bool,
+    },
     /// A command in a guest: kite, and virtme-ng with QEMU
     ///
     /// `true` from exec to exit, and `git status` in a tree of 50,000 files, with the same kernel on the same KVM.
@@ -81,6 +95,36 @@ pub enum Task {
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
         rounds: u32,
     },
+    /// A command as a process, in a container, in a virtual machine and in a jailed one: start, memory, and reach
+    ///
+    /// `true` and `cat /etc/hostname` from exec to exit, all in turn; what a command can reach is tried by one. Printed
+    /// as a table, and drawn.
+    Compare {
+        /// Rounds
+        #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+        rounds: u32,
+        /// Where the picture goes [default: target/bench/compare.svg]
+        #[arg(long, value_name = "FILE")]
+        svg: Option<std::path::PathBuf>,
+    },
+    /// Compare where this runs
+    #[command(hide = true)]
+    CompareHere {
+        #[arg(long)]
+        kite: std::path::PathBuf,
+        /// This program: in the lab it runs by another name, which guests do not see
+        #[arg(long)]
+        probe: std::path::PathBuf,
+        #[arg(long)]
+        rounds: u32,
+        #[arg(long)]
+        svg: Option<std::path::PathBuf>,
+        /// The kernel's name below target/kernels
+        kernel: String,
+    },
+    /// Try what is within reach
+    #[command(hide = true)]
+    Probe(compare::probe::Targets),
     /// Measure commands where this runs
     #[command(hide = true)]
     RunHere {
@@ -158,7 +202,23 @@ pub fn run(task: Task) -> Result<ExitCode> {
         Task::Start { only, rounds } => start_everywhere(only, rounds)?,
         Task::Boot { only } => boot_everywhere(only)?,
         Task::Io { rounds, only } => io_somewhere(rounds, &only)?,
+        Task::Exits { count, peers } => {
+            let kite = build_kite()?;
+            let mut setup = Setup::new();
+            if count {
+                latency::count(&mut setup, &kite)?;
+            }
+            if peers {
+                latency::beside_peers(&mut setup, &kite)?;
+            }
+        }
         Task::Run { rounds } => run_in_lab(rounds)?,
+        Task::Compare { rounds, svg } => compare_somewhere(rounds, svg)?,
+        Task::CompareHere { kite, probe, rounds, svg, kernel } => {
+            let programs = compare::Programs { kite, probe };
+            compare::run(&programs, &kernel, rounds, svg.as_deref())?;
+        }
+        Task::Probe(targets) => compare::probe::run(&targets),
         Task::RunHere { kite, virtme, tree, rounds } => run::run(&kite, &virtme, &tree, rounds)?,
         Task::IoHere { kite, rounds, only, kernel } => io::run(kite, &kernel, rounds, &only)?,
         Task::StartHere { programs, rounds, kernel } => {
@@ -253,6 +313,33 @@ fn io_somewhere(rounds: u32, only: &str) -> Result<()> {
     lab.timeout = LIMIT;
     lab.cpus = 2;
     in_lab(&mut lab, arguments)
+}
+
+/// On this machine where its KVM runs Linux, else in the lab.
+fn compare_somewhere(rounds: u32, svg: Option<std::path::PathBuf>) -> Result<()> {
+    let kite = build_kite()?;
+    let mut setup = Setup::new();
+    let kernel = setup.kernel()?;
+    let svg = svg.map_or_else(compare::default_picture, Ok)?;
+    let own = std::env::current_exe().context("finding this program")?;
+    let arguments = |svg: &std::path::Path| -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["compare-here".into(), "--kite".into(), kite.clone().into()];
+        arguments.extend(["--probe".into(), own.clone().into()]);
+        arguments.extend(["--rounds".into(), rounds.to_string().into(), "--svg".into(), svg.into()]);
+        arguments.push((&kernel.name).into());
+        arguments
+    };
+    let Err(reason) = host::hardware_kvm() else {
+        return shown(Command::new(&own).arg("bench").args(arguments(&svg)));
+    };
+    println!("In the lab, whose times are an emulator's: only their ratios mean something. {reason}.\n");
+    let out = tempfile::tempdir().context("making a folder")?;
+    let mut lab = Lab::new(&mut setup)?;
+    (lab.timeout, lab.out) = (LIMIT, Some(out.path().to_owned()));
+    in_lab(&mut lab, arguments(std::path::Path::new("/out/compare.svg")))?;
+    fs::copy(out.path().join("compare.svg"), &svg).with_context(|| format!("writing {}", svg.display()))?;
+    println!("the picture: {}", svg.display());
+    Ok(())
 }
 
 /// virtme-ng installs a kernel to boot it: that is the lab's to forget.

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount, umount};
 
 use super::{Ground, kernel};
 use crate::setup::{Kernel, selftests_folder};
@@ -18,10 +19,10 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// How a command ended, and what it wrote.
 #[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    stdout: Vec<u8>,
-    stderr: String,
+pub(super) struct Ended {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
 }
 
 /// `kite run` with this kernel; the rest of the command line is the caller's.
@@ -33,7 +34,7 @@ pub(super) fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
 }
 
 /// Runs a command to its end, with this input.
-fn ended(mut command: Command, input: &[u8]) -> Result<Ended> {
+pub(super) fn ended(mut command: Command, input: &[u8]) -> Result<Ended> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("starting kite")?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -329,6 +330,8 @@ pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
         let processes = processes.filter_map(Result::ok).filter(number).filter(alive).count();
         Ok([processes, mounts, count("/tmp")?, count("/dev/shm").unwrap_or(0)])
     };
+    // Where nobody else leaves anything.
+    mount(Some("tmpfs"), "/tmp", Some("tmpfs"), MsFlags::empty(), None::<&str>).context("mounting /tmp")?;
     let before = left()?;
     let start = Instant::now();
     for time in 0..times {
@@ -337,6 +340,7 @@ pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
     }
     let each = start.elapsed().as_secs_f64() / f64::from(times);
     let after = left()?;
+    umount("/tmp").context("unmounting /tmp, which something still uses")?;
     ensure!(
         before == after,
         "processes, mounts, and files in /tmp and /dev/shm: {before:?} before, {after:?} after"

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Ground, finish, noise, watched};
+use super::{Ground, finish, noise, stats, watched};
 use crate::debian;
 use crate::host;
 use crate::vmm::{Access, Net, Vmm};
@@ -53,7 +53,8 @@ pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
     let _wire = super::Wire::new()?;
     let has_net = ground.vmm != Vmm::Qemu("threads") && host::program("passt").is_some();
     let nets = if has_net { vec![Net::User] } else { Vec::new() };
-    let machine = debian::machine(&ground.debian, &disk, Access::Write, cpus, nets);
+    let mut machine = debian::machine(&ground.debian, &disk, Access::Write, cpus, nets);
+    machine.stats = matches!(ground.vmm, Vmm::Kite(_)).then(|| ground.file("stats.json"));
     let visit = debian::visit(&machine, &ground.vmm, ground.shown)?;
     debian::check(&disk)?;
     if visit.cpus != cpus.to_string() {
@@ -65,7 +66,8 @@ pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
     if !visit.failed.is_empty() {
         bail!("units failed: {}", visit.failed);
     }
-    Ok(format!("prompt after {:.1} s, {}", visit.prompt.as_secs_f64(), visit.addresses))
+    let told = machine.stats.as_deref().map(stats::compare).transpose()?.unwrap_or_default();
+    Ok(format!("prompt after {:.1} s, {}; {told}", visit.prompt.as_secs_f64(), visit.addresses))
 }
 
 /// What is written is what is read.

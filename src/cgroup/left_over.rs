@@ -1,0 +1,25 @@
+//! Groups that nobody has named and nobody has removed: their kite was killed by SIGKILL. The next one sees to them.
+
+use std::fs;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+use super::{Folder, Name};
+
+/// Removes what is empty, locked by nobody, and named after a process that is no more. What cannot be removed stays.
+pub fn sweep(parent: &Folder) {
+    let names = fs::read_dir(parent.path()).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for name in names.filter_map(|name| name.into_string().ok()) {
+        let Some(process) = Name::process(&name) else { continue };
+        let gone = kill(Pid::from_raw(process), None) == Err(Errno::ESRCH);
+        if gone
+            && let Ok(folder) = parent.folder(Path::new(&name))
+            && folder.lock().is_ok()
+        {
+            let _it_is_in_use = parent.remove(&name);
+        }
+    }
+}

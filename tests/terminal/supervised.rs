@@ -1,0 +1,107 @@
+//! A machine with limits is another process: the terminal, its signals and its streams are as without.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::guest::{no_kvm, skipped};
+use crate::keys::echo;
+use crate::session::{KITE, Session, Terminal, kite, until};
+
+const LIMITS: [&str; 2] = ["--limit", "pids=100"];
+
+/// Says that `test` does not run, where no groups can be made.
+fn no_groups(test: &str) -> bool {
+    if no_kvm(test) {
+        return true;
+    }
+    // The group comes before the kernel.
+    let attempt = Command::new(KITE).args(["run", "--kernel", "/"]).args(LIMITS).output().unwrap();
+    let said = String::from_utf8_lossy(&attempt.stderr).into_owned();
+    if said.contains("group") {
+        skipped(test, said.trim());
+        return true;
+    }
+    assert!(said.contains("regular file"), "{said}");
+    false
+}
+
+/// A guest on a raw terminal with limits.
+fn running() -> (Terminal, Session) {
+    let terminal = Terminal::new();
+    let guest = echo();
+    let kite = terminal.run(&guest, &LIMITS);
+    terminal.wait_until_raw();
+    terminal.wait_for(b">");
+    (terminal, kite)
+}
+
+/// The process in the group.
+fn machine(kite: &Session) -> Pid {
+    let id = kite.0.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap())
+}
+
+#[test]
+fn keys_reach_a_machine_with_limits() {
+    if no_groups("keys_reach_a_machine_with_limits") {
+        return;
+    }
+    let (terminal, kite) = running();
+    terminal.send(b"z");
+    assert_eq!(terminal.wait_for(b"z"), b">z");
+    terminal.send(b"\x01x");
+    kite.assert_ends_with(0);
+    terminal.assert_untouched();
+}
+
+#[test]
+fn a_machine_that_is_killed_leaves_the_terminal_as_it_was() {
+    if no_groups("a_machine_that_is_killed_leaves_the_terminal_as_it_was") {
+        return;
+    }
+    let (terminal, kite) = running();
+    kill(machine(&kite), Signal::SIGKILL).unwrap();
+    kite.assert_killed_by(Signal::SIGKILL);
+    terminal.assert_untouched();
+}
+
+#[test]
+fn a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite() {
+    if no_groups("a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite") {
+        return;
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1] {
+        let (terminal, kite) = running();
+        kite.signal(signal);
+        kite.assert_killed_by(signal);
+        terminal.assert_untouched();
+    }
+}
+
+#[test]
+fn the_supervisor_holds_no_stream_that_the_machine_has_let_go_of() {
+    if no_groups("the_supervisor_holds_no_stream_that_the_machine_has_let_go_of") {
+        return;
+    }
+    let (terminal, guest) = (Terminal::new(), echo());
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = kite(&guest, &LIMITS);
+    let kite = terminal.spawn(command.stdout(writer).stderr(terminal.stdio()));
+    drop(command);
+    reader.read_exact(&mut [0]).unwrap();
+    for stream in [0, 1] {
+        let link = format!("/proc/{}/fd/{stream}", kite.0.id());
+        until("nothing in place of a stream", || {
+            std::fs::read_link(&link).unwrap() == Path::new("/dev/null")
+        });
+    }
+    kite.signal(Signal::SIGKILL);
+    kite.assert_killed_by(Signal::SIGKILL);
+    // The machine has gone with it.
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+}
