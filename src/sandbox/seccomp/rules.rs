@@ -105,6 +105,7 @@ mod kvm {
     pub const SET_MSRS: u64 = 0x4008_ae89;
     pub const SET_LAPIC: u64 = 0x4400_ae8f;
     pub const SET_CPUID2: u64 = 0x4008_ae90;
+    pub const GET_STATS_FD: u64 = 0xaece;
 }
 
 /// Runs a vCPU, tells how it stands, and carries out what devices at ports do on its thread.
@@ -276,6 +277,7 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_ioctl, Request(kvm::SET_MSRS)),
     (SYS_ioctl, Request(kvm::SET_LAPIC)),
     (SYS_ioctl, Request(kvm::SET_CPUID2)),
+    (SYS_ioctl, Request(kvm::GET_STATS_FD)),
     (SYS_madvise, Is(2, MADV_NOHUGEPAGE as u64)),
     // An io_uring's rings.
     (SYS_madvise, Is(2, MADV_DONTFORK as u64)),
