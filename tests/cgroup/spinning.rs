@@ -60,7 +60,6 @@ impl Spinning {
     }
 
     /// The process in the group that runs the guest.
-    #[expect(dead_code, reason = "what only one of those who include this needs")]
     pub fn inner(&self) -> Option<i32> {
         self.processes().into_iter().find(|process| has_vcpu(*process))
     }
