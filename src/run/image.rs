@@ -92,7 +92,7 @@ pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> an
     }
 }
 
-fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
+pub(super) fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = option {
         return Ok(path.to_owned());
     }
