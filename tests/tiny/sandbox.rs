@@ -152,3 +152,28 @@ fn a_layer_is_left_out_by_name() {
     kite.signal(Signal::SIGTERM);
     kite.end().assert_killed_by(Signal::SIGTERM);
 }
+
+#[test]
+fn a_job_that_is_stopped_stops_its_machine_and_both_go_on() {
+    if no_kvm("a_job_that_is_stopped_stops_its_machine_and_both_go_on") {
+        return;
+    }
+    let (kite, machine) = running(&[]);
+    let is_stopped = |process: &Path| field(process, "State").starts_with('T');
+    kite.signal(Signal::SIGTSTP);
+    // Whether kite itself stops is up to its group: one that nobody would let go on does not.
+    let outside = PathBuf::from(format!("/proc/{}", field(&machine, "PPid")));
+    for _ in 0..100 {
+        if is_stopped(&outside) {
+            until("the machine to stop", || is_stopped(&machine));
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    kite.signal(Signal::SIGCONT);
+    until("the machine to go on", || !is_stopped(&machine));
+    // Long enough for a wait of its main thread to end.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}

@@ -46,6 +46,8 @@ pub(super) const EVERY: &[Rule] = &[
     (SYS_getrandom, Any),
     (SYS_rt_sigprocmask, Any),
     (SYS_rt_sigreturn, Any),
+    // A wait with an end goes on after a stop.
+    (SYS_restart_syscall, Any),
     (SYS_sigaltstack, Any),
     // The thread's name, for who refuses one of its calls.
     (SYS_prctl, Is(0, PR_GET_NAME as u64)),
