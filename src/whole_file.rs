@@ -1,11 +1,12 @@
 //! Files that programs read, and find whole at any time: written beside and then given their name.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access};
 
 use crate::sandbox::{self, post};
@@ -56,6 +57,25 @@ fn folder(path: &Path) -> PathBuf {
     }
 }
 
+/// Opens a file that grows while others read it: made, or emptied. Neither a symbolic link that somebody has planted is
+/// followed, nor a file emptied that has another name.
+///
+/// # Errors
+/// It cannot be written, or is such a link.
+pub fn emptied(path: &Path, flags: OFlag) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(false).custom_flags((OFlag::O_NOFOLLOW | flags).bits());
+    let file = options.open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        if metadata.nlink() > 1 {
+            return Err(io::Error::other("the file has another name, too: remove it, or name another"));
+        }
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
 /// Makes the file of what `content` writes. Whoever looks finds the file of before or the whole new one, and a link that
 /// somebody has planted is not followed.
 ///
@@ -79,4 +99,32 @@ pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>
     content(file.as_file_mut()).with_context(what)?;
     file.persist(path).map_err(|error| error.error).with_context(what)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_with_another_name_is_neither_emptied_nor_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("precious"), "kept").unwrap();
+        fs::hard_link(path("precious"), path("hard")).unwrap();
+        std::os::unix::fs::symlink(path("precious"), path("soft")).unwrap();
+        for name in ["hard", "soft"] {
+            assert!(emptied(&path(name), OFlag::empty()).is_err(), "{name}");
+        }
+        assert_eq!(fs::read_to_string(path("precious")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_file_of_before_is_emptied_and_a_new_one_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        for text in ["a long line", "short"] {
+            emptied(&path, OFlag::empty()).unwrap().write_all(text.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
 }

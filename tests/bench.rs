@@ -50,13 +50,13 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     refused(&["--blocks", "0"], "--blocks");
     refused(&["--cpus", "9999,0"], "no CPU 9999");
     refused(&["--cpus", "0,0,0"], "two CPUs");
-    refused(&["--json", "/nonexistent/file.json"], "/nonexistent/file.json");
-    refused(&["--html", "/nonexistent/file.html"], "/nonexistent/file.html");
+    refused(&["--json", "/nonexistent/file.json"], "/nonexistent");
+    refused(&["--html", "/nonexistent/file.html"], "/nonexistent");
     refused(&["--compare", "/nonexistent/old.json"], "/nonexistent/old.json");
     refused(&["--payload", "/tmp/file"], "--only");
     refused(&["--only", "pio.*", "--payload", "/tmp/file"], "one payload");
     refused(&["--only", "kick", "--payload", "/tmp/file"], "kick");
-    refused(&["--only", "cpuid", "--payload", "/nonexistent/file"], "/nonexistent/file");
+    refused(&["--only", "cpuid", "--payload", "/nonexistent/file"], "/nonexistent");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::compare::{self, Change};
 use crate::cli;
+use crate::whole_file;
 
 /// Something has become slower.
 const REGRESSION: u8 = 1;
@@ -70,19 +71,19 @@ pub fn run<T: Told>(
 ) -> anyhow::Result<u8> {
     let old: Option<T> = options.compare.as_deref().map(read).transpose()?;
     // Before minutes have gone by.
-    let json = options.json.as_deref().map(create).transpose()?;
-    let html = options.html.as_deref().map(create).transpose()?;
+    for path in options.json.iter().chain(&options.html) {
+        whole_file::check(path)?;
+    }
     let report = match &options.from {
         Some(path) => read(path)?,
         None => measure()?,
     };
-    if let Some((file, path)) = json {
-        write(&report, io::BufWriter::new(file))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some(path) = &options.json {
+        whole_file::write(path, |file| write(&report, file).map_err(io::Error::other))?;
     }
-    if let Some((mut file, path)) = html {
+    if let Some(path) = &options.html {
         let page = report.page()?;
-        file.write_all(page.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+        whole_file::write(path, |file| file.write_all(page.as_bytes()))?;
     }
     let mut out = io::stdout().lock();
     report.table(&mut out).context("cannot write to standard output")?;
@@ -91,11 +92,6 @@ pub fn run<T: Told>(
     compare::write(old.when(), &changes, &mut out).context("cannot write to standard output")?;
     let slower = changes.iter().any(Change::is_regression);
     Ok(if slower { REGRESSION } else { cli::DONE })
-}
-
-fn create(path: &Path) -> anyhow::Result<(File, &Path)> {
-    let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok((file, path))
 }
 
 /// Reads a report.

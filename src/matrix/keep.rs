@@ -1,14 +1,15 @@
 //! The folder with all that the runs have printed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use nix::fcntl::OFlag;
 
 use super::plan::{Cell, Plan};
 use crate::child::Stream;
+use crate::whole_file;
 
 /// `--output DIR`: a folder for each kernel, two files for each command.
 pub(super) struct Folder(PathBuf);
@@ -49,9 +50,7 @@ struct Kept {
 impl Kept {
     /// A link that somebody has planted is not followed.
     fn open(path: PathBuf) -> Self {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        Self { file: options.open(&path), path }
+        Self { file: whole_file::emptied(&path, OFlag::O_NONBLOCK), path }
     }
 }
 

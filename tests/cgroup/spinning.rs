@@ -54,9 +54,14 @@ impl Spinning {
         processes
     }
 
-    /// The process in the group that signals are for.
+    /// The process in the group that signals are for: the child of the one outside, in whatever order the group has them.
     pub fn machine(&self) -> Option<i32> {
-        self.processes().into_iter().next()
+        let parent = format!("PPid:\t{}", self.supervisor());
+        let is_child = |process: &i32| {
+            fs::read_to_string(format!("/proc/{process}/status"))
+                .is_ok_and(|status| status.lines().any(|line| line == parent))
+        };
+        self.processes().into_iter().find(is_child)
     }
 
     /// The process in the group that runs the guest.

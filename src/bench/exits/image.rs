@@ -3,13 +3,13 @@
 //! itself. It executes the operation a few thousand times, prints the last thousand times in ticks on COM1, eight
 //! hexadecimal digits a line, and powers off as kite's board does, then as QEMU's isa-debug-exit, then by a triple fault.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use super::code::{self, Blob};
 use super::payload::Payload;
+use crate::whole_file;
 
 /// Where the file is loaded.
 const BASE: u32 = 0x10_0000;
@@ -41,7 +41,7 @@ pub fn write(payload: &Payload, path: &Path) -> anyhow::Result<()> {
             payload.id
         )
     };
-    fs::write(path, image(blob)).with_context(|| format!("cannot write {}", path.display()))
+    whole_file::write(path, |file| file.write_all(&image(blob)))
 }
 
 fn image(blob: &'static Blob) -> Vec<u8> {

@@ -4,7 +4,6 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +18,7 @@ use crate::crash::text::PanicText;
 use crate::sandbox;
 use crate::terminal;
 use crate::trace::{Ear, Timeline};
+use crate::whole_file;
 
 /// How much is kept, in bytes.
 const KEPT: usize = 256 << 10;
@@ -52,16 +52,13 @@ struct Said {
 }
 
 impl KernelLog {
-    /// With a `file`, that is made anew, or emptied; a symbolic link is not followed.
+    /// With a `file`, that is made anew, or emptied; a link is not followed.
     ///
     /// # Errors
     /// The file cannot be made.
     pub fn new(file: Option<&Path>, shown: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let make = |path: &Path| {
-            let mut options = File::options();
-            options.write(true).create(true).truncate(true).custom_flags(OFlag::O_NOFOLLOW.bits());
-            options
-                .open(path)
+            whole_file::emptied(path, OFlag::empty())
                 .with_context(|| format!("cannot write the kernel's messages to {}", path.display()))
         };
         let file = file.map(make).transpose()?;
