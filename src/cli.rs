@@ -9,7 +9,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{bench, cgroup, disk, inspect, matrix, net, port};
+use crate::{bench, cgroup, disk, inspect, matrix, net, port, sandbox};
 
 mod command;
 mod measure;
@@ -37,7 +37,7 @@ Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
   123  the machine took more memory than --limit allows, or than the host had, and was killed
   124  --timeout or --idle-timeout was over before the command was
-  125  kite or the host failed: usage, no KVM, no memory, unreadable image
+  125  kite or the host failed: usage, no KVM, no memory, unreadable image, a refused system call
   126  the command cannot be executed in the guest
   127  there is no such command in the guest
   255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
@@ -53,6 +53,7 @@ Examples:
   kite run --kernel bzImage --modules target/lib/modules/6.12.0
   kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
   kite run --test-devices --kernel vmexit.flat --append cpuid
+  kite run --sandbox require --kernel vmlinux  locked in with all that Linux has, or not at all
   kite run --cgroup ci --limit cpu=1.5,memory=600M,pids=64 --limit io=/dev/sda:rbps=10M
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
   kite run --stats --trace boot.json           what the boot spent its time and exits on
@@ -167,6 +168,11 @@ pub struct RunOptions {
     /// What a guest's reboot does
     #[arg(long, value_name = "ACTION", default_value = "exit")]
     pub on_reboot: OnReboot,
+    /// Lock kite itself in, with everything that Linux has: MODE[,no-LAYER]..., where MODE is auto, which uses what the
+    /// host allows, require, which ends where that is not all, or none; and LAYER is namespaces, root, capabilities,
+    /// no-new-privs, rlimits, landlock or seccomp
+    #[arg(long, value_name = "SANDBOX", default_value = "auto", value_parser = ValueParser::new(sandbox::parse))]
+    pub sandbox: sandbox::Options,
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,

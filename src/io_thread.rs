@@ -14,6 +14,7 @@ use devices::virtio::{Doorbell, Virtio};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::sandbox;
 use crate::vm::Registers;
 
 /// What the driver of one device has left for the thread that serves it.
@@ -32,6 +33,9 @@ impl Bell {
         Ok(Self { kicks, activated: event()? })
     }
 }
+
+/// A file system device's number (virtio 1.2 §5).
+const VIRTIO_ID_FS: u32 = 26;
 
 /// The counters are never read: the descriptors are watched for edges, and 2^64 - 1 of those do not come.
 fn event() -> anyhow::Result<EventFd> {
@@ -106,8 +110,15 @@ impl IoThread {
                 watch(source.fd.as_raw_fd(), data(token), edge | more)?;
             }
         }
+        let is_share = |it: &Served| lock(&it.virtio).device().id() == VIRTIO_ID_FS;
+        let kind = if devices.iter().any(is_share) { sandbox::Thread::Share } else { sandbox::Thread::Io };
         let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
-        let thread = builder.spawn(move || run(&epoll, devices)).context("cannot start a device's thread")?;
+        let entry = sandbox::Entry::new();
+        let run = move || {
+            entry.confine(kind);
+            run(&epoll, devices);
+        };
+        let thread = builder.spawn(run).context("cannot start a device's thread")?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

@@ -31,6 +31,7 @@ pub mod pit;
 pub mod port;
 pub mod results;
 pub mod run;
+pub mod sandbox;
 pub mod signals;
 pub mod stats;
 pub mod supervise;

@@ -23,7 +23,7 @@ use devices::serial::{Host, Serial};
 use devices::virtio::mmio::{self, InterruptLine, Mmio};
 use devices::virtio::{Virtio, VirtioDevice};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
-use kvm_ioctls::{Cap, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::coalesced::{Coalesced, CoalescingHost};
@@ -85,15 +85,15 @@ impl Machine {
     /// `timeline` how long each part takes.
     ///
     /// # Errors
-    /// The host has no KVM, or not enough of something.
+    /// The host has not enough of something.
     pub fn build(
+        kvm: &Kvm,
         board: Board,
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
         devices: Vec<Attachment>,
         timeline: &Timeline,
     ) -> anyhow::Result<Self> {
-        let kvm = timeline.phase("open KVM", vm::open_kvm)?;
         let most = kvm.get_max_vcpus();
         ensure!(
             board.cpus as usize <= most,
@@ -104,10 +104,10 @@ impl Machine {
         // guest each answer is an exit, and all of them take as long.
         let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
             let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
-            let ask = || timeline.phase("ask for CPUID", || vm::supported_cpuid(&kvm));
+            let ask = || timeline.phase("ask for CPUID", || vm::supported_cpuid(kvm));
             let asking = asking.spawn_scoped(scope, ask);
             let asking = asking.context("cannot start a thread")?;
-            let vm = timeline.phase("virtual machine", || Vm::new(&kvm, ram, board.cpus));
+            let vm = timeline.phase("virtual machine", || Vm::new(kvm, ram, board.cpus));
             Ok((vm?, asking.join().expect("a panic ends the process")?))
         })?;
         let start = Instant::now();
@@ -175,7 +175,7 @@ impl Machine {
         self.stats.insert(Arc::new(stats)).clone()
     }
 
-    /// Starts the vCPUs, and behind them the devices, which no guest needs in its first instructions.
+    /// Starts the threads of vCPUs and devices; the guest begins when it is [released](Running::release).
     ///
     /// # Errors
     /// The host has no threads left.
@@ -304,6 +304,11 @@ pub enum ResetWord {
 }
 
 impl Running {
+    /// Lets the guest begin.
+    pub fn release(&self) {
+        self.vcpus.iter().for_each(VcpuThread::release);
+    }
+
     /// Brings every vCPU to a halt between two instructions, with nothing half done.
     pub fn pause(&self) {
         vcpu::pause(&self.vcpus);

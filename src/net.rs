@@ -1,6 +1,7 @@
 //! `--net`: what a network device is connected to, from the command line to the device.
 
 use std::fs::{self, File};
+use std::process::Child;
 
 use anyhow::Context;
 use devices::virtio::VirtioDevice;
@@ -115,7 +116,8 @@ pub struct Network {
 
 enum Open {
     Tap(Vec<File>),
-    User(Vec<Forward>),
+    /// And passt, until somebody watches it.
+    User(Stream, Option<Child>),
 }
 
 impl Spec {
@@ -126,26 +128,46 @@ impl Spec {
     pub fn open(&self, index: usize) -> anyhow::Result<Network> {
         let (name, to) = match &self.to {
             To::Tap { name, queues } => (name.as_str(), Open::Tap(tap::open(name, *queues)?)),
-            To::User { forwards } => ("user", Open::User(forwards.clone())),
+            To::User { forwards } => {
+                let (socket, passt) = passt::start(forwards)?;
+                let stream = Stream::new(socket).context("cannot use passt's socket")?;
+                ("user", Open::User(stream, Some(passt)))
+            }
         };
         Ok(Network { mac: self.mac.unwrap_or_else(|| derive_mac(&machine_id(), name, index)), to })
     }
 }
 
 impl Network {
-    /// A device of a new machine; there is no other at the time. For `user` it has a passt of its own, which goes with it.
+    /// Follows passt to its end, if this has one, on a thread. It goes with the last of the processes that have this.
     ///
     /// # Errors
-    /// The host has no files left, or passt doesn't start.
+    /// The host has no thread left.
+    pub fn watch(&mut self) -> anyhow::Result<()> {
+        match &mut self.to {
+            Open::User(_, passt) => passt.take().map_or(Ok(()), passt::watch),
+            Open::Tap(_) => Ok(()),
+        }
+    }
+
+    /// Leaves passt to be watched by another process, which has this too.
+    pub fn leave(&mut self) {
+        if let Open::User(_, passt) = &mut self.to {
+            *passt = None;
+        }
+    }
+
+    /// A device of a new machine; there is no other at the time.
+    ///
+    /// # Errors
+    /// The host has no files left.
     pub fn device(&self) -> anyhow::Result<Box<dyn VirtioDevice>> {
         let backend: Box<dyn devices::virtio::net::Backend> = match &self.to {
             Open::Tap(files) => {
                 let files = files.iter().map(File::try_clone).collect::<Result<_, _>>();
                 Box::new(Tap::new(files.context("cannot duplicate a tap's file")?))
             }
-            Open::User(forwards) => {
-                Box::new(Stream::new(passt::start(forwards)?).context("cannot use passt's socket")?)
-            }
+            Open::User(stream, _) => Box::new(stream.try_clone().context("cannot duplicate passt's socket")?),
         };
         Ok(Box::new(Net::new(backend, self.mac)))
     }

@@ -1,4 +1,4 @@
-//! passt(1), which gives a guest the host's network without privileges: one process a machine, at the other end of a
+//! passt(1), which gives a guest the host's network without privileges: one process a network, at the other end of a
 //! socket. It ends when that is closed, so it goes with kite, whatever ends kite.
 
 use std::fs;
@@ -26,11 +26,11 @@ const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// What passt says of itself in any case, when all is well.
 const CHATTER: [&str; 2] = ["Don't run as root", "to syslog"];
 
-/// Starts passt and waits until it is ready; returns the socket to talk to it.
+/// Starts passt and waits until it is ready; returns the socket to talk to it, and the process, to be [`watch`]ed.
 ///
 /// # Errors
 /// There is no passt, or it doesn't start: with what it says.
-pub fn start(forwards: &[Forward]) -> anyhow::Result<UnixStream> {
+pub fn start(forwards: &[Forward]) -> anyhow::Result<(UnixStream, Child)> {
     forwards.iter().try_for_each(check)?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
     let (ready, tell) = io::pipe().context("cannot make a pipe")?;
@@ -60,8 +60,7 @@ pub fn start(forwards: &[Forward]) -> anyhow::Result<UnixStream> {
         _ => anyhow!(error).context("cannot start passt"),
     })?;
     wait_until_ready(ready, &mut child)?;
-    watch(child)?;
-    Ok(ours)
+    Ok((ours, child))
 }
 
 /// passt says nothing if it gets a port for IPv6 alone.
@@ -121,8 +120,11 @@ fn is_news(line: &str) -> bool {
     !line.trim().is_empty() && !CHATTER.iter().any(|known| line.contains(known))
 }
 
-/// Logs what passt says and that it ends, and takes its exit status, so that nothing is left of it.
-fn watch(mut child: Child) -> anyhow::Result<()> {
+/// Logs what passt says and that it ends, and takes its exit status, so that nothing is left of it. This takes a thread.
+///
+/// # Errors
+/// The host has none left.
+pub fn watch(mut child: Child) -> anyhow::Result<()> {
     let run = move || {
         if let Some(stderr) = child.stderr.take() {
             let lines = BufReader::new(stderr).lines().map_while(Result::ok);
@@ -197,7 +199,8 @@ mod tests {
         if missing("a_guest_gets_an_address_and_passt_goes_with_its_machine") {
             return;
         }
-        let network = net::parse("user,mac=02:00:00:01:02:03").unwrap().open(0).unwrap();
+        let mut network = net::parse("user,mac=02:00:00:01:02:03").unwrap().open(0).unwrap();
+        network.watch().unwrap();
         let mut driver = Driver::new(|_| network.device().unwrap());
         driver.start(0);
         assert_eq!(children(), 1);
@@ -222,7 +225,7 @@ mod tests {
         };
         assert_eq!(offer[42], 2, "it is a reply");
         assert_ne!(offer[58..62], [0; 4], "it has an address");
-        drop(driver);
+        drop((driver, network));
         while children() > 0 {
             sleep(Duration::from_millis(1));
         }
@@ -232,11 +235,11 @@ mod tests {
     fn a_port_in_use_is_said_at_start() {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let host = taken.local_addr().unwrap().port();
-        let error = start(&[Forward { host, guest: 80, udp: false }]).unwrap_err().to_string();
+        let error = start(&[Forward { host, guest: 80, udp: false }]).map(drop).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot forward TCP port {host}: ")), "{error}");
         let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
         let host = taken.local_addr().unwrap().port();
-        let error = start(&[Forward { host, guest: 80, udp: true }]).unwrap_err().to_string();
+        let error = start(&[Forward { host, guest: 80, udp: true }]).map(drop).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot forward UDP port {host}: ")), "{error}");
     }
 

@@ -21,6 +21,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::sandbox;
+
 /// How much is read from a client at once, in bytes.
 const CHUNK: usize = 4096;
 /// The thread's stack in bytes; the host gives what is touched of it.
@@ -57,7 +59,10 @@ pub fn parse(text: &str) -> Result<Spec, String> {
 pub struct Ports {
     ports: Vec<Arc<Port>>,
     wake: Arc<Wake>,
+    /// What the thread is to serve, until it is started.
+    lines: Vec<Line>,
     thread: Option<JoinHandle<()>>,
+    names: Vec<Name>,
 }
 
 /// Wakes the thread.
@@ -86,10 +91,10 @@ impl Host for Waker {
 }
 
 impl Ports {
-    /// Listens on the sockets that `specs` name, each of them made anew. To be called once signals are blocked.
+    /// Listens on the sockets that `specs` name, each of them made anew. Nobody is served before [`Self::start`].
     ///
     /// # Errors
-    /// A name comes twice, there is something at a path, or the host refuses a socket or a thread.
+    /// A name comes twice, there is something at a path, or the host refuses a socket.
     pub fn open(specs: &[Spec]) -> anyhow::Result<Self> {
         ensure!(
             specs.len() <= MOST_NAMED,
@@ -99,21 +104,40 @@ impl Ports {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let event = event.context("cannot make an eventfd")?;
         let wake = Arc::new(Wake { event, stop: AtomicBool::new(false) });
-        let mut lines: Vec<Line> = Vec::new();
+        let (mut lines, mut names): (Vec<Line>, _) = (Vec::new(), Vec::new());
         for Spec { name, path } in specs {
             ensure!(lines.iter().all(|it| it.name != *name), "two ports are named {name}: name one another");
-            let socket = Socket::listen(path).map_err(|error| why(name, path, &error))?;
+            let (listener, bound) = listen(path).map_err(|error| why(name, path, &error))?;
+            names.push(bound);
             let port = Port::new(name, Box::new(Waker(wake.clone()))).context("cannot make an eventfd")?;
-            lines.push(Line::new(name, Arc::new(port), socket));
+            lines.push(Line::new(name, Arc::new(port), listener));
         }
         let ports = lines.iter().map(|line| line.port.clone()).collect();
-        let mut this = Self { ports, wake: wake.clone(), thread: None };
+        Ok(Self { ports, wake, lines, thread: None, names })
+    }
+
+    /// Starts to serve, once. To be called once signals are blocked.
+    ///
+    /// # Errors
+    /// The host refuses a thread.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let mut lines = std::mem::take(&mut self.lines);
         if !lines.is_empty() {
+            let wake = self.wake.clone();
+            let entry = sandbox::Entry::new();
+            let run = move || {
+                entry.confine(sandbox::Thread::Io);
+                run(&wake, &mut lines);
+            };
             let thread = std::thread::Builder::new().name("ports".to_owned()).stack_size(STACK);
-            let thread = thread.spawn(move || run(&wake, &mut lines)).context("cannot start a thread")?;
-            this.thread = Some(thread);
+            self.thread = Some(thread.spawn(run).context("cannot start a thread")?);
         }
-        Ok(this)
+        Ok(())
+    }
+
+    /// Leaves it to another process, which has them too, to remove the sockets.
+    pub fn leave_names(&mut self) {
+        self.names.drain(..).for_each(std::mem::forget);
     }
 
     /// The host's ends, in the order of the command line.
@@ -176,28 +200,24 @@ fn wait(wake: &Wake, lines: &[Line]) -> Vec<bool> {
     places.into_iter().map(|place| place.is_some_and(gone)).collect()
 }
 
-/// A socket that listens, and is removed when dropped if it is still the one at its path.
-struct Socket {
-    listener: UnixListener,
+/// A socket's name, which is removed when dropped if it is still that socket's.
+struct Name {
     path: PathBuf,
     identity: (u64, u64),
 }
 
-impl Socket {
-    fn listen(path: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
-        let identity = identity(&fs::symlink_metadata(path)?);
-        let this = Self { listener, path: path.to_owned(), identity };
-        this.listener.set_nonblocking(true)?;
-        Ok(this)
-    }
+fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
+    let listener = UnixListener::bind(path)?;
+    let name = Name { path: path.to_owned(), identity: identity(&fs::symlink_metadata(path)?) };
+    listener.set_nonblocking(true)?;
+    Ok((listener, name))
 }
 
 fn identity(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-impl Drop for Socket {
+impl Drop for Name {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|it| identity(&it) == self.identity) {
             // Nobody is left to tell of a failure.
@@ -210,7 +230,7 @@ impl Drop for Socket {
 struct Line {
     name: String,
     port: Arc<Port>,
-    socket: Socket,
+    listener: UnixListener,
     listening: bool,
     client: Option<Client>,
 }
@@ -229,14 +249,14 @@ struct Client {
 }
 
 impl Line {
-    fn new(name: &str, port: Arc<Port>, socket: Socket) -> Self {
-        Self { name: name.to_owned(), port, socket, listening: true, client: None }
+    fn new(name: &str, port: Arc<Port>, listener: UnixListener) -> Self {
+        Self { name: name.to_owned(), port, listener, listening: true, client: None }
     }
 
     /// What to wait for, beside what the device says.
     fn watched(&self) -> Option<PollFd<'_>> {
         let Some(client) = &self.client else {
-            return self.listening.then(|| PollFd::new(self.socket.listener.as_fd(), PollFlags::POLLIN));
+            return self.listening.then(|| PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
         };
         let mut events = PollFlags::empty();
         events.set(PollFlags::POLLIN, client.reads(&self.port));
@@ -264,7 +284,7 @@ impl Line {
     }
 
     fn accept(&mut self) {
-        let accepted = self.socket.listener.accept();
+        let accepted = self.listener.accept();
         match accepted.and_then(|(stream, _)| stream.set_nonblocking(true).map(|()| stream)) {
             Ok(stream) => {
                 let (input, output) = (Vec::new(), Vec::new());

@@ -1,12 +1,18 @@
 //! The signals that kite waits for instead of dying of them: there is a terminal to restore first.
 
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
+use vmm_sys_util::signal::SIGRTMIN;
 
+/// What is about files or the terminal, and ends nothing.
+const NEWS: [Signal; 2] = [Signal::SIGIO, Signal::SIGWINCH];
 /// What ends kite. `SIGXCPU` is what `ulimit -t` sends.
 const ENDING: [Signal; 8] = [
     Signal::SIGTERM,
@@ -23,7 +29,7 @@ const ENDING: [Signal; 8] = [
 static IS_ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Makes `SIGUSR1` a question instead of an end, and gives the descriptor that it is read from; to be called before there
-/// is a second thread, and before [`take_over`].
+/// is a second thread, and before [`Signals::take_over`].
 ///
 /// # Errors
 /// The host refuses a descriptor.
@@ -36,21 +42,75 @@ pub fn take_questions() -> anyhow::Result<SignalFd> {
     SignalFd::with_flags(&asking, flags).context("cannot make a signalfd")
 }
 
-/// Takes over what ends kite, and what does not: `SIGIO` and `SIGWINCH`; to be called before there is a second thread.
+/// Whether `SIGUSR1` is a question, which is the machine's to answer.
+pub(crate) fn are_asked() -> bool {
+    IS_ASKED.load(Ordering::SeqCst)
+}
+
+/// The signals that came, and were taken over.
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Takes over what ends kite, and what does not: `SIGIO` and `SIGWINCH`; to be called before there is a second thread.
+    /// With `handed_on`, what ends kite comes from the process outside ([`pass_on`]), and from nowhere else: a terminal's
+    /// signals reach both.
+    ///
+    /// # Errors
+    /// The host refuses a descriptor.
+    pub fn take_over(handed_on: bool) -> anyhow::Result<Self> {
+        let news = NEWS.map(|signal| signal as i32);
+        let ending: Vec<i32> = ending().iter().map(|signal| signal as i32).collect();
+        let stand_ins: Vec<i32> = ending.iter().map(|signal| stand_in(*signal)).collect();
+        let waited = set([&news[..], if handed_on { &stand_ins } else { &ending }]);
+        // Reading a terminal that another job has fails with the last one blocked, instead of stopping us, and the guest
+        // with us.
+        let blocked = set([&news[..], &ending, &stand_ins, &[Signal::SIGTTIN as i32]]);
+        blocked.thread_block().context("cannot block signals")?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self(SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")?))
+    }
+
+    /// The next signal, if one has come.
+    pub fn next(&self) -> Option<i32> {
+        let signal = self.0.read_signal().ok()??.ssi_signo as i32;
+        Some(if signal >= SIGRTMIN() { signal - stand_in(0) } else { signal })
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// A set of signals, by their numbers, as some have no names.
+#[expect(unsafe_code, reason = "a set of signals without names has no safe interface")]
+fn set<const N: usize>(parts: [&[i32]; N]) -> SigSet {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: makes the set an empty one, which is then initialised; numbers that are no signal's are refused.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in parts.into_iter().flatten() {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
+        SigSet::from_sigset_t_unchecked(set.assume_init())
+    }
+}
+
+/// Hands `signal` on to the machine's process.
 ///
 /// # Errors
-/// The host refuses a descriptor.
-pub fn take_over() -> anyhow::Result<SignalFd> {
-    let mut waited = SigSet::empty();
-    waited.add(Signal::SIGIO);
-    waited.add(Signal::SIGWINCH);
-    ending().iter().for_each(|signal| waited.add(signal));
-    let mut blocked = waited;
-    // Reading a terminal that another job has then fails instead of stopping us, and the guest with us.
-    blocked.add(Signal::SIGTTIN);
-    blocked.thread_block().context("cannot block signals")?;
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")
+/// It has gone.
+#[expect(unsafe_code, reason = "a signal without a name has no safe interface")]
+pub fn pass_on(machine: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: takes numbers.
+    Errno::result(unsafe { libc::kill(machine.as_raw(), stand_in(signal)) }).map(drop)
+}
+
+/// What stands in for a signal on its way from the process outside to the machine's. The first of those free for use is
+/// the vCPUs'.
+fn stand_in(signal: i32) -> i32 {
+    SIGRTMIN() + 1 + signal
 }
 
 /// The signals that are to end kite.
@@ -72,6 +132,6 @@ fn is_ignored(signal: Signal) -> bool {
 }
 
 /// Whether the signal is about files or the terminal, and ends nothing.
-pub fn is_news(signal: u32) -> bool {
-    [Signal::SIGIO, Signal::SIGWINCH].iter().any(|it| *it as u32 == signal)
+pub fn is_news(signal: i32) -> bool {
+    NEWS.iter().any(|it| *it as i32 == signal)
 }

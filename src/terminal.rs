@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use anyhow::Context;
 use nix::sys::termios::{self, SetArg, Termios};
-use nix::unistd::{getpgrp, tcgetpgrp};
+use nix::unistd::{getpgrp, read, tcgetpgrp};
 
 use crate::cli;
 
@@ -45,7 +45,17 @@ impl Drop for RawTerminal {
 /// Whether standard input is a terminal and no other job has it.
 pub fn is_ours() -> bool {
     let stdin = io::stdin();
-    stdin.is_terminal() && tcgetpgrp(&stdin) == Ok(getpgrp())
+    if !stdin.is_terminal() {
+        return false;
+    }
+    let ours = getpgrp();
+    match tcgetpgrp(&stdin) {
+        // In a PID namespace of its own, a process sees no number of any job outside. What another job has cannot be read,
+        // not even nothing of it, with SIGTTIN blocked (termios(3), "Access control").
+        Ok(_) if ours.as_raw() == 0 => read(&stdin, &mut []).is_ok(),
+        Ok(job) => job == ours,
+        Err(_) => false,
+    }
 }
 
 /// The columns and rows of the user's terminal; zeros if there is none.

@@ -20,11 +20,13 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::coalesced::Coalesced;
 use crate::exit::{Exit, ExitRequest};
 use crate::kvm_run::{self, Ending, Left, Space};
+use crate::sandbox;
 use crate::stats::meter::{Cause, Meter, Timed};
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
 const STOP: u8 = 2;
+const HOLD: u8 = 3;
 /// How long an unanswered signal is waited for before the next.
 const PATIENCE: Duration = Duration::from_micros(500);
 
@@ -120,15 +122,18 @@ impl Vcpu {
         &mut self.fd
     }
 
-    /// Starts the vCPU on a thread of its own.
+    /// Starts the vCPU on a thread of its own, where it is held until it is [released](VcpuThread::release).
     ///
     /// # Errors
     /// The host has no thread left.
     pub fn start(mut self) -> anyhow::Result<VcpuThread> {
         handle_signal()?;
         let gate = self.gate.clone();
+        gate.wanted.store(HOLD, Ordering::Release);
         let name = format!("vcpu{}", self.index);
+        let entry = sandbox::Entry::new();
         let run = move || {
+            entry.confine(sandbox::Thread::Vcpu);
             self.gate.thread.store(gettid().as_raw(), Ordering::Release);
             if let Some(meter) = &self.meter {
                 meter.enter();
@@ -147,6 +152,10 @@ impl Vcpu {
             let step = match self.gate.wanted.load(Ordering::Acquire) {
                 RUN => self.step(),
                 PAUSE => self.wait(),
+                HOLD => {
+                    self.rest(false);
+                    Step::Interrupted
+                }
                 _ => return,
             };
             if step == Step::Ended {
@@ -332,6 +341,11 @@ impl VcpuThread {
             let _ = thread.kill(SIGRTMIN());
             posture = self.gate.wait_a_little(posture);
         }
+    }
+
+    /// Lets a vCPU that is held begin.
+    pub fn release(&self) {
+        self.gate.want(RUN);
     }
 
     /// Lets a paused vCPU go on, and waits until it does.

@@ -1,12 +1,14 @@
 //! Files that programs read, and find whole at any time: written beside and then given their name.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, ErrorKind};
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nix::unistd::{AccessFlags, access};
+
+use crate::sandbox::{self, post};
 
 /// Refuses a path that [`write`] would: to be asked before the work that is to be told of.
 ///
@@ -37,6 +39,16 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}: no file can be made in its folder", path.display()))
 }
 
+/// As [`check`], for a file that a machine's process is to write, which has no folders of the host's.
+///
+/// # Errors
+/// Those of [`check`].
+pub fn expect(path: &Path) -> anyhow::Result<()> {
+    check(path)?;
+    post::expect(path);
+    Ok(())
+}
+
 fn folder(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -49,9 +61,14 @@ fn folder(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The file cannot be written there.
-pub fn write(path: &Path, content: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {
-    check(path)?;
+pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
     let what = || format!("cannot write {}", path.display());
+    if sandbox::is_inside() {
+        let mut text = Vec::new();
+        content(&mut text).with_context(what)?;
+        return post::send(path, &text).unwrap_or(Ok(())).with_context(what);
+    }
+    check(path)?;
     // As any new file: the process's umask takes from it.
     let permissions = Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new()

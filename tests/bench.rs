@@ -92,7 +92,7 @@ fn each_payload_is_a_value_or_a_reasoned_skip_and_can_be_told_again() {
     let few = ["--time", "3ms", "--blocks", "3"];
     let only = [
         "--only",
-        "null,kvmrun.imm,cpuid,hypercall,pio.*,mmio.w.4,msr.user,ioev.*,kick,mem.*,dirty.wp,dirty.get.1",
+        "null,kvmrun.imm,cpuid,hypercall,pio.out.4,pio.nobody,mmio.w.4,msr.user,ioev.pio,ioev.rt.epoll,kick,mem.first.*,dirty.get.1",
     ];
     let (new, page) = (folder.path("new.json"), folder.path("new.html"));
     let files = ["--json", &new, "--html", &page];

@@ -48,7 +48,8 @@ fn a_supervisor_and_its_machine_are_told_of_with_their_limits() {
     let told = processes(&["--json", &kite.supervisor().to_string()]);
     let machine = kite.machine().unwrap();
     let pids: Vec<_> = told.iter().map(|process| process["pid"].as_i64().unwrap()).collect();
-    assert_eq!(pids, [i64::from(kite.supervisor()), i64::from(machine)]);
+    let inner = kite.inner().unwrap();
+    assert_eq!(pids, [kite.supervisor(), machine, inner].map(i64::from));
 
     let cgroups = told[1]["cgroups"].as_array().unwrap();
     let limits = |name: &str| cgroups.iter().filter_map(|it| it[name].as_u64()).collect::<Vec<_>>();
@@ -56,10 +57,10 @@ fn a_supervisor_and_its_machine_are_told_of_with_their_limits() {
     assert!(limits("pids_used").iter().all(|used| (2..50).contains(used)), "{cgroups:?}");
     assert!(!told[0]["cgroups"].to_string().contains(&kite.group));
 
-    let threads = fs::read_dir(format!("/proc/{machine}/task")).unwrap().count();
-    let names = strings(&told[1]["threads"], "name");
+    let threads = fs::read_dir(format!("/proc/{inner}/task")).unwrap().count();
+    let names = strings(&told[2]["threads"], "name");
     assert!(names.iter().any(|name| name == "vcpu0") && names.len() == threads, "{names:?}");
-    let what = strings(&told[1]["descriptors"], "what");
+    let what = strings(&told[2]["descriptors"], "what");
     for expected in ["the machine", "vCPU 0", "eventfd"] {
         assert!(what.iter().any(|it| it == expected), "{what:?}");
     }

@@ -41,8 +41,8 @@ pub struct CommandOptions {
     /// End a guest that neither runs nor prints for so long, with exit code 124
     #[arg(long, value_name = "DURATION", requires = "command", value_parser = ValueParser::new(duration::parse))]
     pub idle_timeout: Option<Duration>,
-    /// Show the kernel's messages, on standard error
-    #[arg(long, requires = "command")]
+    /// Show the kernel's messages, on standard error, and what of the sandbox this host does not allow
+    #[arg(long)]
     pub verbose: bool,
     /// Write what came of it as a JUnit file; what the command prints as KTAP becomes a case each
     #[arg(long, value_name = "FILE", requires = "command")]

@@ -20,13 +20,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
-use nix::sys::signalfd::SignalFd;
 
 use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::{Exit, ExitRequest};
 use crate::footprint;
 use crate::machine::Running;
-use crate::signals;
+use crate::sandbox;
+use crate::signals::Signals;
 use crate::terminal::{self, RawTerminal};
 use crate::trace::Timeline;
 use keys::{Key, Keys};
@@ -40,7 +40,7 @@ const SETTLING: u16 = 200;
 
 /// The host's end of both consoles. It outlives the machines that are built one after the other at the other end.
 pub struct Console {
-    signals: SignalFd,
+    signals: Signals,
     terminal: Option<RawTerminal>,
     keys: Keys,
     /// Read and not yet taken by the guest.
@@ -90,13 +90,12 @@ pub fn prefers_hvc(cmdline: &str) -> bool {
 }
 
 impl Console {
-    /// Takes over the process's signals; to be called before there is a second thread. With `prefers_hvc`, input goes to
-    /// the virtio console once the guest has that open. What the guest comes to is noted in `timeline`.
+    /// At the process's `signals`. With `prefers_hvc`, input goes to the virtio console once the guest has that open. What the
+    /// guest comes to is noted in `timeline`.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new(prefers_hvc: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
-        let signals = signals::take_over()?;
+    pub fn new(signals: Signals, prefers_hvc: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let wanted = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake =
             Wake { wanted: Arc::new(wanted.context("cannot make an eventfd")?), ready: Arc::default() };
@@ -126,7 +125,7 @@ impl Console {
         &self.hvc
     }
 
-    /// Carries bytes both ways until the machine is asked to stop, and stops it; what the guest has printed by then is
+    /// Lets the guest begin, and carries bytes both ways until the machine is asked to stop, and stops it; what the guest has printed by then is
     /// still written. Returns the signal that came while it was, if one did.
     ///
     /// # Errors
@@ -137,6 +136,8 @@ impl Console {
         let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
         let (ready, exit) = (self.ready.clone(), machine.exit().clone());
         let output = Output::start(serial, hvc, ready, exit, self.timeline.clone())?;
+        sandbox::close();
+        machine.release();
         let waited = self.wait(machine);
         machine.stop();
         // The keys go nowhere from here on, and while output waits for its reader Ctrl-C is the way out.
@@ -200,8 +201,7 @@ impl Console {
     /// The signal that tells kite to end, if one waits: a guest that resets itself at once, over and over, leaves
     /// [`Self::attend`] no time to look.
     pub fn ending_signal(&self) -> Option<i32> {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            let signal = info.ssi_signo as i32;
+        while let Some(signal) = self.signals.next() {
             // The next machine measures the terminal and takes its leases anew.
             if signal != Signal::SIGWINCH as i32 && signal != Signal::SIGIO as i32 {
                 return Some(signal);
@@ -211,8 +211,7 @@ impl Console {
     }
 
     fn take_signal(&self, machine: &Running) {
-        let Ok(Some(info)) = self.signals.read_signal() else { return };
-        let signal = info.ssi_signo as i32;
+        let Some(signal) = self.signals.next() else { return };
         if signal == Signal::SIGWINCH as i32 {
             self.measure_terminal();
         } else if signal != Signal::SIGIO as i32 {

@@ -12,12 +12,12 @@ use devices::virtio::console::Port;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signalfd::SignalFd;
 
 use super::{keys::HELP, lock};
 use crate::crash::text::PanicText;
 use crate::exit::{Exit, ExitRequest};
-use crate::signals;
+use crate::sandbox;
+use crate::signals::{self, Signals};
 use crate::trace::{Ear, Timeline};
 
 /// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
@@ -132,7 +132,12 @@ impl Output {
         let mut writer =
             Writer { serial, hvc, ready: to, exit: why, done: end, ears: Default::default(), timeline };
         let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
-        let thread = thread.spawn(move || writer.run()).context("cannot start the console's thread")?;
+        let entry = sandbox::Entry::new();
+        let run = move || {
+            entry.confine(sandbox::Thread::Io);
+            writer.run()
+        };
+        let thread = thread.spawn(run).context("cannot start the console's thread")?;
         Ok(Self { ready, done, exit, thread })
     }
 
@@ -141,7 +146,7 @@ impl Output {
     ///
     /// # Errors
     /// Standard output did not take all of it, and not because the user wanted an end.
-    pub fn finish(self, signals: &SignalFd) -> anyhow::Result<Option<i32>> {
+    pub fn finish(self, signals: &Signals) -> anyhow::Result<Option<i32>> {
         self.ready.set_closing(true);
         let told_to_end = matches!(self.exit.reason(), Some(Exit::Signal(_) | Exit::Quit));
         let timeout = if told_to_end { PollTimeout::from(GRACE) } else { PollTimeout::NONE };
@@ -158,9 +163,9 @@ impl Output {
                     _ => Ok(None),
                 };
             }
-            match signals.read_signal() {
-                Ok(Some(info)) if signals::is_news(info.ssi_signo) => {} // the guest is past caring
-                Ok(Some(info)) => return Ok(Some(info.ssi_signo as i32)),
+            match signals.next() {
+                Some(signal) if signals::is_news(signal) => {} // the guest is past caring
+                Some(signal) => return Ok(Some(signal)),
                 _ if polled == Ok(0) => return Ok(None),
                 _ => {}
             }

@@ -11,8 +11,8 @@ pub mod state;
 pub mod text;
 mod trace;
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
 
 use boot::GuestMemory;
 use boot::kallsyms::{KERNEL_HALF, Place, Symbols};
@@ -34,21 +34,16 @@ const PAGE_FAULT_CODE: &str = "asm_exc_page_fault";
 /// Where a kernel is that has not been moved.
 const UNMOVED: Place = Place { address: 0xffff_ffff_8100_0000, physical: 16 << 20 };
 
-/// Prints how each vCPU of a guest stands that is paused, or has been stopped for a reason of its own; `kernel` and its
-/// version are where symbols are looked for that the guest's memory does not have.
+/// Prints how each vCPU of a guest stands that is paused, or has been stopped for a reason of its own; `files` are where
+/// symbols are looked for that the guest's memory does not have.
 ///
 /// # Errors
 /// `out` cannot be written.
-pub fn report(
-    running: &Running,
-    kernel: Option<(&Path, Option<&str>)>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+pub fn report(running: &Running, files: &[File], out: &mut dyn Write) -> io::Result<()> {
     let states = running.states();
     let memory = running.ram().memory();
     let in_kernel = |it: &State| it.activity != Activity::NotStarted && !it.is_reset() && !it.is_user();
-    let symbols =
-        if states.iter().flatten().any(in_kernel) { symbols(memory, &states, kernel) } else { None };
+    let symbols = if states.iter().flatten().any(in_kernel) { symbols(memory, &states, files) } else { None };
     for (index, state) in states.iter().enumerate().take(VCPUS) {
         match state {
             Some(state) => Vcpu { index, state, memory, symbols: symbols.as_ref() }.print(out)?,
@@ -62,11 +57,7 @@ pub fn report(
 }
 
 /// The symbols of the kernel that the vCPUs run.
-fn symbols(
-    memory: &GuestMemory,
-    states: &[Option<State>],
-    kernel: Option<(&Path, Option<&str>)>,
-) -> Option<Symbols> {
+fn symbols(memory: &GuestMemory, states: &[Option<State>], files: &[File]) -> Option<Symbols> {
     let states = || states.iter().flatten().take(VCPUS);
     let fault = states().find_map(|state| page_fault_code(memory, state));
     let code = |state: &State| {
@@ -76,8 +67,7 @@ fn symbols(
     };
     let near = fault.or_else(|| states().find_map(code)).unwrap_or(UNMOVED);
     Symbols::find(memory, near).or_else(|| {
-        let (path, version) = kernel?;
-        let symbols = Symbols::beside(path, version)?;
+        let symbols = Symbols::from_files(files)?;
         Some(match fault {
             Some(fault) => symbols.moved(PAGE_FAULT_CODE, fault.address),
             None => symbols,

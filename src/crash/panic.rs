@@ -27,7 +27,7 @@ pub fn stand(memory: &GuestMemory, states: &[Option<State>]) -> Stand {
     if !is_alike(states) {
         return Stand::Otherwise;
     }
-    let Some(symbols) = symbols(memory, states, None) else { return Stand::Alike };
+    let Some(symbols) = symbols(memory, states, &[]) else { return Stand::Alike };
     let panicked = states.iter().flatten().take(VCPUS).any(|state| {
         let space = AddressSpace::of(memory, &state.sregs).filter(|_| !state.is_user());
         space.is_some_and(|space| is_panicked(&Tracer { space, symbols: Some(&symbols) }, state))

@@ -156,6 +156,12 @@ fn boot_checks() -> Vec<Check> {
     ]
 }
 
+/// What keeps this user from making user namespaces, and the fix, if a switch does.
+pub(crate) fn user_namespaces_refused() -> Option<(String, String)> {
+    let verdict = isolation::user_namespaces(&isolation::Namespaces::allowed_here());
+    verdict.err().map(|problem| (problem.found, problem.fix))
+}
+
 /// A short file's text without the white space around it; `None` if it cannot be read.
 fn text(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())

@@ -89,7 +89,8 @@ impl Guest {
 
 fn open(folder: &Path) -> (Ports, PathBuf) {
     let path = folder.join("socket");
-    let ports = Ports::open(&[Spec { name: "agent".to_owned(), path: path.clone() }]).unwrap();
+    let mut ports = Ports::open(&[Spec { name: "agent".to_owned(), path: path.clone() }]).unwrap();
+    ports.start().unwrap();
     (ports, path)
 }
 

@@ -1,7 +1,6 @@
 //! JUnit files, in the dialect that GitHub's actions, GitLab and Jenkins read
 //! (<https://github.com/testmoapp/junitxml>).
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -21,7 +20,7 @@ pub fn write(path: &Path, suites: &[Suite]) -> anyhow::Result<()> {
     whole_file::write(path, |file| write_to(file, suites))
 }
 
-fn write_to(file: &mut File, suites: &[Suite]) -> io::Result<()> {
+fn write_to(file: &mut dyn Write, suites: &[Suite]) -> io::Result<()> {
     let mut writer = Writer::new_with_indent(BufWriter::new(file), b' ', 2);
     writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
     let counts = suites.iter().map(Counts::of).fold(Counts::default(), Counts::plus);
@@ -146,6 +145,8 @@ mod tests {
     use quick_xml::Reader;
 
     use super::super::{Ending, Recorder};
+    use std::fs::File;
+
     use super::*;
 
     fn suite(name: &str, output: &[u8], ending: &Ending) -> Suite {

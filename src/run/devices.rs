@@ -16,6 +16,7 @@ use crate::disk;
 use crate::machine::Attachment;
 use crate::net::Network;
 use crate::port::Ports;
+use crate::sandbox;
 
 /// The thread of the devices that have little to do.
 const SHARED_THREAD: &str = "virtio";
@@ -72,6 +73,48 @@ impl Devices {
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,
         })
+    }
+
+    /// What is to be done where there is no other process, or in the one outside: to see to programs that the devices need.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn watch(&mut self) -> Result<()> {
+        self.networks.iter_mut().try_for_each(Network::watch)
+    }
+
+    /// Leaves it to the process outside to remove from the host what goes with kite.
+    pub fn leave(&mut self) {
+        self.networks.iter_mut().for_each(Network::leave);
+        self.ports.leave_names();
+    }
+
+    /// The folders shared with the guest, which no device has yet.
+    pub fn shares(&mut self) -> Vec<&mut Share> {
+        self.shares.iter_mut().filter_map(Arc::get_mut).collect()
+    }
+
+    /// What of the sandbox they need to be left open.
+    pub fn needs(&self, cpus: u32) -> sandbox::Needs {
+        // Each disk's and share's thread starts more, a machine has a few for itself, and KVM has some.
+        let threads = 32 + self.networks.len() + 8 * self.disks.len() + 16 * self.shares.len();
+        let shares = self.shares.iter().map(|share| share.writable).reduce(|one, other| one || other);
+        sandbox::Needs {
+            disks: !self.disks.is_empty(),
+            networks: !self.networks.is_empty(),
+            ports: !self.ports.ports().is_empty(),
+            shares,
+            threads: u64::from(cpus) + threads as u64,
+            ..sandbox::Needs::default()
+        }
+    }
+
+    /// Starts the threads of what the devices are connected to, once.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn start(&mut self) -> Result<()> {
+        self.ports.start()
     }
 
     /// How many devices there are.

@@ -2,7 +2,7 @@
 //! on a thread of their own while it runs, and told when the machine has stopped.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::cli::MeasureOptions;
 use crate::machine::Machine;
+use crate::sandbox;
 use crate::signals;
 use crate::stats::Stats;
 use crate::terminal;
@@ -81,7 +82,7 @@ impl Gauges {
     /// A file cannot be written, or the host refuses a descriptor.
     pub fn open(options: &MeasureOptions, begun: Instant) -> anyhow::Result<Self> {
         let files = || options.stats.iter().flatten().chain(&options.trace);
-        files().try_for_each(|path| whole_file::check(path))?;
+        files().try_for_each(|path| whole_file::expect(path))?;
         let names: Vec<_> = files().filter_map(|path| path::absolute(path).ok()).collect();
         ensure!(
             names.len() < 2 || names[0] != names[1],
@@ -100,6 +101,11 @@ impl Gauges {
             questions: questions.map(Arc::new),
             watch: None,
         })
+    }
+
+    /// Whether anybody reads them.
+    pub fn are_read(&self) -> bool {
+        self.target.is_some() || self.trace.is_some()
     }
 
     /// Where phases and marks are noted.
@@ -158,7 +164,9 @@ impl Watch {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?;
         let stop = Arc::new(stop);
         let event = stop.clone();
+        let entry = sandbox::Entry::new();
         let thread = Builder::new().name("stats".to_owned()).stack_size(STACK).spawn(move || {
+            entry.confine(sandbox::Thread::Io);
             looks.run(&event);
             looks
         });

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, bail, ensure};
 use boot::Piece;
 use boot::initramfs;
+use boot::kallsyms::Symbols;
 use boot::kernel::{self, Image, Protocol};
 
 use super::devices::Devices;
@@ -23,9 +24,9 @@ const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 /// What is booted, but for the initrd.
 pub(super) struct Boot {
-    /// The kernel's file.
-    pub kernel: PathBuf,
     pub image: Image,
+    /// Files that may have its symbols.
+    pub symbols: Vec<File>,
     pub cmdline: String,
     /// What the initrd is called.
     pub module: String,
@@ -76,7 +77,8 @@ impl Boot {
         }
         let modules = modules::folder(options, &path, image.version().as_deref());
         let module = options.initrd.as_deref().map(one_word).unwrap_or_default();
-        Ok(Self { kernel: path, image, cmdline, module, conventions, modules, task: None })
+        let symbols = Symbols::files_beside(&path, image.version().as_deref());
+        Ok(Self { image, symbols, cmdline, module, conventions, modules, task: None })
     }
 }
 
@@ -90,7 +92,7 @@ pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> an
     }
 }
 
-fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
+pub(super) fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = option {
         return Ok(path.to_owned());
     }

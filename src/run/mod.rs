@@ -15,6 +15,7 @@ use std::time::Instant;
 use ::devices::serial::Host;
 use anyhow::{Context, bail, ensure};
 use boot::Piece;
+use kvm_ioctls::Kvm;
 use nix::sys::sysinfo::sysinfo;
 
 use crate::cli::{self, OnReboot, RunOptions};
@@ -25,7 +26,11 @@ use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
+use crate::sandbox::{self, Inherited, Inside, Side};
+use crate::signals::Signals;
 use crate::terminal;
+use crate::trace::Timeline;
+use crate::vm;
 use devices::{Devices, Extra};
 use gauges::Gauges;
 use image::{Boot, Conventions};
@@ -42,20 +47,50 @@ pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
 
 /// Runs the guest to its end in this process.
 fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    let inherited = Inherited::now();
     let mut gauges = Gauges::open(&options.measure, begun)?;
     if options.has_command() {
-        return command::run(options, gauges);
+        return command::run(options, gauges, inherited);
     }
     footprint::keep_one_heap();
     check_memory(options.memory())?;
-    let boot = gauges.timeline().phase("open the kernel", || Boot::prepare(options))?;
-    let mut console = Console::new(console::prefers_hvc(&boot.cmdline), gauges.timeline().clone())?;
+    let timeline = gauges.timeline().clone();
+    let boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
+    let signals = Signals::take_over(options.sandbox.splits())?;
+    let mut console = Console::new(signals, console::prefers_hvc(&boot.cmdline), timeline.clone())?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
     let extra = Extra { hvc, ..Extra::default() };
-    let devices = gauges.timeline().phase("open the devices", || Devices::open(options, extra))?;
-    let mut initrd = None;
+    let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
+    let mut inside = match split(options.sandbox, inherited, &mut devices)? {
+        Half::Inside(inside) => inside,
+        Half::Ended(end) => {
+            // The ports' sockets go with it.
+            drop(devices);
+            return end_as(end);
+        }
+    };
+    let board = Board {
+        cpus: options.cpus,
+        ram: options.memory(),
+        acpi: !options.no_acpi,
+        virtio: devices.count(),
+        test_devices: options.test_devices,
+    };
+    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(&timeline), initrd: None };
     loop {
-        let mut running = start(options, &boot, &devices, &mut initrd, console.host(), &mut gauges)?;
+        let mut machine = start.machine(&devices, console.host(), &timeline)?;
+        let needs = sandbox::Needs {
+            test_devices: options.test_devices,
+            restart: options.on_reboot == OnReboot::Restart,
+            stats: gauges.are_read(),
+            ..devices.needs(options.cpus)
+        };
+        for lack in inside.lock(needs)?.iter().filter(|_| options.command.verbose) {
+            terminal::tell(lack);
+        }
+        devices.start()?;
+        gauges.watch(&mut machine)?;
+        let mut running = timeline.phase("start the threads", || machine.start())?;
         let attended = console.attend(&mut running);
         let told = gauges.tell();
         let signal = attended?;
@@ -100,51 +135,95 @@ fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
 /// The stack of the thread that loads, in bytes; the host gives what is touched of it.
 const LOADER_STACK: usize = 256 << 10;
 
-/// Builds a machine, loads the guest and starts it. `initrd` is made by the first start and kept for the next.
-fn start(
-    options: &RunOptions,
-    boot: &Boot,
-    devices: &Devices,
-    initrd: &mut Option<Vec<Piece>>,
-    host: Box<dyn Host>,
-    gauges: &mut Gauges,
-) -> anyhow::Result<Running> {
-    let board = Board {
-        cpus: options.cpus,
-        ram: options.memory(),
-        acpi: !options.no_acpi,
-        virtio: devices.count(),
-        test_devices: options.test_devices,
-    };
-    let timeline = gauges.timeline().clone();
-    let ram = Arc::new(timeline.phase("memory", || GuestRam::new(board.ram))?);
-    let load = || -> anyhow::Result<_> {
-        let initrd = match initrd {
-            Some(initrd) => initrd,
-            None => {
-                let made = timeline.phase("make the initrd", || image::initrd(options, boot, devices));
-                initrd.insert(made?)
-            }
+/// What every start of the guest has in common.
+struct Start<'a> {
+    options: &'a RunOptions,
+    board: Board,
+    boot: &'a Boot,
+    /// KVM, or why there is none.
+    kvm: Result<Kvm, String>,
+    /// Made by the first start and kept for the next.
+    initrd: Option<Vec<Piece>>,
+}
+
+impl Start<'_> {
+    /// Builds a machine and loads the guest.
+    fn machine(
+        &mut self,
+        devices: &Devices,
+        host: Box<dyn Host>,
+        timeline: &Timeline,
+    ) -> anyhow::Result<Machine> {
+        let Self { options, board, boot, kvm, initrd } = self;
+        let board = *board;
+        let ram = Arc::new(timeline.phase("memory", || GuestRam::new(board.ram))?);
+        let load = || -> anyhow::Result<_> {
+            let initrd = match initrd {
+                Some(initrd) => initrd,
+                None => {
+                    let made = timeline.phase("make the initrd", || image::initrd(options, boot, devices));
+                    initrd.insert(made?)
+                }
+            };
+            let (image, cmdline, module) = (&boot.image, &boot.cmdline, &boot.module);
+            Ok(Guest { image, initrd, cmdline, module }.load(board, &ram, timeline))
         };
-        let (image, cmdline, module) = (&boot.image, &boot.cmdline, &boot.module);
-        Ok(Guest { image, initrd, cmdline, module }.load(board, &ram, &timeline))
-    };
-    // KVM mostly waits while it builds a machine: time enough to load the guest.
-    let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
-        let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
-        let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
-        let machine = devices
-            .attach(ram.memory())
-            .and_then(|devices| Machine::build(board, ram.clone(), host, devices, &timeline));
-        Ok((machine, loader.join().expect("a panic ends the process")))
-    })?;
-    // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.
-    let info = loaded?;
-    let mut machine = machine?;
-    let info = info?;
-    timeline.phase("registers", || machine.boot(&boot.image, info))?;
-    gauges.watch(&mut machine)?;
-    timeline.phase("start the threads", || machine.start())
+        // KVM mostly waits while it builds a machine: time enough to load the guest.
+        let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
+            let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
+            let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
+            let machine = devices.attach(ram.memory()).and_then(|devices| match kvm {
+                Ok(kvm) => Machine::build(kvm, board, ram.clone(), host, devices, timeline),
+                Err(why) => bail!("{why}"),
+            });
+            Ok((machine, loader.join().expect("a panic ends the process")))
+        })?;
+        // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.
+        let info = loaded?;
+        let mut machine = machine?;
+        let info = info?;
+        timeline.phase("registers", || machine.boot(&boot.image, info))?;
+        Ok(machine)
+    }
+}
+
+/// Opens KVM; that it cannot be is told once everything else is known to be well.
+fn open_kvm(timeline: &Timeline) -> Result<Kvm, String> {
+    timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"))
+}
+
+/// One half of kite.
+enum Half {
+    /// The machine's, which goes on.
+    Inside(Inside),
+    /// The one outside, once the machine's has ended.
+    Ended(sandbox::End),
+}
+
+/// Splits kite, if it is to be; the half outside sees to what the devices leave on the host, and to the machine's end.
+fn split(options: sandbox::Options, inherited: Inherited, devices: &mut Devices) -> anyhow::Result<Half> {
+    match sandbox::split(options, inherited)? {
+        Side::Outside(outside) => {
+            devices.watch()?;
+            outside.attend().map(Half::Ended)
+        }
+        Side::Inside(inside) => {
+            if sandbox::is_inside() {
+                devices.leave()
+            } else {
+                devices.watch()?
+            }
+            Ok(Half::Inside(inside))
+        }
+    }
+}
+
+/// Ends as the machine's process has.
+fn end_as(end: sandbox::End) -> anyhow::Result<u8> {
+    match end {
+        sandbox::End::Exited(code) => Ok(code),
+        sandbox::End::Signalled(signal) => die_by(signal),
+    }
 }
 
 /// How a guest ended.
@@ -203,9 +282,7 @@ fn check_memory(size: u64) -> anyhow::Result<()> {
 /// Tells what each vCPU was at. Whether anybody reads it changes nothing.
 fn report_crash(running: &Running, boot: &Boot) {
     let mut text = Vec::new();
-    let version = boot.image.version();
-    let kernel = Some((boot.kernel.as_path(), version.as_deref()));
-    if crash::report(running, kernel, &mut text).is_ok() {
+    if crash::report(running, &boot.symbols, &mut text).is_ok() {
         let _ = io::stderr().write_all(&text);
     }
 }
@@ -223,6 +300,9 @@ fn report_lost_output(running: &Running, console: &Console) {
 /// Ends the process by the signal that it was sent, so that whoever waits for it sees that.
 pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     use nix::sys::signal::{SigSet, Signal, raise};
+    if sandbox::end_by(signal) {
+        return Ok(cli::FAILED);
+    }
     let signal = Signal::try_from(signal).context("an unknown signal")?;
     let mut mask = SigSet::empty();
     mask.add(signal);

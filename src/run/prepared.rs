@@ -1,7 +1,7 @@
 //! What `kite run` would boot, for those who have it booted by others, too.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use boot::Piece;
 use boot::initramfs::Archive;
@@ -13,6 +13,7 @@ use crate::cli::RunOptions;
 
 /// A kernel, its command line and its initrd.
 pub(crate) struct Prepared {
+    kernel: PathBuf,
     boot: Boot,
     initrd: Archive,
 }
@@ -24,16 +25,17 @@ impl Prepared {
     /// `kite run` would not start with them.
     pub fn new(options: &RunOptions) -> anyhow::Result<Self> {
         check_memory(options.memory())?;
+        let kernel = image::kernel_path(options.kernel.as_deref())?;
         let boot = Boot::prepare(options)?;
         let devices = Devices::open(options, Extra::default())?;
         let pieces = image::initrd(options, &boot, &devices)?;
         let len = pieces.iter().map(Piece::len).sum();
-        Ok(Self { boot, initrd: Archive { pieces, len } })
+        Ok(Self { kernel, boot, initrd: Archive { pieces, len } })
     }
 
     /// The kernel's file.
     pub fn kernel(&self) -> &Path {
-        &self.boot.kernel
+        &self.kernel
     }
 
     /// What the kernel calls itself.

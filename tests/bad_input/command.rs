@@ -18,7 +18,6 @@ fn options_for_a_command_need_one_and_are_looked_at() {
         &["--user", "root"],
         &["--timeout", "5"],
         &["--idle-timeout", "5"],
-        &["--verbose"],
         &["--kernel-log", "log"],
         &["--junit", "junit"],
     ] {

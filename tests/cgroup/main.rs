@@ -20,6 +20,7 @@ mod group;
 #[expect(dead_code, reason = "what only bad input needs")]
 #[path = "../bad_input/image.rs"]
 mod image;
+#[expect(dead_code, reason = "what only the inspection needs")]
 mod spinning;
 
 /// Writes to each page from 8 MiB to 496 MiB, then powers off: `mov edi, 0x800000; 1: mov byte ptr [rdi], 1;

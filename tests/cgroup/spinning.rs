@@ -32,7 +32,7 @@ impl Spinning {
         let mut command = run(KITE, &kernel);
         command.args(["--cgroup", &group]).args(options).stdin(Stdio::null()).stderr(Stdio::piped());
         let this = Self { _attempt: attempt, child: command.spawn().unwrap(), group };
-        this.until("a machine in its group", || this.machine().is_some_and(has_vcpu));
+        this.until("a machine in its group", || this.processes().into_iter().any(has_vcpu));
         this
     }
 
@@ -45,10 +45,23 @@ impl Spinning {
         }
     }
 
-    /// The process in the group.
+    /// The processes in the group: in its sandbox a machine has one outside, which hands it signals.
+    fn processes(&self) -> Vec<i32> {
+        let folder = folders(&self.group).into_iter().next();
+        let list = folder.and_then(|it| fs::read_to_string(it.join("cgroup.procs")).ok()).unwrap_or_default();
+        let mut processes: Vec<i32> = list.lines().filter_map(|line| line.parse().ok()).collect();
+        processes.sort_unstable();
+        processes
+    }
+
+    /// The process in the group that signals are for.
     pub fn machine(&self) -> Option<i32> {
-        let folder = folders(&self.group).into_iter().next()?;
-        fs::read_to_string(folder.join("cgroup.procs")).ok()?.lines().next()?.parse().ok()
+        self.processes().into_iter().next()
+    }
+
+    /// The process in the group that runs the guest.
+    pub fn inner(&self) -> Option<i32> {
+        self.processes().into_iter().find(|process| has_vcpu(*process))
     }
 
     /// The process outside.

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use crate::guest::no_kvm;
 use crate::keys::echo;
-use crate::session::{KITE, Session, Terminal, until};
+use crate::session::{KITE, Session, Terminal, machine, until};
 
 /// Runs a guest from a shell script in which `$kite` is the command.
 fn from_shell(terminal: &Terminal, script: &str) -> (Session, tempfile::TempPath) {
@@ -49,7 +49,8 @@ fn a_background_job_leaves_the_terminal_alone_and_is_not_stopped_by_its_keys() {
 /// Whether kite waits for three things only: standard input is not among them any more. The first file descriptors
 /// of the fields are poll's arguments (`proc_pid_syscall(5)`).
 fn input_is_closed(kite: Pid) -> bool {
-    let call = std::fs::read_to_string(format!("/proc/{kite}/syscall")).unwrap();
+    let machine = machine(kite.as_raw() as u32);
+    let call = std::fs::read_to_string(format!("/proc/{machine}/syscall")).unwrap();
     let fields: Vec<_> = call.split(' ').collect();
     (fields[0] == "7" || fields[0] == "271") && fields[2] == "0x3"
 }

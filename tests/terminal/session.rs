@@ -204,7 +204,7 @@ impl Session {
     /// The system call that kite's output thread is in, with its arguments (`proc_pid_syscall(5)`).
     fn console_call(&self) -> String {
         let text = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", machine(self.0.id()))).unwrap();
         let console = tasks.flatten().find(|task| text(task.path().join("comm")).trim() == "console");
         console.map(|task| text(task.path().join("syscall"))).unwrap_or_default()
     }
@@ -241,6 +241,12 @@ impl Drop for Session {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The machine's process, which the kite with this id has started in its sandbox.
+pub fn machine(kite: u32) -> u32 {
+    let children = std::fs::read_to_string(format!("/proc/{kite}/task/{kite}/children")).unwrap_or_default();
+    children.split_whitespace().next().map_or(kite, |child| child.parse().unwrap())
 }
 
 /// Waits for something that ought to happen.

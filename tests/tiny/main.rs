@@ -20,6 +20,7 @@ mod pause;
 mod power;
 mod process;
 mod rig;
+mod sandbox;
 mod smp;
 mod stats;
 mod testdev;

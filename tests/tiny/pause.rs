@@ -39,9 +39,12 @@ fn run(guest: &'static Blob) -> Running {
     let timeline = Timeline::default();
     let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
     let info = guest.load(board, &ram, &timeline).unwrap();
-    let mut machine = Machine::build(board, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
+    let kvm = kite::vm::open_kvm().unwrap();
+    let mut machine = Machine::build(&kvm, board, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
     machine.boot(&image, info).unwrap();
-    machine.start().unwrap()
+    let running = machine.start().unwrap();
+    running.release();
+    running
 }
 
 fn counter(running: &Running) -> u64 {

@@ -114,9 +114,11 @@ impl Kite {
         self.readers.push(self.stdout.read(File::from(pipe)));
     }
 
-    /// The process id.
+    /// The id of the machine's process, which kite has started in its sandbox.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        let id = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+        children.split_whitespace().next().map_or(id, |child| child.parse().unwrap())
     }
 
     /// The guest's file.

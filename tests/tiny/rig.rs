@@ -68,7 +68,11 @@ impl Rig {
         let vcpus = [vcpu];
         let stats = Stats::new(vm.fd().clone(), &vcpus, port_bus.clone(), memory_bus.clone());
         let shared = Shared { ports: port_bus, mmio: memory_bus, coalesced, exit: exit.clone() };
-        let start = |fd| Vcpu::new(0, fd, shared.clone()).metered(stats.meter(0)).start().unwrap();
+        let start = |fd| {
+            let vcpu = Vcpu::new(0, fd, shared.clone()).metered(stats.meter(0)).start().unwrap();
+            vcpu.release();
+            vcpu
+        };
         let vcpus = vcpus.into_iter().map(start).collect();
         Self { vcpus, exit, stats, vm }
     }

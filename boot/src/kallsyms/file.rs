@@ -41,17 +41,21 @@ pub(super) fn beside(kernel: &Path, version: Option<&str>) -> Vec<PathBuf> {
     places
 }
 
-/// The symbols in a file, whichever kind it is of.
-pub(super) fn open(path: &Path) -> Option<Symbols> {
+/// Opens a regular file.
+pub(super) fn open(path: &Path) -> Option<File> {
     // Before opening: opening a pipe would wait for its writer.
-    let file = fs::metadata(path).ok().filter(fs::Metadata::is_file).and_then(|_| File::open(path).ok())?;
+    fs::metadata(path).ok().filter(fs::Metadata::is_file).and_then(|_| File::open(path).ok())
+}
+
+/// The symbols in a file, whichever kind it is of.
+pub(super) fn read(file: &File) -> Option<Symbols> {
     let read = |at: u64, len: u64| {
         let mut bytes = vec![0; usize::try_from(len).ok().filter(|_| len <= FILE_MAX)?];
         file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
     };
     let magic = read(0, 4)?;
     match magic.as_slice() {
-        b"\x7fELF" => elf(&file),
+        b"\x7fELF" => elf(file),
         [b'0'..=b'9' | b'a'..=b'f', ..] => system_map(read(0, file.metadata().ok()?.len())?),
         _ => None,
     }

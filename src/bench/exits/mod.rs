@@ -13,6 +13,7 @@ mod image;
 mod interrupts;
 mod ipi;
 mod memory;
+mod mode;
 mod options;
 mod page;
 mod payload;

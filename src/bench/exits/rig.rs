@@ -11,13 +11,14 @@ use boot::layout;
 use devices::bus::{Bus, BusDevice, SharedDevice};
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_lapic_state,
-    kvm_regs, kvm_segment, kvm_sregs,
+    kvm_regs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::code::{self, Blob};
 use super::counters::Meanwhile;
+use super::mode::{long_mode, tables};
 use super::raw;
 use super::sample::{Leg, Path};
 use super::watch::watched;
@@ -29,17 +30,11 @@ use crate::vm::{self, Vm};
 
 /// RAM in bytes: both rings end here.
 const RAM: u64 = 16 << 20;
-const GDT: u64 = 0x500;
-const IDT: u64 = 0x2000;
-const PAGE_TABLES: u64 = 0x9000;
 const CODE: u64 = 0x10_0000;
 const SECOND_CODE: u64 = 0x11_0000;
-const HANDLER: u64 = 0x12_0000;
 /// The first vCPU's stack ends here, the second's below it.
 const STACKS: u64 = 0x18_0000;
 const STACK: u64 = 0x1_0000;
-const CODE_SEGMENT: u16 = 0x10;
-const DATA_SEGMENT: u16 = 0x18;
 /// IA32_APIC_BASE: x2APIC mode (Intel SDM vol. 3 §11.12.1).
 const X2APIC: u64 = 1 << 10;
 /// Registers of the local APIC (Intel SDM vol. 3 §11.4.1): spurious vector, the timer's entry, and that of the PIC.
@@ -336,10 +331,7 @@ fn buses(switch: &Switch) -> Result<(Bus, Bus), devices::bus::Error> {
 /// Sets a vCPU at the first instruction of its code.
 fn set_entry(fd: &VcpuFd, index: u32, setup: Setup) -> anyhow::Result<()> {
     let mut sregs = fd.get_sregs().context("cannot read the vCPU")?;
-    long_mode(&mut sregs);
-    if setup.interrupts {
-        (sregs.idt.base, sregs.idt.limit) = (IDT, 256 * 16 - 1);
-    }
+    long_mode(&mut sregs, setup);
     if setup.x2apic {
         sregs.apic_base |= X2APIC;
     }
@@ -366,55 +358,4 @@ fn set_register(lapic: &mut kvm_lapic_state, at: usize, value: u32) {
     for (to, from) in lapic.regs[at..at + 4].iter_mut().zip(value.to_le_bytes()) {
         *to = from as _;
     }
-}
-
-/// The processor's tables: the first 4 GiB mapped to themselves in large pages (AMD64 APM vol. 2 §5.3), flat segments, and
-/// one gate for the interrupts' vector.
-fn tables(memory: &boot::GuestMemory, setup: Setup) -> anyhow::Result<()> {
-    const TABLE: u64 = 0b11;
-    const LARGE_PAGE: u64 = 0b1000_0011;
-    let directories = PAGE_TABLES + 0x2000;
-    let write = |at: u64, value: u64| memory.write_obj(value, GuestAddress(at));
-    write(PAGE_TABLES, (PAGE_TABLES + 0x1000) | TABLE)?;
-    for gib in 0..4 {
-        write(PAGE_TABLES + 0x1000 + gib * 8, (directories + gib * 0x1000) | TABLE)?;
-    }
-    for page in 0..4 * 512 {
-        write(directories + page * 8, page << 21 | LARGE_PAGE)?;
-    }
-    for (index, descriptor) in [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].into_iter().enumerate() {
-        write(GDT + index as u64 * 8, descriptor)?;
-    }
-    if setup.interrupts {
-        let handler = if setup.x2apic { &code::HANDLER_X2APIC } else { &code::HANDLER_XAPIC };
-        memory.write_slice(handler.code(), GuestAddress(HANDLER))?;
-        // An interrupt gate, present (AMD64 APM vol. 2 §4.8.4).
-        let gate =
-            HANDLER & 0xffff | u64::from(CODE_SEGMENT) << 16 | 0x8e << 40 | (HANDLER >> 16 & 0xffff) << 48;
-        write(IDT + u64::from(code::VECTOR) * 16, gate)?;
-    }
-    Ok(())
-}
-
-fn long_mode(sregs: &mut kvm_sregs) {
-    (sregs.gdt.base, sregs.gdt.limit) = (GDT, 4 * 8 - 1);
-    let flat = |selector, type_, l: u8| kvm_segment {
-        limit: u32::MAX,
-        selector,
-        type_,
-        present: 1,
-        s: 1,
-        g: 1,
-        l,
-        db: 1 - l,
-        ..Default::default()
-    };
-    sregs.cs = flat(CODE_SEGMENT, 0xb, 1);
-    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
-        *segment = flat(DATA_SEGMENT, 0x3, 0);
-    }
-    sregs.cr3 = PAGE_TABLES;
-    sregs.cr4 = 1 << 5;
-    sregs.cr0 = 1 << 31 | 1 << 4 | 1;
-    sregs.efer |= 1 << 8 | 1 << 10;
 }

@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::streams::Wake;
 use crate::crash::text::PanicText;
+use crate::sandbox;
 use crate::terminal;
 use crate::trace::{Ear, Timeline};
 
@@ -80,7 +81,9 @@ impl KernelLog {
     /// The host has no thread left.
     pub fn start(&self, serial: Arc<Mutex<Serial>>, done: Arc<Wake>) -> anyhow::Result<()> {
         let shared = self.shared.clone();
+        let entry = sandbox::Entry::new();
         let run = move || {
+            entry.confine(sandbox::Thread::Io);
             shared.run(&serial);
             shared.ended.store(true, Ordering::SeqCst);
             done.wake();

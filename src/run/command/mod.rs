@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 use super::devices::{Devices, Extra};
 use super::gauges::Gauges;
 use super::image::Boot;
-use super::{End as MachineEnd, check_memory, die_by, start};
+use super::{End as MachineEnd, Half, Start, check_memory, die_by, end_as, open_kvm, split};
 use crate::cli::RunOptions;
 use crate::exit::Exit;
 use crate::footprint;
-use crate::machine::Running;
+use crate::machine::{Board, Running};
+use crate::sandbox::{self, Inherited};
+use crate::signals::Signals;
 use crate::task;
+use crate::terminal as screen;
 use crate::whole_file;
 use kernel_log::KernelLog;
 use outcome::{Outcome, Results};
@@ -28,16 +31,30 @@ use shares::Shares;
 ///
 /// # Errors
 /// kite or the host failed.
-pub(super) fn run(options: &RunOptions, gauges: Gauges) -> anyhow::Result<u8> {
+pub(super) fn run(options: &RunOptions, gauges: Gauges, inherited: Inherited) -> anyhow::Result<u8> {
     let command = &options.command;
-    command.junit.as_deref().map(whole_file::check).transpose()?;
+    if let Some(path) = &command.junit {
+        whole_file::expect(path)?;
+    }
     let results = Results::new(command);
-    let outcome = to_its_end(options, &results, gauges);
+    let outcome = match to_its_end(options, &results, gauges, inherited) {
+        Ok(Run::Elsewhere(end)) => return end_as(end),
+        Ok(Run::Here(outcome)) => Ok(outcome),
+        Err(error) => Err(error),
+    };
     results.finish(&outcome)?;
     match outcome? {
         Outcome { signal: Some(signal), .. } => die_by(signal),
         outcome => Ok(outcome.code),
     }
+}
+
+/// What was run, in which process.
+enum Run {
+    /// The command, in this one.
+    Here(Outcome),
+    /// The command, in the machine's process, which has told of it.
+    Elsewhere(sandbox::End),
 }
 
 /// Writes the results of a run that could not write them itself.
@@ -49,7 +66,12 @@ pub(super) fn record_failure(options: &RunOptions, why: &str) -> anyhow::Result<
 }
 
 /// Builds a machine, runs the command in it, and takes everything down.
-fn to_its_end(options: &RunOptions, results: &Results, mut gauges: Gauges) -> anyhow::Result<Outcome> {
+fn to_its_end(
+    options: &RunOptions,
+    results: &Results,
+    mut gauges: Gauges,
+    inherited: Inherited,
+) -> anyhow::Result<Run> {
     let begun = Instant::now();
     let command = &options.command;
     footprint::keep_one_heap();
@@ -64,11 +86,34 @@ fn to_its_end(options: &RunOptions, results: &Results, mut gauges: Gauges) -> an
     }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?;
-    let mut session = Session::new(terminal, log, timeline.clone())?;
+    let signals = Signals::take_over(options.sandbox.splits())?;
+    let mut session = Session::new(signals, terminal, log, timeline.clone())?;
+    let folders = shares.paths();
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
-    let devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
-    let host = session.log.host();
-    let mut running = start(options, &boot, &devices, &mut None, host, &mut gauges)?;
+    let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
+    let mut inside = match split(options.sandbox, inherited, &mut devices)? {
+        Half::Inside(inside) => inside,
+        Half::Ended(end) => return Ok(Run::Elsewhere(end)),
+    };
+    inside.part_shares(devices.shares(), &folders);
+    let board = Board {
+        cpus: options.cpus,
+        ram: options.memory(),
+        acpi: true,
+        virtio: devices.count(),
+        test_devices: false,
+    };
+    let mut start = Start { options, board, boot: &boot, kvm: open_kvm(&timeline), initrd: None };
+    let mut machine = start.machine(&devices, session.log.host(), &timeline)?;
+    let needs = sandbox::Needs { streams: true, stats: gauges.are_read(), ..devices.needs(options.cpus) };
+    for lack in inside.lock(needs)? {
+        if command.verbose {
+            screen::tell(&lack);
+        }
+    }
+    devices.start()?;
+    gauges.watch(&mut machine)?;
+    let mut running = timeline.phase("start the threads", || machine.start())?;
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
     let attended = session.attend(&running, &limits, results.tee());
     running.stop();
@@ -78,10 +123,10 @@ fn to_its_end(options: &RunOptions, results: &Results, mut gauges: Gauges) -> an
     let signal = finished?;
     attended?;
     told?;
-    Ok(match signal {
+    Ok(Run::Here(match signal {
         Some(signal) => Outcome::signalled(signal),
         None => outcome(&running, &boot, &session.log, command.timeout)?,
-    })
+    }))
 }
 
 /// What a machine that has stopped comes to, which the user is told.

@@ -10,14 +10,14 @@ use devices::virtio::console::Port;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::signalfd::SignalFd;
 
 use super::kernel_log::KernelLog;
 use super::streams::{InputStream, News, OutputStream, Tee, Wake, Word};
 use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::Exit;
 use crate::machine::Running;
-use crate::signals;
+use crate::sandbox;
+use crate::signals::{self, Signals};
 use crate::task::{self, CONTROL, End, Messages, Order, Output, Report};
 use crate::terminal::{self, RawTerminal};
 use crate::trace::{Mark, Timeline};
@@ -33,7 +33,7 @@ const ORDERS_MAX: usize = 4096;
 
 /// A command's session. It lasts as long as its one machine.
 pub(super) struct Session {
-    signals: SignalFd,
+    signals: Signals,
     pub log: KernelLog,
     stdin: Arc<InputStream>,
     outputs: [Arc<OutputStream>; 2],
@@ -49,16 +49,16 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Takes over the process's signals; to be called before there is a second thread.
+    /// At the process's `signals`.
     ///
     /// # Errors
     /// The host refuses a descriptor.
     pub fn new(
+        signals: Signals,
         terminal: Option<task::Terminal>,
         log: KernelLog,
         timeline: Arc<Timeline>,
     ) -> anyhow::Result<Self> {
-        let signals = signals::take_over()?;
         let wake = Wake::new()?;
         let control = wake.port(CONTROL)?;
         let [stdout, stderr] = Output::ALL.map(OutputStream::new);
@@ -84,7 +84,7 @@ impl Session {
         vec![self.control.clone(), self.stdin.port.clone(), stdout.port.clone(), stderr.port.clone()]
     }
 
-    /// Attends the machine until it is asked to stop, for the command's end or another reason; it still runs then.
+    /// Lets the guest begin, and attends the machine until it is asked to stop, for the command's end or another reason; it still runs then.
     ///
     /// # Errors
     /// The host refuses a thread, or the terminal its setting.
@@ -98,6 +98,8 @@ impl Session {
         stdout.start(self.word.clone(), tee, self.timeline.clone())?;
         stderr.start(self.word.clone(), None, self.timeline.clone())?;
         self.stdin.start(self.word.clone(), raw.is_some())?;
+        sandbox::close();
+        machine.release();
         let waited = self.wait(machine, limits);
         self.stdin.stop();
         waited
@@ -188,8 +190,7 @@ impl Session {
     }
 
     fn take_signal(&mut self, machine: &Running) {
-        let Ok(Some(info)) = self.signals.read_signal() else { return };
-        let signal = info.ssi_signo as i32;
+        let Some(signal) = self.signals.next() else { return };
         if signal == Signal::SIGWINCH as i32 {
             let (columns, rows) = terminal::size();
             self.order(&Order::Resize { columns, rows });
@@ -239,9 +240,9 @@ impl Session {
                 Err(error) => return Err(error).context("cannot wait for the last of the output"),
             }
             self.word.wake.heard();
-            while let Ok(Some(info)) = self.signals.read_signal() {
-                if !signals::is_news(info.ssi_signo) {
-                    return Ok(Some(info.ssi_signo as i32));
+            while let Some(signal) = self.signals.next() {
+                if !signals::is_news(signal) {
+                    return Ok(Some(signal));
                 }
             }
         }

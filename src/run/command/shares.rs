@@ -26,6 +26,7 @@ const MOST_DESCRIPTORS: u64 = 1 << 17;
 /// The folders, open, and where the guest mounts them.
 pub(super) struct Shares {
     folders: Vec<Folder>,
+    paths: Vec<PathBuf>,
     pub mounts: Vec<task::Share>,
     /// The guest's root folder is the host's.
     root_is_here: bool,
@@ -39,7 +40,7 @@ impl Shares {
     pub fn open(command: &CommandOptions) -> anyhow::Result<Self> {
         more_descriptors();
         let root_is_here = command.root.is_none();
-        let mut this = Self { folders: Vec::new(), mounts: Vec::new(), root_is_here };
+        let mut this = Self { folders: Vec::new(), paths: Vec::new(), mounts: Vec::new(), root_is_here };
         match command.root.clone().unwrap_or(Root::Folder("/".into())) {
             Root::Folder(folder) => this.add(ROOT, &folder, false)?,
             Root::Disk => {}
@@ -78,7 +79,13 @@ impl Shares {
     fn add(&mut self, tag: &str, path: &Path, writable: bool) -> anyhow::Result<()> {
         let root = folder(path).with_context(|| format!("cannot share folder {}", path.display()))?;
         self.folders.push(Folder::new(tag, root, writable));
+        self.paths.push(path.to_owned());
         Ok(())
+    }
+
+    /// Where the folders are, in their order.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.paths.clone()
     }
 
     /// The folders, which share the descriptors that this process may have.

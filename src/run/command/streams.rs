@@ -2,7 +2,7 @@
 //! console. None of them waits for another, nor the main thread for any.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
 use crate::console::keys::{Key, Keys};
+use crate::sandbox;
 use crate::supervise;
 use crate::task::{Output, STDIN};
 use crate::trace::{Mark, Timeline};
@@ -119,6 +120,8 @@ pub(super) struct OutputStream {
     pub port: Arc<Port>,
     wake: Arc<Wake>,
     state: Mutex<State>,
+    /// What takes the place of kite's own stream when the command closes its, if the host has it.
+    null: Option<OwnedFd>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,7 +145,8 @@ impl OutputStream {
     pub fn new(output: Output) -> anyhow::Result<Arc<Self>> {
         let wake = Wake::new()?;
         let port = wake.port(output.port())?;
-        Ok(Arc::new(Self { output, port, wake, state: Mutex::default() }))
+        let null = open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).ok();
+        Ok(Arc::new(Self { output, port, wake, state: Mutex::default(), null }))
     }
 
     /// The guest says that it has written so many bytes and writes no more. What it says first counts.
@@ -186,7 +190,11 @@ impl OutputStream {
     ) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(self.output.port().to_owned()).stack_size(STACK);
-        let run = move || this.run(&word, tee, &timeline);
+        let entry = sandbox::Entry::new();
+        let run = move || {
+            entry.confine(sandbox::Thread::Io);
+            this.run(&word, tee, &timeline);
+        };
         thread.spawn(run).map(drop).context("cannot start a thread")
     }
 
@@ -252,14 +260,17 @@ impl OutputStream {
 
     /// Whoever reads kite's output sees it end when the command's does.
     fn close_host(&self) {
-        let Ok(null) = open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()) else { return };
+        let Some(null) = &self.null else { return };
         let _ = match self.output {
             Output::Stdout => {
-                io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(&null).map_err(drop))
+                io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(null).map_err(drop))
             }
             Output::Stderr => {
-                supervise::stderr_is_closed();
-                dup2_stderr(&null).map_err(drop)
+                // Who is told depends on who is next outside.
+                if !sandbox::stderr_closed() {
+                    supervise::stderr_is_closed();
+                }
+                dup2_stderr(null).map_err(drop)
             }
         };
     }
@@ -306,7 +317,11 @@ impl InputStream {
     pub fn start(self: &Arc<Self>, word: Arc<Word>, keys: bool) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(STDIN.to_owned()).stack_size(STACK);
-        let run = move || this.run(&word, keys.then(Keys::default));
+        let entry = sandbox::Entry::new();
+        let run = move || {
+            entry.confine(sandbox::Thread::Io);
+            this.run(&word, keys.then(Keys::default));
+        };
         thread.spawn(run).map(drop).context("cannot start a thread")
     }
 

@@ -71,7 +71,7 @@ impl Server {
         } else {
             self.stat(node)?.attr
         };
-        call.out.attr_out(&attr, self.valid());
+        call.out.attr_out(&self.shown(attr), self.valid());
         Ok(0)
     }
 
@@ -99,7 +99,7 @@ impl Server {
         }
         let mut attr = host::stat(&held)?.attr;
         attr.ino = self.table().place(node)?.1;
-        call.out.attr_out(&attr, self.valid());
+        call.out.attr_out(&self.shown(attr), self.valid());
         Ok(0)
     }
 

@@ -73,6 +73,9 @@ pub struct Share {
     pub attributes: bool,
     /// How long the guest may take what it knows of a file for true.
     pub valid: Duration,
+    /// The user and the group that the host tells where this process may not know the owner (user_namespaces(7), "Unmapped
+    /// user and group IDs"), if there are such: the guest is told root, whose such files are for the most part.
+    pub unknown: Option<(u32, u32)>,
     /// What it may use of the host.
     pub limits: Limits,
 }
@@ -84,7 +87,7 @@ impl Share {
         let descriptors = (host::descriptor_limit() / 2).clamp(64, 1 << 16);
         let limits = Limits { descriptors, nodes: MOST_NODES };
         let valid = if writable { SHORT } else { LONG };
-        Self { tag: tag.into(), root, writable, attributes: writable, valid, limits }
+        Self { tag: tag.into(), root, writable, attributes: writable, valid, unknown: None, limits }
     }
 }
 

@@ -14,8 +14,8 @@ use super::Share;
 use super::host::{self, Stat};
 use super::places::{ROOT_PLACE, WORDS};
 use super::protocol::{
-    ATTR_OUT, Append, Args, ENTRY_OUT, Header, IN_HEADER, LEAST_MINOR, MAJOR, MINOR, OPEN_OUT, OUT_HEADER,
-    WRITE_IN, init, opcode,
+    ATTR_OUT, Append, Args, Attr, ENTRY_OUT, Header, IN_HEADER, LEAST_MINOR, MAJOR, MINOR, OPEN_OUT,
+    OUT_HEADER, WRITE_IN, init, opcode,
 };
 use super::reach::Held;
 use super::table::Table;
@@ -321,6 +321,15 @@ impl Server {
         Ok(stat)
     }
 
+    /// Attributes as the guest is to see them.
+    pub(super) fn shown(&self, mut attr: Attr) -> Attr {
+        if let Some((user, group)) = self.share.unknown {
+            attr.uid = if attr.uid == user { 0 } else { attr.uid };
+            attr.gid = if attr.gid == group { 0 } else { attr.gid };
+        }
+        attr
+    }
+
     /// Replies with a node that was found as `name` in `parent`.
     pub(super) fn entry(
         &self,
@@ -330,7 +339,7 @@ impl Server {
         stat: Stat,
     ) -> Result<u64, Stop> {
         let (node, ino) = self.table().found(parent, name, stat.identity)?;
-        let mut attr = stat.attr;
+        let mut attr = self.shown(stat.attr);
         attr.ino = ino;
         call.out.entry_out(node, &attr, self.valid());
         Ok(node)

@@ -36,11 +36,18 @@ fn number(file: BorrowedFd<'_>) -> CString {
 }
 
 impl Descriptors {
-    /// Opens it.
+    /// Opens it: if this process may, on a mount of its own, from which no way leads up.
     ///
     /// # Errors
     /// There is no /proc.
     pub fn open() -> io::Result<Self> {
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+        let path = c"/proc/self/fd".as_ptr();
+        // SAFETY: reads a string.
+        if let Ok(fd) = check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path, flags) }) {
+            // SAFETY: a descriptor that the call has just returned is nobody else's.
+            return Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }));
+        }
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         Ok(Self(File::options().read(true).custom_flags(flags).open("/proc/self/fd")?.into()))
     }

@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Backend, HEADER, SHORTEST_FRAME, scatter};
 use crate::GuestMemory;
@@ -22,6 +23,11 @@ const MTU: u16 = 65520;
 /// A socket that carries frames.
 pub struct Stream {
     socket: UnixStream,
+    state: Arc<Mutex<State>>,
+}
+
+/// What is on its way in or out.
+struct State {
     /// What has been received: frames, the last perhaps not whole.
     incoming: Box<[u8]>,
     start: usize,
@@ -38,9 +44,25 @@ impl Stream {
     pub fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let incoming = vec![0; INCOMING].into_boxed_slice();
-        Ok(Self { socket, incoming, start: 0, end: 0, outgoing: Vec::new() })
+        let state = State { incoming, start: 0, end: 0, outgoing: Vec::new() };
+        Ok(Self { socket, state: Arc::new(Mutex::new(state)) })
     }
 
+    /// The same connection for the next machine, which goes on in the middle of a frame if need be. Of one connection there
+    /// is one in use at a time.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, state: self.state.clone() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
     /// Takes the next whole frame from what has been received: where it lies.
     fn next_frame(&mut self) -> io::Result<Option<std::ops::Range<usize>>> {
         let received = &self.incoming[self.start..self.end];
@@ -59,10 +81,10 @@ impl Stream {
     }
 
     /// Receives more. What was received of a frame moves to the front, so that there is room for all of it.
-    fn fill(&mut self) -> io::Result<()> {
+    fn fill(&mut self, mut socket: &UnixStream) -> io::Result<()> {
         self.incoming.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
-        let (socket, room) = (&mut self.socket, &mut self.incoming[self.end..]);
+        let room = &mut self.incoming[self.end..];
         match retry(|| socket.read(room))? {
             0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the peer has gone")),
             count => {
@@ -105,10 +127,11 @@ impl Backend for Stream {
         room: &[Chain],
         beyond: &mut [u8],
     ) -> io::Result<usize> {
+        let mut state = self.state();
         let frame = loop {
-            match self.next_frame()? {
-                Some(frame) => break &self.incoming[frame],
-                None => self.fill()?,
+            match state.next_frame()? {
+                Some(frame) => break &state.incoming[frame],
+                None => state.fill(&self.socket)?,
             }
         };
         scatter(memory, room, 0, &[0; HEADER]);
@@ -118,10 +141,10 @@ impl Backend for Stream {
     }
 
     fn flush(&mut self) -> io::Result<bool> {
-        while !self.outgoing.is_empty() {
-            let (socket, rest) = (&mut self.socket, &self.outgoing);
-            match retry(|| socket.write(rest)) {
-                Ok(count) => drop(self.outgoing.drain(..count)),
+        let (mut state, mut socket) = (self.state(), &self.socket);
+        while !state.outgoing.is_empty() {
+            match retry(|| socket.write(&state.outgoing)) {
+                Ok(count) => drop(state.outgoing.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
             }
@@ -148,7 +171,7 @@ impl Backend for Stream {
             for chain in &chains[done..end] {
                 let whole = if chain.readable.is_empty() { 0 } else { LENGTH + frame_len(chain) };
                 if sent < whole {
-                    let begun = self.keep_rest(memory, chain, sent);
+                    let begun = self.state().keep_rest(memory, chain, sent);
                     return Ok(done + usize::from(begun));
                 }
                 sent -= whole;

@@ -38,8 +38,17 @@ pub fn run(programs: &Programs, images: &Images) -> Result<()> {
         std::thread::sleep(SETTLE);
         let proc = format!("/proc/{}", child.id());
         let read = || -> Result<(u64, usize, u64)> {
-            let pss = pss_without_ram(&fs::read_to_string(format!("{proc}/smaps"))?, RAM)?;
-            let threads = fs::read_dir(format!("{proc}/task"))?.count();
+            // Where a process runs the machine for the one that was started, both count.
+            let children = fs::read_to_string(format!("{proc}/task/{}/children", child.id()))?;
+            let machine = children.split_whitespace().next().map(|id| format!("/proc/{id}"));
+            let (mut pss, mut threads) = (0, 0);
+            for (process, ram) in
+                [(machine.as_ref(), RAM), (Some(&proc), if machine.is_some() { 0 } else { RAM })]
+            {
+                let Some(process) = process else { continue };
+                pss += pss_without_ram(&fs::read_to_string(format!("{process}/smaps"))?, ram)?;
+                threads += fs::read_dir(format!("{process}/task"))?.count();
+            }
             Ok((pss, threads, fs::metadata(Path::new(&proc).join("exe"))?.len()))
         };
         let read = read().with_context(|| format!("measuring {name}"));
@@ -51,9 +60,12 @@ pub fn run(programs: &Programs, images: &Images) -> Result<()> {
 }
 
 /// The PSS in KiB of every mapping but the guest's RAM: the run of neighbouring mappings, `ram` bytes together, that
-/// has the largest of all in it.
+/// has the largest of all in it. All of them if there is no RAM.
 fn pss_without_ram(smaps: &str, ram: u64) -> Result<u64> {
     let mappings = parse(smaps);
+    if ram == 0 {
+        return Ok(mappings.iter().map(|mapping| mapping.pss).sum());
+    }
     let largest = mappings.iter().max_by_key(|mapping| mapping.end - mapping.start).context("no mappings")?;
     let is_ram = |first: usize| {
         let start = mappings[first].start;

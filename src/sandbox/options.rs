@@ -1,0 +1,147 @@
+//! `--sandbox`: how much of the sandbox there is to be.
+
+/// What is done where the host does not allow all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// What is allowed is used.
+    #[default]
+    Auto,
+    /// kite ends.
+    Require,
+    /// There is no sandbox.
+    None,
+}
+
+/// One of the sandbox's layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// User, mount, PID, network, IPC and UTS namespaces (namespaces(7)).
+    Namespaces,
+    /// An empty root folder, and shares that lead nowhere else (pivot_root(2), open_tree(2)).
+    Root,
+    /// No capability, nor a way to one (capabilities(7)).
+    Capabilities,
+    /// No program can give any right (prctl(2), PR_SET_NO_NEW_PRIVS).
+    NoNewPrivs,
+    /// Limits of files, processes and core dumps (setrlimit(2)).
+    Rlimits,
+    /// No file but those in shares (landlock(7)).
+    Landlock,
+    /// No system call but those that a thread makes (seccomp(2)).
+    Seccomp,
+}
+
+impl Layer {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Namespaces,
+        Self::Root,
+        Self::Capabilities,
+        Self::NoNewPrivs,
+        Self::Rlimits,
+        Self::Landlock,
+        Self::Seccomp,
+    ];
+
+    /// What the command line calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Namespaces => "namespaces",
+            Self::Root => "root",
+            Self::Capabilities => "capabilities",
+            Self::NoNewPrivs => "no-new-privs",
+            Self::Rlimits => "rlimits",
+            Self::Landlock => "landlock",
+            Self::Seccomp => "seccomp",
+        }
+    }
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// The value of `--sandbox`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Whether it may be incomplete.
+    pub mode: Mode,
+    /// The layers to leave out, a bit each.
+    left_out: u8,
+}
+
+impl Options {
+    /// Whether the machine gets a process of its own.
+    pub fn splits(&self) -> bool {
+        self.mode != Mode::None
+    }
+
+    /// Whether this layer is wanted.
+    pub fn wants(&self, layer: Layer) -> bool {
+        self.mode != Mode::None && self.left_out & layer.bit() == 0
+    }
+}
+
+/// Reads `MODE[,no-LAYER]…`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(text: &str) -> Result<Options, String> {
+    let mut words = text.split(',');
+    let mode = match words.next() {
+        Some("auto") => Mode::Auto,
+        Some("require") => Mode::Require,
+        Some("none") => Mode::None,
+        _ => return Err("it is auto, require or none, such as require or auto,no-landlock".to_owned()),
+    };
+    let mut options = Options { mode, left_out: 0 };
+    for word in words {
+        let layer = Layer::ALL.into_iter().find(|layer| word.strip_prefix("no-") == Some(layer.name()));
+        let Some(layer) = layer.filter(|_| mode != Mode::None) else {
+            let names = Layer::ALL.map(|layer| format!("no-{}", layer.name()));
+            return Err(format!("{word}: behind auto or require there are {}", names.join(", ")));
+        };
+        options.left_out |= layer.bit();
+    }
+    let needy = [Layer::Landlock, Layer::Seccomp].into_iter().find(|layer| options.wants(*layer));
+    if let Some(layer) = needy.filter(|_| !options.wants(Layer::NoNewPrivs)) {
+        return Err(format!("without no-new-privs the kernel has no {0}: add no-{0}", layer.name()));
+    }
+    if options.wants(Layer::Root) && !options.wants(Layer::Namespaces) {
+        return Err("without namespaces there is no other root: add no-root".to_owned());
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_can_be_left_out_by_name() {
+        let options = parse("require,no-landlock,no-seccomp").unwrap();
+        assert_eq!(options.mode, Mode::Require);
+        let wanted: Vec<_> = Layer::ALL.into_iter().filter(|layer| options.wants(*layer)).collect();
+        assert_eq!(wanted, Layer::ALL[..5]);
+        assert!(Layer::ALL.into_iter().all(|layer| parse("auto").unwrap().wants(layer)));
+        assert!(!Layer::ALL.into_iter().any(|layer| parse("none").unwrap().wants(layer)));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_in_one_line() {
+        for text in [
+            "",
+            "no-root",
+            "yes",
+            "auto,",
+            "auto,root",
+            "auto,no-",
+            "none,no-root",
+            "require,no-no-new-privs",
+            "auto,no-namespaces",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(!error.is_empty() && !error.contains('\n'), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Filters of system calls, one for each kind of thread (seccomp(2)).
+
+mod refused;
+mod rules;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use anyhow::{Context, anyhow};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
+
+use rules::{Check, Rule};
+
+/// What a thread is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thread {
+    /// It runs a vCPU.
+    Vcpu,
+    /// It serves a device, or carries bytes between one and the host.
+    Io,
+    /// It serves a folder shared with the guest.
+    Share,
+    /// It attends the machine.
+    Main,
+}
+
+/// What the machine has that system calls are made for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    /// Disks.
+    pub disks: bool,
+    /// Networks.
+    pub networks: bool,
+    /// Named ports.
+    pub ports: bool,
+    /// Shares, and whether the guest may change one.
+    pub shares: Option<bool>,
+    /// Streams of a command.
+    pub streams: bool,
+    /// What KVM's unit tests expect.
+    pub test_devices: bool,
+    /// Statistics.
+    pub stats: bool,
+    /// The most threads.
+    pub threads: u64,
+    /// Another machine after this one.
+    pub restart: bool,
+}
+
+struct Filters {
+    vcpu: BpfProgram,
+    io: BpfProgram,
+    share: BpfProgram,
+    main: BpfProgram,
+}
+
+static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+thread_local! {
+    /// This thread has confined itself.
+    static CONFINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes the filters for threads to confine themselves with.
+///
+/// # Errors
+/// The kernel has no such filters.
+pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
+    refused::can_be_told().context("this kernel has no filters that tell what they refuse")?;
+    refused::tell()?;
+    let devices = devices(needs);
+    let vcpu: Vec<_> = [&[rules::EVERY, rules::VCPU], &devices.vcpu[..]].concat();
+    let io: Vec<_> = [&[rules::EVERY, rules::STARTS_THREADS, rules::DEVICE], &devices.io[..]].concat();
+    let share: Vec<_> = [&[rules::EVERY, rules::STARTS_THREADS, rules::DEVICE], &devices.share[..]].concat();
+    let mut main = vec![rules::EVERY, rules::MAIN];
+    if needs.networks {
+        main.push(rules::NETWORK_END);
+    }
+    if needs.restart {
+        // The threads of the next machine are started by this one, and inherit its filter.
+        main.extend([&[rules::STARTS_THREADS, rules::REBUILD], &vcpu[..], &io[..]].concat());
+    }
+    let filters =
+        Filters { vcpu: compile(&vcpu)?, io: compile(&io)?, share: compile(&share)?, main: compile(&main)? };
+    // A process is locked once.
+    let _ = FILTERS.set(filters);
+    Ok(())
+}
+
+type Groups = Vec<&'static [Rule]>;
+
+/// What devices add to the threads' groups.
+#[derive(Default)]
+struct Devices {
+    vcpu: Groups,
+    io: Groups,
+    share: Groups,
+}
+
+fn devices(needs: Needs) -> Devices {
+    let mut devices = Devices::default();
+    let mut add = |wanted: bool, group: &'static [Rule], to_vcpu: bool| {
+        if wanted {
+            devices.io.push(group);
+            if to_vcpu {
+                devices.vcpu.push(group);
+            }
+        }
+    };
+    add(needs.disks, rules::DISK, true);
+    add(needs.networks, rules::NETWORK, true);
+    add(needs.ports, rules::PORTS, false);
+    add(needs.streams, rules::STREAMS, false);
+    add(needs.stats, rules::STATS, false);
+    if needs.test_devices {
+        devices.vcpu.push(rules::TEST_DEVICES);
+    }
+    if let Some(writable) = needs.shares {
+        devices.vcpu.push(rules::SHARE_RESET);
+        devices.share.push(rules::SHARE);
+        devices.share.extend(writable.then_some(rules::WRITABLE_SHARE));
+    }
+    devices
+}
+
+/// Confines the calling thread, if there are filters: it makes no other system calls from now on than one of its kind does.
+pub fn confine(thread: Thread) {
+    let Some(filters) = FILTERS.get().filter(|_| !CONFINED.replace(true)) else { return };
+    let filter = match thread {
+        Thread::Vcpu => &filters.vcpu,
+        Thread::Io => &filters.io,
+        Thread::Share => &filters.share,
+        Thread::Main => &filters.main,
+    };
+    seccompiler::apply_filter(filter).expect("the kernel has filters, and this one is well formed");
+}
+
+/// The program of these groups.
+fn compile(groups: &[&[Rule]]) -> anyhow::Result<BpfProgram> {
+    let mut calls: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
+    for (call, check) in groups.iter().copied().flatten() {
+        let ways = calls.entry(*call).or_insert_with(|| Some(Vec::new()));
+        match (condition(*check)?, ways) {
+            (None, ways) => *ways = None,
+            (Some(condition), Some(ways)) => ways.push(SeccompRule::new(vec![condition])?),
+            (Some(_), None) => {}
+        }
+    }
+    // A call without rules is one that may be made in any way.
+    let calls = calls.into_iter().map(|(call, ways)| (call, ways.unwrap_or_default())).collect();
+    let filter = SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(|error| anyhow!("cannot make a filter: {error}"))?;
+    Ok([&without_clone3()[..], &filter].concat())
+}
+
+fn condition(check: Check) -> anyhow::Result<Option<SeccompCondition>> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    use SeccompCmpOp::{Eq, MaskedEq};
+    Ok(Some(match check {
+        Check::Any => return Ok(None),
+        Check::Request(request) => SeccompCondition::new(1, Dword, Eq, request)?,
+        Check::NoExec => SeccompCondition::new(2, Qword, MaskedEq(libc::PROT_EXEC as u64), 0)?,
+        Check::Is(at, value) => SeccompCondition::new(at, Dword, Eq, value)?,
+    }))
+}
+
+/// What goes first: clone3(2) is no such call, as its arguments lie in memory that may change after they were looked at
+/// (Linux `include/uapi/linux/bpf_common.h`).
+fn without_clone3() -> [sock_filter; 3] {
+    let load_number = sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
+    let is_clone3 = sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_clone3 as u32 };
+    let error = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    [load_number, is_clone3, sock_filter { code: 0x06, jt: 0, jf: 0, k: error }]
+}

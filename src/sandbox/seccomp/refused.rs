@@ -1,0 +1,124 @@
+//! What becomes of a system call that is refused: its name, number and thread are told, and the process ends (seccomp(2),
+//! SECCOMP_RET_TRAP).
+#![expect(unsafe_code, reason = "a signal's handler")]
+
+use std::io;
+
+use anyhow::Context;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use syscalls::Sysno;
+
+use super::super::news::{self, News};
+use crate::cli;
+
+/// What the kernel tells of the call (sigaction(2), `si_syscall`): `si_signo`, `si_errno`, `si_code`, padding,
+/// `si_call_addr`, and then this.
+#[repr(C)]
+struct Refusal {
+    _signal: [libc::c_int; 4],
+    _address: *const libc::c_void,
+    call: libc::c_int,
+    _architecture: libc::c_uint,
+}
+
+/// A text of bounded length, put together without the heap.
+struct Text {
+    bytes: [u8; 160],
+    len: usize,
+}
+
+impl Text {
+    fn push(&mut self, part: &[u8]) {
+        let room = &mut self.bytes[self.len..];
+        let len = part.len().min(room.len());
+        room[..len].copy_from_slice(&part[..len]);
+        self.len += len;
+    }
+
+    fn push_number(&mut self, mut number: u32) {
+        let mut digits = [0; 10];
+        let mut at = digits.len();
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        self.push(&digits[at..]);
+    }
+}
+
+/// The line that tells of it.
+fn line(thread: &[u8], call: i32) -> Text {
+    let mut text = Text { bytes: [0; 160], len: 0 };
+    text.push(b"kite: the sandbox refuses thread ");
+    let printable = |byte: &&u8| byte.is_ascii_graphic();
+    thread.iter().take_while(printable).for_each(|byte| text.push(&[*byte]));
+    text.push(b" system call ");
+    let name = usize::try_from(call).ok().and_then(Sysno::new).map_or("unknown", |call| call.name());
+    text.push(name.as_bytes());
+    text.push(b" (");
+    text.push_number(call.unsigned_abs());
+    text.push(b"); please report it, and leave it out with --sandbox=auto,no-seccomp\n");
+    text
+}
+
+/// Allocates nothing, locks nothing, and does not return.
+extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel hands a handler set up so this structure, which for this signal has these members.
+    let call = unsafe { (*info.cast::<Refusal>()).call };
+    let mut name = [0_u8; 16];
+    // SAFETY: writes 16 bytes at most.
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    let text = line(&name, call);
+    // SAFETY: reads the text.
+    unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len) };
+    let news = [News::Refused.byte()];
+    // SAFETY: reads a byte.
+    unsafe { libc::write(news::descriptor(), news.as_ptr().cast(), 1) };
+    // SAFETY: ends the process at once.
+    unsafe { libc::_exit(cli::FAILED.into()) };
+}
+
+/// Has refused calls told of.
+///
+/// # Errors
+/// The kernel refuses.
+pub(super) fn tell() -> anyhow::Result<()> {
+    let handler = SigHandler::SigAction(refused);
+    let action = SigAction::new(handler, SaFlags::SA_ONSTACK | SaFlags::SA_SIGINFO, SigSet::all());
+    // SAFETY: the handler does only what a handler may.
+    unsafe { sigaction(Signal::SIGSYS, &action) }.context("cannot handle refused calls").map(drop)
+}
+
+/// Whether the kernel knows that answer to a call.
+pub(super) fn can_be_told() -> io::Result<()> {
+    let action: u32 = libc::SECCOMP_RET_TRAP;
+    // SAFETY: reads a number.
+    let known =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    if known == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(thread: &[u8], call: i32) -> String {
+        let text = line(thread, call);
+        String::from_utf8(text.bytes[..text.len].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_refused_call_is_told_by_name_number_and_thread() {
+        let execve = told(b"vcpu0\0\0\0\0\0\0\0\0\0\0\0", libc::SYS_execve as i32);
+        assert!(
+            execve.starts_with("kite: the sandbox refuses thread vcpu0 system call execve (59);"),
+            "{execve}"
+        );
+        assert!(execve.ends_with("no-seccomp\n"));
+        assert!(told(b"\x1b\0", 99_999).contains("thread  system call unknown (99999)"));
+    }
+}

@@ -1,0 +1,179 @@
+//! The sandbox of a machine that runs, from outside: what /proc tells of its process.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::guest::no_kvm;
+use crate::process::{Kite, until};
+
+guest!(FOR_EVER, say!("'r'"), "2: pause\n jmp 2b");
+
+/// A field of `/proc/PID/status`.
+fn field(folder: &Path, name: &str) -> String {
+    let status = fs::read_to_string(folder.join("status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+fn tasks(process: &Path) -> Vec<PathBuf> {
+    fs::read_dir(process.join("task")).unwrap().map(|task| task.unwrap().path()).collect()
+}
+
+/// A machine whose guest runs, and its process.
+fn running(arguments: &[&str]) -> (Kite, PathBuf) {
+    let mut kite = Kite::run(&FOR_EVER, arguments);
+    kite.expect(b"r");
+    let process = PathBuf::from(format!("/proc/{}", kite.id()));
+    (kite, process)
+}
+
+/// Whether this host allows less, which is said: a container may.
+fn is_forbidden(test: &str) -> bool {
+    let forbidden = nix::unistd::geteuid().is_root() && field(Path::new("/proc/self"), "CapEff").len() < 16;
+    let refused = std::process::Command::new("unshare").args(["-Ur", "true"]).output();
+    let forbidden = forbidden || !refused.is_ok_and(|output| output.status.success());
+    if forbidden {
+        println!("skipped: {test}: this host makes no user namespaces");
+    }
+    forbidden
+}
+
+#[test]
+fn a_machine_has_nothing_of_the_host_when_its_guest_runs() {
+    const NAME: &str = "a_machine_has_nothing_of_the_host_when_its_guest_runs";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    let (kite, process) = running(&["--sandbox", "require"]);
+    for namespace in ["user", "mnt", "pid", "net", "ipc", "uts"] {
+        let of = |process: &Path| fs::read_link(process.join("ns").join(namespace)).unwrap();
+        assert_ne!(of(&process), of(Path::new("/proc/self")), "{namespace}");
+    }
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&process, set), "0".repeat(16), "{set}");
+    }
+    assert_eq!(field(&process, "NoNewPrivs"), "1");
+    assert_eq!(fs::read_dir(process.join("root")).unwrap().count(), 0);
+    assert_eq!(fs::read_to_string(process.join("mountinfo")).unwrap().lines().count(), 1);
+    assert!(fs::read(process.join("environ")).unwrap().iter().all(|byte| *byte == 0));
+    let limits = fs::read_to_string(process.join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
+
+#[test]
+fn every_thread_of_a_machine_is_confined() {
+    const NAME: &str = "every_thread_of_a_machine_is_confined";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, socket) = (folder.path().join("disk"), folder.path().join("socket"));
+    fs::write(&disk, [0; 4096]).unwrap();
+    let port = format!("agent={}", socket.display());
+    let arguments =
+        ["--sandbox", "require", "--cpus", "2", "--disk", disk.to_str().unwrap(), "--port", &port];
+    let (kite, process) = running(&arguments);
+    let names: Vec<_> = tasks(&process)
+        .iter()
+        .map(|task| {
+            assert_eq!((field(task, "Seccomp"), field(task, "NoNewPrivs")), ("2".into(), "1".into()));
+            assert_eq!(field(task, "CapEff"), "0".repeat(16));
+            field(task, "Name")
+        })
+        .collect();
+    for name in ["kite", "vcpu0", "vcpu1", "disk0", "hvc", "virtio", "console", "ports"] {
+        assert!(names.iter().any(|it| it == name), "no {name} in {names:?}");
+    }
+    assert!(socket.exists());
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+    assert!(!socket.exists(), "the socket's name is left");
+}
+
+#[test]
+fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
+    const NAME: &str = "a_machine_has_the_descriptors_that_it_needs_and_no_other";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    // The shell leaves one of its own open for kite.
+    let kite = Kite::redirected(&FOR_EVER, "--sandbox require 9</etc/passwd");
+    kite.expect_more_than(0);
+    let process = PathBuf::from(format!("/proc/{}", kite.id()));
+    let own = ["/kvm", kite.image().to_str().unwrap(), env!("CARGO_BIN_EXE_kite"), "/dev/null", "/null"];
+    for entry in fs::read_dir(process.join("fd")).unwrap() {
+        let path = entry.unwrap().path();
+        let target = fs::read_link(&path).unwrap().to_string_lossy().into_owned();
+        let anonymous = ["anon_inode:", "pipe:", "/memfd:"].iter().any(|kind| target.starts_with(kind));
+        assert!(anonymous || own.contains(&target.as_str()), "{target}");
+        let info = process.join("fdinfo").join(path.file_name().unwrap());
+        let flags = fs::read_to_string(info).unwrap();
+        let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        assert_ne!(u32::from_str_radix(flags, 8).unwrap() & 0o2_000_000, 0, "{target} outlives an exec");
+    }
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
+
+#[test]
+fn neither_half_outlives_the_other() {
+    const NAME: &str = "neither_half_outlives_the_other";
+    if no_kvm(NAME) {
+        return;
+    }
+    let (kite, machine) = running(&[]);
+    kite.signal(Signal::SIGKILL);
+    until("the machine's process to end", || !machine.join("exe").exists());
+    kite.end().assert_killed_by(Signal::SIGKILL);
+    let (kite, machine) = running(&[]);
+    let id = machine.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), Signal::SIGKILL).unwrap();
+    kite.end().assert_killed_by(Signal::SIGKILL);
+}
+
+#[test]
+fn a_layer_is_left_out_by_name() {
+    const NAME: &str = "a_layer_is_left_out_by_name";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    let (kite, process) = running(&["--sandbox", "require,no-seccomp,no-landlock"]);
+    assert!(tasks(&process).iter().all(|task| field(task, "Seccomp") == "0"));
+    assert_eq!(field(&process, "CapEff"), "0".repeat(16));
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+    let (kite, process) = running(&["--sandbox", "none"]);
+    assert_eq!((field(&process, "NoNewPrivs"), field(&process, "Seccomp")), ("0".into(), "0".into()));
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
+
+#[test]
+fn a_job_that_is_stopped_stops_its_machine_and_both_go_on() {
+    if no_kvm("a_job_that_is_stopped_stops_its_machine_and_both_go_on") {
+        return;
+    }
+    let (kite, machine) = running(&[]);
+    let is_stopped = |process: &Path| field(process, "State").starts_with('T');
+    kite.signal(Signal::SIGTSTP);
+    // Whether kite itself stops is up to its group: one that nobody would let go on does not.
+    let outside = PathBuf::from(format!("/proc/{}", field(&machine, "PPid")));
+    for _ in 0..100 {
+        if is_stopped(&outside) {
+            until("the machine to stop", || is_stopped(&machine));
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    kite.signal(Signal::SIGCONT);
+    until("the machine to go on", || !is_stopped(&machine));
+    // Long enough for a wait of its main thread to end.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
