@@ -2,10 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use attempt::{Attempt, End, KITE, no_kvm};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -183,6 +187,9 @@ fn a_guest_that_dies_keeps_the_stages_that_it_came_to() {
     assert!(why.contains("status 255: kite: the guest crashed"), "{why}");
 }
 
+/// A jump to itself.
+const JUMP: &[u8] = b"\xeb\xfe";
+
 #[test]
 fn a_guest_that_never_ends_is_ended() {
     if no_kvm("a_guest_that_never_ends_is_ended") {
@@ -190,8 +197,7 @@ fn a_guest_that_never_ends_is_ended() {
     }
     let folder = Folder::new();
     let kernel = folder.path("kernel");
-    // A jump to itself.
-    std::fs::write(&kernel, image::elf_of(b"\xeb\xfe")).unwrap();
+    std::fs::write(&kernel, image::elf_of(JUMP)).unwrap();
     let json = folder.path("new.json");
     let more = ["--runs", "3", "--timeout", "300ms", "--json", &json];
     let end = boot(&[&["--force", "--kernel", &kernel][..], &more].concat());
@@ -200,6 +206,35 @@ fn a_guest_that_never_ends_is_ended() {
     assert_eq!(stages_and_end(&report).0, ["first_instruction"]);
     let why = stages_and_end(&report).1;
     assert!(why.contains("300ms"), "{why}");
+}
+
+#[test]
+fn a_signal_ends_the_guest_and_leaves_nothing() {
+    if no_kvm("a_signal_ends_the_guest_and_leaves_nothing") {
+        return;
+    }
+    let folder = Folder::new();
+    let kernel = folder.path("kernel");
+    std::fs::write(&kernel, image::elf_of(JUMP)).unwrap();
+    let scratch = Folder::new();
+    let mut command = Command::new(KITE);
+    command.args(["bench", "boot", "--force", "--kernel", &kernel]).env("TMPDIR", scratch.0.path());
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let bench = child.id();
+    // Its guest's process is there.
+    let children = format!("/proc/{bench}/task/{bench}/children");
+    let guest = loop {
+        let found = std::fs::read_to_string(&children).unwrap();
+        if let Some(guest) = found.split_whitespace().next() {
+            break guest.to_owned();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    kill(Pid::from_raw(bench.try_into().unwrap()), Signal::SIGTERM).unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(Signal::SIGTERM as i32), "{status}");
+    assert!(!Path::new("/proc").join(guest).exists());
+    assert_eq!(std::fs::read_dir(scratch.0.path()).unwrap().count(), 0);
 }
 
 /// A `qemu-system-x86_64` that says what it was told, prints and ends.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{self, BufWriter};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,8 +100,8 @@ impl Guest {
         let (prepared, _) = prepare(append.as_deref())?;
         let initrd = initrd.filter(|_| prepared.has_initrd());
         if let Some(path) = &initrd {
-            let write = || prepared.write_initrd(&mut BufWriter::new(File::create(path)?));
-            write().with_context(|| format!("cannot write an initrd to {}", path.display()))?;
+            write_initrd(&prepared, path)
+                .with_context(|| format!("cannot write an initrd to {}", path.display()))?;
         }
         Ok(Self {
             id: prepared.kernel().display().to_string(),
@@ -173,6 +173,24 @@ impl Guest {
     }
 }
 
+/// How long an initrd for QEMU is beyond whole pages.
+const REST: u64 = 4;
+const PAGE: u64 = 4096;
+
+/// QEMU's microvm loads an initrd into whole pages up to the end of memory, over the ACPI tables that its firmware has put
+/// there, unless there is room for them behind it: zeros at its end, which Linux skips, make its length such.
+fn write_initrd(prepared: &Prepared, path: &Path) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    prepared.write_initrd(&mut BufWriter::new(&mut file))?;
+    let len = file.metadata()?.len();
+    file.set_len(padded(len))
+}
+
+/// The least length from `len` on that is so much beyond whole pages.
+fn padded(len: u64) -> u64 {
+    len + (PAGE + REST - len % PAGE) % PAGE
+}
+
 /// What `kite run` is told. What it would refuse has been refused already.
 fn arguments(kernel: Option<&Path>, append: Option<&str>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = ["--force", "--console", "serial"].map(Into::into).into();
@@ -201,4 +219,18 @@ pub fn qemu_version() -> anyhow::Result<String> {
         Command::new(QEMU).arg("--version").output().with_context(|| format!("cannot run {QEMU}"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     Ok(text.lines().next().unwrap_or(QEMU).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initrd_for_qemu_leaves_most_of_its_last_page() {
+        for (len, expected) in
+            [(4096, 4100), (4100, 4100), (4104, 8196), (8191, 8196), (3_997_268, 3_997_700)]
+        {
+            assert_eq!(padded(len), expected, "{len}");
+        }
+    }
 }
