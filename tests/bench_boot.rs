@@ -72,8 +72,8 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     refused(&["--kernel", &guest, "--kernel", &junk], &junk);
     refused(&["--kernel", &guest, "--kernel", &guest], "twice");
     refused(&["--kernel", &guest, "--append", "one\ntwo"], "line break");
-    refused(&["--kernel", &guest, "--json", "/nonexistent/file.json"], "/nonexistent/file.json");
-    refused(&["--kernel", &guest, "--html", "/nonexistent/file.html"], "/nonexistent/file.html");
+    refused(&["--kernel", &guest, "--json", "/nonexistent/file.json"], "/nonexistent");
+    refused(&["--kernel", &guest, "--html", "/nonexistent/file.html"], "/nonexistent");
     refused(&["--kernel", &guest, "--compare", "/nonexistent/old.json"], "/nonexistent/old.json");
     refused(&["--from", "/nonexistent/new.json"], "/nonexistent/new.json");
 }

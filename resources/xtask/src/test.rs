@@ -88,7 +88,9 @@ impl Tally {
     /// `cargo test`, with its output but for the names of what passed.
     fn unit_tests(&mut self) -> Result<()> {
         eprintln!("xtask: unit tests and tiny guests …");
-        let mut tests = cargo();
+        // A shell that starts this in the background ignores what some tests send.
+        let mut tests = Command::new("env");
+        tests.arg("--default-signal=HUP,INT,QUIT").arg(cargo().get_program()).current_dir(host::root());
         tests.args(["test", "--workspace", "--no-fail-fast", "--", "--show-output"]);
         let mut child =
             tests.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("running cargo test")?;
