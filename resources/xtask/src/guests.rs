@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use boot::modules::Modules;
 
 use crate::setup::{Kernel, LAB};
+use crate::vmm::sandbox;
 
 /// A guest that takes longer hangs. Emulated ones on a busy machine take a minute.
 pub const LIMIT: Duration = Duration::from_secs(240);
@@ -182,7 +183,8 @@ fn command(kite: &Path, case: &Case) -> Command {
         Format::Elf => case.kernel.elf_without_pvh(),
     };
     let mut command = Command::new(kite);
-    command.arg("run").arg("--kernel").arg(kernel).arg("--modules").arg(case.kernel.modules());
+    command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(kernel);
+    command.arg("--modules").arg(case.kernel.modules());
     command.args(["--cpus", &case.cpus.to_string(), "--memory", &format!("{}M", case.memory)]);
     match case.end {
         End::PowerOff => {}

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// QEMU's name.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -87,7 +88,8 @@ impl Machine {
 
     fn kite(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initrd);
+        command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(&self.kernel);
+        command.arg("--initrd").arg(&self.initrd);
         command.args(["--cpus", &self.cpus.to_string(), "--memory", &format!("{}M", self.memory)]);
         command.args(["--append", &self.append]);
         if let Some(console) = self.console {
@@ -160,6 +162,15 @@ impl Machine {
         command.args(["-device", "virtio-rng-device"]);
         command
     }
+}
+
+/// How kite is to lock its machines in: with every layer, where a host lets anybody have namespaces.
+pub fn sandbox() -> &'static str {
+    static FOUND: OnceLock<&str> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let tried = Command::new("unshare").args(["-Urmpniuf", "true"]).stderr(Stdio::null()).status();
+        if tried.is_ok_and(|status| status.success()) { "require" } else { "auto" }
+    })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount, umount};
 
 use super::{Ground, kernel};
 use crate::setup::{Kernel, selftests_folder};
-use crate::vmm::Vmm;
+use crate::vmm::{Vmm, sandbox};
 
 /// What a command may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -29,7 +29,8 @@ pub(super) struct Ended {
 pub(super) fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
     let Vmm::Kite(program) = &ground.vmm else { bail!("only kite runs commands") };
     let mut kite = Command::new(program);
-    kite.args(["run", "--kernel"]).arg(kernel.bz_image()).arg("--modules").arg(kernel.modules());
+    kite.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(kernel.bz_image());
+    kite.arg("--modules").arg(kernel.modules());
     Ok(kite)
 }
 
