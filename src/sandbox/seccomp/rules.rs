@@ -110,6 +110,9 @@ mod kvm {
     pub const GET_STATS_FD: u64 = 0xaece;
 }
 
+/// What a vCPU's thread calls ioctl(2) with at every exit.
+pub(super) const KVM_RUN: u32 = kvm::RUN as u32;
+
 /// Runs a vCPU, tells how it stands, and carries out what devices at ports do on its thread.
 pub(super) const VCPU: &[Rule] = &[
     (SYS_ioctl, Request(kvm::RUN)),
