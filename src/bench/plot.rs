@@ -25,6 +25,8 @@ pub const FONT: (&str, i32) = ("sans-serif", 14);
 pub const INK: RGBColor = BLACK;
 /// What the page's style sheet gives the colour of its rules.
 pub const GRID: RGBColor = RGBColor(0xcc, 0xcc, 0xcc);
+/// A curve goes no closer to 1 than this.
+const LEAST_LEFT: f64 = 1e-9;
 
 /// A picture and what it shows.
 pub struct Plot {
@@ -75,7 +77,7 @@ pub fn distribution<'a, P: Way + 'a>(
 ) -> Option<anyhow::Result<Plot>> {
     let rows: Vec<_> = rows.filter(|row| row.p50 > 0.0).collect();
     let unit = rows.first()?.unit.as_str();
-    let beyond = |row: &Measured<P>| row.curve.last().map_or(10.0, |point| 1.0 / point[0]);
+    let beyond = |row: &Measured<P>| row.curve.last().map_or(10.0, |point| 1.0 / point[0].max(LEAST_LEFT));
     let right = rows.iter().map(|row| beyond(row)).fold(10.0, f64::max);
     let times = decades(rows.iter().flat_map(|row| row.curve.iter().map(|point| point[1])));
     Some(plot(format!("{title}: quantiles"), SIZE, |area| {
@@ -95,7 +97,7 @@ pub fn distribution<'a, P: Way + 'a>(
             .y_label_formatter(&|value| time(*value, unit))
             .draw()?;
         for row in &rows {
-            let points = row.curve.iter().map(|[left, value]| (1.0 / left, value.max(0.01)));
+            let points = row.curve.iter().map(|[left, value]| (1.0 / left.max(LEAST_LEFT), value.max(0.01)));
             let style = colour(row.path).stroke_width(2);
             let drawn = chart.draw_series(LineSeries::new(points, style))?;
             if rows.len() > 1 {

@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::compare::{self, Change};
 use crate::cli;
@@ -117,9 +118,21 @@ pub fn read<T: Told>(path: &Path) -> anyhow::Result<T> {
         T::COMMAND,
         T::SCHEMA
     );
-    match serde_json::from_str(&text) {
-        Ok(report) => Ok(report),
-        Err(error) => bail!("{name} is damaged: {error}"),
+    let damaged = |error| anyhow!("{name} is damaged: {error}");
+    let value: Value = serde_json::from_str(&text).map_err(damaged)?;
+    ensure!(is_plausible(&value), "{name} is damaged: it has numbers that no clock gives");
+    serde_json::from_value(value).map_err(damaged)
+}
+
+/// Whether all numbers are zero or of a size that can be drawn: an axis of a thousand decades would have no end of labels.
+fn is_plausible(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => {
+            number.as_f64().is_some_and(|it| it == 0.0 || (1e-12..1e15).contains(&it.abs()))
+        }
+        Value::Array(values) => values.iter().all(is_plausible),
+        Value::Object(fields) => fields.values().all(is_plausible),
+        Value::Null | Value::Bool(_) | Value::String(_) => true,
     }
 }
 

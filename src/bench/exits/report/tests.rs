@@ -107,6 +107,8 @@ fn files_of_another_version_or_of_something_else_are_refused_in_one_line() {
     for (text, word) in [
         (r#"{"schema":"exits/2","results":[]}"#, "exits/2"),
         (r#"{"schema":"exits/1"}"#, "damaged"),
+        (r#"{"schema":"exits/1","results":[{"p50":1e308}]}"#, "no clock"),
+        (r#"{"schema":"exits/1","results":[{"curve":[[1e-300,1]]}]}"#, "no clock"),
         ("{}", "no report"),
         ("not JSON", "no report"),
     ] {
