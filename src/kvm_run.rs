@@ -14,7 +14,7 @@ use kvm_ioctls::VcpuFd;
 use nix::errno::Errno;
 
 /// `_IO(KVMIO, 0x80)` (Linux `include/uapi/linux/kvm.h`).
-const KVM_RUN: libc::c_ulong = 0xae80;
+pub const KVM_RUN: libc::c_ulong = 0xae80;
 
 /// An address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,7 @@
 //! and is there to tell how it ended, should the host have killed it.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
@@ -14,11 +14,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, kill, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, getpid, getppid, pipe2};
 
-use crate::{signals, terminal};
+use crate::signals;
+use crate::terminal::Saved;
 
 /// The machine's end of the pipe by which it tells that it has closed standard error, and which file that is: a sandbox
 /// may close the descriptor, and another file get its number.
@@ -50,7 +50,7 @@ pub enum End {
 pub fn supervise() -> anyhow::Result<Side> {
     let threads = fs::read_dir("/proc/self/task").context("cannot read /proc/self/task")?.count();
     ensure!(threads == 1, "a process with {threads} threads cannot be divided");
-    let screen = Screen::now();
+    let screen = Saved::now();
     let (told, tell) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     // An ignored SIGCHLD would leave nobody to wait for.
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
@@ -159,28 +159,6 @@ fn hand_on(child: Pid, signal: i32, code: i32) {
     let by_key = matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && code == SI_KERNEL;
     if signal != Signal::SIGCHLD && !by_key {
         let _it_has_ended = kill(child, signal);
-    }
-}
-
-/// The terminal as it was, for a machine that has had no chance to restore it.
-struct Screen {
-    terminal: File,
-    settings: Termios,
-}
-
-impl Screen {
-    fn now() -> Option<Self> {
-        if !terminal::is_ours() {
-            return None;
-        }
-        let terminal = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
-        let settings = tcgetattr(&terminal).ok()?;
-        Some(Self { terminal, settings })
-    }
-
-    fn restore(&self) {
-        // There is nobody left to tell, and nothing else to try.
-        let _ = tcsetattr(&self.terminal, SetArg::TCSANOW, &self.settings);
     }
 }
 

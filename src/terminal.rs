@@ -1,6 +1,7 @@
 //! The user's terminal: raw while the guest has it, and as it was before on every way out.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
 use anyhow::Context;
@@ -39,6 +40,30 @@ impl RawTerminal {
 impl Drop for RawTerminal {
     fn drop(&mut self) {
         restore();
+    }
+}
+
+/// The terminal as it was, kept by a process that outlives the one that makes it raw, which may have no chance to restore it.
+pub struct Saved {
+    terminal: OwnedFd,
+    settings: Termios,
+}
+
+impl Saved {
+    /// As it is now, whatever becomes of standard input; nothing if it is not ours.
+    pub fn now() -> Option<Self> {
+        if !is_ours() {
+            return None;
+        }
+        let terminal = io::stdin().as_fd().try_clone_to_owned().ok()?;
+        let settings = termios::tcgetattr(&terminal).ok()?;
+        Some(Self { terminal, settings })
+    }
+
+    /// Gives it back so.
+    pub fn restore(&self) {
+        // There is nobody left to tell, and nothing else to try.
+        let _ = termios::tcsetattr(&self.terminal, SetArg::TCSANOW, &self.settings);
     }
 }
 

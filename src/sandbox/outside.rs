@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 
@@ -18,7 +17,7 @@ use super::news::{News, Reader};
 use super::post;
 use crate::signals;
 use crate::supervise;
-use crate::terminal;
+use crate::terminal::Saved;
 use crate::whole_file;
 
 /// The machine's process, seen from outside.
@@ -30,7 +29,7 @@ pub struct Outside {
     unwritten: Option<anyhow::Error>,
     signals: SignalFd,
     /// How the terminal was, if it is ours.
-    terminal: Option<Termios>,
+    terminal: Option<Saved>,
 }
 
 /// How the machine's process ended.
@@ -49,9 +48,7 @@ impl Outside {
     /// The host refuses a descriptor.
     pub(super) fn new(machine: Pid, news: Reader, post: post::Reader) -> anyhow::Result<Self> {
         let signals = take_signals()?;
-        let ours = terminal::is_ours();
-        let terminal = if ours { tcgetattr(io::stdin()).ok() } else { None };
-        Ok(Self { machine, news, post, unwritten: None, signals, terminal })
+        Ok(Self { machine, news, post, unwritten: None, signals, terminal: Saved::now() })
     }
 
     /// Attends the machine's process to its end.
@@ -156,9 +153,7 @@ impl Outside {
 
     /// What the machine's process had no time for.
     fn restore_terminal(&self) {
-        if let Some(before) = &self.terminal {
-            let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, before);
-        }
+        self.terminal.iter().for_each(Saved::restore);
     }
 }
 

@@ -12,8 +12,8 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::signal::SIGRTMIN;
 
-/// `_IO(KVMIO, 0x80)` (Linux `include/uapi/linux/kvm.h`).
-const KVM_RUN: u64 = 0xae80;
+use crate::kvm_run::KVM_RUN;
+
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)` (KVM API, KVM_SET_DEVICE_ATTR).
 const KVM_SET_DEVICE_ATTR: u64 = 0x4018_aee1;
 
@@ -46,7 +46,7 @@ pub fn run_while(vcpu: &mut VcpuFd, reason: u32) -> io::Result<u32> {
     let found = &raw const vcpu.get_kvm_run().exit_reason;
     loop {
         // SAFETY: the descriptor is a vCPU's, and this request has no argument.
-        let result = unsafe { libc::ioctl(fd, KVM_RUN as _, 0) };
+        let result = unsafe { libc::ioctl(fd, KVM_RUN, 0) };
         if result < 0 {
             let error = io::Error::last_os_error();
             return match error.raw_os_error() {
@@ -68,7 +68,7 @@ pub fn time_runs(vcpu: &mut VcpuFd, times: &mut [u32]) {
     for time in times {
         let start = ticks();
         // SAFETY: as above. It fails with EINTR, as it is told to.
-        unsafe { libc::ioctl(fd, KVM_RUN as _, 0) };
+        unsafe { libc::ioctl(fd, KVM_RUN, 0) };
         *time = u32::try_from(ticks() - start).unwrap_or(u32::MAX);
     }
 }

@@ -13,6 +13,7 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
+use crate::kvm_run::KVM_RUN;
 use rules::{Check, Rule};
 
 /// What a thread is there for.
@@ -196,7 +197,7 @@ fn with_quick_entry(program: BpfProgram) -> BpfProgram {
         load(0),
         goes_on_if(libc::SYS_ioctl as u32, 3),
         load(24),
-        goes_on_if(rules::KVM_RUN, 1),
+        goes_on_if(KVM_RUN as u32, 1),
         allow,
     ];
     [&quick[..], &program].concat()

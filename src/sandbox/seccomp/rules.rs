@@ -5,6 +5,8 @@
 
 use libc::*;
 
+use crate::kvm_run::KVM_RUN;
+
 /// What a call's arguments must be.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Check {
@@ -79,7 +81,6 @@ const THREAD: u64 = (CLONE_VM
 
 /// KVM API requests, `_IO`, `_IOR` and `_IOW` of type 0xae (Linux `include/uapi/linux/kvm.h`).
 mod kvm {
-    pub const RUN: u64 = 0xae80;
     pub const GET_REGS: u64 = 0x8090_ae81;
     pub const GET_SREGS: u64 = 0x8138_ae83;
     pub const GET_LAPIC: u64 = 0x8400_ae8e;
@@ -110,12 +111,9 @@ mod kvm {
     pub const GET_STATS_FD: u64 = 0xaece;
 }
 
-/// What a vCPU's thread calls ioctl(2) with at every exit.
-pub(super) const KVM_RUN: u32 = kvm::RUN as u32;
-
 /// Runs a vCPU, tells how it stands, and carries out what devices at ports do on its thread.
 pub(super) const VCPU: &[Rule] = &[
-    (SYS_ioctl, Request(kvm::RUN)),
+    (SYS_ioctl, Request(KVM_RUN)),
     // How it stands, of a guest that has crashed or may have.
     (SYS_ioctl, Request(kvm::GET_REGS)),
     (SYS_ioctl, Request(kvm::GET_SREGS)),

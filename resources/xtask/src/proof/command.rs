@@ -227,7 +227,7 @@ pub fn bytes(ground: &Ground, name: &str, mib: u64) -> Result<String> {
 pub fn files(ground: &Ground, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
     let folder = ground.file("files");
-    for sub in ["here", "shared", "root/bin"] {
+    for sub in ["here", "beside", "root/bin"] {
         fs::create_dir_all(folder.join(sub)).context("making folders")?;
     }
     fs::write(folder.join("here/file"), "host\n").context("writing a file")?;
@@ -245,9 +245,9 @@ pub fn files(ground: &Ground, name: &str) -> Result<String> {
     let listing = fs::read_dir(&here).context("looking at the folder")?.count();
     let content = fs::read_to_string(here.join("file")).context("reading the file again")?;
     ensure!(listing == 1 && content == "host\n" && !Path::new("/new").exists(), "the host has changed");
-    run(&["--share", "../shared"], "cd ../shared; touch x 2>/dev/null || echo refused", "refused\n")?;
-    run(&["--share", "../shared:/mnt:rw"], "echo kept >/mnt/x; mkdir /mnt/d; mv /mnt/x /mnt/d/y", "")?;
-    let kept = fs::read_to_string(folder.join("shared/d/y")).context("reading what the guest wrote")?;
+    run(&["--share", "../beside"], "cd ../beside; touch x 2>/dev/null || echo refused", "refused\n")?;
+    run(&["--share", "../beside:/mnt:rw"], "echo kept >/mnt/x; mkdir /mnt/d; mv /mnt/x /mnt/d/y", "")?;
+    let kept = fs::read_to_string(folder.join("beside/d/y")).context("reading what the guest wrote")?;
     ensure!(kept == "kept\n", "the share has {kept:?}");
     run(&["--env", "A=b c", "--env", "HOME"], "echo $A; test \"$HOME\" = ~ && echo home", "b c\nhome\n")?;
     run(
