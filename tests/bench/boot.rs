@@ -1,5 +1,4 @@
 //! `kite bench boot`: that a guest's boots are rows or have a reason, and that what makes no sense is refused.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
@@ -7,44 +6,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use attempt::{Attempt, End, KITE, no_kvm};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tempfile::TempDir;
 
-#[expect(dead_code, reason = "what only bad input needs")]
-#[path = "bad_input/attempt.rs"]
-mod attempt;
-#[expect(dead_code, reason = "what only bad input needs")]
-#[path = "bad_input/image.rs"]
-mod image;
+use crate::attempt::{Attempt, End, KITE, no_kvm};
+use crate::folder::Folder;
+use crate::image;
 
 /// Runs `kite bench boot`.
 fn boot(arguments: &[&str]) -> End {
     Attempt::new().run([&["bench", "boot"], arguments].concat())
 }
 
-/// A folder for what kite is told to write.
-struct Folder(TempDir);
-
 impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn text(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&self.text(name)).unwrap()
-    }
-
     /// A guest that prints and powers off.
     fn guest(&self, name: &str) -> String {
         let path = self.path(name);

@@ -1,45 +1,17 @@
-//! `kite bench`: that what can be measured is, that nothing is dropped, and that what makes no sense is refused.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! `kite bench exits`.
 
-use attempt::{Attempt, End, no_kvm};
 use serde_json::Value;
-use tempfile::TempDir;
 
-#[expect(dead_code, reason = "what only bad input needs")]
-#[path = "bad_input/attempt.rs"]
-mod attempt;
+use crate::attempt::{Attempt, End, no_kvm};
+use crate::folder::Folder;
 
 /// Runs `kite bench exits`.
 fn exits(arguments: &[&str]) -> End {
     Attempt::new().run([&["bench", "exits"], arguments].concat())
 }
 
-/// A folder for what kite is told to write.
-struct Folder(TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn text(&self, name: &str) -> String {
-        std::fs::read_to_string(self.path(name)).unwrap()
-    }
-
-    fn json(&self, name: &str) -> Value {
-        serde_json::from_str(&self.text(name)).unwrap()
-    }
-}
-
 fn refused(arguments: &[&str], word: &str) {
-    let end = exits(arguments);
-    assert_eq!((end.status.code(), end.stdout.as_str()), (Some(125), ""), "{arguments:?}");
-    assert!(end.stderr.starts_with("kite: ") && end.stderr.lines().count() == 1, "{}", end.stderr);
-    assert!(end.stderr.contains(word), "{arguments:?}: {}", end.stderr);
+    exits(arguments).assert_refusal(word);
 }
 
 #[test]
