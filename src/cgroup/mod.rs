@@ -92,6 +92,43 @@ struct Group {
     controllers: Vec<Controller>,
 }
 
+impl Group {
+    /// Sets the limits of its controllers.
+    fn limit(&self, limits: &Limits) -> anyhow::Result<()> {
+        let Self { folder, v2, .. } = self;
+        for controller in &self.controllers {
+            match (controller, limits) {
+                (Controller::Cpu, Limits { cpu: Some(quota), .. }) => {
+                    if *v2 {
+                        v2::cpu(folder, *quota)?
+                    } else {
+                        v1::cpu(folder, *quota)?
+                    }
+                }
+                (Controller::Memory, Limits { memory: Some(limit), .. }) => {
+                    if *v2 {
+                        v2::memory(folder, *limit)?
+                    } else {
+                        v1::memory(folder, *limit)?
+                    }
+                }
+                (Controller::Pids, Limits { pids: Some(most), .. }) => {
+                    set(folder, "pids.max", &most.to_string())?
+                }
+                (Controller::Io, _) => {
+                    if *v2 {
+                        v2::io(folder, limits)?
+                    } else {
+                        v1::io(folder, limits)?
+                    }
+                }
+                (Controller::Cpu | Controller::Memory | Controller::Pids, _) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A machine's group: one folder in each hierarchy that has something to limit. Removed when dropped, with every process
 /// that is still in it.
 #[derive(Debug)]
@@ -126,10 +163,7 @@ impl Cgroup {
             this.add_v2(&places, &for_v2, !needed.is_empty())?;
         }
         for group in &this.groups {
-            match group.v2 {
-                true => v2::limit(&group.folder, &group.controllers, limits)?,
-                false => v1::limit(&group.folder, &group.controllers, limits)?,
-            }
+            group.limit(limits)?;
         }
         Ok(this)
     }

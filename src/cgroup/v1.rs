@@ -36,31 +36,20 @@ pub fn make(place: &Place, name: &Name, controller: Controller) -> anyhow::Resul
     })
 }
 
-/// Sets the limits of these controllers.
+/// Sets how much processor time there is in each [`PERIOD`].
 ///
 /// # Errors
-/// The kernel refuses one.
-pub fn limit(folder: &Folder, controllers: &[Controller], limits: &Limits) -> anyhow::Result<()> {
-    for controller in controllers {
-        match controller {
-            Controller::Cpu => {
-                if let Some(quota) = limits.cpu {
-                    set(folder, "cpu.cfs_period_us", &PERIOD.to_string())?;
-                    set(folder, "cpu.cfs_quota_us", &quota.to_string())?;
-                }
-            }
-            Controller::Memory => memory(folder, limits.memory)?,
-            Controller::Pids => {
-                limits.pids.map(|most| set(folder, "pids.max", &most.to_string())).transpose()?;
-            }
-            Controller::Io => io(folder, limits)?,
-        }
-    }
-    Ok(())
+/// The kernel refuses it.
+pub fn cpu(folder: &Folder, quota: u64) -> anyhow::Result<()> {
+    set(folder, "cpu.cfs_period_us", &PERIOD.to_string())?;
+    set(folder, "cpu.cfs_quota_us", &quota.to_string())
 }
 
-fn memory(folder: &Folder, limit: Option<u64>) -> anyhow::Result<()> {
-    let Some(limit) = limit else { return Ok(()) };
+/// Sets how much memory there is.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn memory(folder: &Folder, limit: u64) -> anyhow::Result<()> {
     set(folder, "memory.limit_in_bytes", &limit.to_string())?;
     // Swap counts, too, unless the host kernel was told not to count it.
     if folder.has("memory.memsw.limit_in_bytes") {
@@ -78,7 +67,11 @@ pub fn has_reached_memory(folder: &Folder) -> bool {
     most.zip(limit).is_some_and(|(most, limit)| most.saturating_add(PIECE) >= limit)
 }
 
-fn io(folder: &Folder, limits: &Limits) -> anyhow::Result<()> {
+/// Sets how fast devices are.
+///
+/// # Errors
+/// The kernel refuses one.
+pub fn io(folder: &Folder, limits: &Limits) -> anyhow::Result<()> {
     for limit in &limits.io {
         let number = device::number(&limit.device)?;
         for (rate, value) in &limit.rates {

@@ -159,28 +159,19 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Sets the limits of these controllers.
+/// Sets how much processor time there is in each [`PERIOD`].
 ///
 /// # Errors
-/// The kernel refuses one.
-pub fn limit(folder: &Folder, controllers: &[Controller], limits: &Limits) -> anyhow::Result<()> {
-    for controller in controllers {
-        match controller {
-            Controller::Cpu => {
-                limits.cpu.map(|quota| set(folder, "cpu.max", &format!("{quota} {PERIOD}"))).transpose()?;
-            }
-            Controller::Memory => memory(folder, limits.memory)?,
-            Controller::Pids => {
-                limits.pids.map(|most| set(folder, "pids.max", &most.to_string())).transpose()?;
-            }
-            Controller::Io => io(folder, limits)?,
-        }
-    }
-    Ok(())
+/// The kernel refuses it.
+pub fn cpu(folder: &Folder, quota: u64) -> anyhow::Result<()> {
+    set(folder, "cpu.max", &format!("{quota} {PERIOD}"))
 }
 
-fn memory(folder: &Folder, limit: Option<u64>) -> anyhow::Result<()> {
-    let Some(limit) = limit else { return Ok(()) };
+/// Sets how much memory there is.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn memory(folder: &Folder, limit: u64) -> anyhow::Result<()> {
     set(folder, "memory.max", &limit.to_string())?;
     // Limits of memory and of swap are apart here: without swap the sum is the limit.
     if folder.has("memory.swap.max") {
@@ -198,7 +189,11 @@ pub fn has_reached_memory(folder: &Folder) -> bool {
     folder.number("memory.events", "oom").is_some_and(|times| times > 0)
 }
 
-fn io(folder: &Folder, limits: &Limits) -> anyhow::Result<()> {
+/// Sets how fast devices are.
+///
+/// # Errors
+/// The kernel refuses one.
+pub fn io(folder: &Folder, limits: &Limits) -> anyhow::Result<()> {
     for limit in &limits.io {
         let mut line = device::number(&limit.device)?;
         for (rate, value) in &limit.rates {
