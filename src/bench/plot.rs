@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use anyhow::anyhow;
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::Ranged;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::measured::{BlockMeasured, Measured, Way};
@@ -39,7 +41,7 @@ pub struct Plot {
 /// What a picture is drawn on.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Whether it could be drawn.
-pub type Drawn = Result<(), DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBackend>::ErrorType>>;
+pub type Drawn<T = ()> = Result<T, DrawingAreaErrorKind<<SVGBackend<'static> as DrawingBackend>::ErrorType>>;
 
 /// A way's colour.
 pub fn colour(way: impl Way) -> RGBColor {
@@ -59,6 +61,83 @@ pub fn plot(title: String, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Dra
         area.present().map_err(|error| cannot(&error))?;
     }
     Ok(Plot { title, svg })
+}
+
+/// Labels and keys.
+pub fn text() -> TextStyle<'static> {
+    TextStyle::from(FONT.into_font()).color(&INK)
+}
+
+/// Where horizontal bars are drawn: times to the right, the bars' numbers from the top down.
+pub type Plane<'a> = DrawingArea<SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// An empty plot of horizontal bars.
+pub struct Bars<'a> {
+    /// How many.
+    pub count: usize,
+    /// The longest, with some room.
+    pub most: f64,
+    /// Of the times.
+    pub unit: &'a str,
+    /// About how many times are written below.
+    pub labels: usize,
+    /// The room for names on the left, and for a key above.
+    pub room: (u32, u32),
+}
+
+impl Bars<'_> {
+    /// Draws its axis.
+    ///
+    /// # Errors
+    /// It cannot be drawn.
+    pub fn draw<'a>(&self, area: &Area<'a>) -> Drawn<Plane<'a>> {
+        let (left, above) = self.room;
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_top(above)
+            .x_label_area_size(32)
+            .y_label_area_size(left)
+            .build_cartesian_2d(0.0..self.most, self.count as f64..0.0)?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .label_style(FONT)
+            .y_labels(0)
+            .x_labels(self.labels)
+            .x_label_formatter(&|value| time(*value, self.unit))
+            .draw()?;
+        Ok(chart.plotting_area().clone())
+    }
+}
+
+/// Draws a line for each row, and a key if there are several.
+///
+/// # Errors
+/// It cannot be drawn.
+pub fn curves<'a, P: Way, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    rows: &[&Measured<P>],
+    position: SeriesLabelPosition,
+    points: impl Fn(&Measured<P>) -> Vec<(f64, f64)>,
+) -> Drawn
+where
+    X: Ranged<ValueType = f64>,
+    Y: Ranged<ValueType = f64>,
+{
+    for row in rows {
+        let style = colour(row.path).stroke_width(2);
+        let drawn = chart.draw_series(LineSeries::new(points(row), style))?;
+        if rows.len() > 1 {
+            let key = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style);
+            drawn.label(row.path.name()).legend(key);
+        }
+    }
+    if rows.len() > 1 {
+        chart.configure_series_labels().position(position).label_font(FONT).draw()?;
+    }
+    Ok(())
 }
 
 /// A range that holds all values with some room, of a logarithmic axis.
@@ -96,24 +175,9 @@ pub fn distribution<'a, P: Way + 'a>(
             .x_label_formatter(&|odds| quantile(*odds))
             .y_label_formatter(&|value| time(*value, unit))
             .draw()?;
-        for row in &rows {
-            let points = row.curve.iter().map(|[left, value]| (1.0 / left.max(LEAST_LEFT), value.max(0.01)));
-            let style = colour(row.path).stroke_width(2);
-            let drawn = chart.draw_series(LineSeries::new(points, style))?;
-            if rows.len() > 1 {
-                let key = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style);
-                drawn.label(row.path.name()).legend(key);
-            }
-        }
-        if rows.len() > 1 {
-            let labels = chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::UpperLeft)
-                .label_font(FONT)
-                .draw();
-            labels?;
-        }
-        Ok(())
+        let points = |[left, value]: &[f64; 2]| (1.0 / left.max(LEAST_LEFT), value.max(0.01));
+        let points = |row: &Measured<P>| row.curve.iter().map(points).collect();
+        curves(&mut chart, &rows, SeriesLabelPosition::UpperLeft, points)
     }))
 }
 

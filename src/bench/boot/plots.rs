@@ -7,7 +7,7 @@ use super::subject::Monitor;
 use super::table::words;
 use super::watch::Stage;
 use crate::bench::measured::{BlockMeasured, Way};
-use crate::bench::plot::{FONT, GRID, INK, Plot, SIZE, STAGES, colour, drift, plot};
+use crate::bench::plot::{Bars, FONT, GRID, Plot, SIZE, STAGES, curves, drift, plot, text};
 use crate::bench::time::time;
 
 /// Of each kernel, its boot by each monitor as a bar of its stages.
@@ -62,23 +62,7 @@ fn arrivals<'a>(title: &str, rows: impl Iterator<Item = &'a Measured>) -> Option
             .x_label_formatter(&|value| time(*value, unit))
             .y_label_formatter(&|part| format!("{:.0}%", part * 100.0))
             .draw()?;
-        for row in &rows {
-            let style = colour(row.path).stroke_width(2);
-            let drawn = chart.draw_series(LineSeries::new(steps(row, most), style))?;
-            if rows.len() > 1 {
-                let key = move |(x, y)| PathElement::new([(x, y), (x + 14, y)], style);
-                drawn.label(row.path.name()).legend(key);
-            }
-        }
-        if rows.len() > 1 {
-            let labels = chart
-                .configure_series_labels()
-                .position(SeriesLabelPosition::LowerRight)
-                .label_font(FONT)
-                .draw();
-            labels?;
-        }
-        Ok(())
+        curves(&mut chart, &rows, SeriesLabelPosition::LowerRight, |row| steps(row, most))
     }))
 }
 
@@ -108,24 +92,8 @@ fn timeline(report: &Report, id: &str) -> Option<anyhow::Result<Plot>> {
     let most = bars.iter().flat_map(|(_, stages)| stages).map(|(_, ns)| *ns).fold(0.0, f64::max) * 1.05;
     let size = (SIZE.0, 120 + 34 * bars.len() as u32);
     Some(plot(format!("{id}: from exec to each stage (medians)"), size, |area| {
-        let count = bars.len() as f64;
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .margin_top(60)
-            .x_label_area_size(32)
-            .y_label_area_size(50)
-            .build_cartesian_2d(0.0..most, count..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .label_style(FONT)
-            .y_labels(0)
-            .x_labels(5)
-            .x_label_formatter(&|value| time(*value, unit))
-            .draw()?;
-        let style = TextStyle::from(FONT.into_font()).color(&INK);
+        let plane = Bars { count: bars.len(), most, unit, labels: 5, room: (50, 60) }.draw(area)?;
+        let style = text();
         for (stage, place) in Stage::ALL.into_iter().zip(0i32..) {
             let (left, top) = (60 + 180 * (place / 2), 10 + 20 * (place % 2));
             area.draw(&Rectangle::new(
@@ -134,7 +102,6 @@ fn timeline(report: &Report, id: &str) -> Option<anyhow::Result<Plot>> {
             ))?;
             area.draw_text(&words(stage.name()), &style, (left + 16, top))?;
         }
-        let plane = chart.plotting_area();
         for (index, (monitor, stages)) in bars.iter().enumerate() {
             let y = index as f64;
             let mut from = 0.0;

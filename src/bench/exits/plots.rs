@@ -5,7 +5,9 @@ use plotters::prelude::*;
 use super::report::{Measured, Report};
 use super::sample::Path;
 use crate::bench::measured::BlockMeasured;
-use crate::bench::plot::{FONT, GRID, INK, Plot, SIZE, STAGES, colour, distribution, drift, plot};
+use crate::bench::plot::{
+    Bars, FONT, GRID, INK, Plot, SIZE, STAGES, colour, distribution, drift, plot, text,
+};
 use crate::bench::time::time;
 
 /// The width of one that is as wide as the page.
@@ -60,23 +62,8 @@ fn added(report: &Report) -> Option<anyhow::Result<Plot>> {
         bars.iter().map(|(_, raw, added)| raw + added.ci95[1].max(added.value)).fold(0.0, f64::max) * 1.05;
     let size = (WIDE, 60 + 22 * bars.len() as u32);
     Some(plot("What kite adds to the bare loop (median, 95% interval)".to_owned(), size, |area| {
-        let count = bars.len() as f64;
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .x_label_area_size(32)
-            .y_label_area_size(100)
-            .build_cartesian_2d(0.0..most, count..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .label_style(FONT)
-            .y_labels(0)
-            .x_labels(8)
-            .x_label_formatter(&|value| time(*value, unit))
-            .draw()?;
-        let plane = chart.plotting_area();
+        let count = bars.len();
+        let plane = Bars { count, most, unit, labels: 8, room: (100, 10) }.draw(area)?;
         for (index, (id, raw, added)) in bars.iter().enumerate() {
             let y = index as f64;
             let bar = |from, to, colour: RGBColor| {
@@ -87,11 +74,11 @@ fn added(report: &Report) -> Option<anyhow::Result<Plot>> {
             let [low, high] = added.ci95.map(|bound| raw + bound);
             plane.draw(&PathElement::new([(low, y + 0.5), (high, y + 0.5)], INK.stroke_width(2)))?;
             let (x, top) = plane.map_coordinate(&(0.0, y + 0.5));
-            let style = TextStyle::from(FONT.into_font()).color(&INK);
+            let style = text();
             area.draw_text(id, &style, (x - 96, top - 5))?;
             let sign = if added.value < 0.0 { "" } else { "+" };
-            let text = format!("{sign}{}", time(added.value, unit));
-            area.draw_text(&text, &style.color(&WHITE), (x + 6, top - 5))?;
+            let value = format!("{sign}{}", time(added.value, unit));
+            area.draw_text(&value, &style.color(&WHITE), (x + 6, top - 5))?;
         }
         Ok(())
     }))
@@ -128,7 +115,7 @@ fn stages(report: &Report, id: &str) -> Option<anyhow::Result<Plot>> {
             from += row.p50;
             let key = format!("{}: {}", row.stage.replace('_', " "), time(row.p50, unit));
             area.draw(&Rectangle::new([(30, 14 + 20 * line), (40, 24 + 20 * line)], colour.filled()))?;
-            area.draw_text(&key, &TextStyle::from(FONT.into_font()).color(&INK), (48, 11 + 20 * line))?;
+            area.draw_text(&key, &text(), (48, 11 + 20 * line))?;
         }
         Ok(())
     }))
@@ -140,29 +127,14 @@ fn peers(report: &Report) -> Option<anyhow::Result<Plot>> {
     let most = report.peers.iter().map(|peer| peer.p50).fold(0.0, f64::max) * 1.3;
     let size = (WIDE, 60 + 22 * report.peers.len() as u32);
     Some(plot("The same guest under other monitors (median)".to_owned(), size, |area| {
-        let count = report.peers.len() as f64;
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .x_label_area_size(32)
-            .y_label_area_size(150)
-            .build_cartesian_2d(0.0..most, count..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .label_style(FONT)
-            .y_labels(0)
-            .x_labels(8)
-            .x_label_formatter(&|value| time(*value, unit))
-            .draw()?;
-        let plane = chart.plotting_area();
+        let count = report.peers.len();
+        let plane = Bars { count, most, unit, labels: 8, room: (150, 10) }.draw(area)?;
         for (index, peer) in report.peers.iter().enumerate() {
             let y = index as f64;
             let colour = colour(if peer.name.starts_with("kite") { Path::Vmm } else { Path::Raw });
             plane.draw(&Rectangle::new([(0.0, y + 0.2), (peer.p50, y + 0.8)], colour.filled()))?;
             let (x, top) = plane.map_coordinate(&(0.0, y + 0.5));
-            let style = TextStyle::from(FONT.into_font()).color(&INK);
+            let style = text();
             area.draw_text(&format!("{} {}", peer.id, peer.name), &style, (x - 142, top - 5))?;
             let (end, _) = plane.map_coordinate(&(peer.p50, y));
             area.draw_text(&time(peer.p50, unit), &style, (end + 4, top - 5))?;
