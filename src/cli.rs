@@ -1,10 +1,12 @@
 //! The command line as data.
 
+use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,6 +33,9 @@ pub const NOT_EXECUTABLE: u8 = 126;
 pub const NOT_FOUND: u8 = 127;
 /// The guest crashed.
 pub const CRASHED: u8 = 255;
+
+/// Names the sandbox where no option does.
+const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -170,9 +175,9 @@ pub struct RunOptions {
     pub on_reboot: OnReboot,
     /// Lock kite itself in, with everything that Linux has: MODE[,no-LAYER]..., where MODE is auto, which uses what the
     /// host allows, require, which ends where that is not all, or none; and LAYER is namespaces, root, capabilities,
-    /// no-new-privs, rlimits, landlock or seccomp
-    #[arg(long, value_name = "SANDBOX", default_value = "auto", value_parser = ValueParser::new(sandbox::parse))]
-    pub sandbox: sandbox::Options,
+    /// no-new-privs, rlimits, landlock or seccomp [default: $KITE_SANDBOX, else auto]
+    #[arg(long, value_name = "SANDBOX", value_parser = ValueParser::new(sandbox::parse))]
+    sandbox: Option<sandbox::Options>,
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,
@@ -195,6 +200,23 @@ impl RunOptions {
     /// Whether a command is run.
     pub fn has_command(&self) -> bool {
         !self.command.command.is_empty()
+    }
+
+    /// The sandbox: the option's, else the environment's, else whatever the host allows.
+    ///
+    /// # Errors
+    /// The environment's makes no sense.
+    pub fn sandbox(&self) -> anyhow::Result<sandbox::Options> {
+        let named = || env::var_os(SANDBOX_VARIABLE).filter(|text| !text.is_empty());
+        match (self.sandbox, named()) {
+            (Some(option), _) => Ok(option),
+            (None, None) => Ok(sandbox::Options::default()),
+            (None, Some(text)) => {
+                let text = text.to_string_lossy();
+                sandbox::parse(&text)
+                    .map_err(|why| anyhow!("invalid value '{text}' for ${SANDBOX_VARIABLE}: {why}"))
+            }
+        }
     }
 
     /// RAM in bytes.
@@ -305,10 +327,14 @@ pub fn run_options(arguments: &[OsString]) -> Result<Box<RunOptions>, String> {
 /// What is wrong with them, in one line.
 pub fn check(arguments: &[OsString]) -> Result<(), String> {
     let all = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned());
-    Cli::try_parse_from(all).map(drop).map_err(|error| match error.kind() {
+    let command = Cli::try_parse_from(all).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
         _ => one_line(&error),
-    })
+    });
+    match command?.command {
+        Command::Run(options) => options.sandbox().map(drop).map_err(|error| format!("{error:#}")),
+        _ => Ok(()),
+    }
 }
 
 /// Tells the user on standard error, in one line. Whether anybody reads it changes nothing.

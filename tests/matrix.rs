@@ -116,6 +116,19 @@ fn every_command_runs_on_every_kernel_and_a_table_tells() {
 }
 
 #[test]
+fn the_environment_s_sandbox_is_that_of_every_run() {
+    let matrix = Matrix::new(&command("c", "'echo \"$KITE_SANDBOX\"'"));
+    let folder = matrix.path("logs");
+    let mut kite = matrix.command(&["--output", folder.to_str().unwrap()]);
+    let status = kite.env("KITE_SANDBOX", "auto,no-seccomp").stderr(Stdio::null()).status().unwrap();
+    assert!(status.success());
+    for kernel in ["A", "B"] {
+        let printed = fs::read_to_string(folder.join(kernel).join("c.stdout")).unwrap();
+        assert_eq!(printed, "auto,no-seccomp\n", "{kernel}");
+    }
+}
+
+#[test]
 fn the_exit_status_is_the_worst() {
     for (scripts, expected, told) in [
         (&["exit 0", "exit 3"][..], 3, "exit 3"),

@@ -42,12 +42,15 @@ pub(crate) use prepared::Prepared;
 /// # Errors
 /// kite or the host failed.
 pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+    // Told before anything is made.
+    options.sandbox()?;
     confined::run(options, begun)
 }
 
 /// Runs the guest to its end in this process.
 fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     let inherited = Inherited::now();
+    let sandbox = options.sandbox()?;
     let mut gauges = Gauges::open(&options.measure, begun)?;
     if options.has_command() {
         return command::run(options, gauges, inherited);
@@ -56,12 +59,12 @@ fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     check_memory(options.memory())?;
     let timeline = gauges.timeline().clone();
     let boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
-    let signals = Signals::take_over(options.sandbox.splits())?;
+    let signals = Signals::take_over(sandbox.splits())?;
     let mut console = Console::new(signals, console::prefers_hvc(&boot.cmdline), timeline.clone())?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
     let extra = Extra { hvc, ..Extra::default() };
     let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
-    let mut inside = match split(options.sandbox, inherited, &mut devices)? {
+    let mut inside = match split(sandbox, inherited, &mut devices)? {
         Half::Inside(inside) => inside,
         Half::Ended(end) => {
             // The ports' sockets go with it.

@@ -24,6 +24,7 @@ impl Prepared {
     /// # Errors
     /// `kite run` would not start with them.
     pub fn new(options: &RunOptions) -> anyhow::Result<Self> {
+        options.sandbox()?;
         check_memory(options.memory())?;
         let kernel = image::kernel_path(options.kernel.as_deref())?;
         let boot = Boot::prepare(options)?;

@@ -1,6 +1,7 @@
 //! Command lines that make no sense.
 
 use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
 
 use crate::attempt::{Attempt, KITE, no_kvm, run};
 use crate::image::{bzimage_with, elf};
@@ -146,5 +147,47 @@ fn limits_and_groups_that_make_no_sense_are_refused() {
     refused(&["--limit", "cpu=1", "--limit", "cpu=2"], "--limit: cpu is limited twice");
     for name in ["", ".", "..", "../a", "a/b", "/a", ".a", "-", "a b", "a\n", "cgroup.procs", "memory.max"] {
         refused(&[&format!("--cgroup={name}")], "--cgroup");
+    }
+}
+
+#[test]
+fn sandboxes_that_make_no_sense_are_refused_from_wherever_they_come() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    for (sandbox, expected) in [
+        ("maybe", "it is auto, require or none"),
+        ("require,seccomp", "behind auto or require there are no-namespaces"),
+        ("auto,no-namespaces", "add no-root"),
+        ("require\nnone", "it is auto, require or none"),
+    ] {
+        attempt.kernel_refused(&kernel, &[&format!("--sandbox={sandbox}")], expected);
+        let run =
+            |options: &[&str]| attempt.end_of(run(KITE, &kernel).args(options).env("KITE_SANDBOX", sandbox));
+        for options in [&[][..], &["--limit", "pids=1000"], &["--", "true"]] {
+            let end = run(options);
+            end.assert_refusal(expected);
+            end.assert_refusal("$KITE_SANDBOX");
+        }
+        // The option wins.
+        assert!(!run(&["--sandbox=none"]).stderr.contains("KITE_SANDBOX"));
+    }
+    let end =
+        attempt.end_of(run(KITE, &kernel).env("KITE_SANDBOX", std::ffi::OsStr::from_bytes(b"auto\xff")));
+    end.assert_refusal("$KITE_SANDBOX");
+}
+
+#[test]
+fn what_starts_kite_many_times_refuses_a_sandbox_that_makes_no_sense_once() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let path = kernel.to_str().unwrap();
+    let matrix = format!(
+        "[[kernel]]\nname = 'A'\npath = '{path}'\n[[kernel]]\nname = 'B'\npath = '{path}'\n\
+         [[command]]\nname = 'c'\nrun = ['true']\n"
+    );
+    let matrix = attempt.file("matrix.toml", matrix.as_bytes());
+    for arguments in [&["matrix", matrix.to_str().unwrap()][..], &["bench", "boot", "--kernel", path]] {
+        let mut kite = Command::new(KITE);
+        attempt.end_of(kite.args(arguments).env("KITE_SANDBOX", "maybe")).assert_refusal("$KITE_SANDBOX");
     }
 }

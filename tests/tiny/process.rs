@@ -92,11 +92,16 @@ impl Kite {
         Self::spawn(elf, command.stdin(stdin).stdout(stdout))
     }
 
-    /// Runs a guest as the shell would with `redirection` behind the command.
+    /// Runs a guest as the shell would with `redirection`, or options, behind the command.
     pub fn redirected(guest: &'static Blob, redirection: &str) -> Self {
+        Self::in_shell(guest, "", redirection)
+    }
+
+    /// Runs a guest as the shell would with `assignments` of variables before the command and `options` behind it.
+    pub fn in_shell(guest: &'static Blob, assignments: &str, options: &str) -> Self {
         let elf = Elf::new(guest.code(), Entry::Long);
         let mut shell = Command::new("sh");
-        let script = format!("exec \"$0\" run --memory 64M --kernel \"$1\" {redirection}");
+        let script = format!("{assignments} exec \"$0\" run --memory 64M --kernel \"$1\" {options}");
         shell.args(["-c", &script, KITE]).arg(&elf.path);
         Self::spawn(elf, shell.stdin(Stdio::null()).stdout(Stdio::piped()))
     }

@@ -154,6 +154,30 @@ fn a_layer_is_left_out_by_name() {
 }
 
 #[test]
+fn the_environment_names_the_sandbox_where_no_option_does() {
+    const NAME: &str = "the_environment_names_the_sandbox_where_no_option_does";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    for (variable, option, seccomp) in [
+        ("none", "", "0"),
+        ("auto,no-seccomp", "", "0"),
+        ("require", "", "2"),
+        ("", "", "2"),
+        ("none", "--sandbox require", "2"),
+        ("require", "--sandbox none", "0"),
+        ("nonsense", "--sandbox none", "0"),
+    ] {
+        let kite = Kite::in_shell(&FOR_EVER, &format!("KITE_SANDBOX={variable}"), option);
+        kite.expect_more_than(0);
+        let process = PathBuf::from(format!("/proc/{}", kite.id()));
+        assert_eq!(field(&process, "Seccomp"), seccomp, "{variable:?} {option:?}");
+        kite.signal(Signal::SIGTERM);
+        kite.end().assert_killed_by(Signal::SIGTERM);
+    }
+}
+
+#[test]
 fn a_job_that_is_stopped_stops_its_machine_and_both_go_on() {
     if no_kvm("a_job_that_is_stopped_stops_its_machine_and_both_go_on") {
         return;

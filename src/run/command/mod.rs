@@ -73,7 +73,7 @@ fn to_its_end(
     inherited: Inherited,
 ) -> anyhow::Result<Run> {
     let begun = Instant::now();
-    let command = &options.command;
+    let (command, sandbox) = (&options.command, options.sandbox()?);
     footprint::keep_one_heap();
     check_memory(options.memory())?;
     prepare::check(options)?;
@@ -86,12 +86,12 @@ fn to_its_end(
     }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?;
-    let signals = Signals::take_over(options.sandbox.splits())?;
+    let signals = Signals::take_over(sandbox.splits())?;
     let mut session = Session::new(signals, terminal, log, timeline.clone())?;
     let folders = shares.paths();
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
     let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
-    let mut inside = match split(options.sandbox, inherited, &mut devices)? {
+    let mut inside = match split(sandbox, inherited, &mut devices)? {
         Half::Inside(inside) => inside,
         Half::Ended(end) => return Ok(Run::Elsewhere(end)),
     };
