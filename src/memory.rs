@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, ensure};
@@ -31,7 +32,26 @@ const WORTH_MAPPING: u64 = 16 * PAGE;
 /// The guest's RAM.
 pub struct GuestRam {
     memory: GuestMemory,
+    system: SystemFiles,
     mapped: Mutex<Vec<Mapped>>,
+}
+
+/// Root's files that only root may write. Those who install kernels replace them and never rewrite them.
+#[derive(Clone, Debug, Default)]
+pub struct SystemFiles(Vec<(u64, u64)>);
+
+impl SystemFiles {
+    /// Those among the files at these paths. In a user namespace that has only the user nobody can tell who owns a file any
+    /// more, so this is to be asked before.
+    pub fn among<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Self {
+        let files = paths.into_iter().filter_map(|path| path.metadata().ok());
+        let system = files.filter(|it| it.uid() == 0 && it.mode() & 0o022 == 0);
+        Self(system.map(|it| (it.dev(), it.ino())).collect())
+    }
+
+    fn contains(&self, file: &File) -> bool {
+        file.metadata().is_ok_and(|it| self.0.contains(&(it.dev(), it.ino())))
+    }
 }
 
 /// Pages of a file in guest memory.
@@ -59,9 +79,14 @@ impl GuestRam {
             regions.push(region.map_err(|error| cannot(&error))?);
         }
         let memory = GuestMemory::from_regions(regions).map_err(|error| cannot(&error))?;
-        let ram = Self { memory, mapped: Mutex::default() };
+        let ram = Self { memory, system: SystemFiles::default(), mapped: Mutex::default() };
         ram.keep_small_pages(0, HIGH_MEMORY)?;
         Ok(ram)
+    }
+
+    /// The same, which relies on these files not to change.
+    pub fn relying_on(self, system: SystemFiles) -> Self {
+        Self { system, ..self }
     }
 
     /// Keeps huge pages out of a range that gets a few small tables: clearing a huge one takes longer than all of them.
@@ -99,7 +124,7 @@ impl GuestRam {
     fn place_file(&self, at: u64, file: &Arc<File>, offset: u64, len: u64) -> anyhow::Result<()> {
         let head = (at.next_multiple_of(PAGE) - at).min(len);
         let whole = (len - head) / PAGE * PAGE;
-        if at % PAGE != offset % PAGE || whole < WORTH_MAPPING || !unchanging(file) {
+        if at % PAGE != offset % PAGE || whole < WORTH_MAPPING || !self.is_unchanging(file) {
             return self.copy(at, file, offset, len);
         }
         self.copy(at, file, offset, head)?;
@@ -139,6 +164,12 @@ impl GuestRam {
         }
         self.mapped().push(Mapped { host, len, file: file.clone() });
         Ok(())
+    }
+
+    /// Whether the file's content stays as it is until [`GuestRam::detach_files`]: it is leased, or, as a lease on root's
+    /// files is root's to take, it is one of the system's.
+    fn is_unchanging(&self, file: &File) -> bool {
+        lease(file, libc::F_RDLCK) || (!nix::unistd::geteuid().is_root() && self.system.contains(file))
     }
 
     fn mapped(&self) -> MutexGuard<'_, Vec<Mapped>> {
@@ -229,14 +260,6 @@ fn at_huge_page<T>(len: usize, map: impl FnOnce() -> T) -> io::Result<T> {
     Ok(mapped)
 }
 
-/// Whether the file's content stays as it is until [`GuestRam::detach_files`]: the program that runs cannot be
-/// written, others are leased. Root's files that only root may write are replaced, not rewritten, by those who
-/// install kernels; a lease on them is root's to take.
-fn unchanging(file: &File) -> bool {
-    let system = |file: &File| file.metadata().is_ok_and(|it| it.uid() == 0 && it.mode() & 0o022 == 0);
-    lease(file, libc::F_RDLCK) || (system(file) && !nix::unistd::geteuid().is_root())
-}
-
 fn lease(file: &File, kind: libc::c_int) -> bool {
     let fd = file.as_raw_fd();
     // SAFETY: take no pointer. Whoever takes a lease is told of its end, unless the file has an owner: the process is
@@ -301,6 +324,17 @@ mod tests {
         ram.detach_files().unwrap();
         std::fs::write(&path, vec![0x55; 300_000]).unwrap();
         holds(&ram, 0x10_0000, &bytes);
+    }
+
+    #[test]
+    fn only_root_s_files_that_others_may_not_write_are_the_system_s() {
+        let (path, file, _) = file(1);
+        let system = SystemFiles::among([Path::new("/etc/passwd"), Path::new("/nowhere"), &path]);
+        assert!(system.contains(&File::open("/etc/passwd").unwrap()));
+        assert!(!system.contains(&File::open("/etc/group").unwrap()));
+        assert_eq!(system.contains(&file), nix::unistd::geteuid().is_root());
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o620)).unwrap();
+        assert!(!SystemFiles::among([&*path]).contains(&file));
     }
 
     #[test]

@@ -14,12 +14,15 @@ use boot::kernel::{self, Image, Protocol};
 use super::devices::Devices;
 use super::modules;
 use crate::cli::{ConsoleDevice, RunOptions};
+use crate::memory::SystemFiles;
 use crate::task;
 
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
 /// from a reboot; and there are no PCI and no other serial ports to look for.
 const CMDLINE: &str = "panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
 const KERNELS: &str = "/boot";
+/// kite itself, whatever has become of its file.
+const ITSELF: &str = "/proc/self/exe";
 const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 /// What is booted, but for the initrd.
@@ -27,6 +30,8 @@ pub(super) struct Boot {
     pub image: Image,
     /// Files that may have its symbols.
     pub symbols: Vec<File>,
+    /// Which of the files that it and the initrd are made of are the system's.
+    pub system: SystemFiles,
     pub cmdline: String,
     /// What the initrd is called.
     pub module: String,
@@ -78,7 +83,9 @@ impl Boot {
         let modules = modules::folder(options, &path, image.version().as_deref());
         let module = options.initrd.as_deref().map(one_word).unwrap_or_default();
         let symbols = Symbols::files_beside(&path, image.version().as_deref());
-        Ok(Self { image, symbols, cmdline, module, conventions, modules, task: None })
+        let files = [path.as_path(), Path::new(ITSELF)].into_iter().chain(options.initrd.as_deref());
+        let system = SystemFiles::among(files);
+        Ok(Self { image, symbols, system, cmdline, module, conventions, modules, task: None })
     }
 }
 
@@ -185,6 +192,6 @@ fn read_initrd(path: &Path) -> anyhow::Result<Vec<Piece>> {
 fn build_initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
     let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
-    let init = File::open("/proc/self/exe").context("cannot open kite's own executable")?;
+    let init = File::open(ITSELF).context("cannot open kite's own executable")?;
     Ok(initramfs::standard(Arc::new(init), &modules, &files).context("cannot build the initramfs")?.pieces)
 }

@@ -159,7 +159,8 @@ impl Start<'_> {
     ) -> anyhow::Result<Machine> {
         let Self { options, board, boot, kvm, initrd } = self;
         let board = *board;
-        let ram = Arc::new(timeline.phase("memory", || GuestRam::new(board.ram))?);
+        let ram = timeline.phase("memory", || GuestRam::new(board.ram))?;
+        let ram = Arc::new(ram.relying_on(boot.system.clone()));
         let load = || -> anyhow::Result<_> {
             let initrd = match initrd {
                 Some(initrd) => initrd,
