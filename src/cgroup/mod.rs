@@ -147,6 +147,10 @@ impl Cgroup {
     /// # Errors
     /// The host lacks what a limit needs, does not let this user, or another kite has the group.
     pub fn create(name: &Name, limits: &Limits) -> anyhow::Result<Self> {
+        // A limit that makes no sense is told of before what this user may not do.
+        for limit in &limits.io {
+            device::number(&limit.device)?;
+        }
         let places = own_places()?;
         let needed = limits.controllers();
         let wanted = if needed.is_empty() { Controller::COUNTING.to_vec() } else { needed.clone() };
