@@ -1,5 +1,6 @@
 //! The signals that kite waits for instead of dying of them: there is a terminal to restore first.
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,12 +49,18 @@ pub(crate) fn are_asked() -> bool {
 }
 
 /// The signals that came, and were taken over.
-pub struct Signals(SignalFd);
+pub struct Signals {
+    descriptor: SignalFd,
+    /// How often each has come by itself, and how often from the process outside, if there is one.
+    handed_on: Option<RefCell<[[u32; 2]; HIGHEST]>>,
+}
+
+/// Signals have lower numbers.
+const HIGHEST: usize = 65;
 
 impl Signals {
     /// Takes over what ends kite, and what does not: `SIGIO` and `SIGWINCH`; to be called before there is a second thread.
-    /// With `handed_on`, what ends kite comes from the process outside ([`pass_on`]), and from nowhere else: a terminal's
-    /// signals reach both.
+    /// With `handed_on`, what ends kite may also come from the process outside ([`pass_on`]).
     ///
     /// # Errors
     /// The host refuses a descriptor.
@@ -61,25 +68,44 @@ impl Signals {
         let news = NEWS.map(|signal| signal as i32);
         let ending: Vec<i32> = ending().iter().map(|signal| signal as i32).collect();
         let stand_ins: Vec<i32> = ending.iter().map(|signal| stand_in(*signal)).collect();
-        let waited = set([&news[..], if handed_on { &stand_ins } else { &ending }]);
+        let waited = set([&news[..], &ending, if handed_on { &stand_ins } else { &[] }]);
         // Reading a terminal that another job has fails with the last one blocked, instead of stopping us, and the guest
         // with us.
         let blocked = set([&news[..], &ending, &stand_ins, &[Signal::SIGTTIN as i32]]);
         blocked.thread_block().context("cannot block signals")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        Ok(Self(SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")?))
+        let descriptor = SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")?;
+        let handed_on = handed_on.then(|| RefCell::new([[0; 2]; HIGHEST]));
+        Ok(Self { descriptor, handed_on })
     }
 
     /// The next signal, if one has come.
     pub fn next(&self) -> Option<i32> {
-        let signal = self.0.read_signal().ok()??.ssi_signo as i32;
-        Some(if signal >= SIGRTMIN() { signal - stand_in(0) } else { signal })
+        loop {
+            let signal = self.descriptor.read_signal().ok()??.ssi_signo as i32;
+            let is_stand_in = signal >= SIGRTMIN();
+            let signal = if is_stand_in { signal - stand_in(0) } else { signal };
+            if is_news(signal) || self.is_new(signal, is_stand_in) {
+                return Some(signal);
+            }
+        }
+    }
+
+    /// Whether it has not come the other way yet: a terminal's signals, and those to a whole group, reach the process
+    /// outside too, which hands them on.
+    fn is_new(&self, signal: i32, is_stand_in: bool) -> bool {
+        let Some(handed_on) = &self.handed_on else { return true };
+        let mut handed_on = handed_on.borrow_mut();
+        let Some(ways) = handed_on.get_mut(signal as usize) else { return false };
+        let (this, other) = (usize::from(is_stand_in), usize::from(!is_stand_in));
+        ways[this] += 1;
+        ways[this] > ways[other]
     }
 }
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.descriptor.as_fd()
     }
 }
 
@@ -134,4 +160,20 @@ fn is_ignored(signal: Signal) -> bool {
 /// Whether the signal is about files or the terminal, and ends nothing.
 pub fn is_news(signal: i32) -> bool {
     NEWS.iter().any(|it| *it as i32 == signal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_comes_both_ways_is_one() {
+        const TERM: i32 = Signal::SIGTERM as i32;
+        let signals = Signals::take_over(true).unwrap();
+        // By itself, then handed on; the other way round; and twice by itself.
+        let ways = [false, true, true, false, false, false, true];
+        let new = ways.map(|is_stand_in| signals.is_new(TERM, is_stand_in));
+        assert_eq!(new, [true, false, true, false, true, true, false]);
+        assert!(signals.is_new(Signal::SIGINT as i32, true) && !signals.is_new(999, false));
+    }
 }

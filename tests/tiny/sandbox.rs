@@ -141,6 +141,20 @@ fn neither_half_outlives_the_other() {
 }
 
 #[test]
+fn a_signal_to_the_machine_s_process_ends_kite_once() {
+    const NAME: &str = "a_signal_to_the_machine_s_process_ends_kite_once";
+    if no_kvm(NAME) {
+        return;
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (kite, machine) = running(&[]);
+        let id = machine.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).unwrap();
+        kite.end().assert_killed_by(signal);
+    }
+}
+
+#[test]
 fn a_layer_is_left_out_by_name() {
     const NAME: &str = "a_layer_is_left_out_by_name";
     if no_kvm(NAME) || is_forbidden(NAME) {
