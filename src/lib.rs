@@ -34,7 +34,6 @@ pub mod run;
 pub mod sandbox;
 pub mod signals;
 pub mod stats;
-pub mod supervise;
 pub mod tap;
 pub mod task;
 pub mod terminal;

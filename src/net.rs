@@ -139,21 +139,11 @@ impl Spec {
 }
 
 impl Network {
-    /// Follows passt to its end, if this has one, on a thread. It goes with the last of the processes that have this.
-    ///
-    /// # Errors
-    /// The host has no thread left.
-    pub fn watch(&mut self) -> anyhow::Result<()> {
+    /// passt, if this has one, to be watched by whoever has it. It goes with the last of the processes that have this.
+    pub fn take_program(&mut self) -> Option<Child> {
         match &mut self.to {
-            Open::User(_, passt) => passt.take().map_or(Ok(()), passt::watch),
-            Open::Tap(_) => Ok(()),
-        }
-    }
-
-    /// Leaves passt to be watched by another process, which has this too.
-    pub fn leave(&mut self) {
-        if let Open::User(_, passt) = &mut self.to {
-            *passt = None;
+            Open::User(_, passt) => passt.take(),
+            Open::Tap(_) => None,
         }
     }
 

@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::net::Forward;
+use crate::sandbox;
 
 /// The stack of the thread that waits for passt, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
@@ -125,7 +126,9 @@ fn is_news(line: &str) -> bool {
 /// # Errors
 /// The host has none left.
 pub fn watch(mut child: Child) -> anyhow::Result<()> {
+    let entry = sandbox::Entry::new();
     let run = move || {
+        entry.confine(sandbox::Thread::Outside);
         if let Some(stderr) = child.stderr.take() {
             let lines = BufReader::new(stderr).lines().map_while(Result::ok);
             lines.filter(|line| is_news(line)).for_each(|line| log::warn!("passt: {line}"));
@@ -200,7 +203,7 @@ mod tests {
             return;
         }
         let mut network = net::parse("user,mac=02:00:00:01:02:03").unwrap().open(0).unwrap();
-        network.watch().unwrap();
+        watch(network.take_program().unwrap()).unwrap();
         let mut driver = Driver::new(|_| network.device().unwrap());
         driver.start(0);
         assert_eq!(children(), 1);

@@ -5,10 +5,9 @@
 //! bounded buffers, and then with who wrote it. What a client has sent is the guest's to read after the client has gone,
 //! as long as the guest keeps the port open.
 
-use std::fs::{self, Metadata};
+use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,8 +17,11 @@ use std::thread::JoinHandle;
 use anyhow::{Context, anyhow, ensure};
 use devices::virtio::console::{Host, MOST_NAMED, NAME_LIMIT, Port};
 use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::sandbox;
 
@@ -135,9 +137,9 @@ impl Ports {
         Ok(())
     }
 
-    /// Leaves it to another process, which has them too, to remove the sockets.
-    pub fn leave_names(&mut self) {
-        self.names.drain(..).for_each(std::mem::forget);
+    /// The sockets' names, to be removed by whoever has them.
+    pub fn take_names(&mut self) -> Vec<Name> {
+        std::mem::take(&mut self.names)
     }
 
     /// The host's ends, in the order of the command line.
@@ -200,28 +202,50 @@ fn wait(wake: &Wake, lines: &[Line]) -> Vec<bool> {
     places.into_iter().map(|place| place.is_some_and(gone)).collect()
 }
 
-/// A socket's name, which is removed when dropped if it is still that socket's.
-struct Name {
-    path: PathBuf,
-    identity: (u64, u64),
+/// A socket's name, which is removed when dropped if it is still that socket's. Its folder stays the one that it is,
+/// whoever moves it or plants a link there.
+pub struct Name {
+    folder: OwnedFd,
+    name: OsString,
+    /// Nothing if the name is another process's to remove.
+    identity: Option<(u64, u64)>,
+}
+
+impl Name {
+    fn of(path: &Path) -> io::Result<Self> {
+        let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
+        let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        Ok(Self { identity: Some(identity(&folder, &name)?), folder, name })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// Leaves it to another process, which has it too, to remove it.
+    pub fn leave(mut self) {
+        self.identity = None;
+    }
 }
 
 fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
     let listener = UnixListener::bind(path)?;
-    let name = Name { path: path.to_owned(), identity: identity(&fs::symlink_metadata(path)?) };
+    let name = Name::of(path)?;
     listener.set_nonblocking(true)?;
     Ok((listener, name))
 }
 
-fn identity(file: &Metadata) -> (u64, u64) {
-    (file.dev(), file.ino())
+fn identity(folder: &OwnedFd, name: &OsStr) -> nix::Result<(u64, u64)> {
+    fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(|it| (it.st_dev, it.st_ino))
 }
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|it| identity(&it) == self.identity) {
+        if self.identity.is_some() && identity(&self.folder, &self.name).ok() == self.identity {
             // Nobody is left to tell of a failure.
-            let _ = fs::remove_file(&self.path);
+            let _ = unlinkat(&self.folder, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
 }

@@ -139,6 +139,11 @@ fn stand_in(signal: i32) -> i32 {
     SIGRTMIN() + 1 + signal
 }
 
+/// Whether kite may be told to end by this signal.
+pub(crate) fn ends(signal: i32) -> bool {
+    ENDING.iter().any(|it| *it as i32 == signal)
+}
+
 /// The signals that are to end kite.
 pub(crate) fn ending() -> SigSet {
     let is_asked = IS_ASKED.load(Ordering::SeqCst);

@@ -46,7 +46,7 @@ impl Drop for RawTerminal {
 /// The terminal as it was, kept by a process that outlives the one that makes it raw, which may have no chance to restore it.
 pub struct Saved {
     terminal: OwnedFd,
-    settings: Termios,
+    settings: libc::termios,
 }
 
 impl Saved {
@@ -56,14 +56,14 @@ impl Saved {
             return None;
         }
         let terminal = io::stdin().as_fd().try_clone_to_owned().ok()?;
-        let settings = termios::tcgetattr(&terminal).ok()?;
+        let settings = termios::tcgetattr(&terminal).ok()?.into();
         Some(Self { terminal, settings })
     }
 
     /// Gives it back so.
     pub fn restore(&self) {
         // There is nobody left to tell, and nothing else to try.
-        let _ = termios::tcsetattr(&self.terminal, SetArg::TCSANOW, &self.settings);
+        let _ = termios::tcsetattr(&self.terminal, SetArg::TCSANOW, &self.settings.into());
     }
 }
 

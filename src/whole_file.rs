@@ -1,15 +1,24 @@
 //! Files that programs read, and find whole at any time: written beside and then given their name.
 
-use std::fs::{self, File, Permissions};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use nix::fcntl::OFlag;
-use nix::unistd::{AccessFlags, access};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, access, unlinkat};
 
 use crate::sandbox::{self, post};
+
+/// How many names are tried for a file that is being written: who has taken so many wants none to be.
+const NAMES: usize = 16;
 
 /// Refuses a path that [`write`] would: to be asked before the work that is to be told of.
 ///
@@ -45,8 +54,7 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
 /// # Errors
 /// Those of [`check`].
 pub fn expect(path: &Path) -> anyhow::Result<()> {
-    check(path)?;
-    post::expect(path);
+    post::expect(Place::of(path)?);
     Ok(())
 }
 
@@ -88,17 +96,116 @@ pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>
         content(&mut text).with_context(what)?;
         return post::send(path, &text).unwrap_or(Ok(())).with_context(what);
     }
-    check(path)?;
-    // As any new file: the process's umask takes from it.
-    let permissions = Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new()
-        .prefix(".kite-")
-        .permissions(permissions)
-        .tempfile_in(folder(path))
-        .with_context(what)?;
-    content(file.as_file_mut()).with_context(what)?;
-    file.persist(path).map_err(|error| error.error).with_context(what)?;
-    Ok(())
+    let place = post::expected(path).map_or_else(|| Place::of(path).map(Arc::new), Ok)?;
+    let mut draft = Draft::of(place)?;
+    content(&mut draft).with_context(what)?;
+    draft.finish()
+}
+
+/// Where a file is to be. Its folder stays the one that it is now, whoever moves it or plants a link there.
+pub struct Place {
+    folder: OwnedFd,
+    name: OsString,
+    path: PathBuf,
+}
+
+impl Place {
+    /// The one at `path`.
+    ///
+    /// # Errors
+    /// Those of [`check`].
+    pub fn of(path: &Path) -> anyhow::Result<Self> {
+        check(path)?;
+        let what = || format!("cannot open the folder of {}", path.display());
+        let name = path.file_name().with_context(what)?.to_owned();
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let folder = open(&folder(path), flags, Mode::empty()).with_context(what)?;
+        Ok(Self { folder, name, path: path.to_owned() })
+    }
+
+    /// What the user calls it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
+    }
+
+    /// Whether a file may take its name: that may have become something else's.
+    fn check(&self) -> anyhow::Result<()> {
+        match fstatat(&self.folder, self.name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot look at {}", self.path.display())),
+            Ok(it) if it.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits() => Ok(()),
+            Ok(_) => bail!("{}: is not a regular file", self.path.display()),
+        }
+    }
+}
+
+/// A file that is being written, beside its place. Removed when dropped before it is whole.
+pub struct Draft {
+    place: Arc<Place>,
+    name: String,
+    file: File,
+}
+
+impl Draft {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// It cannot be made there.
+    pub fn of(place: Arc<Place>) -> anyhow::Result<Self> {
+        place.check()?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        // As any new file: the process's umask takes from it.
+        let mode = Mode::from_bits_truncate(0o666);
+        let mut made = Err(Errno::EEXIST);
+        let mut name = String::new();
+        for _ in 0..NAMES {
+            name = format!(".kite-{:016x}", RandomState::new().hash_one(&place.path));
+            made = openat(&place.folder, name.as_str(), flags, mode);
+            if !matches!(made, Err(Errno::EEXIST)) {
+                break;
+            }
+        }
+        let file = made.with_context(|| format!("cannot write {}", place.path.display()))?.into();
+        Ok(Self { place, name, file })
+    }
+
+    /// What the user calls it.
+    pub fn path(&self) -> &Path {
+        &self.place.path
+    }
+
+    /// It is whole, and gets its name.
+    ///
+    /// # Errors
+    /// It cannot have it.
+    pub fn finish(self) -> anyhow::Result<()> {
+        let Place { folder, name, path } = &*self.place;
+        self.place.check()?;
+        renameat(folder, self.name.as_str(), folder, name.as_os_str())
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Write for Draft {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Once it is whole there is nothing of this name.
+        let _ = unlinkat(&self.place.folder, self.name.as_str(), UnlinkatFlags::NoRemoveDir);
+    }
 }
 
 #[cfg(test)]
@@ -116,6 +223,31 @@ mod tests {
             assert!(emptied(&path(name), OFlag::empty()).is_err(), "{name}");
         }
         assert_eq!(fs::read_to_string(path("precious")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn a_folder_that_is_replaced_by_a_link_is_not_the_file_s_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("results")).unwrap();
+        fs::create_dir(path("precious")).unwrap();
+        let place = Arc::new(Place::of(&path("results/file")).unwrap());
+        fs::rename(path("results"), path("moved")).unwrap();
+        std::os::unix::fs::symlink(path("precious"), path("results")).unwrap();
+        let write = |text: &[u8]| {
+            let mut draft = Draft::of(place.clone())?;
+            draft.write_all(text)?;
+            draft.finish()
+        };
+        write(b"whole").unwrap();
+        assert_eq!(fs::read_dir(path("precious")).unwrap().count(), 0);
+        assert_eq!(fs::read_to_string(path("moved/file")).unwrap(), "whole");
+        // Nor is a link in its own place followed, nor anything left beside it.
+        fs::remove_file(path("moved/file")).unwrap();
+        std::os::unix::fs::symlink(path("precious/new"), path("moved/file")).unwrap();
+        assert!(write(b"more").unwrap_err().to_string().ends_with("is not a regular file"));
+        drop(Draft::of(Arc::new(Place::of(&path("moved/other")).unwrap())).unwrap());
+        assert_eq!(fs::read_dir(path("moved")).unwrap().count(), 1);
     }
 
     #[test]

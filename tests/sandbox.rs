@@ -6,21 +6,27 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Output, exit};
 use std::sync::OnceLock;
 
 use devices::virtio::fs::Share;
-use kite::sandbox::{self, Entry, Inherited, Needs, Side, Thread};
+use kite::sandbox::{self, Chores, Entry, Inherited, Needs, Side, Thread};
+use kite::whole_file;
 
 /// What a child of a test is to do: a thread's kind and an act, by their names.
 const ACT: &str = "KITE_TEST_ACT";
 /// Where the shared folders are, of which the second is read-only.
 const FOLDER: &str = "KITE_TEST_FOLDER";
 
-const KINDS: [(&str, Thread); 4] =
-    [("vcpu", Thread::Vcpu), ("io", Thread::Io), ("share", Thread::Share), ("main", Thread::Main)];
+const KINDS: [(&str, Thread); 5] = [
+    ("vcpu", Thread::Vcpu),
+    ("io", Thread::Io),
+    ("share", Thread::Share),
+    ("main", Thread::Main),
+    ("outside", Thread::Outside),
+];
 
 static SHARES: OnceLock<[OwnedFd; 2]> = OnceLock::new();
 
@@ -47,7 +53,7 @@ const REFUSED: [(&str, Act); 10] = [
 /// Acts of the one kind that opens files, which fail.
 const FAILING: [(&str, Act); 6] = [
     ("passwd", || open(libc::AT_FDCWD, c"/etc/passwd", libc::O_RDONLY)),
-    ("create", || open(libc::AT_FDCWD, c"/file", libc::O_CREAT | libc::O_WRONLY)),
+    ("create", || open(libc::AT_FDCWD, c"/file", NEW)),
     ("above", || open(share(0), c"../outside", libc::O_RDONLY)),
     ("link", || open(share(0), c"link", libc::O_RDONLY)),
     ("readonly", || open(share(1), c"new", libc::O_CREAT | libc::O_WRONLY)),
@@ -63,14 +69,41 @@ const ALLOWED: [(&str, Act); 4] = [
     ("down", || open(share(0), c"folder/../file", libc::O_RDONLY)),
 ];
 
+/// Acts against the process outside, by way of what it reads and of the folder that it writes to.
+const SENDING: [(&str, Act); 3] = [
+    ("send", || 0),
+    ("send-elsewhere", || {
+        let names = [share(0).into(), text(c"results"), share(0).into(), text(c"moved")];
+        let moved = call_with(libc::SYS_renameat2, names, 0);
+        moved.min(call(libc::SYS_symlinkat, [text(c"../precious"), share(0).into(), text(c"results"), 0]))
+    }),
+    ("forge", || {
+        // A file that nobody has named, to whatever is open: what is no pipe to the one outside does not take it.
+        let frame = [&[9, 0xc0, 0, 0, 0, 0, 0, 0, 0][..], &[b'x'; 0xc0]].concat();
+        (3..64)
+            .map(|descriptor| {
+                call(libc::SYS_write, [descriptor, frame.as_ptr().addr() as i64, frame.len() as i64, 0])
+            })
+            .max()
+            .unwrap()
+    }),
+];
+
+/// How the process outside makes files.
+const NEW: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+
 fn text(text: &'static std::ffi::CStr) -> i64 {
     text.as_ptr().addr() as i64
 }
 
-fn call(number: i64, [a, b, c, d]: [i64; 4]) -> i64 {
+fn call(number: i64, arguments: [i64; 4]) -> i64 {
+    call_with(number, arguments, -1)
+}
+
+fn call_with(number: i64, [a, b, c, d]: [i64; 4], fifth: i64) -> i64 {
     // SAFETY: what the kernel reads are strings that last for ever, and it writes nothing; a mapping that is made is at an
     // address of its choice. Should a call that is to be refused be carried out, it ends a process that is there for it.
-    unsafe { libc::syscall(number, a, b, c, d, -1, 0) }
+    unsafe { libc::syscall(number, a, b, c, d, fifth, 0) }
 }
 
 fn map(protection: i32) -> i64 {
@@ -88,16 +121,29 @@ fn share(index: usize) -> i32 {
 /// In a child of a test, locks itself in, acts on a thread of that kind, and ends.
 fn act_if_told() {
     let (Some(told), Some(folder)) = (std::env::var_os(ACT), std::env::var_os(FOLDER)) else { return };
+    let inherited = Inherited::now();
     let (told, folder) = (told.into_string().unwrap(), PathBuf::from(folder));
     let (kind, name) = told.split_once(' ').unwrap();
     let kind = KINDS.into_iter().find(|it| it.0 == kind).unwrap().1;
-    let act = REFUSED.iter().chain(&FAILING).chain(&ALLOWED).find(|it| it.0 == name).unwrap().1;
+    let acts = REFUSED.iter().chain(&FAILING).chain(&ALLOWED).chain(&SENDING);
+    let act = acts.into_iter().find(|it| it.0 == name).unwrap().1;
     let options = sandbox::parse("require").unwrap();
-    let mut inside = match sandbox::split(options, Inherited::now()).unwrap() {
-        Side::Outside(outside) => match outside.attend().unwrap() {
-            sandbox::End::Exited(code) => exit(code.into()),
-            sandbox::End::Signalled(signal) => exit(128 + signal),
-        },
+    let report = folder.join("rw/results/report");
+    whole_file::expect(&report).unwrap();
+    let mut inside = match sandbox::split(options, false, inherited, |_| Ok(())).unwrap() {
+        Side::Outside(mut outside, inherited) => {
+            let rw = fs::File::open(folder.join("rw")).unwrap();
+            // All that it may have to do.
+            let chores = Chores { names: vec![rw.as_fd()], groups: vec![rw.as_fd()] };
+            outside.lock(&inherited, &chores);
+            if kind == Thread::Outside {
+                act_as(kind, act);
+            }
+            match outside.attend().unwrap() {
+                sandbox::End::Exited(code) => exit(code.into()),
+                sandbox::End::Signalled(signal) => exit(128 + signal),
+            }
+        }
         Side::Inside(inside) => inside,
     };
     let paths = ["rw", "ro"].map(|name| folder.join(name));
@@ -118,6 +164,17 @@ fn act_if_told() {
         exit(125);
     }
     SHARES.set([rw.root, ro.root]).unwrap();
+    if kind != Thread::Outside {
+        act_as(kind, act);
+    }
+    if name == "send" || name == "send-elsewhere" {
+        whole_file::write(&report, |file| file.write_all(b"whole")).unwrap();
+    }
+    exit(0);
+}
+
+/// Acts on a thread of that kind.
+fn act_as(kind: Thread, act: Act) {
     let entry = Entry::new();
     let run = move || {
         entry.confine(kind);
@@ -126,15 +183,15 @@ fn act_if_told() {
         let _ = std::io::stderr().write_all(line);
     };
     std::thread::spawn(run).join().unwrap();
-    exit(0);
 }
 
 /// A folder with a file, and in it two folders to share.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    fs::create_dir_all(path.join("rw/folder")).unwrap();
-    fs::create_dir(path.join("ro")).unwrap();
+    for folder in ["rw/folder", "rw/results", "ro", "precious"] {
+        fs::create_dir_all(path.join(folder)).unwrap();
+    }
     for file in ["outside", "rw/file", "ro/file"] {
         fs::write(path.join(file), "x").unwrap();
     }
@@ -159,9 +216,17 @@ fn forbidden() -> Option<String> {
 
 fn main() {
     act_if_told();
-    let tests: [(&str, fn()); 2] = [
+    let tests: [(&str, fn()); 4] = [
         ("no_thread_of_any_kind_gets_out_by_a_system_call", no_thread_of_any_kind_gets_out_by_a_system_call),
         ("files_outside_a_share_are_out_of_reach", files_outside_a_share_are_out_of_reach),
+        (
+            "the_process_outside_has_no_file_but_those_that_were_named",
+            the_process_outside_has_no_file_but_those_that_were_named,
+        ),
+        (
+            "a_file_is_written_where_it_was_named_and_nowhere_else",
+            a_file_is_written_where_it_was_named_and_nowhere_else,
+        ),
     ];
     // As the usual harness: a word picks tests by their names.
     let word = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
@@ -202,8 +267,32 @@ fn files_outside_a_share_are_out_of_reach() {
         assert!(text.ends_with("done\n"), "{name}: {text}");
         assert!(!folder.path().join("new").exists(), "{name} leaves the share");
     }
-    for (kind, _) in KINDS.into_iter().filter(|(kind, _)| *kind != "share") {
+    for (kind, _) in KINDS.into_iter().filter(|(kind, _)| !["share", "outside"].contains(kind)) {
         let (output, _folder) = act(kind, "read");
         assert_eq!(output.status.code(), Some(125), "{kind} opens files");
+    }
+}
+
+fn the_process_outside_has_no_file_but_those_that_were_named() {
+    for (name, end, code) in [("create", "failed\n", 0), ("passwd", "no-seccomp\n", 125)] {
+        let (output, _folder) = act("outside", name);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.ends_with(end) && output.status.code() == Some(code), "{name}: {text}");
+    }
+}
+
+fn a_file_is_written_where_it_was_named_and_nowhere_else() {
+    for (name, place) in [("send", "rw/results"), ("send-elsewhere", "rw/moved"), ("forge", "")] {
+        let (output, folder) = act("share", name);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.as_ref()), (Some(0), "done\n"), "{name}");
+        let files = |of: &str| fs::read_dir(folder.path().join(of)).unwrap().count();
+        assert_eq!(files("precious"), 0, "{name}");
+        if !place.is_empty() {
+            assert_eq!(fs::read_to_string(folder.path().join(place).join("report")).unwrap(), "whole");
+            assert_eq!(files(place), 1, "{name}");
+        } else {
+            assert_eq!((files("rw/results"), files(""), files("rw")), (0, 4, 4), "{name}");
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! `--cgroup` and `--limit`: a group of its own for a machine, which bounds what it takes of the host (cgroups(7)), in
 //! version 2 or, where version 1 has the controller, there.
 //!
-//! The group is made by a process that stays outside, so that somebody is left to tell of a machine that was killed for
-//! its memory, and to remove the group.
+//! The group is made by the process outside, which stays outside of it, so that somebody is left to tell of a machine that
+//! was killed for its memory, and to remove the group.
 
 mod device;
 mod folder;
@@ -13,6 +13,7 @@ mod v1;
 mod v2;
 
 use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
@@ -204,19 +205,29 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Moves this process into the group, for good; the group is another's to remove.
+    /// Moves a process into the group, for good.
     ///
     /// # Errors
     /// The host does not let it.
-    pub fn join(mut self) -> anyhow::Result<()> {
-        // Nothing of it is this process's any more, whatever comes of it.
-        self.made_way = None;
-        for group in std::mem::take(&mut self.groups) {
+    pub fn add(&self, process: Pid) -> anyhow::Result<()> {
+        for group in &self.groups {
             let path = group.folder.path();
             let refused = |errno| explain(errno, format!("cannot enter the group {}", path.display()));
-            group.folder.write("cgroup.procs", "0").map_err(refused)?;
+            group.folder.write("cgroup.procs", &process.to_string()).map_err(refused)?;
         }
         Ok(())
+    }
+
+    /// Leaves the group to another process, which has it too, to remove.
+    pub fn leave(mut self) {
+        self.made_way = None;
+        self.groups.clear();
+    }
+
+    /// The folders in which it is read and removed.
+    pub fn folders(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let way = self.made_way.iter().map(|way| way.folder().as_fd());
+        self.groups.iter().map(|group| group.parent.as_fd()).chain(way)
     }
 
     /// How many processes of the group the kernel has killed for want of memory.

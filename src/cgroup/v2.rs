@@ -30,6 +30,11 @@ pub struct Way {
 }
 
 impl Way {
+    /// The folder that it leads back to.
+    pub fn folder(&self) -> &Folder {
+        &self.from
+    }
+
     /// Takes this process back, as far as that is possible: the group is as it was before, once there is none below.
     pub fn back(self) {
         for controller in self.given {

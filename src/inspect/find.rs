@@ -1,4 +1,4 @@
-//! Which processes are kites, and which belong together: a supervisor and its machine.
+//! Which processes are kites, and which belong together: the one outside and its machine's.
 
 use std::fs::{self, File};
 use std::io::Read;

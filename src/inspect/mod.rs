@@ -27,8 +27,8 @@ pub const HELP: &str = "\
 Exit status: 0, or 1 if no PID is given and no kite runs.
 
 What differs between kite and the process that looks is kite's own: look from the host, not from within a container. \
-A supervisor and its machine are told of one after the other. The kernel does not tell whether Landlock restricts a \
-process.
+The process outside and its machine's are told of one after the other. The kernel does not tell whether Landlock \
+restricts a process.
 
 Examples:
   kite inspect

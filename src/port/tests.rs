@@ -1,5 +1,6 @@
 //! A client at the socket, and a driver at the other end of the device.
 
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};

@@ -1,29 +1,28 @@
-//! A machine in a cgroup of its own, and what is told of it if the host ended it there.
+//! A machine in a process of its own, and in a cgroup if one is wanted, seen to its end from outside; and what is told of
+//! it if the host ended it.
 
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::{command, machine};
+use super::{Outer, Run, command, die_by, machine};
 use crate::cgroup::{Cgroup, Limits, Name};
 use crate::cli::{self, RunOptions};
-use crate::supervise::{End, Side, end_alike, supervise};
+use crate::port;
+use crate::sandbox::{Chores, End, Inherited};
 
-/// Runs the guest to its end, in a cgroup if one is wanted; returns the exit code.
+/// Runs the guest to its end; returns the exit code.
 pub(super) fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
-    let Some((name, limits)) = wanted(options)? else { return machine(options, begun) };
-    let cgroup = Cgroup::create(&name, &limits)?;
-    match supervise()? {
-        Side::Machine => {
-            cgroup.join()?;
-            machine(options, begun)
-        }
-        Side::Supervisor(end) => told(options, cgroup, end),
+    let inherited = Inherited::now();
+    let mut group = group(options)?;
+    match machine(options, begun, inherited, &mut group)? {
+        Run::Here(code) => Ok(code),
+        Run::Outside(outer) => attend(options, *outer, group),
     }
 }
 
-/// The group's name and limits, if there is to be one.
-fn wanted(options: &RunOptions) -> anyhow::Result<Option<(Name, Limits)>> {
+/// The group, if there is to be one.
+fn group(options: &RunOptions) -> anyhow::Result<Option<Cgroup>> {
     if options.cgroup.is_none() && options.limits.is_empty() {
         return Ok(None);
     }
@@ -31,18 +30,31 @@ fn wanted(options: &RunOptions) -> anyhow::Result<Option<(Name, Limits)>> {
     for more in &options.limits {
         limits.add(more.clone()).map_err(|why| anyhow::anyhow!("--limit: {why}"))?;
     }
-    Ok(Some((options.cgroup.clone().unwrap_or_else(Name::of_this_process), limits)))
+    let name = options.cgroup.clone().unwrap_or_else(Name::of_this_process);
+    Cgroup::create(&name, &limits).map(Some)
 }
 
-/// What the machine's end comes to, which the user is told if the machine could not.
-fn told(options: &RunOptions, cgroup: Cgroup, end: End) -> anyhow::Result<u8> {
-    let memory = (end == End::Killed(Signal::SIGKILL)).then(|| cgroup.told_of_memory()).flatten();
-    drop(cgroup);
-    let Some(memory) = memory else { return end_alike(end) };
-    let why = format!("the host killed the machine: {memory}");
-    cli::complain(&why);
-    if options.has_command() {
-        command::record_failure(options, &why)?;
+/// Sees the machine's process to its end, and ends as it does; the user is told if it could not tell why itself.
+fn attend(options: &RunOptions, outer: Outer, group: Option<Cgroup>) -> anyhow::Result<u8> {
+    let Outer { mut outside, inherited, mut left } = outer;
+    let names = left.names.iter().map(port::Name::folder).collect();
+    outside.lock(&inherited, &Chores { names, groups: group.iter().flat_map(Cgroup::folders).collect() });
+    left.watch()?;
+    let end = outside.attend()?;
+    drop(left);
+    let killed = end == End::Signalled(Signal::SIGKILL as i32);
+    let memory = group.as_ref().filter(|_| killed).and_then(Cgroup::told_of_memory);
+    drop(group);
+    match (memory, end) {
+        (Some(memory), _) => {
+            let why = format!("the host killed the machine: {memory}");
+            cli::complain(&why);
+            if options.has_command() {
+                command::record_failure(options, &why)?;
+            }
+            Ok(cli::OUT_OF_MEMORY)
+        }
+        (None, End::Exited(code)) => Ok(code),
+        (None, End::Signalled(signal)) => die_by(signal),
     }
-    Ok(cli::OUT_OF_MEMORY)
 }

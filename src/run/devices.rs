@@ -1,5 +1,6 @@
 //! The virtio devices of `kite run`: opened once, and made anew for each machine that is built.
 
+use std::process::Child;
 use std::sync::Arc;
 use std::thread::Builder;
 
@@ -10,12 +11,14 @@ use devices::virtio::balloon::{Balloon, Target};
 use devices::virtio::console::{self, Port};
 use devices::virtio::fs::{Fs, Share};
 use devices::virtio::rng::Rng;
+use nix::unistd::Pid;
 
 use crate::cli::{ConsoleDevice, RunOptions};
 use crate::disk;
 use crate::machine::Attachment;
 use crate::net::Network;
-use crate::port::Ports;
+use crate::passt;
+use crate::port::{Name, Ports};
 use crate::sandbox;
 
 /// The thread of the devices that have little to do.
@@ -50,6 +53,36 @@ pub(super) struct Devices {
     /// What the balloon is to be; nothing without a balloon.
     balloon: Option<Arc<Target>>,
     rng: bool,
+    left: Left,
+}
+
+/// What devices leave on the host, for a process outside of the machine's to see to. When it is dropped, sockets have no
+/// names any more.
+#[derive(Default)]
+pub(super) struct Left {
+    pub names: Vec<Name>,
+    programs: Vec<Child>,
+}
+
+impl Left {
+    /// The programs that devices need.
+    pub fn programs(&self) -> impl Iterator<Item = Pid> {
+        self.programs.iter().map(|program| Pid::from_raw(program.id() as i32))
+    }
+
+    /// Follows those programs to their ends, on threads.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn watch(&mut self) -> Result<()> {
+        self.programs.drain(..).try_for_each(passt::watch)
+    }
+
+    /// Leaves all of it to another process, which has it too.
+    pub fn leave(&mut self) {
+        self.names.drain(..).for_each(Name::leave);
+        self.programs.clear();
+    }
 }
 
 impl Devices {
@@ -63,30 +96,27 @@ impl Devices {
         let acpi = !options.no_acpi;
         let balloon = (acpi && !options.no_balloon).then(Target::new).transpose();
         let networks = options.networks.iter().zip(0..).map(|(spec, index)| spec.open(index));
+        let disks = options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?;
+        let mut networks: Vec<_> = networks.collect::<Result<_>>()?;
+        let mut ports = Ports::open(&options.ports)?;
+        let programs = networks.iter_mut().filter_map(Network::take_program).collect();
+        let left = Left { names: ports.take_names(), programs };
         Ok(Self {
-            disks: options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?,
-            networks: networks.collect::<Result<_>>()?,
+            disks,
+            networks,
             hvc: extra.hvc,
-            ports: Ports::open(&options.ports)?,
+            ports,
             more_ports: extra.ports,
             shares: extra.shares,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,
+            left,
         })
     }
 
-    /// What is to be done where there is no other process, or in the one outside: to see to programs that the devices need.
-    ///
-    /// # Errors
-    /// The host has no thread left.
-    pub fn watch(&mut self) -> Result<()> {
-        self.networks.iter_mut().try_for_each(Network::watch)
-    }
-
-    /// Leaves it to the process outside to remove from the host what goes with kite.
-    pub fn leave(&mut self) {
-        self.networks.iter_mut().for_each(Network::leave);
-        self.ports.leave_names();
+    /// What they leave on the host.
+    pub fn left(&mut self) -> &mut Left {
+        &mut self.left
     }
 
     /// The folders shared with the guest, which no device has yet.

@@ -18,6 +18,7 @@ use boot::Piece;
 use kvm_ioctls::Kvm;
 use nix::sys::sysinfo::sysinfo;
 
+use crate::cgroup::Cgroup;
 use crate::cli::{self, OnReboot, RunOptions};
 use crate::console::{self, Console};
 use crate::crash;
@@ -26,12 +27,12 @@ use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
-use crate::sandbox::{self, Inherited, Inside, Side};
+use crate::sandbox::{self, Inherited, Inside, Outside, Side};
 use crate::signals::Signals;
 use crate::terminal;
 use crate::trace::Timeline;
 use crate::vm;
-use devices::{Devices, Extra};
+use devices::{Devices, Extra, Left};
 use gauges::Gauges;
 use image::{Boot, Conventions};
 
@@ -47,30 +48,30 @@ pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     confined::run(options, begun)
 }
 
-/// Runs the guest to its end in this process.
-fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
-    let inherited = Inherited::now();
+/// Runs the guest to its end, in this process or another one, which is put into the group if there is one.
+fn machine(
+    options: &RunOptions,
+    begun: Instant,
+    inherited: Inherited,
+    group: &mut Option<Cgroup>,
+) -> anyhow::Result<Run> {
     let sandbox = options.sandbox()?;
     let mut gauges = Gauges::open(&options.measure, begun)?;
     if options.has_command() {
-        return command::run(options, gauges, inherited);
+        return command::run(options, gauges, inherited, group);
     }
     footprint::keep_one_heap();
     check_memory(options.memory())?;
     let timeline = gauges.timeline().clone();
     let boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
-    let signals = Signals::take_over(sandbox.splits())?;
+    let signals = Signals::take_over(sandbox.splits() || group.is_some())?;
     let mut console = Console::new(signals, console::prefers_hvc(&boot.cmdline), timeline.clone())?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
     let extra = Extra { hvc, ..Extra::default() };
     let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
-    let mut inside = match split(sandbox, inherited, &mut devices)? {
+    let mut inside = match split(sandbox, inherited, &mut devices, group)? {
         Half::Inside(inside) => inside,
-        Half::Ended(end) => {
-            // The ports' sockets go with it.
-            drop(devices);
-            return end_as(end);
-        }
+        Half::Outside(outside) => return Ok(Run::Outside(outside)),
     };
     let board = Board {
         cpus: options.cpus,
@@ -116,20 +117,20 @@ fn machine(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
             end => end,
         };
         match end {
-            End::Done | End::Reboot => return Ok(cli::DONE),
-            End::Status(code) => return Ok(code),
+            End::Done | End::Reboot => return Ok(Run::Here(cli::DONE)),
+            End::Status(code) => return Ok(Run::Here(code)),
             End::Crashed(what) => {
                 terminal::restore();
                 cli::complain(&format!("the guest crashed: {what}"));
                 report_crash(&running, &boot);
-                return Ok(cli::CRASHED);
+                return Ok(Run::Here(cli::CRASHED));
             }
             End::Failed(what) => bail!(what),
             End::Signal(signal) => {
                 terminal::restore();
                 // The ports' sockets go with it.
                 drop(devices);
-                return die_by(signal);
+                return die_by(signal).map(Run::Here);
             }
         }
     }
@@ -196,37 +197,55 @@ fn open_kvm(timeline: &Timeline) -> Result<Kvm, String> {
     timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"))
 }
 
+/// What a run came to in this process.
+enum Run {
+    /// To its end, with this exit code.
+    Here(u8),
+    /// To being the process outside, which has nothing open any more but what is left to it.
+    Outside(Box<Outer>),
+}
+
+/// The process outside, and what is left to it.
+struct Outer {
+    outside: Outside,
+    inherited: Inherited,
+    left: Left,
+}
+
 /// One half of kite.
 enum Half {
     /// The machine's, which goes on.
     Inside(Inside),
-    /// The one outside, once the machine's has ended.
-    Ended(sandbox::End),
+    /// The one outside.
+    Outside(Box<Outer>),
 }
 
 /// Splits kite, if it is to be; the half outside sees to what the devices leave on the host, and to the machine's end.
-fn split(options: sandbox::Options, inherited: Inherited, devices: &mut Devices) -> anyhow::Result<Half> {
-    match sandbox::split(options, inherited)? {
-        Side::Outside(outside) => {
-            devices.watch()?;
-            outside.attend().map(Half::Ended)
+fn split(
+    options: sandbox::Options,
+    inherited: Inherited,
+    devices: &mut Devices,
+    group: &mut Option<Cgroup>,
+) -> anyhow::Result<Half> {
+    let left = devices.left();
+    let place = |machine| {
+        let Some(group) = &*group else { return Ok(()) };
+        std::iter::once(machine).chain(left.programs()).try_for_each(|process| group.add(process))
+    };
+    match sandbox::split(options, group.is_some(), inherited, place)? {
+        Side::Outside(outside, inherited) => {
+            let left = std::mem::take(left);
+            Ok(Half::Outside(Box::new(Outer { outside, inherited, left })))
         }
         Side::Inside(inside) => {
             if sandbox::is_inside() {
-                devices.leave()
+                left.leave();
+                group.take().into_iter().for_each(Cgroup::leave);
             } else {
-                devices.watch()?
+                left.watch()?;
             }
             Ok(Half::Inside(inside))
         }
-    }
-}
-
-/// Ends as the machine's process has.
-fn end_as(end: sandbox::End) -> anyhow::Result<u8> {
-    match end {
-        sandbox::End::Exited(code) => Ok(code),
-        sandbox::End::Signalled(signal) => die_by(signal),
     }
 }
 

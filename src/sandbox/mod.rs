@@ -3,7 +3,8 @@
 //!
 //! Everything that has a path or needs a right is opened first, by one thread. Then the process is split ([`split()`]):
 //! the machine's half is built in namespaces of its own, and locks itself in ([`Inside::lock`]) when the guest is loaded;
-//! the half outside stays what the user has started. Threads that start from then on confine themselves further ([`Entry`]), the main thread last ([`close`]).
+//! the half outside ([`Outside`]) stays what the user has started, and gives up what it does not need for that. Threads that
+//! start from then on confine themselves further ([`Entry`]), the main thread last ([`close`]).
 
 mod landlock;
 mod news;
@@ -21,18 +22,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use ::landlock::{Access, Scope};
 use anyhow::{Context, anyhow, bail};
 use devices::virtio::fs::Share;
 use nix::errno::Errno;
 use nix::sys::utsname::uname;
-use nix::unistd::geteuid;
+use nix::unistd::{Pid, geteuid};
 
 use crate::doctor;
 use news::News;
 pub use options::{Layer, Mode, Options, parse};
-pub use outside::{End, Outside};
+pub use outside::{Chores, End, Outside};
 pub use seccomp::{Needs, Thread};
-use split::{Apart, Halves};
+use split::{Apart, Go, Halves};
 
 /// The descriptors that whoever started kite has left open for it.
 pub struct Inherited(Vec<RawFd>);
@@ -46,8 +48,8 @@ impl Inherited {
 
 /// Which half of kite this process is.
 pub enum Side {
-    /// The one that the user has started.
-    Outside(Outside),
+    /// The one that the user has started, with what it has inherited.
+    Outside(Outside, Inherited),
     /// The machine's.
     Inside(Inside),
 }
@@ -57,45 +59,45 @@ pub struct Inside {
     options: Options,
     apart: Apart,
     inherited: Inherited,
-    lacks: Vec<Lack>,
+    lacks: Lacks,
     /// The folders shared with the guest, and whether they may be changed.
     shares: Vec<(OwnedFd, bool)>,
+    /// The process outside, which is to be ready first.
+    go: Option<Go>,
     locked: bool,
 }
 
-/// A layer that this host does not allow, and why.
-struct Lack {
-    layer: Layer,
-    why: String,
-}
-
-/// Splits this process, which has one thread, unless there is to be no sandbox.
+/// Splits this process, which has one thread; in two if there is to be a sandbox, or `apart`. The machine's process is
+/// handed to `place` before it does anything.
 ///
 /// # Errors
-/// The host has no process left.
-pub fn split(options: Options, inherited: Inherited) -> anyhow::Result<Side> {
-    let whole = Apart { user: false, others: false, all_users: true };
-    let mut inside =
-        Inside { options, apart: whole, inherited, lacks: Vec::new(), shares: Vec::new(), locked: false };
-    if options.mode == Mode::None {
-        return Ok(Side::Inside(inside));
+/// The host has no process left, or `place` fails.
+pub fn split(
+    options: Options,
+    apart: bool,
+    inherited: Inherited,
+    place: impl FnOnce(Pid) -> anyhow::Result<()>,
+) -> anyhow::Result<Side> {
+    let inside = |apart, inherited, lacks, go| {
+        Side::Inside(Inside { options, apart, inherited, lacks, shares: Vec::new(), go, locked: false })
+    };
+    let mut lacks = Lacks::new(options);
+    if options.mode == Mode::None && !apart {
+        let whole = Apart { user: false, others: false, all_users: true };
+        return Ok(inside(whole, inherited, lacks, None));
     }
-    let wanted = options.wants(Layer::Namespaces);
-    match split::split(wanted)? {
-        Halves::Outside(machine, [news, post]) => {
-            let news = news::Reader::new(news).context("cannot set up a pipe")?;
-            let post = post::Reader::new(post).context("cannot set up a pipe")?;
-            Outside::new(machine, news, post).map(Side::Outside)
+    match split::split(options.wants(Layer::Namespaces), place)? {
+        Halves::Outside(machine, [news, post], start) => {
+            let outside = Outside::new(options, machine, start, news, post)?;
+            Ok(Side::Outside(outside, inherited))
         }
-        Halves::Inside(apart, refusal, [tell, send]) => {
+        Halves::Inside(apart, refusal, [tell, send], go) => {
             news::inside(tell);
             post::inside(send);
-            inside.apart = apart;
             if let Some(refusal) = refusal {
-                let why = why_no_namespaces(refusal, apart);
-                inside.lacks.push(Lack { layer: Layer::Namespaces, why });
+                lacks.add(Layer::Namespaces, why_no_namespaces(refusal, apart));
             }
-            Ok(Side::Inside(inside))
+            Ok(inside(apart, inherited, lacks, Some(go)))
         }
     }
 }
@@ -110,9 +112,9 @@ pub fn is_inside() -> bool {
     news::is_inside()
 }
 
-/// Tells the process outside, if there is one, that standard error is closed here; answers whether there is.
-pub(crate) fn stderr_closed() -> bool {
-    news::tell(News::StderrClosed)
+/// Tells the process outside, if there is one, that standard error is closed here.
+pub(crate) fn stderr_closed() {
+    news::tell(News::StderrClosed);
 }
 
 impl Inside {
@@ -134,10 +136,10 @@ impl Inside {
             if self.apart.others && self.options.wants(Layer::Root) {
                 match shares::part(path, &folder.root, folder.writable) {
                     Ok(parted) => folder.root = parted,
-                    Err(error) => self.lacks.push(Lack {
-                        layer: Layer::Root,
-                        why: format!("cannot part share {} from the host: {error:#}", path.display()),
-                    }),
+                    Err(error) => {
+                        let why = format!("cannot part share {} from the host: {error:#}", path.display());
+                        self.lacks.add(Layer::Root, why);
+                    }
                 }
             }
             // One that cannot be duplicated is one that Landlock does not allow.
@@ -145,7 +147,8 @@ impl Inside {
         }
     }
 
-    /// Locks this process in, which has one thread, for a machine that `needs` this much; the first time only.
+    /// Locks this process in, which has one thread, for a machine that `needs` this much; the first time only. The process
+    /// outside is locked in then, too.
     ///
     /// Returns what is missing, a line each.
     ///
@@ -157,49 +160,75 @@ impl Inside {
         }
         privileges::clear_environment();
         privileges::close(&self.inherited.0);
-        self.layer(Layer::Root, |this| match this.apart.others {
+        let Self { apart, shares, lacks, .. } = self;
+        lacks.try_layer(Layer::Root, || match apart.others {
             true => root::empty().map_err(with_apparmor),
             false => bail!("it needs a mount namespace"),
         });
-        self.layer(Layer::Rlimits, |this| {
-            privileges::limit((this.apart.user && counts_by_namespace()).then_some(needs.threads))
+        lacks.try_layer(Layer::Rlimits, || {
+            privileges::limit((apart.user && counts_by_namespace()).then_some(needs.threads))
         });
-        self.layer(Layer::NoNewPrivs, |_| {
-            nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")
-        });
-        self.layer(Layer::Capabilities, |_| {
+        lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
+        lacks.try_layer(Layer::Capabilities, || {
             let kept = kept(needs);
             KEPT.store(kept, Ordering::Relaxed);
-            privileges::drop_capabilities(kept)
+            privileges::drop_capabilities(kept, kept != 0)
         });
-        self.layer(Layer::Landlock, |this| {
+        lacks.try_layer(Layer::Landlock, || {
             let folders: Vec<_> =
-                this.shares.iter().map(|(root, writable)| (root.as_fd(), *writable)).collect();
-            landlock::restrict(&folders)
+                shares.iter().map(|(root, writable)| (root.as_fd(), landlock::share(*writable))).collect();
+            landlock::restrict(&folders, Scope::from_all(landlock::LATEST))
         });
-        self.shares.clear();
-        self.layer(Layer::Seccomp, |_| seccomp::prepare(needs));
-        self.answer_for_lacks()
+        shares.clear();
+        lacks.try_layer(Layer::Seccomp, || seccomp::prepare(needs));
+        let lacks = self.lacks.answer()?;
+        self.go.take().map_or(Ok(()), Go::wait)?;
+        Ok(lacks)
+    }
+}
+
+fn no_new_privs() -> anyhow::Result<()> {
+    nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")
+}
+
+/// The layers that this host does not allow, and why.
+struct Lacks {
+    options: Options,
+    list: Vec<(Layer, String)>,
+}
+
+impl Lacks {
+    fn new(options: Options) -> Self {
+        Self { options, list: Vec::new() }
     }
 
-    fn layer(&mut self, layer: Layer, lock: impl FnOnce(&Self) -> anyhow::Result<()>) {
+    fn add(&mut self, layer: Layer, why: String) {
+        self.list.push((layer, why));
+    }
+
+    /// Locks, if that is wanted.
+    fn try_layer(&mut self, layer: Layer, lock: impl FnOnce() -> anyhow::Result<()>) {
         if self.options.wants(layer)
-            && let Err(error) = lock(self)
+            && let Err(error) = lock()
         {
-            self.lacks.push(Lack { layer, why: format!("{error:#}") });
+            self.add(layer, format!("{error:#}"));
         }
     }
 
-    fn answer_for_lacks(&self) -> anyhow::Result<Vec<String>> {
+    /// A line each.
+    ///
+    /// # Errors
+    /// There are some, and none is allowed.
+    fn answer(&self) -> anyhow::Result<Vec<String>> {
         let lacks: Vec<_> = self
-            .lacks
+            .list
             .iter()
-            .map(|lack| format!("no sandbox layer {}: {}", lack.layer.name(), lack.why))
+            .map(|(layer, why)| format!("no sandbox layer {}: {why}", layer.name()))
             .collect();
         if self.options.mode != Mode::Require || lacks.is_empty() {
             return Ok(lacks);
         }
-        let lacking = Layer::ALL.into_iter().filter(|layer| self.lacks.iter().any(|it| it.layer == *layer));
+        let lacking = Layer::ALL.into_iter().filter(|layer| self.list.iter().any(|it| it.0 == *layer));
         let without: Vec<_> = lacking.map(|layer| format!(",no-{}", layer.name())).collect();
         bail!(
             "the sandbox is required, and this host allows it in part: {}; or leave that out with \
@@ -273,12 +302,16 @@ fn on_the_way() -> MutexGuard<'static, usize> {
 
 /// Confines the main thread, once all others are confined: then the guest may begin.
 pub fn close() {
+    close_as(Thread::Main);
+}
+
+fn close_as(thread: Thread) {
     let mut left = on_the_way();
     while *left > 0 {
         left = ARRIVED.wait(left).unwrap_or_else(PoisonError::into_inner);
     }
     drop(left);
-    confine(Thread::Main);
+    confine(thread);
 }
 
 fn confine(thread: Thread) {

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use crate::signals;
+
 /// Something that the one outside is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
@@ -19,7 +21,7 @@ pub(super) enum News {
 }
 
 impl News {
-    /// One byte each: signals have their numbers, which end at 64.
+    /// One byte each: signals have their numbers.
     pub(super) const fn byte(self) -> u8 {
         match self {
             Self::StderrClosed => 0x80,
@@ -32,18 +34,21 @@ impl News {
         match byte {
             0x80 => Some(Self::StderrClosed),
             0x81 => Some(Self::Refused),
-            1..=64 => Some(Self::EndBy(byte.into())),
+            signal if signals::ends(signal.into()) => Some(Self::EndBy(signal.into())),
             _ => None,
         }
     }
 }
 
+/// How much is heard. All that there is to tell is told once, the second by each thread at most: more comes of a process
+/// that is not ours any more.
+const MOST: usize = 256;
+
 /// Where news come.
 pub(super) struct Reader {
     pipe: PipeReader,
-    open: bool,
-    /// The signal that kite is to end by.
-    pub end: Option<i32>,
+    /// How many bytes more are heard; none from a pipe that is at its end.
+    left: usize,
 }
 
 impl Reader {
@@ -51,31 +56,28 @@ impl Reader {
     /// The pipe cannot be set up.
     pub fn new(pipe: PipeReader) -> nix::Result<Self> {
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { pipe, open: true, end: None })
+        Ok(Self { pipe, left: MOST })
     }
 
     /// What was told since the last time.
     pub fn take(&mut self) -> Vec<News> {
-        let mut bytes = [0; 64];
-        match self.pipe.read(&mut bytes) {
+        let mut bytes = [0; MOST];
+        match self.pipe.read(&mut bytes[..self.left]) {
             Ok(0) => {
-                self.open = false;
+                self.left = 0;
                 Vec::new()
             }
-            Ok(count) => bytes[..count].iter().copied().filter_map(News::of).collect(),
+            Ok(count) => {
+                self.left -= count;
+                bytes[..count].iter().copied().filter_map(News::of).collect()
+            }
             Err(_) => Vec::new(),
         }
     }
 
-    /// Whether more can come.
-    pub fn is_open(&self) -> bool {
-        self.open
-    }
-}
-
-impl AsFd for Reader {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pipe.as_fd()
+    /// Where more can come from, if it can.
+    pub fn more(&self) -> Option<BorrowedFd<'_>> {
+        (self.left > 0).then(|| self.pipe.as_fd())
     }
 }
 
@@ -115,11 +117,24 @@ mod tests {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let mut reader = Reader::new(reader).unwrap();
         assert_eq!(reader.take(), []);
-        writer.write_all(&[0, 15, 0x80, 99, 0x81, 0xff]).unwrap();
+        // Signals that stop or that nobody is told to end by are no news, nor is what is no signal.
+        writer.write_all(&[0, 15, 0x80, 9, 19, 99, 0x81, 0xff]).unwrap();
         let heard = [News::EndBy(15), News::StderrClosed, News::Refused];
         assert_eq!(reader.take(), heard);
         assert!(heard.iter().all(|news| News::of(news.byte()) == Some(*news)));
         drop(writer);
-        assert_eq!((reader.take(), reader.is_open()), (Vec::new(), false));
+        assert_eq!((reader.take(), reader.more().is_none()), (Vec::new(), true));
+    }
+
+    #[test]
+    fn who_tells_without_end_is_heard_no_more() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let mut reader = Reader::new(reader).unwrap();
+        writer.write_all(&[15; 4096]).unwrap();
+        let mut heard = 0;
+        while reader.more().is_some() {
+            heard += reader.take().len();
+        }
+        assert_eq!((heard, reader.take()), (MOST, Vec::new()));
     }
 }

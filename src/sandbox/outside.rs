@@ -1,35 +1,68 @@
 //! The process outside: the one that the user has started, and knows. It hands signals on to the machine's process, stops
-//! and goes on with it, and ends as it ends. What the host is to be rid of then, such as a socket's name, is its to remove.
+//! and goes on with it, and ends as it ends. What the host is to be rid of then, such as a socket's name, is its to remove,
+//! and what the machine has to tell in files its to write.
+//!
+//! It reads what a machine's process says that a guest may have taken over. So it locks itself in, too, as far as its
+//! chores allow, and before the guest's first instruction.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
+use ::landlock::Scope;
 use anyhow::{Context, anyhow};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
+use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, geteuid};
 
-use super::news::{News, Reader};
-use super::post;
+use super::news::{self, News};
+use super::split::Start;
+use super::{
+    Inherited, Lacks, Layer, Options, Thread, close_as, landlock, no_new_privs, post, privileges, seccomp,
+};
 use crate::signals;
-use crate::supervise;
 use crate::terminal::Saved;
-use crate::whole_file;
 
-/// The machine's process, seen from outside.
+/// How often the post is looked at when the machine's process has ended: more often than its pipe can have left something.
+const LAST_LOOKS: usize = 64;
+
+/// How the terminal was, if it is ours, for every way out.
+static TERMINAL: OnceLock<Saved> = OnceLock::new();
+
+/// What the machine's process had no time for. Makes one system call, and may be called in a signal's handler.
+pub(super) fn restore_terminal() {
+    TERMINAL.get().into_iter().for_each(Saved::restore);
+}
+
+/// The machine's process, seen from outside. It ends when this is dropped.
 pub struct Outside {
+    options: Options,
     machine: Pid,
-    news: Reader,
+    start: Option<Start>,
+    /// Whether this process is locked in as is required.
+    locked: anyhow::Result<()>,
+    news: news::Reader,
     post: post::Reader,
-    /// Why a file could not be written.
-    unwritten: Option<anyhow::Error>,
     signals: SignalFd,
-    /// How the terminal was, if it is ours.
-    terminal: Option<Saved>,
+    /// What takes the place of a stream that the machine's process has closed.
+    null: OwnedFd,
+    /// The signal that kite is to end by.
+    told: Option<i32>,
+    end: Option<End>,
+}
+
+/// What is left to be done outside, beside what is to be done in any case: where names are removed, and where groups of
+/// processes.
+pub struct Chores<'a> {
+    /// Folders that have a name to be removed.
+    pub names: Vec<BorrowedFd<'a>>,
+    /// Folders of a group that has to be ended and removed.
+    pub groups: Vec<BorrowedFd<'a>>,
 }
 
 /// How the machine's process ended.
@@ -46,9 +79,70 @@ impl Outside {
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub(super) fn new(machine: Pid, news: Reader, post: post::Reader) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        options: Options,
+        machine: Pid,
+        start: Start,
+        news: io::PipeReader,
+        post: io::PipeReader,
+    ) -> anyhow::Result<Self> {
+        let news = news::Reader::new(news).context("cannot set up a pipe")?;
+        let post = post::Reader::new(post).context("cannot set up a pipe")?;
         let signals = take_signals()?;
-        Ok(Self { machine, news, post, unwritten: None, signals, terminal: Saved::now() })
+        // Where the host has nothing, a pipe that nobody writes to or reads will do.
+        let null = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let null = null.or_else(|_| io::pipe().map(|(_, writer)| writer.into()));
+        let null = null.context("cannot let go of standard output")?;
+        // The core dump, if there is to be one, is the machine's.
+        setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot forbid core dumps")?;
+        if let Some(terminal) = Saved::now() {
+            // A process is split once.
+            let _ = TERMINAL.set(terminal);
+        }
+        // They are the machine's: whoever is at their other end is to see when it closes them.
+        dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).context("cannot let go of standard output")?;
+        let (start, locked) = (Some(start), Ok(()));
+        Ok(Self { options, machine, start, locked, news, post, signals, null, told: None, end: None })
+    }
+
+    /// Gives up all that this process, which has one thread, does not need for its `chores`. Where a layer is required that
+    /// the host does not allow, the machine's process will end, and tell why.
+    pub fn lock(&mut self, inherited: &Inherited, chores: &Chores<'_>) {
+        if !self.options.splits() {
+            return;
+        }
+        privileges::close(&inherited.0);
+        let mut lacks = Lacks::new(self.options);
+        lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
+        lacks.try_layer(Layer::Capabilities, || privileges::drop_capabilities(self.kept(chores), false));
+        lacks.try_layer(Layer::Landlock, || {
+            let files = self.post.folders().map(|it| (it, landlock::writes()));
+            let names = chores.names.iter().map(|it| (*it, landlock::removes()));
+            let groups = chores.groups.iter().map(|it| (*it, landlock::ends_groups()));
+            let folders: Vec<_> = files.chain(names).chain(groups).collect();
+            // Signals are what it is there for.
+            landlock::restrict(&folders, Scope::AbstractUnixSocket.into())
+        });
+        lacks.try_layer(Layer::Seccomp, || {
+            seccomp::prepare_outside(seccomp::Outside {
+                machine: self.machine,
+                files: self.post.folders().next().is_some(),
+                names: !chores.names.is_empty(),
+                groups: !chores.groups.is_empty(),
+            })
+        });
+        // What may be missing is missing inside, too, and told there.
+        self.locked = lacks.answer().map(drop);
+    }
+
+    /// The capabilities that root needs: in folders of others, and to end processes of others.
+    fn kept(&self, chores: &Chores<'_>) -> u64 {
+        if !geteuid().is_root() {
+            return 0;
+        }
+        let writes = self.post.folders().next().is_some() || !chores.names.is_empty();
+        let folders = if writes || !chores.groups.is_empty() { FOLDERS } else { 0 };
+        folders | if chores.groups.is_empty() { 0 } else { KILL }
     }
 
     /// Attends the machine's process to its end.
@@ -56,32 +150,17 @@ impl Outside {
     /// # Errors
     /// The host refuses to wait, or a file that the machine's process has sent cannot be written.
     pub fn attend(mut self) -> anyhow::Result<End> {
-        // Whoever reads what the guest prints sees the end of it when the machine's process closes it.
-        self.close(|null| dup2_stdout(null));
+        close_as(Thread::Outside);
+        self.start.take().into_iter().for_each(|start| start.go_on(&self.locked));
         loop {
-            for news in self.news.take() {
-                match news {
-                    News::StderrClosed => {
-                        // There may be one further outside.
-                        supervise::stderr_is_closed();
-                        self.close(|null| dup2_stderr(null));
-                    }
-                    News::Refused => self.restore_terminal(),
-                    News::EndBy(signal) => self.news.end = Some(signal),
-                }
-            }
-            let end = self.ended()?;
-            self.write_files();
-            match (end, self.unwritten.take()) {
-                (None, unwritten) => self.unwritten = unwritten,
-                (Some(_), Some(error)) => return Err(error),
-                (Some(end), None) => return Ok(end),
+            self.hear();
+            self.post.take();
+            if let Some(end) = self.ended()? {
+                return self.post.failure().map_or(Ok(end), Err);
             }
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            // A pipe without writers is always ready.
-            let news = self.news.is_open().then(|| self.news.as_fd());
-            let post = self.post.is_open().then(|| self.post.as_fd());
-            fds.extend(news.into_iter().chain(post).map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
+            let pipes = self.news.more().into_iter().chain(self.post.more());
+            fds.extend(pipes.map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(anyhow!(error).context("cannot wait for the machine's process")),
@@ -92,18 +171,12 @@ impl Outside {
         }
     }
 
-    /// Puts nothing in the place of a stream. Where the host has nothing, a pipe that nobody reads will do.
-    fn close(&self, replace: impl FnOnce(BorrowedFd<'_>) -> nix::Result<()>) {
-        let null = File::options().write(true).open("/dev/null").map(OwnedFd::from);
-        if let Ok(null) = null.or_else(|_| io::pipe().map(|(_, writer)| writer.into())) {
-            let _ = replace(null.as_fd());
-        }
-    }
-
-    fn write_files(&mut self) {
-        for (path, content) in self.post.take() {
-            if let Err(error) = whole_file::write(&path, |file| file.write_all(&content)) {
-                self.unwritten.get_or_insert(error);
+    fn hear(&mut self) {
+        for news in self.news.take() {
+            match news {
+                News::StderrClosed => _ = dup2_stderr(&self.null),
+                News::Refused => restore_terminal(),
+                News::EndBy(signal) => self.told = Some(signal),
             }
         }
     }
@@ -113,21 +186,21 @@ impl Outside {
         let end = match status.context("cannot wait for the machine's process")? {
             WaitStatus::Exited(_, code) => End::Exited(code as u8),
             WaitStatus::Signaled(_, signal, _) => {
-                self.restore_terminal();
+                restore_terminal();
                 End::Signalled(signal as i32)
             }
             _ => return Ok(None),
         };
-        // What it told last may not have been read yet.
-        let told = self.news.take().into_iter().find_map(|news| match news {
-            News::EndBy(signal) => Some(signal),
-            _ => None,
-        });
-        Ok(Some(told.or(self.news.end).map_or(end, End::Signalled)))
+        // What it told and sent last may not have been read yet.
+        self.hear();
+        for _ in 0..LAST_LOOKS {
+            self.post.take();
+        }
+        self.end = Some(self.told.map_or(end, End::Signalled));
+        Ok(self.end)
     }
 
     fn take_signal(&self, signal: i32) {
-        // Those of the terminal reach both, but only what comes from here is heard inside.
         let Ok(name) = Signal::try_from(signal) else { return };
         match name {
             Signal::SIGCHLD => {}
@@ -150,12 +223,23 @@ impl Outside {
         let _ = mask.thread_block();
         let _ = kill(self.machine, Signal::SIGCONT);
     }
+}
 
-    /// What the machine's process had no time for.
-    fn restore_terminal(&self) {
-        self.terminal.iter().for_each(Saved::restore);
+impl Drop for Outside {
+    fn drop(&mut self) {
+        if self.end.is_none() {
+            // There is nobody left to attend it.
+            let _ = kill(self.machine, Signal::SIGKILL);
+            let _ = waitpid(self.machine, None);
+            restore_terminal();
+        }
     }
 }
+
+/// CAP_DAC_OVERRIDE and CAP_FOWNER: root's files in folders of others.
+const FOLDERS: u64 = 1 << 1 | 1 << 3;
+/// CAP_KILL: what is left in a group may be another user's.
+const KILL: u64 = 1 << 5;
 
 /// Takes over what is to be handed on, or to be done with the machine.
 fn take_signals() -> anyhow::Result<SignalFd> {

@@ -28,17 +28,18 @@ fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_in
     Errno::result(unsafe { libc::prctl(option, argument, 0, 0, 0) })
 }
 
-/// Gives up every capability of this thread but those to be `kept` for a while, and what new ones could come from.
+/// Gives up every capability of this thread but those to be `kept`, and what new ones could come from. `for_owners`, those
+/// follow the one whom files are changed for.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) fn drop_capabilities(kept: u64) -> anyhow::Result<()> {
+pub(super) fn drop_capabilities(kept: u64, for_owners: bool) -> anyhow::Result<()> {
     let known = (0..MOST).take_while(|capability| prctl(libc::PR_CAPBSET_READ, *capability).is_ok());
     for capability in known {
         // Who has none has none to drop from this set either.
         let _ = prctl(libc::PR_CAPBSET_DROP, capability);
     }
-    let _ = prctl(libc::PR_SET_SECUREBITS, if kept == 0 { SECURE } else { SECURE_BUT_FOR_OWNERS });
+    let _ = prctl(libc::PR_SET_SECUREBITS, if for_owners { SECURE_BUT_FOR_OWNERS } else { SECURE });
     let permitted = permitted().context("cannot read capabilities")?;
     set_capabilities(kept & permitted).context("cannot give up capabilities")
 }

@@ -6,10 +6,10 @@ use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getegid, geteuid};
 
@@ -32,51 +32,100 @@ pub(super) struct Apart {
 
 /// What the two have of each other.
 pub(super) enum Halves {
-    /// The process that the user has started: the machine's, and what it has to tell.
-    Outside(Pid, [PipeReader; 2]),
-    /// The machine's process: how it is, why not better, and where to tell.
-    Inside(Apart, Option<Errno>, [PipeWriter; 2]),
+    /// The process that the user has started: the machine's, what it has to tell, and the way to let it go on.
+    Outside(Pid, [PipeReader; 2], Start),
+    /// The machine's process: how it is, why not better, where to tell, and the way to wait for the one outside.
+    Inside(Apart, Option<Errno>, [PipeWriter; 2], Go),
 }
 
-/// Splits the process, which has one thread; into namespaces if they are `wanted`. Either ends with the other.
-///
-/// # Errors
-/// The host has no process left.
-pub(super) fn split(wanted: bool) -> anyhow::Result<Halves> {
-    let (news, tell) = io::pipe().context("cannot make a pipe")?;
-    let (post, send) = io::pipe().context("cannot make a pipe")?;
-    let (go, start) = io::pipe().context("cannot make a pipe")?;
-    let (child, flags, refusal) = clone_as_allowed(wanted).context("cannot start a process")?;
-    match child {
-        Some(child) => {
-            drop((go, tell, send));
-            let all_users = flags & libc::CLONE_NEWUSER != 0
-                && name_users(child).inspect_err(|_| {
-                    // It waits, and ends unheard.
-                    let _ = kill(child, Signal::SIGKILL);
-                    let _ = waitpid(child, None);
-                })?;
-            // One that is gone is waited for like any other.
-            let _ = (&start).write_all(&[u8::from(all_users)]);
-            // Left open: the machine's process sees by it whether this one is there.
-            std::mem::forget(start);
-            Ok(Halves::Outside(child, [news, post]))
-        }
-        None => {
-            drop((news, post, start));
-            let all_users = begin(go)?;
-            let (user, others) = (flags & libc::CLONE_NEWUSER != 0, flags & OTHERS != 0);
-            Ok(Halves::Inside(Apart { user, others, all_users }, refusal, [tell, send]))
+/// By this the machine's process waits for the one outside.
+pub(super) struct Go(PipeReader);
+/// By this the one outside lets the machine's go on.
+pub(super) struct Start(PipeWriter);
+
+impl Go {
+    /// Waits until there are namespaces for it; answers whether every user of the host is a user there.
+    fn begin(&mut self) -> anyhow::Result<bool> {
+        let mut all_users = [0];
+        self.0.read_exact(&mut all_users).context(GONE)?;
+        Ok(all_users[0] != 0)
+    }
+
+    /// Waits until the one outside is locked in.
+    ///
+    /// # Errors
+    /// It is not, and why.
+    pub fn wait(mut self) -> anyhow::Result<()> {
+        let mut word = String::new();
+        self.0.read_to_string(&mut word).context(GONE)?;
+        match word.split_at_checked(1) {
+            Some((LOCKED, "")) => Ok(()),
+            Some((_, why)) => bail!("{why}"),
+            None => bail!(GONE),
         }
     }
 }
 
-/// Waits until the one outside is ready; ends with it from there on.
-fn begin(mut go: PipeReader) -> anyhow::Result<bool> {
-    set_pdeathsig(Signal::SIGKILL).context("cannot follow the process outside")?;
-    let mut all_users = [0];
-    go.read_exact(&mut all_users).context("the process outside has gone")?;
-    Ok(all_users[0] != 0)
+const GONE: &str = "the process outside has gone";
+/// What is told of a process outside that is locked in, and one that is not, before the reason.
+const LOCKED: &str = "l";
+const NOT_LOCKED: &str = "n";
+
+// One that is gone is told in vain, and waited for like any other.
+impl Start {
+    fn begin(&mut self, all_users: bool) {
+        let _ = self.0.write_all(&[u8::from(all_users)]);
+    }
+
+    /// Lets it go on, as this process is locked in, or tells why not.
+    pub fn go_on(mut self, locked: &anyhow::Result<()>) {
+        let word = match locked {
+            Ok(()) => LOCKED.to_owned(),
+            Err(why) => format!("{NOT_LOCKED}{why:#}"),
+        };
+        let _ = self.0.write_all(word.as_bytes());
+    }
+}
+
+/// Splits the process, which has one thread; into namespaces if they are `wanted`. The new one is handed to `place` before
+/// it does anything. Either ends with the other.
+///
+/// # Errors
+/// The host has no process left, or `place` fails.
+pub(super) fn split(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>) -> anyhow::Result<Halves> {
+    let (news, tell) = io::pipe().context("cannot make a pipe")?;
+    let (post, send) = io::pipe().context("cannot make a pipe")?;
+    let (go, start) = io::pipe().context("cannot make a pipe")?;
+    let (mut go, mut start) = (Go(go), Start(start));
+    wait_for_children()?;
+    let (child, flags, refusal) = clone_as_allowed(wanted).context("cannot start a process")?;
+    match child {
+        Some(child) => {
+            drop((go, tell, send));
+            let named = if flags & libc::CLONE_NEWUSER != 0 { name_users(child) } else { Ok(false) };
+            let all_users = named.and_then(|all| place(child).map(|()| all)).inspect_err(|_| {
+                // It waits, and ends unheard.
+                let _ = kill(child, Signal::SIGKILL);
+                let _ = waitpid(child, None);
+            })?;
+            start.begin(all_users);
+            Ok(Halves::Outside(child, [news, post], start))
+        }
+        None => {
+            drop((news, post, start));
+            set_pdeathsig(Signal::SIGKILL).context("cannot follow the process outside")?;
+            let all_users = go.begin()?;
+            let (user, others) = (flags & libc::CLONE_NEWUSER != 0, flags & OTHERS != 0);
+            Ok(Halves::Inside(Apart { user, others, all_users }, refusal, [tell, send], go))
+        }
+    }
+}
+
+/// An ignored SIGCHLD, as whoever started kite may have left it, would leave nobody to wait for.
+fn wait_for_children() -> anyhow::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the action is the default one, no function of ours.
+    unsafe { sigaction(Signal::SIGCHLD, &default) }.map(drop).context("cannot reset SIGCHLD")
 }
 
 /// Into as many namespaces as the host allows: all, all but the user's, none. Answers how many that are, and what stood
@@ -159,5 +208,19 @@ mod tests {
         assert_eq!(everybody("         0          0 4294967295\n"), "0 0 4294967295\n");
         assert_eq!(everybody("0 1000 1\n1 100000 65536\n"), "0 0 1\n1 1 65536\n");
         assert_eq!(everybody(""), "");
+    }
+
+    #[test]
+    fn the_machine_goes_on_when_the_one_outside_is_locked_in_or_says_why_it_is_not() {
+        let told = |locked: Option<anyhow::Result<()>>| {
+            let (go, start) = io::pipe().unwrap();
+            let start = Start(start);
+            locked.into_iter().for_each(|locked| start.0.try_clone().map(Start).unwrap().go_on(&locked));
+            drop(start);
+            Go(go).wait().map_err(|error| error.to_string())
+        };
+        assert_eq!(told(Some(Ok(()))), Ok(()));
+        assert_eq!(told(Some(Err(anyhow::anyhow!("no layer")))), Err("no layer".to_owned()));
+        assert_eq!(told(None), Err(GONE.to_owned()));
     }
 }

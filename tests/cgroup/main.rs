@@ -20,7 +20,6 @@ mod group;
 #[expect(dead_code, reason = "what only bad input needs")]
 #[path = "../bad_input/image.rs"]
 mod image;
-#[expect(dead_code, reason = "what only the inspection needs")]
 mod spinning;
 
 /// Writes to each page from 8 MiB to 496 MiB, then powers off: `mov edi, 0x800000; 1: mov byte ptr [rdi], 1;
@@ -70,7 +69,7 @@ fn a_machine_that_takes_too_many_threads_says_what_it_lacks() {
     }
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
-    attempt.end_of(run(KITE, &kernel).args(["--limit", "pids=2"])).assert_refusal("cannot start a thread");
+    attempt.end_of(run(KITE, &kernel).args(["--limit", "pids=1"])).assert_refusal("cannot start a thread");
 }
 
 #[test]
@@ -134,16 +133,38 @@ fn a_signal_to_either_process_ends_both_and_the_group() {
     if no_groups(test, "pids=64") {
         return;
     }
-    for (name, by, to_machine, expected) in [
-        ("term", Signal::SIGTERM, true, 1015),
-        ("int", Signal::SIGINT, false, 1002),
-        ("kill", Signal::SIGKILL, true, 1009),
+    for (name, by, to_machine, expected, options) in [
+        ("term", Signal::SIGTERM, true, 1015, &[][..]),
+        ("int", Signal::SIGINT, false, 1002, &[]),
+        ("kill", Signal::SIGKILL, true, 1009, &[]),
+        ("none", Signal::SIGTERM, true, 1015, &["--sandbox", "none"]),
+        ("none-int", Signal::SIGINT, false, 1002, &["--sandbox", "none"]),
     ] {
-        let kite = Spinning::start(name, &[]);
+        let kite = Spinning::start(name, options);
         let to = if to_machine { kite.machine().unwrap() } else { kite.supervisor() };
         signal(to, by);
         assert_eq!(kite.end(), (expected, String::new()), "{name}");
     }
+}
+
+#[test]
+fn a_program_that_a_device_needs_is_in_the_group_and_kite_is_not() {
+    let test = "a_program_that_a_device_needs_is_in_the_group_and_kite_is_not";
+    if no_groups(test, "pids=64") {
+        return;
+    }
+    if Command::new("passt").arg("--version").output().is_err() {
+        return skipped(test, "passt isn't installed");
+    }
+    let kite = Spinning::start("passt", &["--net", "user"]);
+    let supervisor = kite.supervisor();
+    let is_in =
+        |process: i32| fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap().contains(&kite.group);
+    let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
+    let children: Vec<i32> = children.split_whitespace().map(|child| child.parse().unwrap()).collect();
+    assert_eq!((children.len(), children.into_iter().all(is_in), is_in(supervisor)), (2, true, false));
+    signal(supervisor, Signal::SIGTERM);
+    assert_eq!(kite.end(), (1015, String::new()));
 }
 
 #[test]

@@ -45,7 +45,7 @@ impl Spinning {
         }
     }
 
-    /// The processes in the group: in its sandbox a machine has one outside, which hands it signals.
+    /// The processes in the group.
     fn processes(&self) -> Vec<i32> {
         let folder = folders(&self.group).into_iter().next();
         let list = folder.and_then(|it| fs::read_to_string(it.join("cgroup.procs")).ok()).unwrap_or_default();
@@ -54,18 +54,8 @@ impl Spinning {
         processes
     }
 
-    /// The process in the group that signals are for: the child of the one outside, in whatever order the group has them.
+    /// The process in the group, which runs the guest.
     pub fn machine(&self) -> Option<i32> {
-        let parent = format!("PPid:\t{}", self.supervisor());
-        let is_child = |process: &i32| {
-            fs::read_to_string(format!("/proc/{process}/status"))
-                .is_ok_and(|status| status.lines().any(|line| line == parent))
-        };
-        self.processes().into_iter().find(is_child)
-    }
-
-    /// The process in the group that runs the guest.
-    pub fn inner(&self) -> Option<i32> {
         self.processes().into_iter().find(|process| has_vcpu(*process))
     }
 

@@ -96,6 +96,93 @@ fn every_thread_of_a_machine_is_confined() {
     assert!(!socket.exists(), "the socket's name is left");
 }
 
+/// The process outside.
+fn outside(machine: &Path) -> PathBuf {
+    PathBuf::from(format!("/proc/{}", field(machine, "PPid")))
+}
+
+#[test]
+fn the_process_outside_is_confined_to_its_chores() {
+    const NAME: &str = "the_process_outside_is_confined_to_its_chores";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    // CAP_DAC_OVERRIDE and CAP_FOWNER, for root to write in folders of others.
+    let folders = if nix::unistd::geteuid().is_root() { 0b1010 } else { 0 };
+    let folder = tempfile::tempdir().unwrap();
+    let (socket, stats) =
+        (folder.path().join("socket"), format!("--stats={}/stats", folder.path().display()));
+    let port = format!("agent={}", socket.display());
+    for (arguments, capabilities) in [(&[][..], 0), (&["--port", &port, &stats], folders)] {
+        let (kite, machine) = running(&[&["--sandbox", "require"], arguments].concat());
+        let outside = outside(&machine);
+        assert_ne!(outside, Path::new("/proc/self").canonicalize().unwrap());
+        for task in tasks(&outside) {
+            assert_eq!((field(&task, "Seccomp"), field(&task, "NoNewPrivs")), ("2".into(), "1".into()));
+            for (set, expected) in
+                [("CapEff", capabilities), ("CapPrm", capabilities), ("CapBnd", 0), ("CapInh", 0)]
+            {
+                assert_eq!(field(&task, set), format!("{expected:016x}"), "{set}");
+            }
+        }
+        kite.signal(Signal::SIGTERM);
+        kite.end().assert_killed_by(Signal::SIGTERM);
+        assert_eq!((socket.exists(), folder.path().join("stats").exists()), (false, !arguments.is_empty()));
+    }
+}
+
+#[test]
+fn the_process_outside_has_the_descriptors_that_it_needs_and_no_other() {
+    const NAME: &str = "the_process_outside_has_the_descriptors_that_it_needs_and_no_other";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    fs::write(&disk, [0; 4096]).unwrap();
+    let redirection = format!("--sandbox require --disk {} 9</etc/passwd", disk.display());
+    let kite = Kite::redirected(&FOR_EVER, &redirection);
+    kite.expect_more_than(0);
+    let outside = outside(&PathBuf::from(format!("/proc/{}", kite.id())));
+    let mut targets: Vec<_> = fs::read_dir(outside.join("fd"))
+        .unwrap()
+        .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().to_string_lossy().into_owned())
+        .map(|target| target.split(':').next().unwrap().to_owned())
+        .collect();
+    targets.sort();
+    // Standard error, news and the post; and nothing, three times.
+    let pipes = ["pipe"; 3];
+    assert_eq!(targets, [&["/dev/null"; 3][..], &["anon_inode"], &pipes].concat());
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
+
+#[test]
+fn a_signal_to_the_machine_s_process_ends_kite_once() {
+    const NAME: &str = "a_signal_to_the_machine_s_process_ends_kite_once";
+    if no_kvm(NAME) {
+        return;
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (kite, machine) = running(&[]);
+        let id = machine.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).unwrap();
+        kite.end().assert_killed_by(signal);
+    }
+}
+
+#[test]
+fn who_ignores_the_end_of_children_is_told_of_the_machine_s() {
+    const NAME: &str = "who_ignores_the_end_of_children_is_told_of_the_machine_s";
+    if no_kvm(NAME) {
+        return;
+    }
+    let kite = Kite::ignoring_children(&FOR_EVER);
+    kite.expect_more_than(0);
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
+
 #[test]
 fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
     const NAME: &str = "a_machine_has_the_descriptors_that_it_needs_and_no_other";
@@ -138,20 +225,6 @@ fn neither_half_outlives_the_other() {
     let id = machine.file_name().unwrap().to_str().unwrap().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), Signal::SIGKILL).unwrap();
     kite.end().assert_killed_by(Signal::SIGKILL);
-}
-
-#[test]
-fn a_signal_to_the_machine_s_process_ends_kite_once() {
-    const NAME: &str = "a_signal_to_the_machine_s_process_ends_kite_once";
-    if no_kvm(NAME) {
-        return;
-    }
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let (kite, machine) = running(&[]);
-        let id = machine.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).unwrap();
-        kite.end().assert_killed_by(signal);
-    }
 }
 
 #[test]
@@ -204,7 +277,7 @@ fn a_job_that_is_stopped_stops_its_machine_and_both_go_on() {
     let is_stopped = |process: &Path| field(process, "State").starts_with('T');
     kite.signal(Signal::SIGTSTP);
     // Whether kite itself stops is up to its group: one that nobody would let go on does not.
-    let outside = PathBuf::from(format!("/proc/{}", field(&machine, "PPid")));
+    let outside = outside(&machine);
     for _ in 0..100 {
         if is_stopped(&outside) {
             until("the machine to stop", || is_stopped(&machine));

@@ -351,7 +351,7 @@ fn a_file_that_can_no_longer_be_written_is_told_of_in_the_end() {
     let end = kite.end();
     assert_eq!((end.status.code(), end.stdout.as_slice()), (Some(125), &b"t"[..]));
     assert!(
-        end.stderr.starts_with("kite: cannot look at ") && end.stderr.lines().count() == 1,
+        end.stderr.starts_with("kite: cannot write ") && end.stderr.lines().count() == 1,
         "{}",
         end.stderr
     );

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use super::devices::{Devices, Extra};
 use super::gauges::Gauges;
 use super::image::Boot;
-use super::{End as MachineEnd, Half, Start, check_memory, die_by, end_as, open_kvm, split};
+use super::{End as MachineEnd, Half, Outer, Run, Start, check_memory, die_by, open_kvm, split};
+use crate::cgroup::Cgroup;
 use crate::cli::RunOptions;
 use crate::exit::Exit;
 use crate::footprint;
@@ -31,30 +32,34 @@ use shares::Shares;
 ///
 /// # Errors
 /// kite or the host failed.
-pub(super) fn run(options: &RunOptions, gauges: Gauges, inherited: Inherited) -> anyhow::Result<u8> {
+pub(super) fn run(
+    options: &RunOptions,
+    gauges: Gauges,
+    inherited: Inherited,
+    group: &mut Option<Cgroup>,
+) -> anyhow::Result<Run> {
     let command = &options.command;
     if let Some(path) = &command.junit {
         whole_file::expect(path)?;
     }
     let results = Results::new(command);
-    let outcome = match to_its_end(options, &results, gauges, inherited) {
-        Ok(Run::Elsewhere(end)) => return end_as(end),
-        Ok(Run::Here(outcome)) => Ok(outcome),
+    let outcome = match to_its_end(options, &results, gauges, inherited, group) {
+        // The machine's process tells of it.
+        Ok(Ran::Elsewhere(outer)) => return Ok(Run::Outside(outer)),
+        Ok(Ran::Here(outcome)) => Ok(outcome),
         Err(error) => Err(error),
     };
     results.finish(&outcome)?;
     match outcome? {
-        Outcome { signal: Some(signal), .. } => die_by(signal),
-        outcome => Ok(outcome.code),
+        Outcome { signal: Some(signal), .. } => die_by(signal).map(Run::Here),
+        outcome => Ok(Run::Here(outcome.code)),
     }
 }
 
-/// What was run, in which process.
-enum Run {
-    /// The command, in this one.
+/// The command was run, in this process or another.
+enum Ran {
     Here(Outcome),
-    /// The command, in the machine's process, which has told of it.
-    Elsewhere(sandbox::End),
+    Elsewhere(Box<Outer>),
 }
 
 /// Writes the results of a run that could not write them itself.
@@ -71,7 +76,8 @@ fn to_its_end(
     results: &Results,
     mut gauges: Gauges,
     inherited: Inherited,
-) -> anyhow::Result<Run> {
+    group: &mut Option<Cgroup>,
+) -> anyhow::Result<Ran> {
     let begun = Instant::now();
     let (command, sandbox) = (&options.command, options.sandbox()?);
     footprint::keep_one_heap();
@@ -86,14 +92,14 @@ fn to_its_end(
     }
     boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?;
-    let signals = Signals::take_over(sandbox.splits())?;
+    let signals = Signals::take_over(sandbox.splits() || group.is_some())?;
     let mut session = Session::new(signals, terminal, log, timeline.clone())?;
     let folders = shares.paths();
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
     let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
-    let mut inside = match split(sandbox, inherited, &mut devices)? {
+    let mut inside = match split(sandbox, inherited, &mut devices, group)? {
         Half::Inside(inside) => inside,
-        Half::Ended(end) => return Ok(Run::Elsewhere(end)),
+        Half::Outside(outer) => return Ok(Ran::Elsewhere(outer)),
     };
     inside.part_shares(devices.shares(), &folders);
     let board = Board {
@@ -123,7 +129,7 @@ fn to_its_end(
     let signal = finished?;
     attended?;
     told?;
-    Ok(Run::Here(match signal {
+    Ok(Ran::Here(match signal {
         Some(signal) => Outcome::signalled(signal),
         None => outcome(&running, &boot, &session.log, command.timeout)?,
     }))

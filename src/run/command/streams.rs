@@ -18,7 +18,6 @@ use nix::unistd::{dup2_stderr, dup2_stdout};
 
 use crate::console::keys::{Key, Keys};
 use crate::sandbox;
-use crate::supervise;
 use crate::task::{Output, STDIN};
 use crate::trace::{Mark, Timeline};
 
@@ -266,10 +265,7 @@ impl OutputStream {
                 io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(null).map_err(drop))
             }
             Output::Stderr => {
-                // Who is told depends on who is next outside.
-                if !sandbox::stderr_closed() {
-                    supervise::stderr_is_closed();
-                }
+                sandbox::stderr_closed();
                 dup2_stderr(null).map_err(drop)
             }
         };

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use anyhow::{Context, anyhow};
+use nix::unistd::Pid;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
@@ -27,6 +28,8 @@ pub enum Thread {
     Share,
     /// It attends the machine.
     Main,
+    /// It is of the process outside, and attends the machine's.
+    Outside,
 }
 
 /// What the machine has that system calls are made for.
@@ -52,14 +55,21 @@ pub struct Needs {
     pub restart: bool,
 }
 
-struct Filters {
-    vcpu: BpfProgram,
-    io: BpfProgram,
-    share: BpfProgram,
-    main: BpfProgram,
+/// What the process outside makes system calls for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outside {
+    /// The machine's process.
+    pub machine: Pid,
+    /// There are files to be written.
+    pub files: bool,
+    /// There are names to be removed.
+    pub names: bool,
+    /// There are groups to be ended and removed.
+    pub groups: bool,
 }
 
-static FILTERS: OnceLock<Filters> = OnceLock::new();
+/// Those of this process's threads.
+static FILTERS: OnceLock<Vec<(Thread, BpfProgram)>> = OnceLock::new();
 
 thread_local! {
     /// This thread has confined itself.
@@ -71,8 +81,7 @@ thread_local! {
 /// # Errors
 /// The kernel has no such filters.
 pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
-    refused::can_be_told().context("this kernel has no filters that tell what they refuse")?;
-    refused::tell()?;
+    refused::tell("thread ")?;
     let devices = devices(needs);
     let vcpu: Vec<_> = [&[rules::EVERY, rules::VCPU], &devices.vcpu[..]].concat();
     let io: Vec<_> = [&[rules::EVERY, rules::STARTS_THREADS, rules::DEVICE], &devices.io[..]].concat();
@@ -85,14 +94,29 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
         // The threads of the next machine are started by this one, and inherit its filter.
         main.extend([&[rules::STARTS_THREADS, rules::REBUILD], &vcpu[..], &io[..]].concat());
     }
-    let filters = Filters {
-        vcpu: with_quick_entry(compile(&vcpu)?),
-        io: compile(&io)?,
-        share: compile(&share)?,
-        main: compile(&main)?,
-    };
+    let compile = |groups: &[_]| compile(groups, None);
     // A process is locked once.
-    let _ = FILTERS.set(filters);
+    let _ = FILTERS.set(vec![
+        (Thread::Vcpu, with_quick_entry(compile(&vcpu)?)),
+        (Thread::Io, compile(&io)?),
+        (Thread::Share, compile(&share)?),
+        (Thread::Main, compile(&main)?),
+    ]);
+    Ok(())
+}
+
+/// As [`prepare`], for the process outside.
+///
+/// # Errors
+/// The kernel has no such filters.
+pub(super) fn prepare_outside(needs: Outside) -> anyhow::Result<()> {
+    refused::tell("the outer process's thread ")?;
+    let mut groups = vec![rules::EVERY, rules::OUTSIDE];
+    groups.extend(needs.files.then_some(rules::OUTSIDE_FILES));
+    groups.extend(needs.names.then_some(rules::OUTSIDE_NAMES));
+    groups.extend(needs.groups.then_some(rules::OUTSIDE_GROUPS));
+    // A process is locked once.
+    let _ = FILTERS.set(vec![(Thread::Outside, compile(&groups, Some(needs.machine))?)]);
     Ok(())
 }
 
@@ -135,21 +159,17 @@ fn devices(needs: Needs) -> Devices {
 /// Confines the calling thread, if there are filters: it makes no other system calls from now on than one of its kind does.
 pub fn confine(thread: Thread) {
     let Some(filters) = FILTERS.get().filter(|_| !CONFINED.replace(true)) else { return };
-    let filter = match thread {
-        Thread::Vcpu => &filters.vcpu,
-        Thread::Io => &filters.io,
-        Thread::Share => &filters.share,
-        Thread::Main => &filters.main,
-    };
+    let filter = filters.iter().find_map(|(kind, filter)| (*kind == thread).then_some(filter));
+    let filter = filter.expect("this process has threads of this kind");
     seccompiler::apply_filter(filter).expect("the kernel has filters, and this one is well formed");
 }
 
-/// The program of these groups.
-fn compile(groups: &[&[Rule]]) -> anyhow::Result<BpfProgram> {
+/// The program of these groups, for a process that attends `machine`'s if it does.
+fn compile(groups: &[&[Rule]], machine: Option<Pid>) -> anyhow::Result<BpfProgram> {
     let mut calls: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
     for (call, check) in groups.iter().copied().flatten() {
         let ways = calls.entry(*call).or_insert_with(|| Some(Vec::new()));
-        match (condition(*check)?, ways) {
+        match (condition(*check, machine)?, ways) {
             (None, ways) => *ways = None,
             (Some(condition), Some(ways)) => ways.push(SeccompRule::new(vec![condition])?),
             (Some(_), None) => {}
@@ -163,7 +183,8 @@ fn compile(groups: &[&[Rule]]) -> anyhow::Result<BpfProgram> {
     Ok([&without_clone3()[..], &filter].concat())
 }
 
-fn condition(check: Check) -> anyhow::Result<Option<SeccompCondition>> {
+fn condition(check: Check, machine: Option<Pid>) -> anyhow::Result<Option<SeccompCondition>> {
+    let machine = || machine.context("there is no machine's process").map(|it| it.as_raw() as u64);
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq};
     Ok(Some(match check {
@@ -171,6 +192,8 @@ fn condition(check: Check) -> anyhow::Result<Option<SeccompCondition>> {
         Check::Request(request) => SeccompCondition::new(1, Dword, Eq, request)?,
         Check::NoExec => SeccompCondition::new(2, Qword, MaskedEq(libc::PROT_EXEC as u64), 0)?,
         Check::Is(at, value) => SeccompCondition::new(at, Dword, Eq, value)?,
+        Check::IsMachine => SeccompCondition::new(0, Dword, Eq, machine()?)?,
+        Check::IsThis => SeccompCondition::new(0, Dword, Eq, std::process::id().into())?,
     }))
 }
 

@@ -3,12 +3,14 @@
 #![expect(unsafe_code, reason = "a signal's handler")]
 
 use std::io;
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use syscalls::Sysno;
 
 use super::super::news::{self, News};
+use super::super::outside;
 use crate::cli;
 
 /// What the kernel tells of the call (sigaction(2), `si_syscall`): `si_signo`, `si_errno`, `si_code`, padding,
@@ -23,7 +25,7 @@ struct Refusal {
 
 /// A text of bounded length, put together without the heap.
 struct Text {
-    bytes: [u8; 160],
+    bytes: [u8; 192],
     len: usize,
 }
 
@@ -51,9 +53,10 @@ impl Text {
 }
 
 /// The line that tells of it.
-fn line(thread: &[u8], call: i32) -> Text {
-    let mut text = Text { bytes: [0; 160], len: 0 };
-    text.push(b"kite: the sandbox refuses thread ");
+fn line(who: &[u8], thread: &[u8], call: i32) -> Text {
+    let mut text = Text { bytes: [0; 192], len: 0 };
+    text.push(b"kite: the sandbox refuses ");
+    text.push(who);
     let printable = |byte: &&u8| byte.is_ascii_graphic();
     thread.iter().take_while(printable).for_each(|byte| text.push(&[*byte]));
     text.push(b" system call ");
@@ -72,21 +75,28 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     let mut name = [0_u8; 16];
     // SAFETY: writes 16 bytes at most.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    let text = line(&name, call);
+    let text = line(WHO.get().copied().unwrap_or_default().as_bytes(), &name, call);
     // SAFETY: reads the text.
     unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len) };
     let news = [News::Refused.byte()];
     // SAFETY: reads a byte.
     unsafe { libc::write(news::descriptor(), news.as_ptr().cast(), 1) };
+    outside::restore_terminal();
     // SAFETY: ends the process at once.
     unsafe { libc::_exit(cli::FAILED.into()) };
 }
 
-/// Has refused calls told of.
+/// What goes before the thread's name.
+static WHO: OnceLock<&str> = OnceLock::new();
+
+/// Has refused calls told of, as those of `who`, a word that goes before the thread's name.
 ///
 /// # Errors
-/// The kernel refuses.
-pub(super) fn tell() -> anyhow::Result<()> {
+/// The kernel has no filters that can be told of.
+pub(super) fn tell(who: &'static str) -> anyhow::Result<()> {
+    can_be_told().context("this kernel has no filters that tell what they refuse")?;
+    // A process is locked once.
+    let _ = WHO.set(who);
     let handler = SigHandler::SigAction(refused);
     let action = SigAction::new(handler, SaFlags::SA_ONSTACK | SaFlags::SA_SIGINFO, SigSet::all());
     // SAFETY: the handler does only what a handler may.
@@ -94,7 +104,7 @@ pub(super) fn tell() -> anyhow::Result<()> {
 }
 
 /// Whether the kernel knows that answer to a call.
-pub(super) fn can_be_told() -> io::Result<()> {
+fn can_be_told() -> io::Result<()> {
     let action: u32 = libc::SECCOMP_RET_TRAP;
     // SAFETY: reads a number.
     let known =
@@ -107,7 +117,7 @@ mod tests {
     use super::*;
 
     fn told(thread: &[u8], call: i32) -> String {
-        let text = line(thread, call);
+        let text = line(b"thread ", thread, call);
         String::from_utf8(text.bytes[..text.len].to_vec()).unwrap()
     }
 

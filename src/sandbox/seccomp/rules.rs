@@ -18,9 +18,13 @@ pub(super) enum Check {
     NoExec,
     /// The argument at this place, as 32 bits, is this.
     Is(u8, u64),
+    /// The first argument is the machine's process.
+    IsMachine,
+    /// The first argument is this process.
+    IsThis,
 }
 
-use Check::{Any, Is, NoExec, Request};
+use Check::{Any, Is, IsMachine, IsThis, NoExec, Request};
 
 /// A call, and one way in which its arguments may be.
 pub(super) type Rule = (c_long, Check);
@@ -303,3 +307,38 @@ pub(super) const STATS: &[Rule] = &[(SYS_pread64, Any), (SYS_lseek, Any)];
 
 /// A command's streams: nothing takes the place of one that the command has closed.
 pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any), (SYS_dup3, Any)];
+
+/// The process outside: attends the machine's, hands on signals, restores the terminal, and ends as that has.
+pub(super) const OUTSIDE: &[Rule] = &[
+    (SYS_poll, Any),
+    (SYS_read, Any),
+    (SYS_wait4, Any),
+    (SYS_kill, IsMachine),
+    (SYS_ioctl, Request(TCGETS)),
+    (SYS_ioctl, Request(TCSETS)),
+    // Standard error, when the machine's process has closed it.
+    (SYS_dup2, Any),
+    // Its own stop and end.
+    (SYS_getpid, Any),
+    (SYS_tgkill, IsThis),
+];
+
+/// Files that the machine's process has sent: each is a new one, which then takes the name.
+pub(super) const OUTSIDE_FILES: &[Rule] = &[
+    (SYS_newfstatat, Any),
+    (SYS_openat, Is(2, (O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC) as u64)),
+    (SYS_renameat, Any),
+    (SYS_unlinkat, Any),
+];
+
+/// Sockets' names, which are removed.
+pub(super) const OUTSIDE_NAMES: &[Rule] = &[(SYS_newfstatat, Any), (SYS_unlinkat, Any)];
+
+/// The machine's group: whether it has run out of memory, and its end.
+pub(super) const OUTSIDE_GROUPS: &[Rule] = &[
+    (SYS_openat2, Any),
+    (SYS_unlinkat, Any),
+    (SYS_clock_nanosleep, Any),
+    // Whatever is left in it.
+    (SYS_kill, Is(1, SIGKILL as u64)),
+];
