@@ -95,6 +95,9 @@ pub enum Command {
         /// The process [default: every running kite of this user, or for root of everybody]
         #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
         pid: Option<u32>,
+        /// Print which system calls each kind of thread may make in any sandbox, and nothing of a process
+        #[arg(long, conflicts_with = "pid")]
+        calls: bool,
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,

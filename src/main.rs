@@ -24,7 +24,8 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(options) => run::run(&options, begun),
         Command::Matrix(options) => matrix::run(&options),
-        Command::Inspect { pid, json } => inspect::run(pid, json),
+        Command::Inspect { calls: true, json, .. } => inspect::calls(json),
+        Command::Inspect { pid, json, .. } => inspect::run(pid, json),
         Command::Bench(command) => bench::run(&command),
         Command::Doctor { json } => doctor::run(json),
     };

@@ -179,3 +179,23 @@ fn a_report_that_nobody_reads_is_no_failure() {
     let status = Command::new(KITE).args(["inspect", &own]).stdout(writer).status().unwrap();
     assert_eq!(status.code(), Some(0));
 }
+
+#[test]
+fn calls_that_a_sandbox_lets_through_are_listed_without_a_process() {
+    let end = inspect(&["--calls", "--json"]);
+    assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
+    let report: Value = serde_json::from_str(&end.stdout).unwrap();
+    let groups = report["groups"].as_array().unwrap();
+    let allows = |thread: &str, call: &str| {
+        groups.iter().any(|group| {
+            let is_its = group["threads"].as_array().unwrap().iter().any(|it| it == thread);
+            is_its && strings(&group["calls"], "name").iter().any(|name| name == call)
+        })
+    };
+    assert!(allows("vcpu", "ioctl") && allows("share", "openat2") && allows("io", "io_uring_enter"));
+    for call in ["execve", "socket", "ptrace", "open", "kill", "mount"] {
+        assert!(!["vcpu", "io", "share", "main"].iter().any(|thread| allows(thread, call)), "{call}");
+    }
+    assert!(inspect(&["--calls"]).stdout.starts_with("every ("));
+    assert_eq!(inspect(&["--calls", "1"]).status.code(), Some(125));
+}

@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow};
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use crate::{cli, doctor};
+use crate::{cli, doctor, sandbox};
 use facts::Process;
 use find::Program;
 
@@ -33,6 +33,7 @@ restricts a process.
 Examples:
   kite inspect
   kite inspect --json | jq '.machines[].processes[] | {pid, no_new_privs}'
+  kite inspect --calls
   sudo kite inspect 4242";
 
 /// The host, for comparison.
@@ -105,17 +106,28 @@ pub fn run(pid: Option<u32>, json: bool) -> anyhow::Result<u8> {
         }
         false => table::report(&machines, &host),
     };
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            return Err(error).context("writing the report");
-        }
-        _ => {}
-    }
+    print(&report)?;
     if machines.is_empty() {
         cli::complain("no kite is running that this user may look at");
     }
     Ok(u8::from(machines.is_empty()))
+}
+
+/// Prints which system calls each kind of thread may make in the sandbox; as JSON if asked to. Returns the exit status.
+///
+/// # Errors
+/// The report cannot be written.
+pub fn calls(json: bool) -> anyhow::Result<u8> {
+    print(&sandbox::calls(json)?)?;
+    Ok(cli::DONE)
+}
+
+fn print(report: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("writing the report"),
+        _ => Ok(()),
+    }
 }
 
 /// The number of capabilities, from that of the last.

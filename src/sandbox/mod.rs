@@ -33,7 +33,7 @@ use crate::doctor;
 use news::News;
 pub use options::{Layer, Mode, Options, parse};
 pub use outside::{Chores, End, Outside};
-pub use seccomp::{Needs, Thread};
+pub use seccomp::{Needs, Thread, listing as calls};
 use split::{Apart, Go, Halves};
 
 /// The descriptors that whoever started kite has left open for it.

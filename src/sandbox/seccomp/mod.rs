@@ -1,5 +1,7 @@
 //! Filters of system calls, one for each kind of thread (seccomp(2)).
 
+mod groups;
+mod listing;
 mod refused;
 mod rules;
 
@@ -13,12 +15,15 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
 };
+use serde::Serialize;
 
 use crate::kvm_run::KVM_RUN;
+pub use listing::listing;
 use rules::{Check, Rule};
 
 /// What a thread is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Thread {
     /// It runs a vCPU.
     Vcpu,
@@ -30,6 +35,19 @@ pub enum Thread {
     Main,
     /// It is of the process outside, and attends the machine's.
     Outside,
+}
+
+impl Thread {
+    /// What reports call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vcpu => "vcpu",
+            Self::Io => "io",
+            Self::Share => "share",
+            Self::Main => "main",
+            Self::Outside => "outside",
+        }
+    }
 }
 
 /// What the machine has that system calls are made for.
@@ -82,25 +100,13 @@ thread_local! {
 /// The kernel has no such filters.
 pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
     refused::tell("thread ")?;
-    let devices = devices(needs);
-    let vcpu: Vec<_> = [&[rules::EVERY, rules::VCPU], &devices.vcpu[..]].concat();
-    let io: Vec<_> = [&[rules::EVERY, rules::STARTS_THREADS, rules::DEVICE], &devices.io[..]].concat();
-    let share: Vec<_> = [&[rules::EVERY, rules::STARTS_THREADS, rules::DEVICE], &devices.share[..]].concat();
-    let mut main = vec![rules::EVERY, rules::MAIN];
-    if needs.networks {
-        main.push(rules::NETWORK_END);
-    }
-    if needs.restart {
-        // The threads of the next machine are started by this one, and inherit its filter.
-        main.extend([&[rules::STARTS_THREADS, rules::REBUILD], &vcpu[..], &io[..]].concat());
-    }
-    let compile = |groups: &[_]| compile(groups, None);
+    let compile = |thread| compile(&groups::of_machine(thread, &needs), None);
     // A process is locked once.
     let _ = FILTERS.set(vec![
-        (Thread::Vcpu, with_quick_entry(compile(&vcpu)?)),
-        (Thread::Io, compile(&io)?),
-        (Thread::Share, compile(&share)?),
-        (Thread::Main, compile(&main)?),
+        (Thread::Vcpu, with_quick_entry(compile(Thread::Vcpu)?)),
+        (Thread::Io, compile(Thread::Io)?),
+        (Thread::Share, compile(Thread::Share)?),
+        (Thread::Main, compile(Thread::Main)?),
     ]);
     Ok(())
 }
@@ -111,49 +117,9 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
 /// The kernel has no such filters.
 pub(super) fn prepare_outside(needs: Outside) -> anyhow::Result<()> {
     refused::tell("the outer process's thread ")?;
-    let mut groups = vec![rules::EVERY, rules::OUTSIDE];
-    groups.extend(needs.files.then_some(rules::OUTSIDE_FILES));
-    groups.extend(needs.names.then_some(rules::OUTSIDE_NAMES));
-    groups.extend(needs.groups.then_some(rules::OUTSIDE_GROUPS));
     // A process is locked once.
-    let _ = FILTERS.set(vec![(Thread::Outside, compile(&groups, Some(needs.machine))?)]);
+    let _ = FILTERS.set(vec![(Thread::Outside, compile(&groups::of_outside(&needs), Some(needs.machine))?)]);
     Ok(())
-}
-
-type Groups = Vec<&'static [Rule]>;
-
-/// What devices add to the threads' groups.
-#[derive(Default)]
-struct Devices {
-    vcpu: Groups,
-    io: Groups,
-    share: Groups,
-}
-
-fn devices(needs: Needs) -> Devices {
-    let mut devices = Devices::default();
-    let mut add = |wanted: bool, group: &'static [Rule], to_vcpu: bool| {
-        if wanted {
-            devices.io.push(group);
-            if to_vcpu {
-                devices.vcpu.push(group);
-            }
-        }
-    };
-    add(needs.disks, rules::DISK, true);
-    add(needs.networks, rules::NETWORK, true);
-    add(needs.ports, rules::PORTS, false);
-    add(needs.streams, rules::STREAMS, false);
-    add(needs.stats, rules::STATS, false);
-    if needs.test_devices {
-        devices.vcpu.push(rules::TEST_DEVICES);
-    }
-    if let Some(writable) = needs.shares {
-        devices.vcpu.push(rules::SHARE_RESET);
-        devices.share.push(rules::SHARE);
-        devices.share.extend(writable.then_some(rules::WRITABLE_SHARE));
-    }
-    devices
 }
 
 /// Confines the calling thread, if there are filters: it makes no other system calls from now on than one of its kind does.

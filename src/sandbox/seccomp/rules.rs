@@ -130,7 +130,6 @@ pub(super) const VCPU: &[Rule] = &[
     (SYS_ioctl, Request(kvm::SET_PIT2)),
     // The serial port's ring is made when first waited for.
     (SYS_ioctl, Request(kvm::REGISTER_COALESCED_MMIO)),
-    (SYS_ioctl, Request(kvm::GET_VCPU_MMAP_SIZE)),
     // A console's input, taken up again when the driver resets.
     (SYS_read, Any),
 ];
@@ -140,9 +139,8 @@ const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 /// See [`TUNSETOFFLOAD`].
 const TUNSETQUEUE: u64 = 0x4004_54d9;
 
-/// What is done to a tap whose machine ends.
-pub(super) const NETWORK_END: &[Rule] =
-    &[(SYS_ioctl, Request(TUNSETOFFLOAD)), (SYS_ioctl, Request(TUNSETQUEUE))];
+/// A tap's offloads and queues, when its driver has agreed on them or has gone.
+pub(super) const TAP: &[Rule] = &[(SYS_ioctl, Request(TUNSETOFFLOAD)), (SYS_ioctl, Request(TUNSETQUEUE))];
 
 /// What a vCPU's thread does for the devices of `--test-devices`.
 pub(super) const TEST_DEVICES: &[Rule] = &[
@@ -152,33 +150,34 @@ pub(super) const TEST_DEVICES: &[Rule] = &[
     (SYS_mprotect, Is(1, 4096)),
 ];
 
-/// Waits for a device's driver and for the host, and carries bytes between them.
+/// Waits for a device's driver.
 pub(super) const DEVICE: &[Rule] = &[
     (SYS_epoll_wait, Any),
-    (SYS_epoll_pwait, Any),
-    (SYS_poll, Any),
-    (SYS_ppoll, Any),
-    (SYS_read, Any),
     (SYS_ioctl, Request(kvm::IOEVENTFD)),
     (SYS_ioctl, Request(kvm::REGISTER_COALESCED_MMIO)),
-    (SYS_ioctl, Request(kvm::GET_VCPU_MMAP_SIZE)),
 ];
 
-/// A disk, by io_uring or by threads; a vCPU's thread too waits for what is in flight when it resets one.
+/// Waits for the host, too, and carries bytes between it and a device.
+pub(super) const IO: &[Rule] = &[(SYS_poll, Any), (SYS_read, Any)];
+
+/// A disk, by io_uring or by threads.
 pub(super) const DISK: &[Rule] = &[
     (SYS_io_uring_enter, Any),
     (SYS_preadv, Any),
     (SYS_pwritev, Any),
-    (SYS_pread64, Any),
     (SYS_pwrite64, Any),
     (SYS_fdatasync, Any),
     (SYS_fallocate, Any),
+    // Until the kernel has memory for more.
     (SYS_clock_nanosleep, Any),
 ];
 
-/// A tap or passt; a vCPU's thread sets a tap's offloads and queues when the driver has agreed on them.
+/// A vCPU's thread waits for what is in flight when it resets a disk.
+pub(super) const DISK_RESET: &[Rule] = &[(SYS_io_uring_enter, Any), (SYS_clock_nanosleep, Any)];
+
+/// A tap or passt.
 pub(super) const NETWORK: &[Rule] = &[
-    (SYS_ioctl, Request(TUNSETOFFLOAD)),
+    // The driver asks for more or fewer queues.
     (SYS_ioctl, Request(TUNSETQUEUE)),
     (SYS_readv, Any),
     (SYS_writev, Any),
@@ -202,8 +201,6 @@ pub(super) const SHARE: &[Rule] = &[
     (SYS_lseek, Any),
     (SYS_preadv2, Any),
     (SYS_pwritev2, Any),
-    (SYS_preadv, Any),
-    (SYS_pwritev, Any),
     (SYS_readlinkat, Any),
     (SYS_fsync, Any),
     (SYS_fdatasync, Any),
@@ -211,8 +208,6 @@ pub(super) const SHARE: &[Rule] = &[
     (SYS_getxattr, Any),
     (SYS_listxattr, Any),
     (SYS_geteuid, Any),
-    (SYS_fcntl, Is(1, F_DUPFD_CLOEXEC as u64)),
-    (SYS_fcntl, Is(1, F_GETFL as u64)),
     // For a thread's own working folder and mask.
     (SYS_unshare, Is(0, CLONE_FS as u64)),
     (SYS_fchdir, Any),
@@ -248,7 +243,6 @@ pub(super) const WRITABLE_SHARE: &[Rule] = &[
 /// Attends the machine: input, signals, the terminal, the vCPUs' pauses, the end.
 pub(super) const MAIN: &[Rule] = &[
     (SYS_poll, Any),
-    (SYS_ppoll, Any),
     (SYS_read, Any),
     (SYS_ioctl, Request(TCGETS)),
     (SYS_ioctl, Request(TCSETS)),
@@ -271,6 +265,7 @@ pub(super) const MAIN: &[Rule] = &[
 pub(super) const REBUILD: &[Rule] = &[
     (SYS_ioctl, Request(kvm::CHECK_EXTENSION)),
     (SYS_ioctl, Request(kvm::CREATE_VM)),
+    (SYS_ioctl, Request(kvm::GET_VCPU_MMAP_SIZE)),
     (SYS_ioctl, Request(kvm::GET_SUPPORTED_CPUID)),
     (SYS_ioctl, Request(kvm::CREATE_VCPU)),
     (SYS_ioctl, Request(kvm::SET_USER_MEMORY_REGION)),
@@ -296,17 +291,16 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_rt_sigaction, Any),
     (SYS_fcntl, Is(1, F_DUPFD_CLOEXEC as u64)),
     (SYS_geteuid, Any),
-    (SYS_readv, Any),
     // Its threads confine themselves further.
     (SYS_prctl, Is(0, PR_SET_NO_NEW_PRIVS as u64)),
     (SYS_seccomp, Is(0, SECCOMP_SET_MODE_FILTER as u64)),
 ];
 
 /// Statistics: KVM's own counters.
-pub(super) const STATS: &[Rule] = &[(SYS_pread64, Any), (SYS_lseek, Any)];
+pub(super) const STATS: &[Rule] = &[(SYS_pread64, Any)];
 
 /// A command's streams: nothing takes the place of one that the command has closed.
-pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any), (SYS_dup3, Any)];
+pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any)];
 
 /// The process outside: attends the machine's, hands on signals, restores the terminal, and ends as that has.
 pub(super) const OUTSIDE: &[Rule] = &[
