@@ -19,11 +19,13 @@ use crate::sandbox::{self, post};
 
 /// How many names are tried for a file that is being written: who has taken so many wants none to be.
 const NAMES: usize = 16;
+/// Why a hard link is refused: somebody may have planted it.
+const OTHER_NAME: &str = "the file has another name, too: remove it, or name another";
 
 /// Refuses a path that [`write`] would: to be asked before the work that is to be told of.
 ///
 /// # Errors
-/// There is something else than a file, a link for one, or no such folder, or that cannot be written to.
+/// There is something else than a file of one name, a link for one, or no such folder, or that cannot be written to.
 pub fn check(path: &Path) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_symlink() => {
@@ -32,6 +34,7 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         Ok(metadata) if !metadata.is_file() => {
             bail!("{}: is not a regular file", path.display())
         }
+        Ok(metadata) if metadata.nlink() > 1 => bail!("{}: {OTHER_NAME}", path.display()),
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
@@ -77,7 +80,7 @@ pub fn emptied(path: &Path, flags: OFlag) -> io::Result<File> {
     let metadata = file.metadata()?;
     if metadata.is_file() {
         if metadata.nlink() > 1 {
-            return Err(io::Error::other("the file has another name, too: remove it, or name another"));
+            return Err(io::Error::other(OTHER_NAME));
         }
         file.set_len(0)?;
     }

@@ -63,6 +63,7 @@ fn folders_and_files_that_cannot_be_used_are_named() {
     let file = attempt.file("file", b"kept");
     let (kernel, file) = (kernel.to_str().unwrap(), file.to_str().unwrap());
     symlink(file, attempt.path("link")).unwrap();
+    fs::hard_link(attempt.file("precious", b"kept"), attempt.path("hard")).unwrap();
     for (options, expected) in [
         (["--root", "missing"], "missing: No such file"),
         (["--root", file], "Not a directory"),
@@ -70,9 +71,11 @@ fn folders_and_files_that_cannot_be_used_are_named() {
         (["--share", "/:/"], "that is --root"),
         (["--kernel-log", "missing/log"], "missing/log: No such file"),
         (["--kernel-log", "link"], "link"),
+        (["--kernel-log", "hard"], "hard: the file has another name"),
         (["--kernel-log", "."], "Is a directory"),
         (["--junit", "missing/junit"], "missing"),
         (["--junit", "link"], "link"),
+        (["--junit", "hard"], "hard: the file has another name"),
         (["--junit", "."], "not a regular file"),
     ] {
         attempt.refused([&["run", "--kernel", kernel], &options[..], &["--", "true"]].concat(), expected);

@@ -32,6 +32,8 @@ fn files_that_cannot_be_written_are_refused_before_the_guest_starts() {
     let file = attempt.file("file", b"");
     let link = attempt.path("link");
     symlink(&file, &link).unwrap();
+    let hard = attempt.path("hard");
+    fs::hard_link(attempt.file("precious", b"kept"), &hard).unwrap();
     let pipe = attempt.pipe("pipe");
     let inside = file.join("stats.json");
     for (path, expected) in [
@@ -40,6 +42,7 @@ fn files_that_cannot_be_written_are_refused_before_the_guest_starts() {
         ("..", "is not a regular file"),
         ("none/stats.json", "cannot look at"),
         (link.to_str().unwrap(), "is a symbolic link"),
+        (hard.to_str().unwrap(), "has another name"),
         (pipe.to_str().unwrap(), "is not a regular file"),
         (inside.to_str().unwrap(), "cannot look at"),
     ] {
