@@ -159,7 +159,14 @@ fn a_restart_boots_a_machine_built_anew() {
     if no_kvm("a_restart_boots_a_machine_built_anew") {
         return;
     }
-    let mut kite = Kite::typed_to(&REBORN, &["--on-reboot", "restart"]);
+    // These differ in what KVM is asked for when it is built.
+    for board in [&[][..], &["--no-acpi"], &["--cpus", "256"]] {
+        reborn(board);
+    }
+}
+
+fn reborn(board: &[&str]) {
+    let mut kite = Kite::typed_to(&REBORN, &[board, &["--on-reboot", "restart"]].concat());
     let mut expected = b"0".to_vec();
     let mut descriptors = Vec::new();
     kite.expect(&expected);
@@ -171,7 +178,7 @@ fn a_restart_boots_a_machine_built_anew() {
     }
     assert!(
         descriptors.iter().all(|count| *count == descriptors[0]),
-        "descriptors are left behind: {descriptors:?}"
+        "{board:?}: descriptors are left behind: {descriptors:?}"
     );
     kite.send(b"o");
     expected.push(b'o');

@@ -2,6 +2,9 @@
 //!
 //! Virtio 1.2 §4.2.3 (set-up over MMIO), §2.7 (the split ring).
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+
 use crate::guest::no_kvm;
 use crate::process::Kite;
 
@@ -89,6 +92,98 @@ guest!(
     say!("'N'"),
     power_off!(),
 );
+
+guest!(
+    // Fifty times has the disk read 8 MiB in eight requests, and resets it when the first is done.
+    RESETS_A_BUSY_DISK,
+    map_apics!(),
+    "mov ebx, 0x201400
+     mov dword ptr [rbx], 0xd0000093
+     mov ebx, 0xd0000000
+     mov ecx, 19
+     1: cmp dword ptr [rbx + 0x08], 2
+     je 2f
+     add ebx, 0x1000
+     dec ecx
+     jnz 1b
+     jmp 8f",
+    // Three descriptors a request: its header (virtio 1.2 §5.2.6), a MiB of data, and its status.
+    "2: xor ecx, ecx
+     mov edi, 0x220000
+     mov esi, 0x224000
+     mov ebp, 0x1000000
+     3: mov [rdi], rsi
+     mov dword ptr [rdi + 8], 16
+     lea eax, [rcx + rcx * 2]
+     mov [rcx * 2 + 0x221004], ax
+     inc eax
+     shl eax, 16
+     or eax, 1
+     mov [rdi + 12], eax
+     mov [rdi + 16], rbp
+     mov dword ptr [rdi + 24], 0x100000
+     add eax, 0x10002
+     mov [rdi + 28], eax
+     lea edx, [rcx + 0x225000]
+     mov [rdi + 32], rdx
+     mov dword ptr [rdi + 40], 1
+     mov dword ptr [rdi + 44], 2
+     mov qword ptr [rsi], 0
+     mov eax, ecx
+     shl eax, 11
+     mov [rsi + 8], rax
+     add edi, 48
+     add esi, 16
+     add ebp, 0x100000
+     inc ecx
+     cmp ecx, 8
+     jb 3b
+     mov ecx, 50",
+    "4: mov dword ptr [rbx + 0x70], 1
+     mov dword ptr [rbx + 0x70], 3
+     mov dword ptr [rbx + 0x24], 1
+     mov dword ptr [rbx + 0x20], 1
+     mov dword ptr [rbx + 0x70], 0xb
+     mov dword ptr [rbx + 0x30], 0
+     mov dword ptr [rbx + 0x38], 32
+     mov dword ptr [rbx + 0x80], 0x220000
+     mov dword ptr [rbx + 0x90], 0x221000
+     mov dword ptr [rbx + 0xa0], 0x222000
+     mov dword ptr [rbx + 0x44], 1
+     mov dword ptr [rbx + 0x70], 0xf
+     mov esi, 0x221000
+     mov dword ptr [rsi], 0x80000
+     mov esi, 0x222000
+     mov dword ptr [rsi], 0
+     mov dword ptr [rbx + 0x50], 0
+     5: pause
+     cmp word ptr [rsi + 2], 0
+     je 5b
+     mov dword ptr [rbx + 0x70], 0
+     cmp dword ptr [rbx + 0x70], 0
+     jne 8f
+     dec ecx
+     jnz 4b",
+    say!("'Y'"),
+    power_off!(),
+    "8:",
+    say!("'N'"),
+    power_off!(),
+);
+
+#[test]
+fn a_disk_that_is_reset_while_it_reads_starts_again() {
+    if no_kvm("a_disk_that_is_reset_while_it_reads_starts_again") {
+        return;
+    }
+    let mut disk = tempfile::NamedTempFile::new().unwrap();
+    disk.write_all(&vec![1; 8 << 20]).unwrap();
+    disk.as_file().sync_all().unwrap();
+    // Around the page cache a request takes long enough to be met in flight. Not every file system can.
+    let direct = std::fs::File::options().read(true).custom_flags(libc::O_DIRECT).open(disk.path()).is_ok();
+    let option = format!("path={}{}", disk.path().display(), if direct { ",direct" } else { "" });
+    Kite::run(&RESETS_A_BUSY_DISK, &["--disk", &option]).end().assert(0, "Y", "");
+}
 
 #[test]
 fn a_driver_sleeps_until_its_device_has_answered() {
