@@ -4,6 +4,7 @@
 
 mod command;
 mod disk;
+mod every;
 mod jail;
 mod killed;
 mod limits;
@@ -58,7 +59,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run.
 pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 33] = [
+    let list: [(&'static str, bool, Run); 35] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -85,6 +86,8 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("command/selftests/6.1", false, |ground| command::selftests(ground, "6.1")),
         ("command/selftests/6.12", false, |ground| command::selftests(ground, "6.12")),
         ("jail/user", true, |ground| jail::user(ground, "6.12")),
+        ("jail/devices", true, every::devices),
+        ("jail/share", true, |ground| every::share(ground, "6.12")),
         ("limits/cpu", true, limits::cpu),
         ("limits/memory", true, |ground| limits::memory(ground, "6.12")),
         ("limits/io", true, |ground| limits::io(ground, "6.12")),
