@@ -2,6 +2,7 @@
 
 mod batch;
 mod bench;
+mod calls;
 mod debian;
 mod demo;
 mod fuzz;
@@ -75,6 +76,15 @@ enum Task {
     /// Measure kite beside a bare program and QEMU's microvm machine
     #[command(subcommand)]
     Bench(bench::Task),
+    /// Check that every system call which the sandbox lets through is made
+    ///
+    /// kite is traced while its tests and Linux guests run, with this host's C library and with the other one of Debian's
+    /// releases 12 and 13. The exit status is 1 if a rule is not needed.
+    Calls {
+        /// Trace only what is linked with this host's C library
+        #[arg(long)]
+        own: bool,
+    },
     /// Run a fuzz target with libFuzzer, which looks for input that reaches new code
     ///
     /// What it learns is kept in target/fuzz/TARGET/corpus, so that the next run goes on from there; what breaks the
@@ -188,6 +198,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Lab(options) => run_lab(options),
         Task::Kernels => list_kernels(),
         Task::Bench(task) => bench::run(task),
+        Task::Calls { own } => calls::run(&mut Setup::new(), !own).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Guests { kite, all, skip, kernels } => run_guests(&kite, all, skip, &kernels),
         Task::Proofs { kite, all, skip, only, shown, kernel } => {

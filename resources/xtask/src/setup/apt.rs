@@ -34,12 +34,12 @@ pub struct Candidate {
 }
 
 impl Apt {
-    /// Writes the configuration and fetches the package lists.
+    /// Writes the configuration into the folder of this name below `target`, and fetches the package lists.
     ///
     /// # Errors
     /// The host's sources name no suite of its own, or the lists cannot be fetched.
-    pub fn open(distribution: &Distribution, more_suites: &[&str]) -> Result<Self> {
-        let folder = host::target("apt")?;
+    pub fn open(name: &str, distribution: &Distribution, more_suites: &[&str]) -> Result<Self> {
+        let folder = host::target(name)?;
         for part in ["sources.list.d", "state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part)).with_context(|| format!("making {part}"))?;
         }

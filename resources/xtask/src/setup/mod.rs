@@ -3,6 +3,7 @@
 
 mod apt;
 mod debian;
+mod glibc;
 mod kernels;
 mod selftests;
 
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail};
 
 use self::apt::Apt;
 pub use self::debian::{Debian, PASSWORD};
+pub use self::glibc::{other as other_glibc, own as own_glibc};
 pub use self::kernels::{Kernel, LAB, Missing};
 pub use self::selftests::folder as selftests_folder;
 use crate::host::{self, Distribution};
@@ -50,7 +52,7 @@ impl Setup {
             let distribution = Distribution::here()?;
             let suites: &[&str] =
                 if distribution.is_ubuntu() { &[] } else { &["bookworm", "bookworm-backports"] };
-            self.apt = Some(Apt::open(&distribution, suites)?);
+            self.apt = Some(Apt::open("apt", &distribution, suites)?);
         }
         self.apt.as_ref().context("apt was just opened")
     }

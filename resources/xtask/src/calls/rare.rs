@@ -1,0 +1,23 @@
+//! Rules that a run need not make use of, and why they are there.
+
+/// The rule, as reports name it, and when it is made use of.
+const RARE: [(&str, &str); 5] = [
+    ("every: prctl 1=0x10", "the handler of a refused call asks for the thread's name: tests/sandbox.rs"),
+    ("every: sched_yield", "the standard library, where two threads come for one thing at the same moment"),
+    (
+        "rebuild of main: geteuid",
+        "a kernel whose owner is another user is loaded for a machine that starts again",
+    ),
+    ("disk of io: clock_nanosleep", "the kernel has no memory for what a disk is to do"),
+    ("disk-reset of vcpu: clock_nanosleep", "the kernel has no memory for what a disk is to do"),
+];
+
+/// When a rule is made use of, if that is seldom.
+pub fn why(rule: &str) -> Option<&'static str> {
+    RARE.iter().find(|(name, _)| *name == rule).map(|(_, why)| *why)
+}
+
+/// All of them.
+pub fn rules() -> impl Iterator<Item = &'static str> {
+    RARE.iter().map(|(name, _)| *name)
+}

@@ -1,0 +1,108 @@
+//! A kite that is traced, and its traces.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use super::rules::Rules;
+use super::trace::{Reader, STRACE};
+use crate::host;
+use crate::lab::Lab;
+use crate::setup::Setup;
+
+/// What all guests may take, emulated and traced.
+const LIMIT: Duration = Duration::from_secs(1500);
+/// What is set for strace to do more.
+const MORE: &str = "KITE_STRACE";
+/// Of the disks of a machine, the first has io_uring and the second has none, as where that is forbidden; each is set up
+/// in two attempts.
+const NO_URING: &str = "-e inject=io_uring_setup:error=EPERM:when=2..5";
+
+/// A folder with a copy of a kite, a script of which `traced` is the name, and what is traced.
+pub struct Folder(TempDir);
+
+impl Folder {
+    /// For this kite, which is run here or in the lab.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn new(kite: &Path, in_lab: bool) -> Result<Self> {
+        let folder = TempDir::new_in(host::target("lab")?).context("making a folder")?;
+        let this = Self(folder);
+        fs::copy(kite, this.file("kite")).context("copying kite")?;
+        let seen_as = if in_lab { "/out".into() } else { this.0.path().display().to_string() };
+        let script =
+            format!("#!/bin/sh\nexec {STRACE} ${MORE} -o '{seen_as}'/$$.trace '{seen_as}'/kite \"$@\"\n");
+        fs::write(this.file("traced"), script).context("writing a script")?;
+        fs::set_permissions(this.file("traced"), Permissions::from_mode(0o755)).context("making a script")?;
+        // Some run kite as somebody else.
+        fs::set_permissions(this.0.path(), Permissions::from_mode(0o1777)).context("opening a folder")?;
+        Ok(this)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs a test in whose eyes `kite` is traced, and in nobody else's.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn test(&self, kite: &Path, test: &Path) -> Result<()> {
+        let mut command = Command::new("unshare");
+        let namespaces = if nix::unistd::geteuid().is_root() { "-m" } else { "-Urm" };
+        // A shell that starts this in the background ignores what some tests send.
+        let script = "mount --bind \"$1\" \"$2\" && \
+            exec timeout 300 env --default-signal=HUP,INT,QUIT \"$3\" --quiet";
+        command.args([namespaces, "sh", "-c", script, "sh"]).arg(self.file("traced")).args([kite, test]);
+        command.current_dir(host::root()).stdin(Stdio::null());
+        let ended = command.output().context("running a test")?;
+        // One or two fail for being traced; what they have run is seen all the same.
+        let text = String::from_utf8_lossy(&ended.stdout);
+        let said = || String::from_utf8_lossy(&ended.stderr).into_owned();
+        ensure!(text.contains("test result: "), "{} ended early: {}", test.display(), said());
+        Ok(())
+    }
+
+    /// Runs Linux guests in the lab.
+    ///
+    /// # Errors
+    /// The lab fails.
+    pub fn guests(&self, setup: &mut Setup, kernel: &str) -> Result<()> {
+        let mut lab = Lab::new(setup)?;
+        lab.out = Some(self.0.path().to_owned());
+        lab.timeout = LIMIT;
+        let own = std::env::current_exe().context("finding this program")?;
+        let mut argv: Vec<OsString> = vec!["env".into(), format!("{MORE}={NO_URING}").into(), own.into()];
+        let words = ["proofs", "--all", "--kite", "/out/traced", "--only", "jail/", kernel];
+        argv.extend(words.map(OsString::from));
+        let status = lab.run(&argv, &mut io::stdout(), &mut io::stderr())?;
+        ensure!(status == 0, "the lab's command ended with {status}");
+        Ok(())
+    }
+
+    /// Has all that was traced seen.
+    ///
+    /// # Errors
+    /// It cannot be read, or nothing was traced.
+    pub fn read(&self, rules: &mut Rules) -> Result<()> {
+        let mut reader = Reader::new(rules);
+        let mut traces = 0;
+        for entry in fs::read_dir(self.0.path()).context("looking for traces")? {
+            let path = entry.context("looking for traces")?.path();
+            if path.extension().is_some_and(|it| it == "trace") {
+                reader.read(BufReader::new(File::open(&path).context("opening a trace")?))?;
+                traces += 1;
+            }
+        }
+        ensure!(traces > 0, "nothing was traced");
+        Ok(())
+    }
+}
