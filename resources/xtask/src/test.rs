@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::batch::{Batch, Outcome};
 use crate::bench::latency;
+use crate::calls;
 use crate::guests;
 use crate::host;
 use crate::proof;
@@ -40,6 +41,7 @@ pub fn run(all: bool) -> Result<ExitCode> {
     tally.unit_tests()?;
     tally.linux_guests(&mut setup, all)?;
     tally.proofs(&mut setup, all)?;
+    tally.calls(&mut setup, all);
     tally.count(&mut setup)?;
     tally.close();
     Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -108,6 +110,15 @@ impl Tally {
             self.failed.push(format!("cargo test: a test does not build or ended early ({status})"));
         }
         Ok(())
+    }
+
+    /// Whether each rule of the sandbox is needed; with `all`, by either C library.
+    fn calls(&mut self, setup: &mut Setup, all: bool) {
+        match step("tracing kite's system calls", || calls::run(setup, all)) {
+            Ok(()) => self.passed += 1,
+            Err(error) if error.is::<Unavailable>() => self.skipped.push(format!("system calls: {error}")),
+            Err(error) => self.failed.push(format!("system calls: {error:#}")),
+        }
     }
 
     /// How many instructions kite adds to an exit.
