@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use boot::modules::Modules;
 
 use crate::setup::{Kernel, LAB};
+use crate::user;
 use crate::vmm::sandbox;
 
 /// A guest that takes longer hangs. Emulated ones on a busy machine take a minute.
@@ -56,6 +57,8 @@ pub struct Case {
     memory: u64,
     end: End,
     acpi: bool,
+    /// Run by an ordinary user, where another could.
+    user: bool,
 }
 
 impl fmt::Display for Case {
@@ -72,18 +75,27 @@ impl fmt::Display for Case {
             End::Panic(how) => words("panic", how),
         };
         let acpi = if self.acpi { "" } else { "/no-acpi" };
-        write!(out, "linux-{}/{format}/{}cpu/{}M/{end}{acpi}", self.kernel.name, self.cpus, self.memory)
+        let user = if self.user { user::MARK } else { "" };
+        write!(out, "{user}linux-{}/{format}/{}cpu/{}M/{end}{acpi}", self.kernel.name, self.cpus, self.memory)
     }
 }
 
-/// The guests to try: all combinations, or few that take each value once or more. The lab's own kernel is the
-/// one that reads an MP table.
-pub fn cases(kernels: &[Kernel], all: bool) -> Vec<Case> {
+/// The guests to try: all combinations, or few that take each value once or more. Where root can run them and an ordinary
+/// user, too, all are run by both and the few by the user.
+pub fn cases(kernels: &[Kernel], all: bool, both: bool) -> Vec<Case> {
+    let cases = machines(kernels, all);
+    let by_root = if all || !both { cases.clone() } else { Vec::new() };
+    let by_user = cases.into_iter().filter(|_| both).map(|case| Case { user: true, ..case });
+    by_root.into_iter().chain(by_user).collect()
+}
+
+/// The machines to try. The lab's own kernel is the one that reads an MP table.
+fn machines(kernels: &[Kernel], all: bool) -> Vec<Case> {
     use Format::{BzImage, Elf, Pvh};
     let mut cases = Vec::new();
     for (index, kernel) in kernels.iter().enumerate() {
         let mut add = |format, cpus, memory, end, acpi| {
-            cases.push(Case { kernel: kernel.clone(), format, cpus, memory, end, acpi });
+            cases.push(Case { kernel: kernel.clone(), format, cpus, memory, end, acpi, user: false });
         };
         if kernel.name == LAB {
             add(Elf, 2, 1024, End::Reboot(""), false);
@@ -122,14 +134,25 @@ pub fn cases(kernels: &[Kernel], all: bool) -> Vec<Case> {
     cases
 }
 
-/// Runs each guest and writes a line about it: `ok NAME (SECONDS)`, or `FAIL NAME: WHY` and its output below.
+/// Runs each guest and writes a line about it: `ok NAME (SECONDS)`, `skip NAME: WHY`, or `FAIL NAME: WHY` and its output
+/// below.
 ///
 /// # Errors
 /// `out` cannot be written, or this machine cannot start a process.
 pub fn run(kite: &Path, cases: &[Case], out: &mut dyn Write) -> Result<()> {
+    let folder = tempfile::tempdir().context("making a folder")?;
+    let theirs = cases.iter().any(|case| case.user).then(|| user::program(kite, folder.path()));
     for case in cases {
+        let program = match &theirs {
+            Some(Ok(program)) if case.user => program,
+            Some(Err(why)) if case.user => {
+                writeln!(out, "skip {case}: {why:#}")?;
+                continue;
+            }
+            _ => kite,
+        };
         let start = Instant::now();
-        let (status, output) = boot(kite, case)?;
+        let (status, output) = boot(program, case)?;
         match judge(case, status, &output) {
             Ok(()) => writeln!(out, "ok {case} ({:.1} s)", start.elapsed().as_secs_f64())?,
             Err(why) => {
@@ -283,7 +306,7 @@ mod tests {
 
     #[test]
     fn the_quick_cases_take_every_value_of_every_axis() {
-        let (quick, all) = (cases(&kernels(), false), cases(&kernels(), true));
+        let (quick, all) = (cases(&kernels(), false, false), cases(&kernels(), true, false));
         assert_eq!((quick.len(), all.len()), (9, 78));
         for case in all.iter().filter(|case| case.end == End::PowerOff) {
             for same in [
@@ -297,18 +320,28 @@ mod tests {
     }
 
     #[test]
+    fn an_ordinary_user_runs_what_root_runs_and_few_machines_alone() {
+        let names =
+            |all, both| -> Vec<_> { cases(&kernels(), all, both).iter().map(Case::to_string).collect() };
+        let theirs =
+            |names: Vec<String>| -> Vec<_> { names.iter().map(|name| format!("user/{name}")).collect() };
+        assert_eq!(names(false, true), theirs(names(false, false)));
+        assert_eq!(names(true, true), [names(true, false), theirs(names(true, false))].concat());
+    }
+
+    #[test]
     fn the_labs_kernel_is_tried_with_an_mp_table() {
-        let cases = cases(&[Kernel::at(LAB, "6.1.0", Path::new("/nowhere"))], true);
+        let cases = cases(&[Kernel::at(LAB, "6.1.0", Path::new("/nowhere"))], true, false);
         let names: Vec<String> = cases.iter().map(Case::to_string).collect();
         assert_eq!(names, ["linux-lab/ELF/2cpu/1024M/reboot/no-acpi"]);
     }
 
     #[test]
     fn names_tell_cases_apart() {
-        let mut names: Vec<String> = cases(&kernels(), true).iter().map(Case::to_string).collect();
+        let mut names: Vec<String> = cases(&kernels(), true, true).iter().map(Case::to_string).collect();
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 78);
+        assert_eq!(names.len(), 156);
         for name in ["reboot,reboot=t", "panic,panic=0", "panic,panic=0,module_blacklist=pvpanic_mmio"] {
             assert!(names.contains(&format!("linux-6.1/bzImage/2cpu/1024M/{name}")), "{name}");
         }
@@ -324,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_ends_otherwise_or_says_nothing_fails() {
-        let case = &cases(&kernels(), false)[0];
+        let case = &cases(&kernels(), false, false)[0];
         assert!(judge(case, None, "").unwrap_err().contains("no end"));
         assert!(judge(case, Some(ExitStatus::from_raw(255 << 8)), "").unwrap_err().contains("instead of 0"));
         assert!(judge(case, Some(ExitStatus::from_raw(0)), "").unwrap_err().contains("did not say"));

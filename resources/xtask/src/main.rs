@@ -15,6 +15,7 @@ mod running;
 mod setup;
 mod step;
 mod test;
+mod user;
 mod vmlinux;
 mod vmm;
 
@@ -52,11 +53,13 @@ enum Task {
     },
     /// Run everything: format, lints, unit tests, tiny guests, Linux guests
     ///
-    /// Linux guests run on /dev/kvm if that can run them, else in the lab. The last line counts; what was
-    /// skipped is listed above it with the reason. The exit status is 1 if anything failed.
+    /// Linux guests run on /dev/kvm if that can run them, else in the lab. Every kite has to be locked in with all that
+    /// Linux has, if this host allows that. What root can run is run by an ordinary user who may use KVM, too: kite's own
+    /// tests all, of the others a part; their names begin with user/. The last line counts; what was skipped is listed above
+    /// it with the reason. The exit status is 1 if anything failed.
     #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
     Test {
-        /// Try every combination of kernel, format, CPUs and memory
+        /// Try every combination of kernel, format, CPUs and memory, as both users
         #[arg(long)]
         all: bool,
     },
@@ -130,6 +133,13 @@ enum Task {
         shown: bool,
         /// The name below target/kernels of the kernel
         kernel: String,
+    },
+    /// Become an ordinary user who may use KVM, in a mount namespace, and then this command
+    #[command(hide = true)]
+    AsUser {
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
     },
     /// Go into the lab's root folder and become its command
     #[command(hide = true)]
@@ -205,11 +215,12 @@ fn run(task: Task) -> Result<ExitCode> {
             proof::go_alone()?;
             let mut ground = proof::Ground::new(Vmm::named(&kite), &kernel)?;
             ground.shown = shown;
-            let mut proofs = proof::proofs(all);
+            let mut proofs = proof::proofs(all, user::is_another());
             proofs.retain(|proof| proof.to_string().contains(&only));
             proof::run(&ground, proofs.get(skip..).unwrap_or_default(), &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
+        Task::AsUser { command } => match user::run(&command)? {},
         Task::LabEnter => Ok(lab::enter()),
     }
 }
@@ -231,7 +242,7 @@ fn run_lab(options: LabOptions) -> Result<ExitCode> {
 fn run_guests(kite: &Path, all: bool, skip: usize, names: &[String]) -> Result<ExitCode> {
     let open = |name: &String| Kernel::open(name)?.with_context(|| format!("no kernel {name}"));
     let kernels = names.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let cases = guests::cases(&kernels, all);
+    let cases = guests::cases(&kernels, all, user::is_another());
     guests::run(kite, cases.get(skip..).unwrap_or_default(), &mut io::stdout())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -166,11 +166,24 @@ impl Machine {
 
 /// How kite is to lock its machines in: with every layer, where a host lets anybody have namespaces.
 pub fn sandbox() -> &'static str {
-    static FOUND: OnceLock<&str> = OnceLock::new();
-    FOUND.get_or_init(|| {
-        let tried = Command::new("unshare").args(["-Urmpniuf", "true"]).stderr(Stdio::null()).status();
-        if tried.is_ok_and(|status| status.success()) { "require" } else { "auto" }
-    })
+    if namespaces().is_ok() { "require" } else { "auto" }
+}
+
+/// Whether this host lets anybody have namespaces.
+///
+/// # Errors
+/// Why not.
+pub fn namespaces() -> Result<(), &'static str> {
+    static REFUSAL: OnceLock<Option<String>> = OnceLock::new();
+    let refusal = REFUSAL.get_or_init(|| {
+        let tried = Command::new("unshare").args(["-Urmpniuf", "true"]).stdin(Stdio::null()).output();
+        match tried {
+            Ok(output) if output.status.success() => None,
+            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Some(format!("unshare: {error}")),
+        }
+    });
+    refusal.as_deref().map_or(Ok(()), Err)
 }
 
 #[cfg(test)]

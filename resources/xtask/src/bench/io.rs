@@ -92,7 +92,7 @@ struct Subject {
 /// A guest fails.
 pub fn run(kite: Option<PathBuf>, kernel: &str, rounds: u32, only: &str) -> Result<()> {
     go_alone()?;
-    let wire = Wire::new()?;
+    let wire = Wire::new(None)?;
     let _server = Started::new(Command::new("iperf3").arg("-s").stdout(Stdio::null()))?;
     let works: Vec<&Work> = WORKS.iter().filter(|work| work.name.contains(only)).collect();
     let ground = Ground::new(Vmm::Qemu("threads"), kernel)?;

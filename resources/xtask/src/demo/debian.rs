@@ -42,7 +42,7 @@ pub fn run() -> Result<ExitCode> {
 /// As [`here`]; or the network cannot be made.
 pub fn in_lab(vmm: &Path) -> Result<ExitCode> {
     go_alone()?;
-    let _wire = Wire::new()?;
+    let _wire = Wire::new(None)?;
     here(vmm)
 }
 

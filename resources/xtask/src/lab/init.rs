@@ -2,11 +2,11 @@
 //! memory, runs the command there, writes its status down, and powers off.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{OpenOptionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -110,8 +110,12 @@ fn mount_root() -> Result<()> {
         fs::create_dir_all(&target).with_context(|| format!("making {target}"))?;
         mounted(kind, &target, kind, "")?;
     }
-    // udev would have made it.
+    // udev would have made the one and opened the other to all.
     symlink("/proc/self/fd", format!("{ROOT}/dev/fd")).context("making /dev/fd")?;
+    let tun = format!("{ROOT}/dev/net/tun");
+    if Path::new(&tun).exists() {
+        fs::set_permissions(&tun, Permissions::from_mode(0o666)).with_context(|| format!("opening {tun}"))?;
+    }
     fs::create_dir_all(format!("{ROOT}/out")).context("making /out")?;
     if has_tag("out")? {
         mounted("out", &format!("{ROOT}/out"), "9p", plan9)?;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,11 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Ground, kernel};
-use crate::setup::{Kernel, selftests_folder};
+use crate::setup::Kernel;
 use crate::vmm::{Vmm, sandbox};
 
 /// What a command may take.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// In the guest that is for anybody to be.
+pub(super) const AS_ROOT: [&str; 2] = ["--user", "root"];
 
 /// How a command ended, and what it wrote.
 #[derive(Debug)]
@@ -144,7 +148,13 @@ pub fn streams(ground: &Ground, name: &str) -> Result<String> {
             stderr: "the command did not end within 6s",
             ..NOTHING
         },
-        Case { command: &["poweroff", "-ff"], code: 255, stderr: "before the command had ended", ..NOTHING },
+        Case {
+            options: &AS_ROOT,
+            command: &["poweroff", "-ff"],
+            code: 255,
+            stderr: "before the command had ended",
+            ..NOTHING
+        },
     ];
     let kernel = kernel(name)?;
     cases.iter().try_for_each(|case| check(ground, &kernel, case))?;
@@ -241,14 +251,19 @@ pub fn files(ground: &Ground, name: &str) -> Result<String> {
     };
     let here = folder.join("here");
     run(&[], "pwd; cat file; echo guest >file; cat file", &format!("{}\nhost\nguest\n", here.display()))?;
-    run(&[], "rm file; mkdir -p new/folder; touch /new; ls /new", "/new\n")?;
+    run(&AS_ROOT, "rm file; mkdir -p new/folder; touch /new; ls /new", "/new\n")?;
     let listing = fs::read_dir(&here).context("looking at the folder")?.count();
     let content = fs::read_to_string(here.join("file")).context("reading the file again")?;
     ensure!(listing == 1 && content == "host\n" && !Path::new("/new").exists(), "the host has changed");
     run(&["--share", "../beside"], "cd ../beside; touch x 2>/dev/null || echo refused", "refused\n")?;
     run(&["--share", "../beside:/mnt:rw"], "echo kept >/mnt/x; mkdir /mnt/d; mv /mnt/x /mnt/d/y", "")?;
-    let kept = fs::read_to_string(folder.join("beside/d/y")).context("reading what the guest wrote")?;
-    ensure!(kept == "kept\n", "the share has {kept:?}");
+    let kept = folder.join("beside/d/y");
+    let text = fs::read_to_string(&kept).context("reading what the guest wrote")?;
+    ensure!(text == "kept\n", "the share has {text:?}");
+    let (user, owner) =
+        (ground.user(), fs::metadata(&kept).context("looking at what the guest wrote")?.uid());
+    ensure!(owner == user, "what user {user} wrote is user {owner}'s");
+    run(&[], "id -u; test -r /etc/hostname && echo root", &format!("{user}\nroot\n"))?;
     run(&["--env", "A=b c", "--env", "HOME"], "echo $A; test \"$HOME\" = ~ && echo home", "b c\nhome\n")?;
     run(
         &["--clear-env", "--env", "A=b"],
@@ -269,17 +284,12 @@ pub fn files(ground: &Ground, name: &str) -> Result<String> {
         )
     })?;
     run(&["--user", "1234:42"], "id -u; id -g; id -G", "1234\n42\n42\n")?;
-    run(&[], WHAT_IS_THERE, "")?;
+    run(&AS_ROOT, WHAT_IS_THERE, "")?;
     let disk = ground.debian.disk().display().to_string();
     let disk = format!("path={},ephemeral", disk.replace(',', ",,"));
-    run(&["--root", "disk", "--disk", &disk], "pwd; cat /etc/hostname; echo x >/etc/hostname", "/\nkite\n")
-        .or_else(|_| {
-        run(
-            &["--root", "disk", "--disk", &disk],
-            "pwd; test -s /etc/hostname && echo x >/etc/hostname",
-            "/\n",
-        )
-    })?;
+    let from_disk = [&AS_ROOT[..], &["--root", "disk", "--disk", &disk]].concat();
+    run(&from_disk, "pwd; cat /etc/hostname; echo x >/etc/hostname", "/\nkite\n")
+        .or_else(|_| run(&from_disk, "pwd; test -s /etc/hostname && echo x >/etc/hostname", "/\n"))?;
     Ok(String::new())
 }
 
@@ -299,6 +309,7 @@ test \"$(ls /proc/self/fd | wc -l)\" = 4
 pub fn crash(ground: &Ground, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
     let panic = Case {
+        options: &AS_ROOT,
         command: &["sh", "-c", "echo c >/proc/sysrq-trigger"],
         code: 255,
         stderr: "Kernel panic - not syncing: sysrq triggered crash",
@@ -307,7 +318,8 @@ pub fn crash(ground: &Ground, name: &str) -> Result<String> {
     check(ground, &kernel, &panic)?;
     let log = ground.file("kernel-log");
     let mut command = kite(ground, &kernel)?;
-    command.arg("--kernel-log").arg(&log).args(["--", "sh", "-c", "echo marked >/dev/kmsg"]);
+    command.arg("--kernel-log").arg(&log).args(AS_ROOT);
+    command.args(["--", "sh", "-c", "echo marked >/dev/kmsg"]);
     let ended = ended(command, b"")?;
     let text = fs::read_to_string(&log).context("reading the kernel's messages")?;
     ensure!(ended.code == Some(0) && ended.stderr.is_empty(), "with a log: {ended:#?}");
@@ -351,70 +363,3 @@ pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
     );
     Ok(format!("{times} times, {each:.2} s each"))
 }
-
-/// A kernel tree builds and runs its own tests, and they are told one by one.
-pub fn selftests(ground: &Ground, name: &str) -> Result<String> {
-    let junit = ground.file("selftests.xml");
-    let mut command = kite(ground, &kernel(name)?)?;
-    command.args(["--memory", "2G", "--junit"]).arg(&junit).current_dir(selftests_folder()?);
-    command.args(["--", "make", "-s", "-C", "tools/testing/selftests", SELFTESTS, "run_tests"]);
-    let ended = ended(command, b"")?;
-    let stdout = String::from_utf8_lossy(&ended.stdout);
-    let passed = SELFTESTS_PASS
-        .iter()
-        .all(|test| stdout.lines().any(|line| line.starts_with("ok ") && line.ends_with(test)));
-    ensure!(ended.code == Some(0) && passed, "{ended:#?}");
-    let results = fs::read_to_string(&junit).context("reading the results")?;
-    let cases = results.matches("<testcase ").count();
-    ensure!(cases >= SELFTESTS_PASS.len(), "{cases} cases: {results}");
-    Ok(format!("{cases} cases"))
-}
-
-const SELFTESTS: &str = "TARGETS=size membarrier kcmp openat2";
-/// Those that need nothing but a kernel and its usual file systems.
-const SELFTESTS_PASS: [&str; 4] = [
-    "size: get_size",
-    "membarrier: membarrier_test_single_thread",
-    "kcmp: kcmp_test",
-    "openat2: openat2_test",
-];
-
-/// What developers do with files, on a share that is written.
-pub fn tools(ground: &Ground, name: &str) -> Result<String> {
-    let folder = ground.file("tools");
-    fs::create_dir_all(&folder).context("making a folder")?;
-    let mut command = kite(ground, &kernel(name)?)?;
-    command.args(["--cpus", "2", "--share", ".:rw", "--", "sh", "-c", TOOLS]).current_dir(&folder);
-    let ended = ended(command, b"")?;
-    ensure!(ended.code == Some(0), "{ended:#?}");
-    let written = fs::read_to_string(folder.join("result")).context("reading the result")?;
-    ensure!(written == "42\n", "the host reads {written:?}");
-    Ok(String::from_utf8_lossy(&ended.stdout).trim().to_owned())
-}
-
-const TOOLS: &str = r##"set -ex
-export HOME=$PWD GIT_CONFIG_NOSYSTEM=1
-git init -q repo; cd repo
-git config user.email a@b; git config user.name a
-printf 'all: result\nresult: result.in\n\tcp $< $@\n' >Makefile; echo 42 >result.in
-git add .; git commit -qm first; test -z "$(git status --short)"
-echo 43 >>result.in; test "$(git status --short)" = ' M result.in'; git checkout -q .
-make -s; cmp result result.in; make -s -q
-cd ..; tar cf repo.tar repo; mkdir copy; tar xf repo.tar -C copy; diff -r repo copy/repo
-python3 - <<'END'
-import fcntl, mmap, os, sqlite3
-db = sqlite3.connect("db"); db.execute("pragma journal_mode=wal"); db.execute("create table t (a)")
-db.executemany("insert into t values (?)", [(i,) for i in range(1000)]); db.commit()
-assert db.execute("select sum(a) from t").fetchone() == (499500,)
-assert db.execute("pragma integrity_check").fetchone() == ("ok",)
-f = open("file", "w+b"); f.truncate(8192); m = mmap.mmap(f.fileno(), 8192); m[4096:4101] = b"hello"; m.flush()
-assert open("file", "rb").read()[4096:4101] == b"hello"
-os.unlink("file"); f.seek(4096); assert f.read(5) == b"hello"
-fcntl.lockf(f, fcntl.LOCK_EX); fcntl.flock(f, fcntl.LOCK_EX)
-os.mkdir("a"); os.rename("a", "b"); os.symlink("b", "c"); os.link("db", "d"); assert os.stat("db").st_nlink == 2
-open("b/x", "w").close()
-try: os.setxattr("b/x", "user.k", b"v"); assert os.getxattr("b/x", "user.k") == b"v"
-except OSError as error: assert error.errno == 95; print("without xattrs, which the host's file system lacks")
-END
-cp repo/result .
-"##;

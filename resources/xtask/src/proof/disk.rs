@@ -50,7 +50,7 @@ pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
     if !disk.exists() {
         debian::copy(&ground.debian.disk(), &disk)?;
     }
-    let _wire = super::Wire::new()?;
+    let _wire = super::Wire::new(ground.user)?;
     let has_net = ground.vmm != Vmm::Qemu("threads") && host::program("passt").is_some();
     let nets = if has_net { vec![Net::User] } else { Vec::new() };
     let mut machine = debian::machine(&ground.debian, &disk, Access::Write, cpus, nets);

@@ -15,7 +15,7 @@ use crate::bench::images::elf;
 use crate::running::Running;
 use crate::setup::LAB;
 use crate::step::output;
-use crate::vmm::Vmm;
+use crate::vmm::{Vmm, sandbox};
 
 /// Says `!`, and computes for ever: `mov dx, 0x3f8; mov al, '!'; out dx, al; jmp $`.
 const SPIN: &[u8] = b"\x66\xba\xf8\x03\xb0!\xee\xeb\xfe";
@@ -39,7 +39,8 @@ fn tiny(ground: &Ground, code: &[u8], options: &[&str]) -> Result<Command> {
     let path = ground.file(if code == SPIN { "spin" } else { "power-off" });
     fs::write(&path, elf(code)).context("writing a guest")?;
     let mut command = Command::new(program);
-    command.args(["run", "--force", "--memory", "64M", "--kernel"]).arg(path).args(options);
+    command.args(["run", "--sandbox", sandbox(), "--force", "--memory", "64M", "--kernel"]).arg(path);
+    command.args(options);
     Ok(command)
 }
 
@@ -234,8 +235,9 @@ pub fn delegated(ground: &Ground) -> Result<String> {
     fs::set_permissions(folder, Permissions::from_mode(0o755)).context("opening up a folder")?;
     let run = format!(
         "echo 0 >{scope}/cgroup.procs && exec setpriv --reuid {NOBODY} --regid {group} --clear-groups {kite} run \
-         --force --memory 64M --kernel {guest} --cgroup own --limit pids=64,cpu=0.9",
+         --sandbox {sandbox} --force --memory 64M --kernel {guest} --cgroup own --limit pids=64,cpu=0.9",
         scope = scope.0.display(),
+        sandbox = sandbox(),
         kite = program.display(),
         guest = ground.file("power-off").display(),
     );

@@ -5,12 +5,12 @@
 mod command;
 mod disk;
 mod every;
-mod jail;
 mod killed;
 mod limits;
 mod network;
 mod stats;
 mod terminal;
+mod tools;
 mod wire;
 
 use std::fmt;
@@ -29,6 +29,7 @@ pub use self::wire::{GUEST, HERE, TAP, Wire};
 use crate::inside::{self, STATUS};
 use crate::running::Running;
 use crate::setup::{Debian, Kernel};
+use crate::user;
 use crate::vmm::{Access, Machine, Vmm};
 
 /// What any one of them takes at most, with its machine emulated: fifty kills take the longest.
@@ -36,6 +37,11 @@ pub const LIMIT: Duration = Duration::from_secs(2400);
 /// The programs of the host's that they use, with their packages.
 pub const PROGRAMS: [(&str, &str); 4] =
     [("ip", "iproute2"), ("iperf3", "iperf3"), ("passt", "passt"), ("e2fsck", "e2fsprogs")];
+/// Those of the quick run that an ordinary user's kite does, too.
+const QUICK_BY_USER: [&str; 5] =
+    ["debian/2cpu", "net/tap", "net/user", "command/streams/6.1", "command/files/6.12"];
+/// What takes root, who makes groups.
+const BY_ROOT: &str = "limits/";
 /// What a guest's script may take.
 const SCRIPT: Duration = Duration::from_secs(300);
 
@@ -48,18 +54,21 @@ pub struct Proof {
     name: &'static str,
     /// Part of the quick run.
     quick: bool,
+    /// With a kite that an ordinary user runs, where another could.
+    user: bool,
     run: Run,
 }
 
 impl fmt::Display for Proof {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(if self.user { user::MARK } else { "" })?;
         out.write_str(self.name)
     }
 }
 
-/// The proofs: all, or those of the quick run.
-pub fn proofs(all: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 35] = [
+/// The proofs: all, or those of the quick run; and, where root can do them and an ordinary user, too, the user's.
+pub fn proofs(all: bool, both: bool) -> Vec<Proof> {
+    let list: [(&'static str, bool, Run); 34] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -82,10 +91,9 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("command/files/6.12", true, |ground| command::files(ground, "6.12")),
         ("command/terminal", true, |ground| terminal::session(ground, "6.12")),
         ("command/crash", true, |ground| command::crash(ground, "6.12")),
-        ("command/tools", true, |ground| command::tools(ground, "6.1")),
-        ("command/selftests/6.1", false, |ground| command::selftests(ground, "6.1")),
-        ("command/selftests/6.12", false, |ground| command::selftests(ground, "6.12")),
-        ("jail/user", true, |ground| jail::user(ground, "6.12")),
+        ("command/tools", true, |ground| tools::tools(ground, "6.1")),
+        ("command/selftests/6.1", false, |ground| tools::selftests(ground, "6.1")),
+        ("command/selftests/6.12", false, |ground| tools::selftests(ground, "6.12")),
         // In the quick run these are traced: see `calls`.
         ("jail/devices", false, every::devices),
         ("jail/share", false, |ground| every::share(ground, "6.12")),
@@ -97,8 +105,14 @@ pub fn proofs(all: bool) -> Vec<Proof> {
         ("command/many/3", true, |ground| command::many(ground, "6.12", 3)),
         ("command/many/200", false, |ground| command::many(ground, "6.1", 200)),
     ];
-    let proofs = list.into_iter().map(|(name, quick, run)| Proof { name, quick, run });
-    proofs.filter(|proof| all || proof.quick).collect()
+    let proofs = list.map(|(name, quick, run)| Proof { name, quick, user: false, run });
+    let is_theirs = |proof: &Proof| match all {
+        true => !proof.name.starts_with(BY_ROOT),
+        false => QUICK_BY_USER.contains(&proof.name),
+    };
+    let theirs = proofs.iter().filter(|proof| both && is_theirs(proof));
+    let theirs: Vec<_> = theirs.map(|proof| Proof { user: true, ..*proof }).collect();
+    [proofs.into_iter().filter(|proof| all || proof.quick).collect(), theirs].concat()
 }
 
 /// What proofs stand on.
@@ -107,6 +121,8 @@ pub struct Ground {
     kernel: Kernel,
     debian: Debian,
     folder: TempDir,
+    /// Whose number kite has that is not this process's.
+    user: Option<u32>,
     /// What guests say is passed on as they say it.
     pub shown: bool,
 }
@@ -118,7 +134,21 @@ impl Ground {
         let kernel = Kernel::open(kernel)?.with_context(|| format!("no kernel {kernel}"))?;
         let debian = Debian::open()?.context("there is no Debian disk")?;
         let folder = tempfile::tempdir().context("making a folder")?;
-        Ok(Self { vmm, kernel, debian, folder, shown: false })
+        Ok(Self { vmm, kernel, debian, folder, user: None, shown: false })
+    }
+
+    /// The same with a kite that an ordinary user runs.
+    fn of_user(&self) -> Result<Self> {
+        let Vmm::Kite(kite) = &self.vmm else { return Err(NotHere("it is kite's".to_owned()).into()) };
+        let folder = tempfile::tempdir().context("making a folder")?;
+        let vmm = user::program(kite, folder.path()).map_err(|error| NotHere(format!("{error:#}")))?;
+        let (kernel, debian) = (self.kernel.clone(), self.debian.clone());
+        Ok(Self { vmm: Vmm::Kite(vmm), kernel, debian, folder, user: Some(user::USER), shown: self.shown })
+    }
+
+    /// Who runs kite.
+    pub fn user(&self) -> u32 {
+        self.user.unwrap_or_else(|| geteuid().as_raw())
     }
 
     /// A file of the run's own folder.
@@ -200,9 +230,15 @@ impl std::error::Error for NotHere {}
 /// # Errors
 /// `out` cannot be written.
 pub fn run(ground: &Ground, proofs: &[Proof], out: &mut dyn Write) -> Result<()> {
+    let theirs = proofs.iter().any(|proof| proof.user).then(|| ground.of_user());
     for proof in proofs {
         let start = Instant::now();
-        match (proof.run)(ground) {
+        let result = match &theirs {
+            Some(Ok(theirs)) if proof.user => (proof.run)(theirs),
+            Some(Err(why)) if proof.user => Err(NotHere(format!("{why:#}")).into()),
+            _ => (proof.run)(ground),
+        };
+        match result {
             Ok(detail) => writeln!(out, "ok {proof} ({:.1} s) {detail}", start.elapsed().as_secs_f64())?,
             Err(error) if error.is::<NotHere>() => writeln!(out, "skip {proof}: {error}")?,
             Err(error) => {

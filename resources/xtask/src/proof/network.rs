@@ -76,7 +76,7 @@ fn told(script: &str, values: [(&str, &str); 4]) -> String {
 
 /// Through a tap to another namespace, until the tap is taken away.
 pub fn tap(ground: &Ground) -> Result<String> {
-    let wire = Wire::new()?;
+    let wire = Wire::new(ground.user)?;
     let mut server = wire.at_peer("iperf3");
     let _server = Started::new(server.arg("-s").stdout(Stdio::null()))?;
     let values = [("GUEST", GUEST), ("GATEWAY", HERE), ("SERVER", PEER), ("DATA", HERE)];
@@ -105,7 +105,7 @@ pub fn user(ground: &Ground) -> Result<String> {
         bail!("there is no passt");
     }
     // passt gives the guest the addresses of the interface of the default route.
-    let wire = Wire::new()?;
+    let wire = Wire::new(ground.user)?;
     let mut server = wire.at_peer("iperf3");
     let _server = Started::new(server.arg("-s").stdout(Stdio::null()))?;
     let values = [("GUEST", "10.8.0.1"), ("GATEWAY", PEER), ("SERVER", PEER), ("DATA", HERE)];
@@ -129,7 +129,7 @@ pub fn user(ground: &Ground) -> Result<String> {
 
 /// One device is flooded; the others and the console answer, and traffic flows again behind the flood.
 pub fn flooded(ground: &Ground) -> Result<String> {
-    let _wire = Wire::new()?;
+    let _wire = Wire::new(ground.user)?;
     let _server = Started::new(Command::new("iperf3").arg("-s").stdout(Stdio::null()))?;
     let values = [("GUEST", GUEST), ("GATEWAY", HERE), ("SERVER", HERE), ("DATA", HERE)];
     let disk = ground.file("data.img");

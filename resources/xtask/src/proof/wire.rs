@@ -28,11 +28,11 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// Makes both, in a network namespace that nothing else uses.
+    /// Makes both, in a network namespace that nothing else uses. The tap is for root, or for whom it is given to.
     ///
     /// # Errors
     /// A part of it cannot be made.
-    pub fn new() -> Result<Self> {
+    pub fn new(owner: Option<u32>) -> Result<Self> {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "echo; exec sleep infinity"]).stdout(Stdio::piped());
         let holder = command.spawn().context("making a network namespace")?;
@@ -41,7 +41,7 @@ impl Wire {
         BufReader::new(said).read_line(&mut String::new()).context("waiting for a network namespace")?;
         let pid = wire.holder.id().to_string();
         ip("link set lo up")?;
-        wire.tap()?;
+        wire.tap(owner)?;
         ip(&format!("link add kite1 type veth peer name kite2 netns {pid}"))?;
         ip("addr add 10.8.0.1/24 dev kite1")?;
         ip("link set kite1 up")?;
@@ -58,8 +58,9 @@ impl Wire {
         Ok(wire)
     }
 
-    fn tap(&self) -> Result<()> {
-        ip(&format!("tuntap add {TAP} mode tap"))?;
+    fn tap(&self, owner: Option<u32>) -> Result<()> {
+        let owner = owner.map(|owner| format!(" user {owner}")).unwrap_or_default();
+        ip(&format!("tuntap add {TAP} mode tap{owner}"))?;
         ip(&format!("addr add {HERE}/24 dev {TAP}"))?;
         ip(&format!("link set {TAP} up"))
     }
