@@ -125,7 +125,7 @@ enum Task {
         /// Leave out the first of them
         #[arg(long, default_value_t = 0)]
         skip: usize,
-        /// Run those whose name contains this
+        /// Run those whose name begins with this
         #[arg(long, default_value = "")]
         only: String,
         /// Show what guests say
@@ -216,7 +216,7 @@ fn run(task: Task) -> Result<ExitCode> {
             let mut ground = proof::Ground::new(Vmm::named(&kite), &kernel)?;
             ground.shown = shown;
             let mut proofs = proof::proofs(all, user::is_another());
-            proofs.retain(|proof| proof.to_string().contains(&only));
+            proofs.retain(|proof| proof.to_string().starts_with(&only));
             proof::run(&ground, proofs.get(skip..).unwrap_or_default(), &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }

@@ -4,16 +4,15 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use super::command::{ended, kite};
+use super::wire::SEVERAL;
 use super::{GUEST, Ground, HERE, SCRIPT, Wire, finish, kernel, noise, watched};
 use crate::host;
 use crate::running::Running;
-use crate::step::output;
 use crate::vmm::{Access, Net};
 
 /// The first boot works with everything, takes a disk away from its driver while that reads and writes, and reboots; the
@@ -56,12 +55,9 @@ echo b >/proc/sysrq-trigger
 sleep infinity
 "#;
 
-/// A tap with several queues.
-const SEVERAL: &str = "kite9";
-
 /// A host that answers through a port, and the same machine after a reboot.
 pub fn devices(ground: &Ground) -> Result<String> {
-    let _wire = Wire::new()?;
+    let wire = Wire::new(ground.user)?;
     let socket = ground.file("agent");
     let mut machine = ground.machine(&format!("GUEST={GUEST}\nHERE={HERE}\n{DEVICES}"))?;
     for (name, access) in [("every.img", Access::Write), ("forgets.img", Access::Ephemeral)] {
@@ -74,8 +70,7 @@ pub fn devices(ground: &Ground) -> Result<String> {
     machine.stats = Some(ground.file("every.json"));
     machine.cpus = 2;
     let mut command = machine.command(&ground.vmm);
-    // Made and gone with this process's network.
-    output(Command::new("ip").args(["tuntap", "add", SEVERAL, "mode", "tap", "multi_queue"]))?;
+    wire.several(ground.user)?;
     command.args(["--net", &format!("tap={SEVERAL},queues=2")]);
     command.arg("--port").arg(format!("agent={}", socket.display())).args(["--on-reboot", "restart"]);
     watched(Running::start(command, ground.shown)?, |running| {
@@ -119,6 +114,9 @@ pub fn share(ground: &Ground, name: &str) -> Result<String> {
     let folder = ground.file("every-operation");
     fs::create_dir(&folder).context("making a folder")?;
     let mut command = kite(ground, &kernel(name)?)?;
+    if ground.user() == 0 {
+        command.args(["--env", "ROOT=1"]);
+    }
     command.args(["--share", ".:rw", "--", "python3", "-c", OPERATIONS]).current_dir(&folder);
     let ended = ended(command, b"")?;
     ensure!(ended.code == Some(0), "{ended:#?}");
@@ -160,7 +158,7 @@ assert os.pread(fd, 5, 0) == b"hello"
 os.mkdir("made"); os.rename("made", "folder"); os.rmdir("folder"); os.mkdir("folder")
 os.mkfifo("fifo"); os.symlink("file", "soft"); os.link("file", "hard"); assert os.readlink("soft") == "file"
 os.rename("copy", "other"); os.unlink("other")
-os.chmod("file", 0o600); os.chmod(fd, 0o604); os.chown("file", 12, 34); os.chown(fd, 0, 0)
+os.chmod("file", 0o600); os.chmod(fd, 0o604)
 os.utime("file", (1, 2)); assert os.stat("file").st_mtime == 2
 os.utime("soft", (3, 4), follow_symlinks=False)
 for change in (lambda: os.setxattr("file", "user.k", b"v"), lambda: os.getxattr("file", "user.k"),
@@ -170,6 +168,9 @@ for change in (lambda: os.setxattr("file", "user.k", b"v"), lambda: os.getxattr(
 assert os.statvfs(".").f_bsize and len(os.listdir(".")) == 5 and os.access("file", os.W_OK)
 many = os.open("/usr/bin", os.O_RDONLY); assert len(os.listdir(many)) > 100
 os.lseek(many, 0, os.SEEK_SET); assert os.listdir(many)
+# The rest is root's.
+if not os.environ.get("ROOT"): raise SystemExit
+os.chown("file", 12, 34); os.chown(fd, 0, 0)
 os.chmod(".", 0o777)
 if not os.fork():
     os.setgid(1234); os.setuid(1234)

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::wire::PEER;
 use super::{GUEST, Ground, HERE, SCRIPT, Started, TAP, Wire, finish, noise, watched};
@@ -32,7 +32,10 @@ for way in '' -R; do
 done
 cmp - /dev/vdb </dev/tcp/$DATA/9000
 echo 'guest: fetched data is right'
-cat /dev/vdb >/dev/tcp/$DATA/9001
+exec 3<>/dev/tcp/$DATA/9001
+cat /dev/vdb >&3
+read -r answer <&3
+[ "$answer" = whole ]
 echo 'guest: brought data'
 "#;
 const UNPLUG: &str = r#"
@@ -169,12 +172,11 @@ fn serve(data: &[u8]) -> Result<[JoinHandle<Result<()>>; 2]> {
     });
     let taker = std::thread::spawn(move || {
         let (mut stream, _) = take.accept().context("waiting for who brings")?;
-        let mut taken = Vec::new();
-        stream.read_to_end(&mut taken).context("taking data")?;
-        if taken != wanted {
-            bail!("{} bytes came, and not the {} that were sent", taken.len(), wanted.len());
-        }
-        Ok(())
+        let mut taken = vec![0; wanted.len()];
+        stream.read_exact(&mut taken).context("taking data")?;
+        ensure!(taken == wanted, "other bytes came than were sent");
+        // A guest that ends before it is told takes with it what it has not sent yet.
+        stream.write_all(b"whole\n").context("answering")
     });
     Ok([giver, taker])
 }

@@ -14,7 +14,9 @@ use crate::step::output;
 
 /// The tap's name.
 pub const TAP: &str = "kite0";
-/// This end of it.
+/// Another tap, of several queues and with nothing behind it.
+pub const SEVERAL: &str = "kite9";
+/// This end of the first.
 pub const HERE: &str = "10.9.0.1";
 /// The guest.
 pub const GUEST: &str = "10.9.0.2";
@@ -65,6 +67,15 @@ impl Wire {
         ip(&format!("link set {TAP} up"))
     }
 
+    /// Makes the tap of several queues, for the same.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn several(&self, owner: Option<u32>) -> Result<()> {
+        let owner = owner.map(|owner| format!(" user {owner}")).unwrap_or_default();
+        ip(&format!("tuntap add {SEVERAL} mode tap multi_queue{owner}"))
+    }
+
     /// A command that runs in the other namespace.
     pub fn at_peer(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
@@ -86,6 +97,7 @@ impl Drop for Wire {
         // What is not there any more need not be removed.
         let _ = self.unplug();
         let _ = ip("link delete kite1");
+        let _ = ip(&format!("link delete {SEVERAL}"));
         let _ = self.holder.kill().and_then(|()| self.holder.wait());
     }
 }
