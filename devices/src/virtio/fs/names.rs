@@ -100,10 +100,10 @@ impl Server {
         call.args.skip()?;
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
-        self.descriptors.part()?;
+        let unmasked = self.descriptors.unmasked()?;
         let caller = Caller::new(call.header.uid, call.header.gid);
         host::mknod_at(&parent, name, mode, rdev)?;
-        drop(caller);
+        drop((caller, unmasked));
         self.made(call, &parent, name)
     }
 
@@ -113,10 +113,10 @@ impl Server {
         call.args.skip()?; // The mask, which the guest has applied.
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
-        self.descriptors.part()?;
+        let unmasked = self.descriptors.unmasked()?;
         let caller = Caller::new(call.header.uid, call.header.gid);
         host::mkdir_at(&parent, name, mode)?;
-        drop(caller);
+        drop((caller, unmasked));
         self.made(call, &parent, name)
     }
 

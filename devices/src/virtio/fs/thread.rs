@@ -4,6 +4,7 @@
 //! `/proc/self/fd`, kept open from the start, leads from a descriptor's number to its file: even after pivot_root(2), and
 //! whatever the file's names are. Where a call takes no directory's descriptor, that folder is the thread's working
 //! directory, which it first parts from the other threads' (unshare(2), CLONE_FS), as it does its file creation mask.
+//! A container may refuse that: then the way is the whole path, and the mask is everybody's for a moment.
 #![expect(unsafe_code, reason = "system calls that concern one thread, not the process")]
 
 use std::cell::Cell;
@@ -12,6 +13,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use libc::c_long;
 use nix::errno::Errno;
@@ -22,6 +24,9 @@ thread_local! {
     /// This thread's working directory and mask are its own.
     static APART: Cell<bool> = const { Cell::new(false) };
 }
+
+/// Held while the mask of all threads is none.
+static MASK: Mutex<()> = Mutex::new(());
 
 /// The folder `/proc/self/fd`.
 pub struct Descriptors(OwnedFd);
@@ -103,23 +108,37 @@ impl Descriptors {
             .map(drop)
     }
 
-    /// Parts this thread's working directory and mask from those of the others, once, and makes them this folder and
-    /// none.
+    /// Until this is dropped, files are made with just the permissions that are asked for.
     ///
     /// # Errors
     /// The host's.
-    pub fn part(&self) -> Result<(), Errno> {
+    pub fn unmasked(&self) -> Result<Unmasked, Errno> {
+        if self.part()? {
+            return Ok(Unmasked(None));
+        }
+        let lock = MASK.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: takes a number, and does not fail.
+        let before = unsafe { libc::umask(0) };
+        Ok(Unmasked(Some((before, lock))))
+    }
+
+    /// Parts this thread's working directory and mask from those of the others, once, and makes them this folder and
+    /// none. Answers whether the host lets it.
+    fn part(&self) -> Result<bool, Errno> {
         if APART.get() {
-            return Ok(());
+            return Ok(true);
         }
         // SAFETY: takes flags.
-        check(unsafe { libc::unshare(libc::CLONE_FS) }.into())?;
+        match check(unsafe { libc::unshare(libc::CLONE_FS) }.into()) {
+            Err(Errno::EPERM | Errno::ENOSYS) => return Ok(false),
+            result => result?,
+        };
         // SAFETY: takes a descriptor.
         check(unsafe { libc::fchdir(self.0.as_raw_fd()) }.into())?;
         // SAFETY: takes a number, and does not fail.
         unsafe { libc::umask(0) };
         APART.set(true);
-        Ok(())
+        Ok(true)
     }
 
     fn with_path<T>(
@@ -127,8 +146,13 @@ impl Descriptors {
         file: BorrowedFd<'_>,
         call: impl FnOnce(*const c_char) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        self.part()?;
-        call(number(file).as_ptr())
+        let number = number(file);
+        if self.part()? {
+            return call(number.as_ptr());
+        }
+        // Who may not part this has the host's folders still: the root folder is left as it is for the same reason.
+        let path = [b"/proc/self/fd/", number.as_bytes()].concat();
+        call(CString::new(path).expect("digits have no zero byte").as_ptr())
     }
 
     /// Reads an extended attribute; how long it is, if `into` is empty.
@@ -176,6 +200,18 @@ impl Descriptors {
             // SAFETY: reads two strings.
             check(unsafe { libc::removexattr(path, name.as_ptr()) }.into()).map(drop)
         })
+    }
+}
+
+/// No permission is taken from new files while this is there.
+pub struct Unmasked(Option<(libc::mode_t, MutexGuard<'static, ()>)>);
+
+impl Drop for Unmasked {
+    fn drop(&mut self) {
+        if let Some((before, _lock)) = &self.0 {
+            // SAFETY: takes a number, and does not fail.
+            unsafe { libc::umask(*before) };
+        }
     }
 }
 
@@ -230,5 +266,56 @@ fn override_permissions() {
         sets[0] |= DAC_OVERRIDE;
         // SAFETY: reads the header and the sets.
         let _without = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// Has unshare(2) refused to this thread, as a container's engine has it refused to all.
+    fn refuse_unshare() {
+        let statement = |code, jump, k| libc::sock_filter { code, jt: 0, jf: jump, k };
+        // Load the number; if it is not this one, skip the next; return SECCOMP_RET_ERRNO, or SECCOMP_RET_ALLOW.
+        let mut program = [
+            statement(0x20, 0, 0),
+            statement(0x15, 1, libc::SYS_unshare as u32),
+            statement(0x06, 0, 0x0005_0000 | libc::EPERM as u32),
+            statement(0x06, 0, 0x7fff_0000),
+        ];
+        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+        // SAFETY: takes numbers.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, 0);
+        // SAFETY: reads a program of this length.
+        let set =
+            unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+        assert_eq!(set, 0);
+    }
+
+    #[test]
+    fn what_a_container_refuses_to_a_thread_is_done_without_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = std::thread::scope(|scope| {
+            let body = || {
+                refuse_unshare();
+                let descriptors = Descriptors::open().unwrap();
+                assert_eq!(descriptors.part(), Ok(false));
+                let path = folder.path().join("made");
+                let unmasked = descriptors.unmasked().unwrap();
+                let file = File::options().write(true).create_new(true).mode(0o666).open(&path).unwrap();
+                drop(unmasked);
+                descriptors.list_attributes(&file, &mut []).unwrap();
+                let after = File::create(folder.path().join("after")).unwrap();
+                [file, after].map(|file| file.metadata().unwrap().permissions().mode() & 0o777)
+            };
+            scope.spawn(body).join().unwrap()
+        });
+        // SAFETY: takes a number, and does not fail.
+        let mask = unsafe { libc::umask(0o022) };
+        // SAFETY: as above.
+        unsafe { libc::umask(mask) };
+        assert_eq!(made, [0o666, 0o666 & !mask]);
     }
 }
