@@ -15,6 +15,7 @@ use anyhow::{Context, anyhow, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{Mode, fchmod};
 
+use crate::doctor::Confinement;
 use crate::net::Forward;
 use crate::sandbox;
 
@@ -114,7 +115,19 @@ fn wait_until_ready(mut ready: PipeReader, child: &mut Child) -> anyhow::Result<
     }
     child.wait().context("cannot wait for passt")?;
     let said: Vec<_> = said.lines().filter(|line| is_news(line)).map(str::trim).collect();
-    bail!("passt doesn't start: {}", said.join("; "))
+    let said = said.join("; ");
+    if wants_namespaces(&said) {
+        bail!(
+            "passt doesn't start: {said}: it locks itself into namespaces; {}; or use --net tap=NAME",
+            Confinement::here().told()
+        );
+    }
+    bail!("passt doesn't start: {said}")
+}
+
+/// Whether that is what it was refused.
+fn wants_namespaces(said: &str) -> bool {
+    ["user namespace", "sandbox process", "unshare"].iter().any(|words| said.contains(words))
 }
 
 fn is_news(line: &str) -> bool {

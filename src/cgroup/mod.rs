@@ -32,6 +32,9 @@ const NAME_MAX: usize = 64;
 /// How often, and how far apart, a group is tried to be removed whose last processes are still on their way out.
 const TRIES: u32 = 400;
 const PAUSE: Duration = Duration::from_millis(5);
+/// What helps where groups are shown but not given, as containers have them.
+const IN_CONTAINER: &str = "give the limits to the container that kite is in (docker run --cpus, --memory, --pids-limit), \
+                            or run that with --privileged";
 
 /// A name for a group.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -28,7 +28,10 @@ pub fn make(place: &Place, name: &Name, controller: Controller) -> anyhow::Resul
         let what = format!("cannot make the group {}", path.display());
         match refused {
             Refused::Taken => super::taken(&path),
-            Refused::Errno(errno @ (Errno::EACCES | Errno::EPERM | Errno::EROFS)) => {
+            Refused::Errno(errno @ Errno::EROFS) => {
+                anyhow::anyhow!("{}: {}", explain(errno, what), super::IN_CONTAINER)
+            }
+            Refused::Errno(errno @ (Errno::EACCES | Errno::EPERM)) => {
                 anyhow::anyhow!("{}: {FIX}", explain(errno, what))
             }
             Refused::Errno(errno) => explain(errno, what),

@@ -12,11 +12,20 @@ use nix::errno::Errno;
 
 use super::limits::PERIOD;
 use super::place::joined;
-use super::{Controller, Folder, Group, Limits, Name, Place, Refused, device, explain, lower, set};
+use super::{
+    Controller, Folder, Group, IN_CONTAINER, Limits, Name, Place, Refused, device, explain, lower, set,
+};
 
 /// What helps those who have no group to make others in.
 const FIX: &str =
     "start kite in a group that is yours: systemd-run --user --scope -p Delegate=yes kite run ...";
+
+/// What is there where systemd runs (sd_booted(3)).
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// The same where a user's own service manager was given less than a limit needs.
+const MANAGER: &str = "have it given to users' service managers: as root, `systemctl edit user@.service` with [Service] and \
+                       Delegate=cpu io memory pids; then log in again";
 
 /// This process has made way.
 #[derive(Debug)]
@@ -68,20 +77,56 @@ pub fn make(
             Ok(made) => return Ok(made),
             Err(Refusal::Taken) => return Err(super::taken(&joined(mount, below).join(name.as_str()))),
             Err(Refusal::Here(why)) => reasons.push(format!("{}: {why}", joined(mount, below).display())),
+            Err(Refusal::ReadOnly) => {
+                let parent = joined(mount, below).display().to_string();
+                return Err(anyhow::anyhow!(
+                    "cannot make the group {} in {parent}, which is read-only: {IN_CONTAINER}",
+                    name.as_str()
+                ));
+            }
         }
     }
     let reasons = reasons.join("; ");
-    Err(anyhow::anyhow!("cannot make the group {} in {reasons}: {FIX}", name.as_str()))
+    let fix = match Path::new(SYSTEMD).exists() {
+        true if is_managed(own) && lacks(mount, own, required) => MANAGER.to_owned(),
+        true => FIX.to_owned(),
+        false => format!(
+            "start kite in a group that is yours and that it has for itself; in a container, {IN_CONTAINER}"
+        ),
+    };
+    Err(anyhow::anyhow!("cannot make the group {} in {reasons}: {fix}", name.as_str()))
+}
+
+/// Whether a group is below that of a user's own service manager.
+fn is_managed(group: &Path) -> bool {
+    group.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b"user@"))
+}
+
+/// Whether a group has not every controller.
+fn lacks(mount: &Path, below: &Path, required: &[Controller]) -> bool {
+    let missing = Folder::open(mount, below).and_then(|folder| missing(&folder, required));
+    missing.is_ok_and(|missing| !missing.is_empty())
+}
+
+/// The names of the controllers that a group has not.
+fn missing(group: &Folder, required: &[Controller]) -> Result<Vec<&'static str>, Errno> {
+    let here = words(&group.read("cgroup.controllers")?);
+    Ok(required.iter().map(|it| it.name()).filter(|name| !here.iter().any(|it| it == name)).collect())
 }
 
 /// Why a folder cannot have the group.
 enum Refusal {
     Taken,
+    /// This whole file system is, and so are the folders above.
+    ReadOnly,
     Here(String),
 }
 
 impl From<Errno> for Refusal {
     fn from(errno: Errno) -> Self {
+        if errno == Errno::EROFS {
+            return Self::ReadOnly;
+        }
         Self::Here(lower(explain(errno, String::new()).to_string().trim_start_matches(": ")))
     }
 }
@@ -96,8 +141,7 @@ fn make_in(
 ) -> Result<(Group, Option<Way>), Refusal> {
     let parent = Folder::open(mount, below)?;
     let here = words(&parent.read("cgroup.controllers")?);
-    let missing: Vec<_> =
-        required.iter().map(|it| it.name()).filter(|name| !here.iter().any(|it| it == name)).collect();
+    let missing = missing(&parent, required)?;
     if !missing.is_empty() {
         return Err(Refusal::Here(format!("it has no controller {}", missing.join(" and "))));
     }

@@ -6,6 +6,7 @@ use std::{fs, io};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, eaccess};
 
+use super::confinement::{in_container, lacks_users};
 use super::hardware::Processor;
 use super::{Problem, Verdict, text};
 
@@ -26,6 +27,10 @@ pub(super) struct Node {
     group: Option<String>,
     /// Whether this user may read and write it.
     access: Result<(), Errno>,
+    /// Whether this process is in a container.
+    contained: bool,
+    /// Whether its container knows not every user of the host.
+    mapped: bool,
 }
 
 impl Node {
@@ -44,16 +49,24 @@ impl Node {
             gid,
             group: text("/etc/group").and_then(|groups| group_name(&groups, gid)),
             access: eaccess(path, AccessFlags::R_OK | AccessFlags::W_OK),
+            contained: in_container(),
+            mapped: text("/proc/self/uid_map").is_some_and(|map| lacks_users(&map)),
         })
     }
 
     /// The way in that the node's own permissions offer, or a wider one.
     fn forbidden(&self) -> Problem {
-        let fix = if self.gid != 0 && self.mode & 0o060 == 0o060 {
+        let fix = if self.mapped {
+            "on the host be in the device's group, and let the container have it: podman run --group-add keep-groups"
+                .to_owned()
+        } else if self.gid == 0 || self.mode & 0o060 != 0o060 {
+            // To be in its group would not help.
+            format!("chmod 0666 {}", self.path)
+        } else if self.contained {
+            format!("run the container with --group-add \"$(stat -c %g {})\"", self.path)
+        } else {
             let group = self.group.clone().unwrap_or_else(|| self.gid.to_string());
             format!("usermod -aG {group} $USER, then log in again")
-        } else {
-            format!("chmod 0666 {}", self.path)
         };
         Problem::new(format!("permission denied (mode {:04o})", self.mode), fix)
     }
@@ -127,7 +140,8 @@ mod tests {
 
     fn node(mode: u32, gid: u32, group: Option<&str>) -> Node {
         let group = group.map(str::to_owned);
-        Node { path: "/dev/x", is_device: true, mode, gid, group, access: Err(Errno::EACCES) }
+        let access = Err(Errno::EACCES);
+        Node { path: "/dev/x", is_device: true, mode, gid, group, access, contained: false, mapped: false }
     }
 
     fn fix(api: Result<i32, Errno>, node: Option<&Node>) -> String {
@@ -151,6 +165,15 @@ mod tests {
             fix(Err(Errno::EACCES), Some(&node(0o660, 104, None))),
             "usermod -aG 104 $USER, then log in again"
         );
+    }
+
+    #[test]
+    fn in_a_container_the_fix_is_an_option_of_its_engine() {
+        let closed = || node(0o660, 104, Some("kvm"));
+        let docker = fix(Err(Errno::EACCES), Some(&Node { contained: true, ..closed() }));
+        assert_eq!(docker, "run the container with --group-add \"$(stat -c %g /dev/x)\"");
+        let rootless = fix(Err(Errno::EACCES), Some(&Node { contained: true, mapped: true, ..closed() }));
+        assert!(rootless.contains("--group-add keep-groups"), "{rootless}");
     }
 
     #[test]

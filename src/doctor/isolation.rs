@@ -3,7 +3,8 @@
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
-use super::{Problem, Verdict, text};
+use super::confinement::{Confinement, is_filtered};
+use super::{Problem, Verdict, syscalls, text};
 
 /// The settings that decide who may make user namespaces.
 #[derive(Debug, Default)]
@@ -27,7 +28,16 @@ impl Namespaces {
     }
 }
 
-/// This user may make user namespaces.
+/// This user may make user namespaces here, and no container's profile says otherwise.
+pub(super) fn user_namespaces_here() -> Verdict {
+    let found = user_namespaces(&Namespaces::allowed_here())?;
+    match syscalls::unshare_error() {
+        Errno::EPERM | Errno::ENOSYS => Err(Confinement::here().problem()),
+        _ => Ok(found),
+    }
+}
+
+/// No switch keeps this user from making user namespaces.
 pub(super) fn user_namespaces(namespaces: &Namespaces) -> Verdict {
     let setting = match namespaces {
         Namespaces { most: None, .. } => {
@@ -40,7 +50,7 @@ pub(super) fn user_namespaces(namespaces: &Namespaces) -> Verdict {
             "kernel.unprivileged_userns_clone=1"
         }
         Namespaces { apparmor: Some(restricted), .. } if restricted != "0" => {
-            "kernel.apparmor_restrict_unprivileged_userns=0"
+            "kernel.apparmor_restrict_unprivileged_userns=0, or give kite an AppArmor profile with the rule 'userns,'"
         }
         Namespaces { most: Some(most), .. } => return Ok(format!("up to {most}")),
     };
@@ -125,9 +135,7 @@ pub(super) fn landlock(abi: Result<i64, Errno>) -> Verdict {
 /// Filters can kill. `actions` is the sysctl's list, `status` is `/proc/self/status`.
 pub(super) fn seccomp(actions: Option<&str>, status: &str) -> Verdict {
     let has = |action| actions.is_some_and(|actions| actions.split_whitespace().any(|word| word == action));
-    let filtered =
-        status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"));
-    match (has("kill_process"), filtered) {
+    match (has("kill_process"), is_filtered(status)) {
         (true, false) => Ok("filters".into()),
         (true, true) => Ok("filters, this process already has one".into()),
         (false, _) => Err(Problem::new(

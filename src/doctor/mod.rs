@@ -5,6 +5,7 @@
 //! opening a node loads its driver.
 
 mod capabilities;
+mod confinement;
 mod device;
 pub mod hardware;
 mod isolation;
@@ -21,6 +22,7 @@ use kvm_ioctls::Kvm;
 use nix::errno::Errno;
 use serde::Serialize;
 
+pub(crate) use confinement::Confinement;
 use device::Node;
 pub use hardware::{Engine, Processor};
 
@@ -131,13 +133,11 @@ fn host_checks() -> Vec<Check> {
             speed::io_uring(
                 syscalls::io_uring_setup_error(),
                 text("/proc/sys/kernel/io_uring_disabled").as_deref(),
+                confinement::is_filtered(&status),
             ),
         ),
         Check::optional("huge-pages", speed::huge_pages(&speed::HugePages::of_this_machine())),
-        Check::optional(
-            "user-namespaces",
-            isolation::user_namespaces(&isolation::Namespaces::allowed_here()),
-        ),
+        Check::optional("user-namespaces", isolation::user_namespaces_here()),
         Check::optional("cgroup", isolation::cgroup(&isolation::Cgroup::mounted_here())),
         Check::optional("landlock", isolation::landlock(syscalls::landlock_abi())),
         Check::optional(
@@ -154,12 +154,6 @@ fn boot_checks() -> Vec<Check> {
         Check::optional("kernel", image),
         Check::optional("modules", kernel::modules(version.as_deref(), Path::new("/lib/modules"))),
     ]
-}
-
-/// What keeps this user from making user namespaces, and the fix, if a switch does.
-pub(crate) fn user_namespaces_refused() -> Option<(String, String)> {
-    let verdict = isolation::user_namespaces(&isolation::Namespaces::allowed_here());
-    verdict.err().map(|problem| (problem.found, problem.fix))
 }
 
 /// A short file's text without the white space around it; `None` if it cannot be read.

@@ -5,10 +5,14 @@ use nix::errno::Errno;
 use super::{Problem, Verdict, text};
 
 /// io_uring may be used. `refusal` is how io_uring_setup(2) refused a null pointer, `disabled` the sysctl's
-/// text.
-pub(super) fn io_uring(refusal: Errno, disabled: Option<&str>) -> Verdict {
+/// text, and `filtered` whether a container may hide it.
+pub(super) fn io_uring(refusal: Errno, disabled: Option<&str>, filtered: bool) -> Verdict {
     match (refusal, disabled) {
         (Errno::EFAULT | Errno::EINVAL, _) => Ok("available".into()),
+        (Errno::ENOSYS, _) if filtered => Err(Problem::new(
+            "hidden by a seccomp filter, or not in this host kernel",
+            "allow io_uring in the container's seccomp profile, or boot a kernel with CONFIG_IO_URING",
+        )),
         (Errno::ENOSYS, _) => Err(Problem::new("not in this host kernel", "boot one with CONFIG_IO_URING")),
         (_, Some("1" | "2")) => Err(Problem::new(
             "turned off by kernel.io_uring_disabled",
@@ -71,15 +75,19 @@ mod tests {
 
     #[test]
     fn io_uring_works_if_it_looked_at_the_pointer() {
-        assert!(io_uring(Errno::EFAULT, Some("0")).is_ok());
-        assert!(io_uring(Errno::EFAULT, Some("1")).is_ok(), "a member of io_uring_group");
+        assert!(io_uring(Errno::EFAULT, Some("0"), false).is_ok());
+        assert!(io_uring(Errno::EFAULT, Some("1"), false).is_ok(), "a member of io_uring_group");
     }
 
     #[test]
     fn every_way_to_lack_io_uring_has_its_own_fix() {
-        assert!(io_uring(Errno::ENOSYS, None).unwrap_err().fix.contains("CONFIG_IO_URING"));
-        assert!(io_uring(Errno::EPERM, Some("2")).unwrap_err().fix.contains("sysctl"));
-        assert!(io_uring(Errno::EPERM, Some("0")).unwrap_err().fix.contains("seccomp"));
+        assert!(io_uring(Errno::ENOSYS, None, false).unwrap_err().fix.starts_with("boot one"));
+        assert!(
+            io_uring(Errno::ENOSYS, None, true).unwrap_err().fix.contains("container"),
+            "podman's answer"
+        );
+        assert!(io_uring(Errno::EPERM, Some("2"), false).unwrap_err().fix.contains("sysctl"));
+        assert!(io_uring(Errno::EPERM, Some("0"), false).unwrap_err().fix.contains("seccomp"));
     }
 
     #[test]

@@ -1,6 +1,5 @@
-//! Two system calls without a safe wrapper, asked in a way that only answers: io_uring_setup(2) and
-//! landlock_create_ruleset(2).
-#![expect(unsafe_code, reason = "raw system calls; neither is given memory to read or write")]
+//! System calls asked in a way that only answers: io_uring_setup(2), landlock_create_ruleset(2), unshare(2).
+#![expect(unsafe_code, reason = "raw system calls; none is given memory to read or write")]
 
 use std::ptr;
 
@@ -13,6 +12,15 @@ const VERSION: libc::c_uint = 1;
 pub(super) fn io_uring_setup_error() -> Errno {
     // SAFETY: a null `params` cannot be read, so the kernel refuses it and no ring is made.
     unsafe { libc::syscall(libc::SYS_io_uring_setup, 1 as libc::c_uint, ptr::null::<libc::c_void>()) };
+    Errno::last()
+}
+
+/// How unshare(2) refuses a flag that does not exist: `EINVAL` where namespaces are allowed, as a filter comes first.
+pub(super) fn unshare_error() -> Errno {
+    // A signal's number, which is no flag of this call.
+    const NO_FLAG: libc::c_int = 1;
+    // SAFETY: takes a number; the kernel refuses the whole for the one flag, and nothing is changed.
+    unsafe { libc::unshare(libc::CLONE_NEWUSER | NO_FLAG) };
     Errno::last()
 }
 

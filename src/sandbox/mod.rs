@@ -29,7 +29,7 @@ use nix::errno::Errno;
 use nix::sys::utsname::uname;
 use nix::unistd::{Pid, geteuid};
 
-use crate::doctor;
+use crate::doctor::Confinement;
 use news::News;
 pub use options::{Layer, Mode, Options, parse};
 pub use outside::{Chores, End, Outside};
@@ -162,7 +162,7 @@ impl Inside {
         privileges::close(&self.inherited.0);
         let Self { apart, shares, lacks, .. } = self;
         lacks.try_layer(Layer::Root, || match apart.others {
-            true => root::empty().map_err(with_apparmor),
+            true => root::empty().map_err(with_confinement),
             false => bail!("it needs a mount namespace"),
         });
         lacks.try_layer(Layer::Rlimits, || {
@@ -337,17 +337,19 @@ fn counts_by_namespace() -> bool {
 /// Why not all namespaces could be had, and what to do.
 fn why_no_namespaces(refusal: Errno, apart: Apart) -> String {
     let what = if apart.others { "no user namespace" } else { "none" };
-    let knob = doctor::user_namespaces_refused().map_or_else(
-        || "a container's seccomp profile may forbid it".to_owned(),
-        |(found, fix)| format!("they are {found}; {fix}"),
-    );
-    format!("{what} ({}): {knob}", refusal.desc())
+    let why = match refusal {
+        Errno::ENOSPC | Errno::EUSERS => {
+            "there are as many as the host allows; sysctl -w user.max_user_namespaces=15000".to_owned()
+        }
+        _ => Confinement::here().told(),
+    };
+    format!("{what} ({}): {why}", refusal.desc())
 }
 
-/// A refusal with Ubuntu's reason for it, if that may be it.
-fn with_apparmor(error: anyhow::Error) -> anyhow::Error {
-    match doctor::user_namespaces_refused() {
-        Some((_, fix)) => anyhow!("{error:#}; {fix}"),
-        None => error,
+/// A refusal with the reason for it: namespaces can be had where there is no right to do anything in them.
+fn with_confinement(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(Errno::EPERM | Errno::EACCES) => anyhow!("{error:#}; {}", Confinement::here().told()),
+        _ => error,
     }
 }
