@@ -2,6 +2,8 @@
 
 mod native;
 
+pub use native::Programs;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};

@@ -14,11 +14,15 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-use self::kite::{Kite, Tests};
+use self::kite::Kite;
 use self::rules::Rules;
 use self::traced::Folder;
 use crate::setup::{Setup, Unavailable};
 use crate::step::{output, step};
+use crate::test::Programs;
+
+/// Tests that run machines of every kind.
+const TESTS: [&str; 3] = ["tiny", "terminal", "cgroup"];
 
 /// How often each rule was seen, in the order of the rules, by the C libraries.
 #[derive(Default)]
@@ -38,8 +42,8 @@ pub fn run(setup: &mut Setup, both: bool) -> Result<()> {
     setup.programs(&crate::proof::PROGRAMS)?;
     setup.debian()?;
     let kernel = setup.kernel()?;
-    let tests = Tests::build()?;
-    let mut kites = vec![Kite::own(&tests)?];
+    let programs = step("building tests", Programs::built)?;
+    let mut kites = vec![Kite::own(&programs.kite)?];
     if both {
         match Kite::other() {
             Ok(kite) => kites.push(kite),
@@ -51,9 +55,10 @@ pub fn run(setup: &mut Setup, both: bool) -> Result<()> {
     for kite in kites {
         let mut rules = Rules::parse(&listing(&kite.tested)?)?;
         let folder = Folder::new(&kite.tested, false)?;
-        for (name, test) in &tests.executables {
+        for name in TESTS {
+            let test = programs.test(name)?;
             let what = format!("tracing kite in the tests of {name}, glibc {}", kite.glibc);
-            step(what, || folder.test(&tests.kite, test))?;
+            step(what, || folder.test(&programs.kite, test))?;
         }
         folder.read(&mut rules)?;
         let folder = Folder::new(&kite.released, true)?;

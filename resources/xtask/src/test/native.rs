@@ -1,6 +1,7 @@
 //! The tests that need no Linux guest: all that `cargo test` runs, and kite's own once more as an ordinary user. Where this
 //! host lets anybody have namespaces, each kite in them has to be locked in with everything.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, pipe};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,10 +22,11 @@ const SANDBOX: (&str, &str) = ("KITE_SANDBOX", "require");
 const NOT_ROOT: &str = "not root";
 
 /// The programs that `cargo test` has built of kite.
-struct Programs {
-    kite: PathBuf,
-    /// Of the integration tests.
-    tests: Vec<PathBuf>,
+pub struct Programs {
+    /// kite itself, as they run it.
+    pub kite: PathBuf,
+    /// Those of the integration tests, in the order of their names.
+    tests: BTreeMap<String, PathBuf>,
 }
 
 impl Tally {
@@ -67,8 +69,7 @@ impl Tally {
             self.skipped.push(format!("kite's tests as an ordinary user: {why:#}"));
             return Ok(());
         }
-        for test in &programs.tests {
-            let name = test.file_name().unwrap_or_default().display();
+        for (name, test) in &programs.tests {
             println!("     Running {name} as an ordinary user");
             let mut reader = TestOutput { user: true, ..TestOutput::default() };
             if !read(self, &mut reader, as_user(test).arg("--show-output"))? && !reader.failed {
@@ -105,11 +106,14 @@ fn read(tally: &mut Tally, reader: &mut TestOutput, tests: &mut Command) -> Resu
 }
 
 impl Programs {
-    /// Asks Cargo for them, who has built them.
-    fn built() -> Result<Self> {
+    /// Asks Cargo for them, who builds them.
+    ///
+    /// # Errors
+    /// They do not build.
+    pub fn built() -> Result<Self> {
         let messages = output(cargo().args(["test", "--workspace", "--no-run", "--message-format=json"]))?;
         let manifest = host::root().canonicalize().context("finding the source tree")?.join("Cargo.toml");
-        let (mut kite, mut tests) = (None, Vec::new());
+        let (mut kite, mut tests) = (None, BTreeMap::new());
         for message in messages.lines() {
             let message: Value = serde_json::from_str(message).context("reading what Cargo says")?;
             let Some(program) = message["executable"].as_str().map(PathBuf::from) else { continue };
@@ -117,12 +121,22 @@ impl Programs {
                 continue;
             }
             match message["target"]["kind"][0].as_str() {
-                Some("test") => tests.push(program),
+                Some("test") => {
+                    tests.insert(message["target"]["name"].as_str().unwrap_or_default().to_owned(), program);
+                }
                 Some("bin") if message["profile"]["test"] == false => kite = Some(program),
                 _ => {}
             }
         }
         Ok(Self { kite: kite.context("Cargo has built no kite")?, tests })
+    }
+
+    /// The integration test of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn test(&self, name: &str) -> Result<&Path> {
+        self.tests.get(name).map(PathBuf::as_path).with_context(|| format!("there are no tests {name}"))
     }
 }
 
