@@ -1,7 +1,7 @@
 //! Rules that a run need not make use of, and why they are there.
 
 /// The rule, as reports name it, and when it is made use of.
-const RARE: [(&str, &str); 5] = [
+const RARE: [(&str, &str); 7] = [
     ("every: prctl 1=0x10", "the handler of a refused call asks for the thread's name: tests/sandbox.rs"),
     ("every: sched_yield", "the standard library, where two threads come for one thing at the same moment"),
     (
@@ -10,6 +10,11 @@ const RARE: [(&str, &str); 5] = [
     ),
     ("disk of io: clock_nanosleep", "the kernel has no memory for what a disk is to do"),
     ("disk-reset of vcpu: clock_nanosleep", "the kernel has no memory for what a disk is to do"),
+    (
+        "outside-groups of outside: kill 2=0x9",
+        "a process that is left in the group when the machine has ended",
+    ),
+    ("outside-groups of outside: clock_nanosleep", "the same takes a moment to end"),
 ];
 
 /// When a rule is made use of, if that is seldom.
