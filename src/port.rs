@@ -17,13 +17,14 @@ use std::thread::JoinHandle;
 use anyhow::{Context, anyhow, ensure};
 use devices::virtio::console::{Host, MOST_NAMED, NAME_LIMIT, Port};
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open};
+use nix::fcntl::AtFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::fstatat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::sandbox;
+use crate::whole_file::open_folder;
 
 /// How much is read from a client at once, in bytes.
 const CHUNK: usize = 4096;
@@ -202,8 +203,8 @@ fn wait(wake: &Wake, lines: &[Line]) -> Vec<bool> {
     places.into_iter().map(|place| place.is_some_and(gone)).collect()
 }
 
-/// A socket's name, which is removed when dropped if it is still that socket's. Its folder stays the one that it is,
-/// whoever moves it or plants a link there.
+/// A socket's name, which is removed when dropped if it is still that socket's, in the folder that it was made in
+/// ([`open_folder`]).
 pub struct Name {
     folder: OwnedFd,
     name: OsString,
@@ -214,8 +215,7 @@ pub struct Name {
 impl Name {
     fn of(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
-        let folder = path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = open(folder, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let folder = open_folder(path)?;
         Ok(Self { identity: Some(identity(&folder, &name)?), folder, name })
     }
 

@@ -43,12 +43,12 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         bail!("{}: is not the name of a file", path.display());
     }
     let folder = folder(path);
-    match fs::metadata(&folder) {
+    match fs::metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {}
         Ok(_) => bail!("{}: is not a folder", folder.display()),
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", folder.display())),
     }
-    access(&folder, AccessFlags::W_OK | AccessFlags::X_OK)
+    access(folder, AccessFlags::W_OK | AccessFlags::X_OK)
         .with_context(|| format!("cannot write {}: no file can be made in its folder", path.display()))
 }
 
@@ -61,11 +61,16 @@ pub fn expect(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn folder(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The folder of `path`, which stays the one that it is now, whoever moves it or plants a link there.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open_folder(path: &Path) -> nix::Result<OwnedFd> {
+    open(folder(path), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 /// Opens a file that grows while others read it: made, or emptied. Neither a symbolic link that somebody has planted is
@@ -105,7 +110,7 @@ pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>
     draft.finish()
 }
 
-/// Where a file is to be. Its folder stays the one that it is now, whoever moves it or plants a link there.
+/// Where a file is to be, in the folder that has this path now ([`open_folder`]).
 pub struct Place {
     folder: OwnedFd,
     name: OsString,
@@ -121,8 +126,7 @@ impl Place {
         check(path)?;
         let what = || format!("cannot open the folder of {}", path.display());
         let name = path.file_name().with_context(what)?.to_owned();
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let folder = open(&folder(path), flags, Mode::empty()).with_context(what)?;
+        let folder = open_folder(path).with_context(what)?;
         Ok(Self { folder, name, path: path.to_owned() })
     }
 

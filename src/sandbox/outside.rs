@@ -112,9 +112,15 @@ impl Outside {
             return;
         }
         privileges::close(&inherited.0);
+        let needs = seccomp::Outside {
+            machine: self.machine,
+            files: self.post.folders().next().is_some(),
+            names: !chores.names.is_empty(),
+            groups: !chores.groups.is_empty(),
+        };
         let mut lacks = Lacks::new(self.options);
         lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
-        lacks.try_layer(Layer::Capabilities, || privileges::drop_capabilities(self.kept(chores), false));
+        lacks.try_layer(Layer::Capabilities, || privileges::drop_capabilities(kept(needs), false));
         lacks.try_layer(Layer::Landlock, || {
             let files = self.post.folders().map(|it| (it, landlock::writes()));
             let names = chores.names.iter().map(|it| (*it, landlock::removes()));
@@ -123,26 +129,9 @@ impl Outside {
             // Signals are what it is there for.
             landlock::restrict(&folders, Scope::AbstractUnixSocket.into())
         });
-        lacks.try_layer(Layer::Seccomp, || {
-            seccomp::prepare_outside(seccomp::Outside {
-                machine: self.machine,
-                files: self.post.folders().next().is_some(),
-                names: !chores.names.is_empty(),
-                groups: !chores.groups.is_empty(),
-            })
-        });
+        lacks.try_layer(Layer::Seccomp, || seccomp::prepare_outside(needs));
         // What may be missing is missing inside, too, and told there.
         self.locked = lacks.answer().map(drop);
-    }
-
-    /// The capabilities that root needs: in folders of others, and to end processes of others.
-    fn kept(&self, chores: &Chores<'_>) -> u64 {
-        if !geteuid().is_root() {
-            return 0;
-        }
-        let writes = self.post.folders().next().is_some() || !chores.names.is_empty();
-        let folders = if writes || !chores.groups.is_empty() { FOLDERS } else { 0 };
-        folders | if chores.groups.is_empty() { 0 } else { KILL }
     }
 
     /// Attends the machine's process to its end.
@@ -240,6 +229,15 @@ impl Drop for Outside {
 const FOLDERS: u64 = 1 << 1 | 1 << 3;
 /// CAP_KILL: what is left in a group may be another user's.
 const KILL: u64 = 1 << 5;
+
+/// The capabilities that root needs: in folders of others, and to end processes of others.
+fn kept(needs: seccomp::Outside) -> u64 {
+    if !geteuid().is_root() {
+        return 0;
+    }
+    let folders = if needs.files || needs.names || needs.groups { FOLDERS } else { 0 };
+    folders | if needs.groups { KILL } else { 0 }
+}
 
 /// Takes over what is to be handed on, or to be done with the machine.
 fn take_signals() -> anyhow::Result<SignalFd> {

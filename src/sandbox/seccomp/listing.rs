@@ -5,7 +5,6 @@ use std::fmt::Write;
 use serde::Serialize;
 use syscalls::Sysno;
 
-use super::Thread;
 use super::groups::{GROUPS, Group, When};
 use super::rules::{Check, Rule};
 
@@ -20,7 +19,7 @@ struct Report {
 #[derive(Serialize)]
 struct Calls {
     group: &'static str,
-    threads: &'static [Thread],
+    threads: Vec<&'static str>,
     when: When,
     calls: Vec<Call>,
 }
@@ -69,7 +68,8 @@ impl From<&Rule> for Call {
 impl From<&Group> for Calls {
     fn from(group: &Group) -> Self {
         let calls = group.rules.iter().map(Call::from).collect();
-        Self { group: group.name, threads: group.threads, when: group.when, calls }
+        let threads = group.threads.iter().map(|thread| thread.name()).collect();
+        Self { group: group.name, threads, when: group.when, calls }
     }
 }
 
@@ -88,7 +88,6 @@ pub fn listing(json: bool) -> serde_json::Result<String> {
 fn table(groups: &[Calls]) -> String {
     let mut text = String::new();
     for Calls { group, threads, when, calls } in groups {
-        let threads: Vec<_> = threads.iter().map(|thread| thread.name()).collect();
         let when = when.words().map(|when| format!(", {when}")).unwrap_or_default();
         let _ = writeln!(text, "{group} ({}{when})", threads.join(", "));
         for Call { name, argument, .. } in calls {

@@ -15,15 +15,13 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
 };
-use serde::Serialize;
 
 use crate::kvm_run::KVM_RUN;
 pub use listing::listing;
 use rules::{Check, Rule};
 
 /// What a thread is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thread {
     /// It runs a vCPU.
     Vcpu,
