@@ -30,6 +30,12 @@ fn running(arguments: &[&str]) -> (Kite, PathBuf) {
     (kite, process)
 }
 
+/// Ends it as a user would.
+fn terminate(kite: Kite) {
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
+
 /// Whether this host allows less, which is said: a container may.
 fn is_forbidden(test: &str) -> bool {
     let forbidden = nix::unistd::geteuid().is_root() && field(Path::new("/proc/self"), "CapEff").len() < 16;
@@ -62,8 +68,7 @@ fn a_machine_has_nothing_of_the_host_when_its_guest_runs() {
     let limits = fs::read_to_string(process.join("limits")).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().filter(|word| *word == "0").count(), 2, "{core}");
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
 }
 
 #[test]
@@ -91,8 +96,7 @@ fn every_thread_of_a_machine_is_confined() {
         assert!(names.iter().any(|it| it == name), "no {name} in {names:?}");
     }
     assert!(socket.exists());
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
     assert!(!socket.exists(), "the socket's name is left");
 }
 
@@ -127,8 +131,7 @@ fn the_process_outside_is_confined_to_its_chores() {
             }
             assert_eq!(field(&task, "CapBnd"), bounding);
         }
-        kite.signal(Signal::SIGTERM);
-        kite.end().assert_killed_by(Signal::SIGTERM);
+        terminate(kite);
         assert_eq!((socket.exists(), folder.path().join("stats").exists()), (false, !arguments.is_empty()));
     }
 }
@@ -155,8 +158,7 @@ fn the_process_outside_has_the_descriptors_that_it_needs_and_no_other() {
     // Standard error, news and the post; and nothing, three times.
     let pipes = ["pipe"; 3];
     assert_eq!(targets, [&["/dev/null"; 3][..], &["anon_inode"], &pipes].concat());
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
 }
 
 #[test]
@@ -181,8 +183,7 @@ fn who_ignores_the_end_of_children_is_told_of_the_machine_s() {
     }
     let kite = Kite::ignoring_children(&FOR_EVER);
     kite.expect_more_than(0);
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
 }
 
 #[test]
@@ -209,8 +210,7 @@ fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
         let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
         assert_ne!(u32::from_str_radix(flags, 8).unwrap() & 0o2_000_000, 0, "{target} outlives an exec");
     }
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
 }
 
 #[test]
@@ -238,12 +238,10 @@ fn a_layer_is_left_out_by_name() {
     let (kite, process) = running(&["--sandbox", "require,no-seccomp,no-landlock"]);
     assert!(tasks(&process).iter().all(|task| field(task, "Seccomp") == "0"));
     assert_eq!(field(&process, "CapEff"), "0".repeat(16));
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
     let (kite, process) = running(&["--sandbox", "none"]);
     assert_eq!((field(&process, "NoNewPrivs"), field(&process, "Seccomp")), ("0".into(), "0".into()));
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
 }
 
 #[test]
@@ -265,8 +263,7 @@ fn the_environment_names_the_sandbox_where_no_option_does() {
         kite.expect_more_than(0);
         let process = PathBuf::from(format!("/proc/{}", kite.id()));
         assert_eq!(field(&process, "Seccomp"), seccomp, "{variable:?} {option:?}");
-        kite.signal(Signal::SIGTERM);
-        kite.end().assert_killed_by(Signal::SIGTERM);
+        terminate(kite);
     }
 }
 
@@ -291,6 +288,5 @@ fn a_job_that_is_stopped_stops_its_machine_and_both_go_on() {
     until("the machine to go on", || !is_stopped(&machine));
     // Long enough for a wait of its main thread to end.
     std::thread::sleep(std::time::Duration::from_millis(1200));
-    kite.signal(Signal::SIGTERM);
-    kite.end().assert_killed_by(Signal::SIGTERM);
+    terminate(kite);
 }

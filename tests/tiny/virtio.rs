@@ -8,6 +8,29 @@ use std::os::unix::fs::OpenOptionsExt;
 use crate::guest::no_kvm;
 use crate::process::Kite;
 
+/// Takes over the device at RBX: status up to FEATURES_OK with VIRTIO_F_VERSION_1 alone, a queue of so many entries, and
+/// DRIVER_OK.
+macro_rules! take_over {
+    ($entries:literal) => {
+        concat!(
+            "mov dword ptr [rbx + 0x70], 1
+             mov dword ptr [rbx + 0x70], 3
+             mov dword ptr [rbx + 0x24], 1
+             mov dword ptr [rbx + 0x20], 1
+             mov dword ptr [rbx + 0x70], 0xb
+             mov dword ptr [rbx + 0x30], 0
+             mov dword ptr [rbx + 0x38], ",
+            $entries,
+            "
+             mov dword ptr [rbx + 0x80], 0x220000
+             mov dword ptr [rbx + 0x90], 0x221000
+             mov dword ptr [rbx + 0xa0], 0x222000
+             mov dword ptr [rbx + 0x44], 1
+             mov dword ptr [rbx + 0x70], 0xf"
+        )
+    };
+}
+
 guest!(
     // Asks the entropy device a thousand times, each time sleeping until its interrupt.
     ASKS_FOR_ENTROPY,
@@ -36,21 +59,9 @@ guest!(
      mov dword ptr [rsi + 0x10], 0x24
      mov esi, 0xfee00000
      mov dword ptr [rsi + 0xf0], 0x1ff",
-    // Status up to FEATURES_OK with VIRTIO_F_VERSION_1 alone, then a queue of two entries.
-    "mov dword ptr [rbx + 0x70], 0
-     mov dword ptr [rbx + 0x70], 1
-     mov dword ptr [rbx + 0x70], 3
-     mov dword ptr [rbx + 0x24], 1
-     mov dword ptr [rbx + 0x20], 1
-     mov dword ptr [rbx + 0x70], 0xb
-     mov dword ptr [rbx + 0x30], 0
-     mov dword ptr [rbx + 0x38], 2
-     mov dword ptr [rbx + 0x80], 0x220000
-     mov dword ptr [rbx + 0x90], 0x221000
-     mov dword ptr [rbx + 0xa0], 0x222000
-     mov dword ptr [rbx + 0x44], 1
-     mov dword ptr [rbx + 0x70], 0xf
-     cmp dword ptr [rbx + 0x70], 0xf
+    "mov dword ptr [rbx + 0x70], 0",
+    take_over!(2),
+    "cmp dword ptr [rbx + 0x70], 0xf
      jne 8f
      mov esi, 0x220000
      mov dword ptr [rsi], 0x223000
@@ -139,19 +150,9 @@ guest!(
      cmp ecx, 8
      jb 3b
      mov ecx, 50",
-    "4: mov dword ptr [rbx + 0x70], 1
-     mov dword ptr [rbx + 0x70], 3
-     mov dword ptr [rbx + 0x24], 1
-     mov dword ptr [rbx + 0x20], 1
-     mov dword ptr [rbx + 0x70], 0xb
-     mov dword ptr [rbx + 0x30], 0
-     mov dword ptr [rbx + 0x38], 32
-     mov dword ptr [rbx + 0x80], 0x220000
-     mov dword ptr [rbx + 0x90], 0x221000
-     mov dword ptr [rbx + 0xa0], 0x222000
-     mov dword ptr [rbx + 0x44], 1
-     mov dword ptr [rbx + 0x70], 0xf
-     mov esi, 0x221000
+    "4:",
+    take_over!(32),
+    "mov esi, 0x221000
      mov dword ptr [rsi], 0x80000
      mov esi, 0x222000
      mov dword ptr [rsi], 0
