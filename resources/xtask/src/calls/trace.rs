@@ -15,16 +15,16 @@ pub const STRACE: &str = "strace -DDD -f -qq --decode-pids=comm,pidns -s 4096 -e
                           -e raw=!execve,clone,clone3";
 
 /// clone(2)'s flags, as far as a thread has them.
-const CLONE_FLAGS: [(&str, u64); 9] = [
-    ("CLONE_VM", 0x100),
-    ("CLONE_FS", 0x200),
-    ("CLONE_FILES", 0x400),
-    ("CLONE_SIGHAND", 0x800),
-    ("CLONE_THREAD", 0x10000),
-    ("CLONE_SYSVSEM", 0x40000),
-    ("CLONE_SETTLS", 0x80000),
-    ("CLONE_PARENT_SETTID", 0x10_0000),
-    ("CLONE_CHILD_CLEARTID", 0x20_0000),
+const CLONE_FLAGS: [(&str, i32); 9] = [
+    ("CLONE_VM", libc::CLONE_VM),
+    ("CLONE_FS", libc::CLONE_FS),
+    ("CLONE_FILES", libc::CLONE_FILES),
+    ("CLONE_SIGHAND", libc::CLONE_SIGHAND),
+    ("CLONE_THREAD", libc::CLONE_THREAD),
+    ("CLONE_SYSVSEM", libc::CLONE_SYSVSEM),
+    ("CLONE_SETTLS", libc::CLONE_SETTLS),
+    ("CLONE_PARENT_SETTID", libc::CLONE_PARENT_SETTID),
+    ("CLONE_CHILD_CLEARTID", libc::CLONE_CHILD_CLEARTID),
 ];
 
 /// A thread.
@@ -99,7 +99,7 @@ impl<'a> Reader<'a> {
         let mut numbers = numbers(arguments);
         if call.starts_with("clone") {
             let flags = flags(arguments);
-            task.makes_thread = flags & 0x10000 != 0;
+            task.makes_thread = flags & libc::CLONE_THREAD as u64 != 0;
             numbers = vec![flags];
         }
         if let Some(machine) = &task.machine {
@@ -175,7 +175,7 @@ fn flags(arguments: &str) -> u64 {
     let bit = |word: &str| {
         let known = CLONE_FLAGS.iter().find(|(name, _)| *name == word);
         // One that no thread has.
-        known.map_or(1 << 31, |(_, bit)| *bit)
+        known.map_or(1 << 31, |(_, bit)| *bit as u64)
     };
     list.split('|').fold(0, |all, word| all | bit(word))
 }

@@ -61,8 +61,7 @@ impl Wire {
     }
 
     fn tap(&self, owner: Option<u32>) -> Result<()> {
-        let owner = owner.map(|owner| format!(" user {owner}")).unwrap_or_default();
-        ip(&format!("tuntap add {TAP} mode tap{owner}"))?;
+        add_tap(TAP, "", owner)?;
         ip(&format!("addr add {HERE}/24 dev {TAP}"))?;
         ip(&format!("link set {TAP} up"))
     }
@@ -72,8 +71,7 @@ impl Wire {
     /// # Errors
     /// It cannot be made.
     pub fn several(&self, owner: Option<u32>) -> Result<()> {
-        let owner = owner.map(|owner| format!(" user {owner}")).unwrap_or_default();
-        ip(&format!("tuntap add {SEVERAL} mode tap multi_queue{owner}"))
+        add_tap(SEVERAL, " multi_queue", owner)
     }
 
     /// A command that runs in the other namespace.
@@ -100,6 +98,11 @@ impl Drop for Wire {
         let _ = ip(&format!("link delete {SEVERAL}"));
         let _ = self.holder.kill().and_then(|()| self.holder.wait());
     }
+}
+
+fn add_tap(name: &str, kind: &str, owner: Option<u32>) -> Result<()> {
+    let owner = owner.map(|owner| format!(" user {owner}")).unwrap_or_default();
+    ip(&format!("tuntap add {name} mode tap{kind}{owner}"))
 }
 
 fn ip(words: &str) -> Result<()> {
