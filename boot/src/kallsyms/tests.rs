@@ -276,7 +276,7 @@ fn stock_kernels_name_their_functions() {
     for name in ["6.1", "6.12", "lab"] {
         let path = format!("{kernels}/{name}/vmlinux");
         let Ok(kernel) = fs::read(&path) else {
-            eprintln!("skipped: {name}: no {path}");
+            eprintln!("skipped: stock_kernels_name_their_functions ({name}): no {path}");
             continue;
         };
         let symbols = find(&Image(kernel), START).unwrap_or_else(|| panic!("{path}"));
@@ -287,5 +287,7 @@ fn stock_kernels_name_their_functions() {
         assert!(symbol.is_code && symbol.size < 0x100);
         seen += 1;
     }
-    eprintln!("{seen} kernels");
+    if seen == 0 {
+        eprintln!("skipped: stock_kernels_name_their_functions: no kernel in {kernels}");
+    }
 }

@@ -17,7 +17,7 @@ use crate::calls;
 use crate::guests;
 use crate::host;
 use crate::proof;
-use crate::setup::{Setup, Unavailable};
+use crate::setup::{Kernel, Setup, Unavailable};
 use crate::step::{output, shown, step};
 use crate::user;
 
@@ -41,12 +41,20 @@ pub fn run(all: bool) -> Result<ExitCode> {
     let mut tally = Tally::default();
     let mut setup = Setup::new();
     components()?;
+    // Tests read kernels, too, and have the script for CI checked.
+    let (mut kernels, missing) = setup.kernels()?;
+    let lab = setup.lab_kernel()?;
+    kernels.extend(all.then_some(lab));
+    for kernel in missing {
+        tally.skipped.push(format!("linux-{}: {}", kernel.name, kernel.reason));
+    }
+    setup.programs(&[("shellcheck", "shellcheck")])?;
     tally.command("format", cargo().args(["fmt", "--all", "--check"]));
     let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     tally.command("clippy", cargo().args(lints));
     tally.native()?;
     tally.native_as_user()?;
-    tally.linux_guests(&mut setup, all)?;
+    tally.linux_guests(&mut setup, all, &kernels)?;
     tally.proofs(&mut setup, all)?;
     tally.calls(&mut setup, all);
     tally.count(&mut setup)?;
@@ -113,19 +121,11 @@ impl Tally {
         Ok(())
     }
 
-    fn linux_guests(&mut self, setup: &mut Setup, all: bool) -> Result<()> {
-        let (mut kernels, missing) = setup.kernels()?;
-        if all {
-            kernels.push(setup.lab_kernel()?);
-        }
-        for kernel in missing {
-            self.skipped.push(format!("linux-{}: {}", kernel.name, kernel.reason));
-        }
+    fn linux_guests(&mut self, setup: &mut Setup, all: bool, kernels: &[Kernel]) -> Result<()> {
         let mut arguments: Vec<OsString> = vec!["guests".into(), "--kite".into(), build_kite()?.into()];
         arguments.extend(all.then(|| "--all".into()));
         arguments.extend(kernels.iter().map(|kernel| OsString::from(&kernel.name)));
-        let names =
-            guests::cases(&kernels, all, user::is_another()).iter().map(ToString::to_string).collect();
+        let names = guests::cases(kernels, all, user::is_another()).iter().map(ToString::to_string).collect();
         let (limit, usual) = (guests::LIMIT, Duration::from_secs(90));
         self.batch(setup, &Batch { what: "Linux guests", names, arguments, limit, usual })
     }

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use boot::modules::Modules;
 use tempfile::TempDir;
 
 use super::rules::Rules;
@@ -24,6 +25,8 @@ const MORE: &str = "KITE_STRACE";
 /// Of the disks of a machine, the first has io_uring and the second has none, as where that is forbidden; each is set up
 /// in two attempts.
 const NO_URING: &str = "-e inject=io_uring_setup:error=EPERM:when=2..5";
+/// How null_blk is slow: it does one request at a time, and takes 1 ms for it.
+const SLOW: &str = "hw_queue_depth=1 irqmode=2 completion_nsec=1000000";
 
 /// A folder with a copy of a kite, a script of which `traced` is the name, and what is traced.
 pub struct Folder(TempDir);
@@ -51,19 +54,28 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// Runs a test in whose eyes `kite` is traced, and in nobody else's.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn test(&self, kite: &Path, test: &Path) -> Result<()> {
-        let mut command = Command::new("unshare");
+    /// What runs a test in whose eyes `kite` is `traced`, and in nobody else's.
+    fn command(traced: &Path, kite: &Path, test: &Path, arguments: &[&str]) -> Vec<OsString> {
         let namespaces = if nix::unistd::geteuid().is_root() { "-m" } else { "-Urm" };
         // A shell that starts this in the background ignores what some tests send.
-        let script = "mount --bind \"$1\" \"$2\" && \
-            exec timeout 300 env --default-signal=HUP,INT,QUIT \"$3\" --quiet";
-        command.args([namespaces, "sh", "-c", script, "sh"]).arg(self.file("traced")).args([kite, test]);
-        command.current_dir(host::root()).stdin(Stdio::null());
-        let ended = command.output().context("running a test")?;
+        let script = "mount --bind \"$1\" \"$2\" && shift 2 && \
+            exec timeout 300 env --default-signal=HUP,INT,QUIT \"$@\"";
+        let mut command: Vec<_> =
+            ["unshare", namespaces, "sh", "-c", script, "sh"].map(OsString::from).into();
+        command.extend([traced, kite, test].map(OsString::from));
+        command.extend(arguments.iter().map(OsString::from));
+        command
+    }
+
+    /// Runs a test's tests here, where they may use what there is.
+    ///
+    /// # Errors
+    /// They cannot be started.
+    pub fn test(&self, kite: &Path, test: &Path) -> Result<()> {
+        let command = Self::command(&self.file("traced"), kite, test, &["--quiet"]);
+        let mut test_run = Command::new(&command[0]);
+        test_run.args(&command[1..]).current_dir(host::root()).stdin(Stdio::null());
+        let ended = test_run.output().context("running a test")?;
         // One or two fail for being traced; what they have run is seen all the same.
         let text = String::from_utf8_lossy(&ended.stdout);
         if !text.contains("test result: ") {
@@ -72,25 +84,50 @@ impl Folder {
         Ok(())
     }
 
+    /// Runs one of a test's tests in the lab, where `SLOW_DISK` names a disk that does one thing at a time.
+    ///
+    /// # Errors
+    /// The lab fails, or the test.
+    pub fn test_in_lab(&self, setup: &mut Setup, kite: &Path, test: &Path, name: &str) -> Result<()> {
+        let modules = Modules::open(&setup.lab_kernel()?.modules())?.resolve(&["null_blk"], &[])?;
+        let mut script = String::from("set -e; ");
+        for module in &modules {
+            let slow = if module.name == "null_blk" { SLOW } else { "" };
+            script += &format!("insmod '{}' {slow}; ", module.path.display());
+        }
+        script += "exec env SLOW_DISK=/dev/nullb0 \"$@\"";
+        let mut argv: Vec<_> = ["sh", "-c", &script, "sh"].map(OsString::from).into();
+        argv.extend(Self::command(Path::new("/out/traced"), kite, test, &["--exact", name]));
+        let said = self.lab(setup, &argv)?;
+        ensure!(said.contains("test result: ok. 1 passed"), "{name} has not passed: {said}");
+        Ok(())
+    }
+
     /// Runs Linux guests in the lab.
     ///
     /// # Errors
-    /// The lab fails.
+    /// The lab fails, or a guest.
     pub fn guests(&self, setup: &mut Setup, kernel: &str) -> Result<()> {
-        let mut lab = Lab::new(setup)?;
-        lab.out = Some(self.0.path().to_owned());
-        lab.timeout = LIMIT;
         let own = std::env::current_exe().context("finding this program")?;
         let mut argv: Vec<OsString> = vec!["env".into(), format!("{MORE}={NO_URING}").into(), own.into()];
         let words = ["proofs", "--all", "--kite", "/out/traced", "--only", "jail/", kernel];
         argv.extend(words.map(OsString::from));
-        let mut said = Vec::new();
-        let status = lab.run(&argv, &mut said, &mut io::stderr())?;
-        let said = String::from_utf8_lossy(&said);
+        let said = self.lab(setup, &argv)?;
         println!("{}", said.trim_end());
-        let failed = said.lines().any(|line| line.starts_with("FAIL "));
-        ensure!(status == 0 && !failed, "a guest has failed, or the lab's command ({status})");
+        ensure!(!said.lines().any(|line| line.starts_with("FAIL ")), "a guest has failed");
         Ok(())
+    }
+
+    /// Runs a command in the lab, where this folder is `/out`; answers what it says.
+    fn lab(&self, setup: &mut Setup, argv: &[OsString]) -> Result<String> {
+        let mut lab = Lab::new(setup)?;
+        lab.out = Some(self.0.path().to_owned());
+        lab.timeout = LIMIT;
+        let mut said = Vec::new();
+        let status = lab.run(argv, &mut said, &mut io::stderr())?;
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(status == 0, "the lab's command has failed ({status}): {said}");
+        Ok(said)
     }
 
     /// Has all that was traced seen.
