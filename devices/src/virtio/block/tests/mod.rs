@@ -59,7 +59,7 @@ fn with_engines(name: &str, test: impl Fn(Kind)) {
         );
         match probe {
             Ok(_) => test(kind),
-            Err(error) => println!("skipped: {name}: {kind:?}: {error}"),
+            Err(error) => println!("skipped: {name} ({kind:?}): {error}"),
         }
     }
 }
