@@ -228,13 +228,15 @@ impl Lacks {
         if self.options.mode != Mode::Require || lacks.is_empty() {
             return Ok(lacks);
         }
-        let lacking = Layer::ALL.into_iter().filter(|layer| self.list.iter().any(|it| it.0 == *layer));
-        let without: Vec<_> = lacking.map(|layer| format!(",no-{}", layer.name())).collect();
+        let lacking = |layer| self.list.iter().any(|it| it.0 == layer);
+        let without = Layer::ALL.into_iter().filter(|layer| {
+            !self.options.wants(*layer) || lacking(*layer) || layer.needs().is_some_and(lacking)
+        });
         bail!(
             "the sandbox is required, and this host allows it in part: {}; or leave that out with \
-             --sandbox=require{}",
+             --sandbox=require,{}",
             lacks.join("; "),
-            without.concat()
+            options::without(&without.collect::<Vec<_>>())
         )
     }
 }
@@ -351,5 +353,23 @@ fn with_confinement(error: anyhow::Error) -> anyhow::Error {
     match error.downcast_ref() {
         Some(Errno::EPERM | Errno::EACCES) => anyhow!("{error:#}; {}", Confinement::here().told()),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_require_says_to_leave_out_is_an_option() {
+        for layer in Layer::ALL {
+            let options = parse("require,no-rlimits").unwrap();
+            let mut lacks = Lacks::new(options);
+            lacks.add(layer, "why".to_owned());
+            let said = lacks.answer().unwrap_err().to_string();
+            let (_, option) = said.split_once("--sandbox=").unwrap();
+            let without = parse(option).unwrap_or_else(|error| panic!("{option}: {error}"));
+            assert!(!without.wants(layer) && !without.wants(Layer::Rlimits), "{option}");
+        }
     }
 }

@@ -56,6 +56,15 @@ impl Layer {
         }
     }
 
+    /// The layer without which this one cannot be.
+    pub fn needs(self) -> Option<Self> {
+        match self {
+            Self::Root => Some(Self::Namespaces),
+            Self::Landlock | Self::Seccomp => Some(Self::NoNewPrivs),
+            Self::Namespaces | Self::Capabilities | Self::NoNewPrivs | Self::Rlimits => None,
+        }
+    }
+
     fn bit(self) -> u8 {
         1 << self as u8
     }
@@ -97,20 +106,30 @@ pub fn parse(text: &str) -> Result<Options, String> {
     let mut options = Options { mode, left_out: 0 };
     for word in words {
         let layer = Layer::ALL.into_iter().find(|layer| word.strip_prefix("no-") == Some(layer.name()));
-        let Some(layer) = layer.filter(|_| mode != Mode::None) else {
-            let names = Layer::ALL.map(|layer| format!("no-{}", layer.name()));
-            return Err(format!("{word}: behind auto or require there are {}", names.join(", ")));
+        let Some(layer) = layer else {
+            return Err(format!("'{word}' is no layer to leave out, as are {}", without(&Layer::ALL)));
         };
+        if mode == Mode::None {
+            return Err(format!("none leaves out all there is, {word} too"));
+        }
         options.left_out |= layer.bit();
     }
-    let needy = [Layer::Landlock, Layer::Seccomp].into_iter().find(|layer| options.wants(*layer));
-    if let Some(layer) = needy.filter(|_| !options.wants(Layer::NoNewPrivs)) {
-        return Err(format!("without no-new-privs the kernel has no {0}: add no-{0}", layer.name()));
-    }
-    if options.wants(Layer::Root) && !options.wants(Layer::Namespaces) {
-        return Err("without namespaces there is no other root: add no-root".to_owned());
+    for layer in Layer::ALL.into_iter().filter(|layer| !options.wants(*layer)) {
+        let needy = |it: &Layer| options.wants(*it) && it.needs() == Some(layer);
+        let needy: Vec<_> = Layer::ALL.into_iter().filter(needy).collect();
+        if !needy.is_empty() {
+            let names: Vec<_> = needy.iter().map(|it| it.name()).collect();
+            let (layer, names) = (layer.name(), names.join(" and "));
+            return Err(format!("without {layer} there is no {names}: add {}", without(&needy)));
+        }
     }
     Ok(options)
+}
+
+/// How the command line leaves these layers out.
+pub(super) fn without(layers: &[Layer]) -> String {
+    let names: Vec<_> = layers.iter().map(|layer| format!("no-{}", layer.name())).collect();
+    names.join(",")
 }
 
 #[cfg(test)]
@@ -143,5 +162,7 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(!error.is_empty() && !error.contains('\n'), "{text}: {error}");
         }
+        let both = "without no-new-privs there is no landlock and seccomp: add no-landlock,no-seccomp";
+        assert_eq!(parse("require,no-no-new-privs").unwrap_err(), both);
     }
 }

@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
@@ -98,16 +97,11 @@ pub(super) fn split(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>)
     let (go, start) = io::pipe().context("cannot make a pipe")?;
     let (mut go, mut start) = (Go(go), Start(start));
     wait_for_children()?;
-    let (child, flags, refusal) = clone_as_allowed(wanted).context("cannot start a process")?;
+    let Cloned { child, flags, refusal } = clone_as_allowed(wanted).context("cannot start a process")?;
     match child {
-        Some(child) => {
+        Some((child, all_users)) => {
             drop((go, tell, send));
-            let named = if flags & libc::CLONE_NEWUSER != 0 { name_users(child) } else { Ok(false) };
-            let all_users = named.and_then(|all| place(child).map(|()| all)).inspect_err(|_| {
-                // It waits, and ends unheard.
-                let _ = kill(child, Signal::SIGKILL);
-                let _ = waitpid(child, None);
-            })?;
+            place(child).inspect_err(|_| end(child))?;
             start.begin(all_users);
             Ok(Halves::Outside(child, [news, post], start))
         }
@@ -128,17 +122,38 @@ fn wait_for_children() -> anyhow::Result<()> {
     unsafe { sigaction(Signal::SIGCHLD, &default) }.map(drop).context("cannot reset SIGCHLD")
 }
 
-/// Into as many namespaces as the host allows: all, all but the user's, none. Answers how many that are, and what stood
-/// in the way of more.
-fn clone_as_allowed(wanted: bool) -> nix::Result<(Option<Pid>, i32, Option<Errno>)> {
+/// What has become of a process.
+struct Cloned {
+    /// For the one that there was, the new one, and whether every user of the host is a user there.
+    child: Option<(Pid, bool)>,
+    /// The namespaces of the new one.
+    flags: i32,
+    /// What stood in the way of more.
+    refusal: Option<Errno>,
+}
+
+/// Into as many namespaces as the host allows: all, all but the user's, none.
+fn clone_as_allowed(wanted: bool) -> nix::Result<Cloned> {
     let mut refusal = None;
     for flags in [ALL, OTHERS].into_iter().filter(|_| wanted) {
-        match clone(flags) {
-            Ok(child) => return Ok((child, flags, refusal)),
+        let cloned = clone(flags).and_then(|child| {
+            let Some(child) = child else { return Ok(None) };
+            let named = if flags & libc::CLONE_NEWUSER != 0 { name_users(child) } else { Ok(false) };
+            named.map(|all_users| Some((child, all_users))).inspect_err(|_| end(child))
+        });
+        match cloned {
+            Ok(child) => return Ok(Cloned { child, flags, refusal }),
             Err(error) => _ = refusal.get_or_insert(error),
         }
     }
-    Ok((clone(0)?, 0, refusal))
+    let child = clone(0)?.map(|child| (child, false));
+    Ok(Cloned { child, flags: 0, refusal })
+}
+
+/// Ends a process that waits, and so ends unheard.
+fn end(child: Pid) {
+    let _ = kill(child, Signal::SIGKILL);
+    let _ = waitpid(child, None);
 }
 
 /// fork(2), into namespaces.
@@ -162,30 +177,29 @@ fn clone(flags: i32) -> nix::Result<Option<Pid>> {
 
 /// Says who is who in the user namespace of `child`: everybody is who they are here, if this process may say so, or else
 /// this user is. Answers whether everybody is.
-fn name_users(child: Pid) -> anyhow::Result<bool> {
-    let file = |name: &str| PathBuf::from(format!("/proc/{child}/{name}"));
-    let maps = ["uid_map", "gid_map"];
+fn name_users(child: Pid) -> nix::Result<bool> {
+    let name = |file: &str, text: &str| {
+        let written = fs::write(format!("/proc/{child}/{file}"), text);
+        written.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    };
     if geteuid().is_root() {
-        let named = maps.iter().try_for_each(|map| {
-            let ours = fs::read_to_string(format!("/proc/self/{map}"))?;
-            fs::write(file(map), everybody(&ours))
+        let named = ["uid_map", "gid_map"].into_iter().try_for_each(|map| {
+            let ours = fs::read_to_string(format!("/proc/self/{map}")).map_err(|_| Errno::ENOENT)?;
+            name(map, &everybody(&ours))
         });
         if named.is_ok() {
             return Ok(true);
         }
     }
-    let name = |map: &str, text: String| {
-        fs::write(file(map), text).with_context(|| format!("cannot write /proc/{child}/{map}"))
-    };
     // A user who may leave no group may not have others forget it either (user_namespaces(7)).
-    name("setgroups", "deny".to_owned())?;
+    name("setgroups", "deny")?;
     let (user, group) = (geteuid(), getegid());
     // One of the two may be named already.
-    let named = fs::read_to_string(file("uid_map")).unwrap_or_default();
+    let named = fs::read_to_string(format!("/proc/{child}/uid_map")).unwrap_or_default();
     if named.is_empty() {
-        name("uid_map", format!("{user} {user} 1\n"))?;
+        name("uid_map", &format!("{user} {user} 1\n"))?;
     }
-    name("gid_map", format!("{group} {group} 1\n"))?;
+    name("gid_map", &format!("{group} {group} 1\n"))?;
     Ok(false)
 }
 

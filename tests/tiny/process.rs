@@ -106,12 +106,12 @@ impl Kite {
         Self::spawn(elf, shell.stdin(Stdio::null()).stdout(Stdio::piped()))
     }
 
-    /// Runs a guest as the child of somebody who wants to hear of no child's end, which kite takes over from them.
-    pub fn ignoring_children(guest: &'static Blob) -> Self {
+    /// Runs a guest by a program that becomes kite.
+    pub fn by(program: &[&str], guest: &'static Blob, arguments: &[&str]) -> Self {
         let elf = Elf::new(guest.code(), Entry::Long);
-        let mut env = Command::new("env");
-        env.args(["--ignore-signal=CHLD", KITE, "run", "--memory", "64M", "--kernel"]).arg(&elf.path);
-        Self::spawn(elf, env.stdin(Stdio::null()).stdout(Stdio::piped()))
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).args([KITE, "run", "--memory", "64M", "--kernel"]).arg(&elf.path);
+        Self::spawn(elf, command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()))
     }
 
     fn spawn(elf: Elf, command: &mut Command) -> Self {

@@ -10,6 +10,7 @@ use crate::guest::no_kvm;
 use crate::process::{Kite, until};
 
 guest!(FOR_EVER, say!("'r'"), "2: pause\n jmp 2b");
+guest!(ONCE, say!("'r'"), power_off!());
 
 /// A field of `/proc/PID/status`.
 fn field(folder: &Path, name: &str) -> String {
@@ -181,7 +182,7 @@ fn who_ignores_the_end_of_children_is_told_of_the_machine_s() {
     if no_kvm(NAME) {
         return;
     }
-    let kite = Kite::ignoring_children(&FOR_EVER);
+    let kite = Kite::by(&["env", "--ignore-signal=CHLD"], &FOR_EVER, &[]);
     kite.expect_more_than(0);
     terminate(kite);
 }
@@ -242,6 +243,34 @@ fn a_layer_is_left_out_by_name() {
     let (kite, process) = running(&["--sandbox", "none"]);
     assert_eq!((field(&process, "NoNewPrivs"), field(&process, "Seccomp")), ("0".into(), "0".into()));
     terminate(kite);
+}
+
+#[test]
+fn where_the_host_allows_less_auto_goes_on_and_require_names_a_way_to() {
+    const NAME: &str = "where_the_host_allows_less_auto_goes_on_and_require_names_a_way_to";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    let few = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"";
+    let few = (&["unshare", "-Urm", "sh", "-c", few, "sh"][..], "user.max_user_namespaces=");
+    let nameless = (&["setpriv", "--bounding-set=-setfcap", "--inh-caps=-setfcap"][..], "SETFCAP");
+    let root = nix::unistd::geteuid().is_root();
+    for (host, fix) in [few].into_iter().chain(root.then_some(nameless)) {
+        let kite = |sandbox: &str| Kite::by(host, &ONCE, &["--verbose", "--sandbox", sandbox]).end();
+        let auto = kite("auto");
+        let lacks: Vec<_> = auto.stderr.lines().filter(|line| line.contains("no sandbox layer")).collect();
+        assert_eq!((auto.status.code(), &auto.stdout[..]), (Some(0), &b"r"[..]), "{}", auto.stderr);
+        assert!(
+            lacks.iter().any(|line| line.contains("layer namespaces: ") && line.contains(fix)),
+            "{lacks:?}"
+        );
+        let require = kite("require");
+        assert_eq!((require.status.code(), &require.stdout[..]), (Some(125), &b""[..]), "{}", require.stderr);
+        let (why, way) = require.stderr.split_once("--sandbox=").unwrap();
+        assert!(why.contains("the sandbox is required") && why.contains(fix), "{why}");
+        let way = kite(way.trim());
+        assert_eq!((way.status.code(), &way.stdout[..]), (Some(0), &b"r"[..]), "{}", way.stderr);
+    }
 }
 
 #[test]
