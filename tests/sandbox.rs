@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, exit};
 use std::sync::OnceLock;
@@ -34,7 +35,7 @@ static SHARES: OnceLock<[OwnedFd; 2]> = OnceLock::new();
 type Act = fn() -> i64;
 
 /// Acts that end the process, by the call that is refused.
-const REFUSED: [(&str, Act); 10] = [
+const REFUSED: [(&str, Act); 11] = [
     ("execve", || call(libc::SYS_execve, [text(c"/bin/true"), 0, 0, 0])),
     ("ptrace", || call(libc::SYS_ptrace, [libc::PTRACE_ATTACH.into(), 1, 0, 0])),
     ("open", || call(libc::SYS_open, [text(c"/etc/passwd"), 0, 0, 0])),
@@ -48,6 +49,15 @@ const REFUSED: [(&str, Act); 10] = [
     ("mount", || call(libc::SYS_mount, [text(c"x"), text(c"/"), text(c"proc"), 0])),
     ("kill", || call(libc::SYS_kill, [1, 0, 0, 0])),
     ("ioctl", || call(libc::SYS_ioctl, [0, libc::TIOCSTI as i64, text(c"x"), 0])),
+    // By a number of i386's: getpid(2).
+    ("unknown", || {
+        let result: i64;
+        // SAFETY: this call reads and writes no memory; some kernels change these registers.
+        unsafe {
+            std::arch::asm!("int 0x80", inout("rax") 20_i64 => result, out("r8") _, out("r9") _, out("r10") _, out("r11") _);
+        }
+        result
+    }),
 ];
 
 /// Acts of the one kind that opens files, which fail.
@@ -248,6 +258,11 @@ fn no_thread_of_any_kind_gets_out_by_a_system_call() {
         for (call, _) in REFUSED {
             let (output, _folder) = act(kind, call);
             let text = String::from_utf8_lossy(&output.stderr);
+            let killed = [output.status.signal(), output.status.code().map(|code| code - 128)];
+            if call == "unknown" && killed.contains(&Some(libc::SIGSEGV)) {
+                println!("skipped: no_thread_of_any_kind (32-bit call): this kernel has none");
+                continue;
+            }
             assert_eq!(output.status.code(), Some(125), "{kind}: {call}: {text}");
             assert!(text.contains(&format!("system call {call} (")), "{kind}: {call}: {text}");
         }

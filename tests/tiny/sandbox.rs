@@ -231,6 +231,22 @@ fn neither_half_outlives_the_other() {
 }
 
 #[test]
+fn a_signal_that_somebody_sends_is_not_told_as_a_refused_call() {
+    const NAME: &str = "a_signal_that_somebody_sends_is_not_told_as_a_refused_call";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    for half in ["machine", "outside"] {
+        let (kite, machine) = running(&["--sandbox", "require"]);
+        let half = if half == "machine" { machine } else { outside(&machine) };
+        let id = half.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), Signal::SIGSYS).unwrap();
+        let said = "kite: ended by a signal SIGSYS that was sent; no system call was refused\n";
+        kite.end().assert(125, "r", said);
+    }
+}
+
+#[test]
 fn a_layer_is_left_out_by_name() {
     const NAME: &str = "a_layer_is_left_out_by_name";
     if no_kvm(NAME) || is_forbidden(NAME) {

@@ -144,7 +144,7 @@ fn compile(groups: &[&[Rule]], machine: Option<Pid>) -> anyhow::Result<BpfProgra
     let filter = SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)
         .and_then(BpfProgram::try_from)
         .map_err(|error| anyhow!("cannot make a filter: {error}"))?;
-    Ok([&without_clone3()[..], &filter].concat())
+    Ok([&first()[..], &filter].concat())
 }
 
 fn condition(check: Check, machine: Option<Pid>) -> anyhow::Result<Option<SeccompCondition>> {
@@ -161,13 +161,16 @@ fn condition(check: Check, machine: Option<Pid>) -> anyhow::Result<Option<Seccom
     }))
 }
 
-/// What goes first: clone3(2) is no such call, as its arguments lie in memory that may change after they were looked at
-/// (Linux `include/uapi/linux/bpf_common.h`).
-fn without_clone3() -> [sock_filter; 3] {
-    let load_number = sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
+/// What goes first (Linux `include/uapi/linux/bpf_common.h`): a call by another architecture's numbers is told of like any
+/// that is refused, and clone3(2) is no such call, as its arguments lie in memory that may change after they were looked
+/// at.
+fn first() -> [sock_filter; 6] {
+    let load = |k| sock_filter { code: 0x20, jt: 0, jf: 0, k };
+    let end = |k| sock_filter { code: 0x06, jt: 0, jf: 0, k };
+    let is_ours = sock_filter { code: 0x15, jt: 1, jf: 0, k: AUDIT_ARCH_X86_64 };
     let is_clone3 = sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_clone3 as u32 };
-    let error = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-    [load_number, is_clone3, sock_filter { code: 0x06, jt: 0, jf: 0, k: error }]
+    let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    [load(4), is_ours, end(libc::SECCOMP_RET_TRAP), load(0), is_clone3, end(no_such_call)]
 }
 
 /// The program of a vCPU's thread, with what it does all the time in front: KVM_RUN is let through before the list is gone

@@ -11,17 +11,25 @@ use syscalls::Sysno;
 
 use super::super::news::{self, News};
 use super::super::outside;
+use super::AUDIT_ARCH_X86_64;
 use crate::cli;
 
 /// What the kernel tells of the call (sigaction(2), `si_syscall`): `si_signo`, `si_errno`, `si_code`, padding,
 /// `si_call_addr`, and then this.
 #[repr(C)]
 struct Refusal {
-    _signal: [libc::c_int; 4],
+    _signal: [libc::c_int; 2],
+    code: libc::c_int,
+    _padding: libc::c_int,
     _address: *const libc::c_void,
     call: libc::c_int,
-    _architecture: libc::c_uint,
+    architecture: libc::c_uint,
 }
+
+/// The code of a signal that a filter has sent, and nobody else (Linux `include/uapi/asm-generic/siginfo.h`).
+const SYS_SECCOMP: libc::c_int = 1;
+/// What is told of one that somebody has sent. The filter lets nobody end by it as if there were no handler.
+const SENT: &[u8] = b"kite: ended by a signal SIGSYS that was sent; no system call was refused\n";
 
 /// A text of bounded length, put together without the heap.
 struct Text {
@@ -53,15 +61,16 @@ impl Text {
 }
 
 /// The line that tells of it.
-fn line(who: &[u8], thread: &[u8], call: i32) -> Text {
+fn line(who: &[u8], thread: &[u8], call: i32, architecture: u32) -> Text {
     let mut text = Text { bytes: [0; 192], len: 0 };
     text.push(b"kite: the sandbox refuses ");
     text.push(who);
     let printable = |byte: &&u8| byte.is_ascii_graphic();
     thread.iter().take_while(printable).for_each(|byte| text.push(&[*byte]));
-    text.push(b" system call ");
-    let name = usize::try_from(call).ok().and_then(Sysno::new).map_or("unknown", |call| call.name());
-    text.push(name.as_bytes());
+    // Other architectures number theirs otherwise.
+    let known = (architecture == AUDIT_ARCH_X86_64).then(|| usize::try_from(call).ok().and_then(Sysno::new));
+    text.push(if known.is_some() { b" system call " } else { b" 32-bit system call " });
+    text.push(known.flatten().map_or("unknown", |call| call.name()).as_bytes());
     text.push(b" (");
     text.push_number(call.unsigned_abs());
     text.push(b"); please report it, and leave it out with --sandbox=auto,no-seccomp\n");
@@ -70,12 +79,18 @@ fn line(who: &[u8], thread: &[u8], call: i32) -> Text {
 
 /// Allocates nothing, locks nothing, and does not return.
 extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel hands a handler set up so this structure, which for this signal has these members.
-    let call = unsafe { (*info.cast::<Refusal>()).call };
-    let mut name = [0_u8; 16];
-    // SAFETY: writes 16 bytes at most.
-    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    let text = line(WHO.get().copied().unwrap_or_default().as_bytes(), &name, call);
+    // SAFETY: the kernel hands a handler set up so this structure, which has these members if its code says so.
+    let refusal = unsafe { &*info.cast::<Refusal>() };
+    let mut text = Text { bytes: [0; 192], len: 0 };
+    if refusal.code == SYS_SECCOMP {
+        let mut name = [0_u8; 16];
+        // SAFETY: writes 16 bytes at most.
+        unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+        let who = WHO.get().copied().unwrap_or_default();
+        text = line(who.as_bytes(), &name, refusal.call, refusal.architecture);
+    } else {
+        text.push(SENT);
+    }
     // SAFETY: reads the text.
     unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len) };
     let news = [News::Refused.byte()];
@@ -117,7 +132,11 @@ mod tests {
     use super::*;
 
     fn told(thread: &[u8], call: i32) -> String {
-        let text = line(b"thread ", thread, call);
+        told_of(thread, call, AUDIT_ARCH_X86_64)
+    }
+
+    fn told_of(thread: &[u8], call: i32, architecture: u32) -> String {
+        let text = line(b"thread ", thread, call, architecture);
         String::from_utf8(text.bytes[..text.len].to_vec()).unwrap()
     }
 
@@ -130,5 +149,8 @@ mod tests {
         );
         assert!(execve.ends_with("no-seccomp\n"));
         assert!(told(b"\x1b\0", 99_999).contains("thread  system call unknown (99999)"));
+        // i386's number 11, which is munmap(2) here.
+        let other = told_of(b"x\0", 11, 0x4000_0003);
+        assert!(other.contains("thread x 32-bit system call unknown (11)"), "{other}");
     }
 }
