@@ -40,7 +40,7 @@ const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
 const EXIT_CODES: &str = "\
 Exit codes:
   0    the guest powered off or rebooted; or you quit with Ctrl-A X
-  123  the machine took more memory than --limit allows, or than the host had, and was killed
+  123  in a group: the machine was killed for more memory than --limit allows or the host had
   124  --timeout or --idle-timeout was over before the command was
   125  kite or the host failed: usage, no KVM, no memory, unreadable image, a refused system call
   126  the command cannot be executed in the guest

@@ -13,6 +13,7 @@ use std::thread;
 
 use anyhow::{Context, anyhow, bail};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::doctor::Confinement;
@@ -21,6 +22,10 @@ use crate::sandbox;
 
 /// The stack of the thread that waits for passt, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
+/// The longest line of passt's that is told at once, in bytes.
+const LINE: usize = 1024;
+/// What passt may take to be ready, in milliseconds. It takes milliseconds.
+const STARTS_IN: u16 = 30_000;
 /// Where resolvers are named (resolv.conf(5)), and where those are that systemd-resolved asks.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// See [`RESOLV_CONF`].
@@ -103,8 +108,20 @@ fn ports(forwards: &[Forward], udp: bool) -> String {
     if list.is_empty() { "none".to_owned() } else { list.join(",") }
 }
 
+/// What a program says next: a line, or as much of one as is worth reading; none at its end.
+fn next_line(from: &mut impl BufRead) -> Option<String> {
+    let mut line = Vec::new();
+    let count = from.take(LINE as u64).read_until(b'\n', &mut line).unwrap_or(0);
+    (count > 0).then(|| String::from_utf8_lossy(&line).trim_end().to_owned())
+}
+
 /// passt writes its process id when it is ready. If it ends instead, there is nothing to read.
 fn wait_until_ready(mut ready: PipeReader, child: &mut Child) -> anyhow::Result<()> {
+    let mut fds = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, PollTimeout::from(STARTS_IN)).context("cannot hear from passt")? == 0 {
+        child.kill().and_then(|()| child.wait()).context("cannot end passt")?;
+        bail!("passt doesn't start: it said nothing for {} s", STARTS_IN / 1000);
+    }
     let mut id = [0; 1];
     if ready.read(&mut id).context("cannot hear from passt")? > 0 {
         return Ok(());
@@ -143,8 +160,12 @@ pub fn watch(mut child: Child) -> anyhow::Result<()> {
     let run = move || {
         entry.confine(sandbox::Thread::Outside);
         if let Some(stderr) = child.stderr.take() {
-            let lines = BufReader::new(stderr).lines().map_while(Result::ok);
-            lines.filter(|line| is_news(line)).for_each(|line| log::warn!("passt: {line}"));
+            let mut lines = BufReader::with_capacity(LINE, stderr);
+            while let Some(line) = next_line(&mut lines) {
+                if is_news(&line) {
+                    log::warn!("passt: {line}");
+                }
+            }
         }
         match child.wait() {
             Ok(status) if status.success() => {}
@@ -257,6 +278,15 @@ mod tests {
         let host = taken.local_addr().unwrap().port();
         let error = start(&[Forward { host, guest: 80, udp: true }]).map(drop).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot forward UDP port {host}: ")), "{error}");
+    }
+
+    #[test]
+    fn what_is_said_without_end_is_told_in_pieces() {
+        let said = [b"one\n\xff\xfe\n".to_vec(), vec![b'x'; 3 * LINE]].concat();
+        let mut from = said.as_slice();
+        let lines: Vec<_> = std::iter::from_fn(|| next_line(&mut from)).collect();
+        assert_eq!(lines[..2], ["one", "\u{fffd}\u{fffd}"]);
+        assert!(lines.len() == 5 && lines[2..].iter().all(|line| line.len() == LINE));
     }
 
     #[test]

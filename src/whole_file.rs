@@ -78,10 +78,16 @@ pub fn open_folder(path: &Path) -> nix::Result<OwnedFd> {
 ///
 /// # Errors
 /// It cannot be written, or is such a link.
-pub fn emptied(path: &Path, flags: OFlag) -> io::Result<File> {
+pub fn emptied(path: &Path) -> io::Result<File> {
     let mut options = File::options();
-    options.write(true).create(true).truncate(false).custom_flags((OFlag::O_NOFOLLOW | flags).bits());
-    let file = options.open(path)?;
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    options.write(true).create(true).truncate(false).custom_flags(flags.bits());
+    let file = options.open(path).map_err(|error| match Errno::try_from(error) {
+        Ok(Errno::ELOOP) => io::Error::other("it is a symbolic link; name the file itself"),
+        Ok(Errno::ENXIO) => io::Error::other("it is a pipe that nobody reads, or a socket"),
+        Ok(errno) => errno.into(),
+        Err(error) => error,
+    })?;
     let metadata = file.metadata()?;
     if metadata.is_file() {
         if metadata.nlink() > 1 {
@@ -227,7 +233,7 @@ mod tests {
         fs::hard_link(path("precious"), path("hard")).unwrap();
         std::os::unix::fs::symlink(path("precious"), path("soft")).unwrap();
         for name in ["hard", "soft"] {
-            assert!(emptied(&path(name), OFlag::empty()).is_err(), "{name}");
+            assert!(emptied(&path(name)).is_err(), "{name}");
         }
         assert_eq!(fs::read_to_string(path("precious")).unwrap(), "kept");
     }
@@ -262,7 +268,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("log");
         for text in ["a long line", "short"] {
-            emptied(&path, OFlag::empty()).unwrap().write_all(text.as_bytes()).unwrap();
+            emptied(&path).unwrap().write_all(text.as_bytes()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
     }

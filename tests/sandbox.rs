@@ -99,6 +99,13 @@ const SENDING: [(&str, Act); 3] = [
     }),
 ];
 
+/// Writes where there is no memory.
+const FAULT: (&str, Act) = ("fault", || {
+    // SAFETY: there is not, and the process ends.
+    unsafe { std::hint::black_box(std::ptr::without_provenance_mut::<u8>(8)).write_volatile(0) };
+    0
+});
+
 /// How the process outside makes files.
 const NEW: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 
@@ -135,7 +142,7 @@ fn act_if_told() {
     let (told, folder) = (told.into_string().unwrap(), PathBuf::from(folder));
     let (kind, name) = told.split_once(' ').unwrap();
     let kind = KINDS.into_iter().find(|it| it.0 == kind).unwrap().1;
-    let acts = REFUSED.iter().chain(&FAILING).chain(&ALLOWED).chain(&SENDING);
+    let acts = REFUSED.iter().chain(&FAILING).chain(&ALLOWED).chain(&SENDING).chain([&FAULT]);
     let act = acts.into_iter().find(|it| it.0 == name).unwrap().1;
     let options = sandbox::parse("require").unwrap();
     let report = folder.join("rw/results/report");
@@ -226,7 +233,8 @@ fn forbidden() -> Option<String> {
 
 fn main() {
     act_if_told();
-    let tests: [(&str, fn()); 4] = [
+    let tests: [(&str, fn()); 5] = [
+        ("a_memory_fault_ends_the_process_as_one", a_memory_fault_ends_the_process_as_one),
         ("no_thread_of_any_kind_gets_out_by_a_system_call", no_thread_of_any_kind_gets_out_by_a_system_call),
         ("files_outside_a_share_are_out_of_reach", files_outside_a_share_are_out_of_reach),
         (
@@ -269,6 +277,20 @@ fn no_thread_of_any_kind_gets_out_by_a_system_call() {
     }
 }
 
+fn a_memory_fault_ends_the_process_as_one() {
+    for (kind, thread) in KINDS {
+        let (output, _folder) = act(kind, FAULT.0);
+        let text = String::from_utf8_lossy(&output.stderr);
+        // Its own end, or what the one outside makes of it.
+        let (signal, code) = (output.status.signal(), output.status.code());
+        let expected = match thread {
+            Thread::Outside => (Some(libc::SIGSEGV), None),
+            _ => (None, Some(128 + libc::SIGSEGV)),
+        };
+        assert_eq!(((signal, code), text.as_ref()), (expected, ""), "{kind}");
+    }
+}
+
 fn files_outside_a_share_are_out_of_reach() {
     for (name, _) in FAILING {
         let (output, folder) = act("share", name);
@@ -289,7 +311,7 @@ fn files_outside_a_share_are_out_of_reach() {
 }
 
 fn the_process_outside_has_no_file_but_those_that_were_named() {
-    for (name, end, code) in [("create", "failed\n", 0), ("passwd", "no-seccomp\n", 125)] {
+    for (name, end, code) in [("create", "failed\n", 0), ("passwd", "report it\n", 125)] {
         let (output, _folder) = act("outside", name);
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.ends_with(end) && output.status.code() == Some(code), "{name}: {text}");

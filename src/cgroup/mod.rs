@@ -14,7 +14,7 @@ mod v2;
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -48,12 +48,14 @@ impl Name {
     pub fn parse(text: &str) -> Result<Self, String> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-:@".contains(&byte);
         // The kernel's own files begin so.
-        let reserved = ["cgroup.", "cpu.", "memory.", "pids.", "io.", "blkio."];
+        let reserved = ["cgroup.", "cpu.", "cpuacct.", "cpuset.", "memory.", "pids.", "io.", "blkio."];
+        let files = ["tasks", "release_agent", "notify_on_release"];
         let fits = !text.is_empty()
             && text.len() <= NAME_MAX
             && text.bytes().all(allowed)
             && !text.starts_with(['.', '-'])
-            && !reserved.iter().any(|prefix| text.starts_with(prefix));
+            && !reserved.iter().any(|prefix| text.starts_with(prefix))
+            && !files.contains(&text);
         match fits {
             true => Ok(Self(text.to_owned())),
             false => Err(format!(
@@ -160,15 +162,24 @@ impl Cgroup {
         let wanted = if needed.is_empty() { Controller::COUNTING.to_vec() } else { needed.clone() };
         let mut this =
             Self { name: name.clone(), groups: Vec::new(), limited_memory: limits.memory, made_way: None };
-        let mut for_v2 = Vec::new();
+        let (mut for_v2, mut refused) = (Vec::new(), None);
         for controller in wanted {
-            match places.iter().find(|place| place.is_v1_of(controller.v1_name())) {
-                Some(place) => this.add_v1(place, controller, !needed.is_empty())?,
-                None => for_v2.push(controller),
+            let Some(place) = places.iter().find(|place| place.is_v1_of(controller.v1_name())) else {
+                for_v2.push(controller);
+                continue;
+            };
+            match this.add_v1(place, controller) {
+                Ok(()) => {}
+                // One of several that would only have counted may be missing.
+                Err(error) if needed.is_empty() && !error.is::<Taken>() => _ = refused.get_or_insert(error),
+                Err(error) => return Err(error),
             }
         }
         if !for_v2.is_empty() && (!needed.is_empty() || this.groups.is_empty()) {
             this.add_v2(&places, &for_v2, !needed.is_empty())?;
+        }
+        if let Some(error) = refused.filter(|_| this.groups.is_empty()) {
+            return Err(error);
         }
         for group in &this.groups {
             group.limit(limits)?;
@@ -191,7 +202,7 @@ impl Cgroup {
     }
 
     /// One folder in a hierarchy of version 1; those of several controllers share it if they share the hierarchy.
-    fn add_v1(&mut self, place: &Place, controller: Controller, required: bool) -> anyhow::Result<()> {
+    fn add_v1(&mut self, place: &Place, controller: Controller) -> anyhow::Result<()> {
         let mine = |group: &&mut Group| {
             !group.v2 && place.folder().is_some_and(|folder| group.parent.path() == folder)
         };
@@ -199,12 +210,7 @@ impl Cgroup {
             group.controllers.push(controller);
             return Ok(());
         }
-        match v1::make(place, &self.name, controller) {
-            Ok(group) => self.groups.push(group),
-            Err(error) if required => return Err(error),
-            // It would only have counted.
-            Err(_) => {}
-        }
+        self.groups.push(v1::make(place, &self.name, controller)?);
         Ok(())
     }
 
@@ -326,9 +332,10 @@ impl From<Errno> for Refused {
     }
 }
 
-fn taken(path: &Path) -> anyhow::Error {
-    anyhow!("the group {} is in use: choose another --cgroup, or leave it out", path.display())
-}
+/// The group at this path is another kite's, or has processes.
+#[derive(Debug, thiserror::Error)]
+#[error("the group {} is in use: choose another --cgroup, or leave it out", .0.display())]
+struct Taken(PathBuf);
 
 /// What the kernel says, in words that fit groups.
 fn explain(errno: Errno, what: String) -> anyhow::Error {
@@ -393,6 +400,8 @@ mod tests {
             "ä",
             "cgroup.procs",
             "memory.x",
+            "tasks",
+            "release_agent",
             &long,
         ] {
             assert!(!Name::parse(name).unwrap_err().contains('\n'), "{name:?}");

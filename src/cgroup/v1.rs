@@ -27,7 +27,7 @@ pub fn make(place: &Place, name: &Name, controller: Controller) -> anyhow::Resul
         let path = path.join(name.as_str());
         let what = format!("cannot make the group {}", path.display());
         match refused {
-            Refused::Taken => super::taken(&path),
+            Refused::Taken => super::Taken(path).into(),
             Refused::Errno(errno @ Errno::EROFS) => {
                 anyhow::anyhow!("{}: {}", explain(errno, what), super::IN_CONTAINER)
             }

@@ -75,7 +75,7 @@ pub fn make(
     for below in own.ancestors() {
         match make_in(mount, below, below == own, name, wanted, required) {
             Ok(made) => return Ok(made),
-            Err(Refusal::Taken) => return Err(super::taken(&joined(mount, below).join(name.as_str()))),
+            Err(Refusal::Taken) => return Err(super::Taken(joined(mount, below).join(name.as_str())).into()),
             Err(Refusal::Here(why)) => reasons.push(format!("{}: {why}", joined(mount, below).display())),
             Err(Refusal::ReadOnly) => {
                 let parent = joined(mount, below).display().to_string();

@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use nix::fcntl::OFlag;
 
 use super::plan::{Cell, Plan};
 use crate::child::Stream;
@@ -50,7 +49,7 @@ struct Kept {
 impl Kept {
     /// A link that somebody has planted is not followed.
     fn open(path: PathBuf) -> Self {
-        Self { file: whole_file::emptied(&path, OFlag::O_NONBLOCK), path }
+        Self { file: whole_file::emptied(&path), path }
     }
 }
 

@@ -1,8 +1,10 @@
 //! A machine in a process of its own, and in a cgroup if one is wanted, seen to its end from outside; and what is told of
 //! it if the host ended it.
 
+use std::io;
 use std::time::Instant;
 
+use anyhow::anyhow;
 use nix::sys::signal::Signal;
 
 use super::{Outer, Run, command, die_by, machine};
@@ -15,9 +17,19 @@ use crate::sandbox::{Chores, End, Inherited};
 pub(super) fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     let inherited = Inherited::now();
     let mut group = group(options)?;
-    match machine(options, begun, inherited, &mut group)? {
+    let run = machine(options, begun, inherited, &mut group);
+    match run.map_err(|error| with_limit(error, &options.limits))? {
         Run::Here(code) => Ok(code),
         Run::Outside(outer) => attend(options, *outer, group),
+    }
+}
+
+/// An error, with the limit that it may come from.
+fn with_limit(error: anyhow::Error, limits: &[Limits]) -> anyhow::Error {
+    let errno = error.root_cause().downcast_ref().and_then(io::Error::raw_os_error);
+    match limits.iter().find_map(|limits| limits.pids).filter(|_| errno == Some(libc::EAGAIN)) {
+        Some(most) => anyhow!("{error:#}; --limit pids={most} is too few for this machine: raise it"),
+        None => error,
     }
 }
 
@@ -28,7 +40,7 @@ fn group(options: &RunOptions) -> anyhow::Result<Option<Cgroup>> {
     }
     let mut limits = Limits::default();
     for more in &options.limits {
-        limits.add(more.clone()).map_err(|why| anyhow::anyhow!("--limit: {why}"))?;
+        limits.add(more.clone()).map_err(|why| anyhow!("--limit: {why}"))?;
     }
     let name = options.cgroup.clone().unwrap_or_else(Name::of_this_process);
     Cgroup::create(&name, &limits).map(Some)

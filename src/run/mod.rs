@@ -329,6 +329,10 @@ pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     let signal = Signal::try_from(signal).context("an unknown signal")?;
     let mut mask = SigSet::empty();
     mask.add(signal);
+    // The standard library has a handler for these.
+    if matches!(signal, Signal::SIGSEGV | Signal::SIGBUS) {
+        sandbox::reset(signal)?;
+    }
     raise(signal).context("cannot raise a signal")?;
     mask.thread_unblock().context("cannot unblock a signal")?;
     bail!("{signal} did not end kite")

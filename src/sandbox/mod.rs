@@ -34,6 +34,7 @@ use news::News;
 pub use options::{Layer, Mode, Options, parse};
 pub use outside::{Chores, End, Outside};
 pub use seccomp::{Needs, Thread, listing as calls};
+pub(crate) use split::reset;
 use split::{Apart, Go, Halves};
 
 /// The descriptors that whoever started kite has left open for it.

@@ -174,12 +174,11 @@ impl Outside {
         let status = waitpid(self.machine, Some(WaitPidFlag::WNOHANG));
         let end = match status.context("cannot wait for the machine's process")? {
             WaitStatus::Exited(_, code) => End::Exited(code as u8),
-            WaitStatus::Signaled(_, signal, _) => {
-                restore_terminal();
-                End::Signalled(signal as i32)
-            }
+            WaitStatus::Signaled(_, signal, _) => End::Signalled(signal as i32),
             _ => return Ok(None),
         };
+        // It may not have been ours any more.
+        restore_terminal();
         // What it told and sent last may not have been read yet.
         self.hear();
         for _ in 0..LAST_LOOKS {

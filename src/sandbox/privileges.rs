@@ -83,15 +83,16 @@ pub(super) fn limit(threads: Option<u64>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The descriptors that whoever started kite has left open, beside the standard streams. To be asked before anything is
-/// opened.
+/// The descriptors that whoever started kite has left open, beside the standard streams, which no program that kite starts
+/// gets from here on. To be asked before anything is opened.
 pub(super) fn inherited() -> Vec<RawFd> {
     let Ok(folder) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let names = folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let numbers: Vec<RawFd> = names.filter(|number| *number > 2).collect();
     // The last is the folder's own, which is closed by now.
-    // SAFETY: asks about a number.
-    numbers.into_iter().filter(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0).collect()
+    // SAFETY: takes numbers.
+    let closes = |number: &RawFd| unsafe { libc::fcntl(*number, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
+    numbers.into_iter().filter(closes).collect()
 }
 
 /// Closes them, and leaves no program the standard streams.

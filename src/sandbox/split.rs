@@ -96,7 +96,8 @@ pub(super) fn split(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>)
     let (post, send) = io::pipe().context("cannot make a pipe")?;
     let (go, start) = io::pipe().context("cannot make a pipe")?;
     let (mut go, mut start) = (Go(go), Start(start));
-    wait_for_children()?;
+    // Ignored, as whoever started kite may have left it, it would leave nobody to wait for.
+    reset(Signal::SIGCHLD)?;
     let Cloned { child, flags, refusal } = clone_as_allowed(wanted).context("cannot start a process")?;
     match child {
         Some((child, all_users)) => {
@@ -115,11 +116,14 @@ pub(super) fn split(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>)
     }
 }
 
-/// An ignored SIGCHLD, as whoever started kite may have left it, would leave nobody to wait for.
-fn wait_for_children() -> anyhow::Result<()> {
+/// Has a signal do what it does by default.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn reset(signal: Signal) -> anyhow::Result<()> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the action is the default one, no function of ours.
-    unsafe { sigaction(Signal::SIGCHLD, &default) }.map(drop).context("cannot reset SIGCHLD")
+    unsafe { sigaction(signal, &default) }.map(drop).with_context(|| format!("cannot reset {signal}"))
 }
 
 /// What has become of a process.
@@ -138,7 +142,7 @@ fn clone_as_allowed(wanted: bool) -> nix::Result<Cloned> {
     for flags in [ALL, OTHERS].into_iter().filter(|_| wanted) {
         let cloned = clone(flags).and_then(|child| {
             let Some(child) = child else { return Ok(None) };
-            let named = if flags & libc::CLONE_NEWUSER != 0 { name_users(child) } else { Ok(false) };
+            let named = if flags & libc::CLONE_NEWUSER != 0 { name_users(child) } else { Ok(true) };
             named.map(|all_users| Some((child, all_users))).inspect_err(|_| end(child))
         });
         match cloned {
@@ -146,7 +150,7 @@ fn clone_as_allowed(wanted: bool) -> nix::Result<Cloned> {
             Err(error) => _ = refusal.get_or_insert(error),
         }
     }
-    let child = clone(0)?.map(|child| (child, false));
+    let child = clone(0)?.map(|child| (child, true));
     Ok(Cloned { child, flags: 0, refusal })
 }
 

@@ -63,6 +63,7 @@ fn folders_and_files_that_cannot_be_used_are_named() {
     let file = attempt.file("file", b"kept");
     let (kernel, file) = (kernel.to_str().unwrap(), file.to_str().unwrap());
     symlink(file, attempt.path("link")).unwrap();
+    nix::unistd::mkfifo(&attempt.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::hard_link(attempt.file("precious", b"kept"), attempt.path("hard")).unwrap();
     for (options, expected) in [
         (["--root", "missing"], "missing: No such file"),
@@ -70,7 +71,8 @@ fn folders_and_files_that_cannot_be_used_are_named() {
         (["--share", "missing:rw"], "missing: No such file"),
         (["--share", "/:/"], "that is --root"),
         (["--kernel-log", "missing/log"], "missing/log: No such file"),
-        (["--kernel-log", "link"], "link"),
+        (["--kernel-log", "link"], "link: it is a symbolic link; name the file itself"),
+        (["--kernel-log", "fifo"], "fifo: it is a pipe that nobody reads"),
         (["--kernel-log", "hard"], "hard: the file has another name"),
         (["--kernel-log", "."], "Is a directory"),
         (["--junit", "missing/junit"], "missing"),

@@ -156,7 +156,7 @@ fn sandboxes_that_make_no_sense_are_refused_from_wherever_they_come() {
     let kernel = attempt.file("kernel", &elf());
     for (sandbox, expected) in [
         ("maybe", "it is auto, require or none"),
-        ("require,seccomp", "behind auto or require there are no-namespaces"),
+        ("require,seccomp", "'seccomp' is no layer to leave out"),
         ("auto,no-namespaces", "add no-root"),
         ("require\nnone", "it is auto, require or none"),
     ] {

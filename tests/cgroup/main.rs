@@ -69,7 +69,9 @@ fn a_machine_that_takes_too_many_threads_says_what_it_lacks() {
     }
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
-    attempt.end_of(run(KITE, &kernel).args(["--limit", "pids=1"])).assert_refusal("cannot start a thread");
+    attempt
+        .end_of(run(KITE, &kernel).args(["--limit", "pids=1"]))
+        .assert_refusal("--limit pids=1 is too few");
 }
 
 #[test]
@@ -231,9 +233,29 @@ fn a_group_that_is_in_use_is_refused() {
     let kernel = attempt.file("kernel", &elf());
     let options = ["--cgroup", &kite.group, "--limit", "pids=60"];
     attempt.end_of(run(KITE, &kernel).args(options)).assert_refusal("is in use: choose another --cgroup");
+    // Nor is it shared by one that would only have counted.
+    let options = ["--cgroup", &kite.group];
+    attempt.end_of(run(KITE, &kernel).args(options)).assert_refusal("is in use: choose another --cgroup");
     assert!(kite.machine().is_some());
     signal(kite.supervisor(), Signal::SIGTERM);
     assert_eq!(kite.end().0, 1015);
+}
+
+#[test]
+fn a_group_without_limits_is_made_or_the_reason_told() {
+    let test = "a_group_without_limits_is_made_or_the_reason_told";
+    if not_root(test) || no_groups(test, "pids=64") {
+        return;
+    }
+    let kite = Spinning::start("counted", &[]);
+    assert!(!folders(&kite.group).is_empty());
+    signal(kite.supervisor(), Signal::SIGTERM);
+    assert_eq!(kite.end().0, 1015);
+    let attempt = Attempt::new();
+    let (kite, kernel) = (attempt.kite(), attempt.file("kernel", &elf()));
+    let mut run = run(&kite, &kernel);
+    let by_nobody = std::os::unix::process::CommandExt::uid(&mut run, NOBODY);
+    attempt.end_of(by_nobody.args(["--cgroup", &name("nobody")])).assert_refusal("permission denied");
 }
 
 #[test]

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use devices::serial::{Host, Serial};
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::streams::Wake;
@@ -58,7 +57,7 @@ impl KernelLog {
     /// The file cannot be made.
     pub fn new(file: Option<&Path>, shown: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let make = |path: &Path| {
-            whole_file::emptied(path, OFlag::empty())
+            whole_file::emptied(path)
                 .with_context(|| format!("cannot write the kernel's messages to {}", path.display()))
         };
         let file = file.map(make).transpose()?;

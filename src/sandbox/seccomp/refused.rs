@@ -73,7 +73,7 @@ fn line(who: &[u8], thread: &[u8], call: i32, architecture: u32) -> Text {
     text.push(known.flatten().map_or("unknown", |call| call.name()).as_bytes());
     text.push(b" (");
     text.push_number(call.unsigned_abs());
-    text.push(b"); please report it, and leave it out with --sandbox=auto,no-seccomp\n");
+    text.push(b"): the guest has taken over kite, or kite lacks a rule; please report it\n");
     text
 }
 
@@ -144,10 +144,10 @@ mod tests {
     fn a_refused_call_is_told_by_name_number_and_thread() {
         let execve = told(b"vcpu0\0\0\0\0\0\0\0\0\0\0\0", libc::SYS_execve as i32);
         assert!(
-            execve.starts_with("kite: the sandbox refuses thread vcpu0 system call execve (59);"),
+            execve.starts_with("kite: the sandbox refuses thread vcpu0 system call execve (59):"),
             "{execve}"
         );
-        assert!(execve.ends_with("no-seccomp\n"));
+        assert!(execve.ends_with("please report it\n"));
         assert!(told(b"\x1b\0", 99_999).contains("thread  system call unknown (99999)"));
         // i386's number 11, which is munmap(2) here.
         let other = told_of(b"x\0", 11, 0x4000_0003);

@@ -55,6 +55,9 @@ pub(super) const EVERY: &[Rule] = &[
     // A wait with an end goes on after a stop.
     (SYS_restart_syscall, Any),
     (SYS_sigaltstack, Any),
+    // The standard library's handler of memory faults, which has the kernel end the process at the next one.
+    (SYS_rt_sigaction, Is(0, SIGSEGV as u64)),
+    (SYS_rt_sigaction, Is(0, SIGBUS as u64)),
     // The thread's name, for who refuses one of its calls.
     (SYS_prctl, Is(0, PR_GET_NAME as u64)),
     (SYS_gettid, Any),
@@ -208,6 +211,8 @@ pub(super) const SHARE: &[Rule] = &[
     (SYS_getxattr, Any),
     (SYS_listxattr, Any),
     (SYS_geteuid, Any),
+    // To have another machine's file system hear that a file is closed.
+    (SYS_dup, Any),
     // For a thread's own working folder and mask.
     (SYS_unshare, Is(0, CLONE_FS as u64)),
     (SYS_fchdir, Any),
@@ -251,7 +256,7 @@ pub(super) const MAIN: &[Rule] = &[
     (SYS_getpid, Any),
     (SYS_getpgrp, Any),
     // A vCPU is made to leave the guest.
-    (SYS_tgkill, Any),
+    (SYS_tgkill, IsThis),
     // A file that the guest was loaded from is about to change: its lease is given back.
     (SYS_fcntl, Is(1, F_SETLEASE as u64)),
     (SYS_fcntl, Is(1, F_SETOWN as u64)),
@@ -281,13 +286,9 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_ioctl, Request(kvm::SET_CPUID2)),
     (SYS_ioctl, Request(kvm::GET_STATS_FD)),
     (SYS_madvise, Is(2, MADV_NOHUGEPAGE as u64)),
-    // An io_uring's rings.
-    (SYS_madvise, Is(2, MADV_DONTFORK as u64)),
     (SYS_eventfd2, Any),
     (SYS_epoll_create1, Any),
     (SYS_epoll_ctl, Any),
-    (SYS_io_uring_setup, Any),
-    (SYS_io_uring_register, Any),
     (SYS_rt_sigaction, Any),
     (SYS_fcntl, Is(1, F_DUPFD_CLOEXEC as u64)),
     (SYS_geteuid, Any),

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::overlay::Map;
+use super::uring::Spare;
 
 /// Bytes of a sector, whatever the disk's blocks are (virtio 1.2 §5.2.4).
 pub const SECTOR: u64 = 512;
@@ -50,6 +51,8 @@ pub struct Disk {
     read_only: bool,
     blocks: Blocks,
     serial: [u8; SERIAL],
+    /// What one engine leaves to the next.
+    ring: Spare,
 }
 
 impl Disk {
@@ -63,7 +66,13 @@ impl Disk {
             read_only: false,
             blocks: Blocks::default(),
             serial: [0; SERIAL],
+            ring: Spare::default(),
         }
+    }
+
+    /// The ring that is used again when a guest starts again.
+    pub(super) fn ring(&self) -> &Spare {
+        &self.ring
     }
 
     /// Lets the guest only read.

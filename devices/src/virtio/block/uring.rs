@@ -8,10 +8,11 @@
 #![expect(unsafe_code, reason = "the kernel is handed addresses of guest memory")]
 
 use std::collections::VecDeque;
-use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
@@ -36,9 +37,44 @@ const OPERATIONS: [u8; 6] = [
     opcode::Fallocate::CODE,
 ];
 
+/// What the last engine of a disk has left to the next. By the time that a guest starts again, kite may make no ring any
+/// more.
+#[derive(Default)]
+pub struct Spare(Mutex<Left>);
+
+#[derive(Default)]
+struct Left {
+    /// There was an engine, or there was to be one.
+    tried: bool,
+    ring: Option<IoUring>,
+}
+
+impl Spare {
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ring that is left, or the first.
+    fn take(&self, most: usize) -> io::Result<IoUring> {
+        let mut left = self.left();
+        match (left.ring.take(), std::mem::replace(&mut left.tried, true)) {
+            (Some(ring), _) => Ok(ring),
+            (None, false) => ring(most),
+            (None, true) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+impl fmt::Debug for Spare {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Spare")
+    }
+}
+
 /// A ring, and what the kernel works on.
 pub struct Uring {
-    ring: IoUring,
+    /// Goes back to the disk at the end.
+    ring: ManuallyDrop<IoUring>,
     disk: Arc<Disk>,
     memory: GuestMemory,
     /// What the kernel has, by the number it knows them by.
@@ -59,35 +95,15 @@ struct Slot {
 unsafe impl Send for Uring {}
 
 impl Uring {
-    /// A ring for up to `depth` jobs at a time.
+    /// A ring for up to `depth` jobs at a time: the one that the disk's last engine had, or a new one.
     ///
     /// # Errors
     /// The host forbids io_uring, or lacks an operation that is needed, or cannot restrict a ring to those.
     pub fn new(disk: Arc<Disk>, memory: GuestMemory, depth: usize) -> io::Result<Self> {
         let most = depth.clamp(1, MOST);
-        let size = (2 * ENTRIES).max(most.next_power_of_two() as u32);
-        let build = |cooperative| {
-            let mut builder = IoUring::builder();
-            builder.setup_cqsize(size).dontfork().setup_r_disabled();
-            if cooperative {
-                builder.setup_coop_taskrun();
-            }
-            builder.build(ENTRIES)
-        };
-        // Cooperative, completions interrupt no running thread; kernels before 5.19 cannot.
-        let ring = build(true).or_else(|_| build(false))?;
-        let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        if !OPERATIONS.iter().all(|code| probe.is_supported(*code)) {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        // Kernels before 5.10 cannot, and have no ring that is disabled at first.
-        ring.submitter().register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
-        ring.submitter().register_enable_rings()?;
-        // That entering is allowed too; nothing is submitted yet.
-        ring.submitter().submit_and_wait(0)?;
+        let ring = disk.ring().take(most)?;
         let (slots, free, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
-        Ok(Self { ring, disk, memory, slots, free, waiting, most })
+        Ok(Self { ring: ManuallyDrop::new(ring), disk, memory, slots, free, waiting, most })
     }
 
     /// What tells the kernel about `job`, and the list that this may point to.
@@ -160,6 +176,32 @@ impl Uring {
     }
 }
 
+/// A ring for up to `most` operations at a time, and of no other kind than disks need.
+fn ring(most: usize) -> io::Result<IoUring> {
+    let size = (2 * ENTRIES).max(most.next_power_of_two() as u32);
+    let build = |cooperative| {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(size).dontfork().setup_r_disabled();
+        if cooperative {
+            builder.setup_coop_taskrun();
+        }
+        builder.build(ENTRIES)
+    };
+    // Cooperative, completions interrupt no running thread; kernels before 5.19 cannot.
+    let ring = build(true).or_else(|_| build(false))?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    if !OPERATIONS.iter().all(|code| probe.is_supported(*code)) {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    // Kernels before 5.10 cannot, and have no ring that is disabled at first.
+    ring.submitter().register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+    ring.submitter().register_enable_rings()?;
+    // That entering is allowed too; nothing is submitted yet.
+    ring.submitter().submit_and_wait(0)?;
+    Ok(ring)
+}
+
 /// At most what one operation counts; the rest follows.
 fn length(piece: &libc::iovec) -> u32 {
     u32::try_from(piece.iov_len).unwrap_or(1 << 30)
@@ -221,6 +263,9 @@ impl Drop for Uring {
             self.wait();
             while self.completed().is_some() {}
         }
+        // SAFETY: nobody uses it after this, which happens once.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        self.disk.ring().left().ring = Some(ring);
     }
 }
 
@@ -229,11 +274,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ring_opens_no_file_and_registers_nothing() {
+    fn a_ring_opens_no_file_and_is_used_again() {
         let disk = Arc::new(Disk::new(tempfile::tempfile().unwrap(), 0));
-        let mut uring = match Uring::new(disk, crate::virtio::testing::memory(), 8) {
+        let memory = crate::virtio::testing::memory();
+        let mut uring = match Uring::new(disk.clone(), memory.clone(), 8) {
             Ok(uring) => uring,
-            Err(error) => return println!("skipped: a_ring_opens_no_file_and_registers_nothing: {error}"),
+            Err(error) => return println!("skipped: a_ring_opens_no_file_and_is_used_again: {error}"),
         };
         let mut ask = |entry: squeue::Entry| {
             // SAFETY: what the entry points to is constant.

@@ -1,8 +1,13 @@
 //! Rules that a run need not make use of, and why they are there.
 
+/// See [`RARE`].
+const FAULT: &str = "the standard library's handler of a memory fault: tests/sandbox.rs";
+
 /// The rule, as reports name it, and when it is made use of.
-const RARE: [(&str, &str); 7] = [
+const RARE: [(&str, &str); 9] = [
     ("every: prctl 1=0x10", "the handler of a refused call asks for the thread's name: tests/sandbox.rs"),
+    ("every: rt_sigaction 1=0xb", FAULT),
+    ("every: rt_sigaction 1=0x7", FAULT),
     ("every: sched_yield", "the standard library, where two threads come for one thing at the same moment"),
     (
         "rebuild of main: geteuid",

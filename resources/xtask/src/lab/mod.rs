@@ -176,6 +176,12 @@ impl Lab {
         if let Some(out) = &self.out {
             qemu.args(["-virtfs", &share(out, "out", "")]);
         }
+        // The processor's thread hands devices what Linux has for them. If QEMU's main loop did, at the same time, now and
+        // then neither would see what the other had written, as TCG orders no memory for one thread alone; Linux then
+        // waits for its console for ever.
+        for device in ["virtio-serial-pci", "virtio-9p-pci", "virtio-rng-pci"] {
+            qemu.args(["-global", &format!("{device}.ioeventfd=off")]);
+        }
         qemu.arg("-append").arg(format!("console=ttyS0 panic=-1 quiet mitigations=off {}", self.append));
         qemu
     }
