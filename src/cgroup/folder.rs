@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::{Mode, fstat, mkdirat};
 use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs};
 use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
 
@@ -65,6 +65,12 @@ impl Folder {
     pub fn make(&self, name: &str) -> Result<Self, Errno> {
         mkdirat(&self.fd, name, Mode::from_bits_truncate(0o755))?;
         self.folder(Path::new(name))
+    }
+
+    /// Whether this is the folder `name` of `parent`, and not one that has been removed.
+    pub fn is(&self, parent: &Self, name: &str) -> bool {
+        let file = |folder: &Self| fstat(&folder.fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+        parent.folder(Path::new(name)).is_ok_and(|there| file(&there).is_some() && file(&there) == file(self))
     }
 
     /// Removes a folder below this one, which only works if it has neither processes nor folders.

@@ -7,13 +7,14 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use super::{Folder, Name};
+use super::{Folder, Name, SUPERVISOR};
 
 /// Removes what is empty, locked by nobody, and named after a process that is no more. What cannot be removed stays.
 pub fn sweep(parent: &Folder) {
     let names = fs::read_dir(parent.path()).into_iter().flatten().flatten().map(|entry| entry.file_name());
     for name in names.filter_map(|name| name.into_string().ok()) {
-        let Some(process) = Name::process(&name) else { continue };
+        let whose = name.strip_suffix(SUPERVISOR).unwrap_or(&name);
+        let Some(process) = Name::process(whose) else { continue };
         let gone = kill(Pid::from_raw(process), None) == Err(Errno::ESRCH);
         if gone
             && let Ok(folder) = parent.folder(Path::new(&name))

@@ -27,6 +27,8 @@ pub use folder::Folder;
 pub use limits::{Controller, Device, IoLimit, Limits, PERIOD, Rate, parse as parse_limits};
 pub use place::{Place, places};
 
+/// What goes behind the name where kite makes way for a group.
+const SUPERVISOR: &str = ".supervisor";
 /// The longest name of a group.
 const NAME_MAX: usize = 64;
 /// How often, and how far apart, a group is tried to be removed whose last processes are still on their way out.
@@ -315,6 +317,10 @@ fn make(parent: Folder, name: &Name, v2: bool, controllers: &[Controller]) -> Re
         made => made?,
     };
     folder.lock().map_err(|_| Refused::Taken)?;
+    // Before it was locked, another kite may have taken it for a left-over one.
+    if !folder.is(&parent, name.as_str()) {
+        return Err(Refused::Taken);
+    }
     Ok(Group { parent, folder, v2, controllers: controllers.to_vec() })
 }
 

@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use super::limits::PERIOD;
 use super::place::joined;
 use super::{
-    Controller, Folder, Group, IN_CONTAINER, Limits, Name, Place, Refused, device, explain, lower, set,
+    Controller, Folder, Group, IN_CONTAINER, Limits, Name, Place, Refused, SUPERVISOR, device, explain,
+    lower, set,
 };
 
 /// What helps those who have no group to make others in.
@@ -187,7 +188,7 @@ fn give(parent: &Folder, own: bool, name: &Name, lacking: &[Controller]) -> Resu
     if !own || processes.iter().any(|process| *process != this) {
         return Err(Refusal::Here("there are other processes in it".to_owned()));
     }
-    let aside = format!("{}.supervisor", name.as_str());
+    let aside = format!("{}{SUPERVISOR}", name.as_str());
     let folder = match parent.make(&aside) {
         Err(Errno::EEXIST) => parent.folder(Path::new(&aside))?,
         made => made?,

@@ -82,7 +82,9 @@ fn group(place: &Place) -> Group {
         None => {
             let names = folder.as_ref().and_then(|folder| folder.read("cgroup.controllers").ok());
             let controllers = names.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
-            Group { version: 2, controllers, path, account: folder.as_ref().map(v2).unwrap_or_default() }
+            // The root's account is the whole host's.
+            let account = folder.as_ref().filter(|_| place.group != Path::new("/")).map(v2);
+            Group { version: 2, controllers, path, account: account.unwrap_or_default() }
         }
     }
 }
