@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::{bench, cgroup, disk, inspect, matrix, net, port, sandbox};
 
@@ -93,7 +93,7 @@ pub enum Command {
     #[command(after_help = inspect::HELP)]
     Inspect {
         /// The process [default: every running kite of this user, or for root of everybody]
-        #[arg(value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(value_name = "PID", value_parser = process)]
         pid: Option<u32>,
         /// Print which system calls each kind of thread may make in any sandbox, and nothing of a process
         #[arg(long, conflicts_with = "pid")]
@@ -290,6 +290,10 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     Ok(number.saturating_mul(1 << shift))
 }
 
+fn process(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|id| *id > 0).ok_or_else(|| "it is the number of a process".to_owned())
+}
+
 /// Reads the command line. What is wrong with it is printed as one line; help and version as they are.
 ///
 /// # Errors
@@ -306,10 +310,18 @@ pub fn parse() -> Result<Command, ExitCode> {
             ExitCode::from(FAILED)
         }
         _ => {
-            complain(&format!("{}; try `kite --help`", one_line(&error)));
+            complain(&format!("{}; try `{}`", one_line(&error), help()));
             ExitCode::from(FAILED)
         }
     })
+}
+
+/// What shows the help that is about this command line.
+fn help() -> String {
+    let word = std::env::args_os().nth(1).unwrap_or_default();
+    let command = Cli::command();
+    let named = command.get_subcommands().find(|it| word == it.get_name());
+    named.map_or("kite --help".to_owned(), |it| format!("kite {} --help", it.get_name()))
 }
 
 /// The options of `kite run` with these arguments behind it.
