@@ -18,6 +18,8 @@ use kite::whole_file;
 
 /// What a child of a test is to do: a thread's kind and an act, by their names.
 const ACT: &str = "KITE_TEST_ACT";
+/// The layers that a child of a test is locked in with.
+const LAYERS: &str = "KITE_TEST_LAYERS";
 /// Where the shared folders are, of which the second is read-only.
 const FOLDER: &str = "KITE_TEST_FOLDER";
 
@@ -144,7 +146,7 @@ fn act_if_told() {
     let kind = KINDS.into_iter().find(|it| it.0 == kind).unwrap().1;
     let acts = REFUSED.iter().chain(&FAILING).chain(&ALLOWED).chain(&SENDING).chain([&FAULT]);
     let act = acts.into_iter().find(|it| it.0 == name).unwrap().1;
-    let options = sandbox::parse("require").unwrap();
+    let options = sandbox::parse(&std::env::var(LAYERS).unwrap()).unwrap();
     let report = folder.join("rw/results/report");
     whole_file::expect(&report).unwrap();
     let mut inside = match sandbox::split(options, false, inherited, |_| Ok(())).unwrap() {
@@ -216,11 +218,16 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// Has a child act.
+/// Has a child act, locked in with everything.
 fn act(kind: &str, name: &str) -> (Output, tempfile::TempDir) {
+    act_in("require", kind, name)
+}
+
+/// Has a child act.
+fn act_in(layers: &str, kind: &str, name: &str) -> (Output, tempfile::TempDir) {
     let folder = folder();
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.env(ACT, format!("{kind} {name}")).env(FOLDER, folder.path());
+    child.env(LAYERS, layers).env(ACT, format!("{kind} {name}")).env(FOLDER, folder.path());
     (child.output().unwrap(), folder)
 }
 
@@ -233,7 +240,11 @@ fn forbidden() -> Option<String> {
 
 fn main() {
     act_if_told();
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 6] = [
+        (
+            "files_are_out_of_reach_where_there_are_no_namespaces",
+            files_are_out_of_reach_where_there_are_no_namespaces,
+        ),
         ("a_memory_fault_ends_the_process_as_one", a_memory_fault_ends_the_process_as_one),
         ("no_thread_of_any_kind_gets_out_by_a_system_call", no_thread_of_any_kind_gets_out_by_a_system_call),
         ("files_outside_a_share_are_out_of_reach", files_outside_a_share_are_out_of_reach),
@@ -307,6 +318,25 @@ fn files_outside_a_share_are_out_of_reach() {
     for (kind, _) in KINDS.into_iter().filter(|(kind, _)| !["share", "outside"].contains(kind)) {
         let (output, _folder) = act(kind, "read");
         assert_eq!(output.status.code(), Some(125), "{kind} opens files");
+    }
+}
+
+fn files_are_out_of_reach_where_there_are_no_namespaces() {
+    const LAYERS: &str = "require,no-namespaces,no-root";
+    for (name, _) in FAILING {
+        let (output, folder) = act_in(LAYERS, "share", name);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.ends_with("failed\n"), "{name}: {text}");
+        assert!(!folder.path().join("new").exists() && !folder.path().join("ro/new").exists());
+    }
+    // There is a way above a share then, and nothing may be made there.
+    for (name, end) in
+        [("above-write", "failed\n"), ("read", "done\n"), ("write", "done\n"), ("down", "done\n")]
+    {
+        let (output, folder) = act_in(LAYERS, "share", name);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.ends_with(end), "{name}: {text}");
+        assert!(!folder.path().join("new").exists(), "{name} leaves the share");
     }
 }
 
