@@ -19,7 +19,9 @@ use crate::sandbox::{self, post};
 
 /// How many names are tried for a file that is being written: who has taken so many wants none to be.
 const NAMES: usize = 16;
-/// Why a hard link is refused: somebody may have planted it.
+/// Why a link is refused: somebody may have planted it.
+const LINK: &str = "is a symbolic link; name the file itself";
+/// The same of a hard link.
 const OTHER_NAME: &str = "the file has another name, too: remove it, or name another";
 
 /// Refuses a path that [`write`] would: to be asked before the work that is to be told of.
@@ -29,7 +31,7 @@ const OTHER_NAME: &str = "the file has another name, too: remove it, or name ano
 pub fn check(path: &Path) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_symlink() => {
-            bail!("{}: is a symbolic link; name the file itself", path.display())
+            bail!("{}: {LINK}", path.display())
         }
         Ok(metadata) if !metadata.is_file() => {
             bail!("{}: is not a regular file", path.display())
@@ -83,7 +85,7 @@ pub fn emptied(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     options.write(true).create(true).truncate(false).custom_flags(flags.bits());
     let file = options.open(path).map_err(|error| match Errno::try_from(error) {
-        Ok(Errno::ELOOP) => io::Error::other("it is a symbolic link; name the file itself"),
+        Ok(Errno::ELOOP) => io::Error::other(format!("it {LINK}")),
         Ok(Errno::ENXIO) => io::Error::other("it is a pipe that nobody reads, or a socket"),
         Ok(errno) => errno.into(),
         Err(error) => error,

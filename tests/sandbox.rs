@@ -304,19 +304,18 @@ fn a_memory_fault_ends_the_process_as_one() {
     }
 }
 
+/// Has a thread that serves shares act, which ends with this word and changes nothing outside of what may be changed.
+fn act_on_files(layers: &str, name: &str, end: &str) {
+    let (output, folder) = act_in(layers, "share", name);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.ends_with(end), "{layers}: {name}: {text}");
+    let [outside, read_only] = ["new", "ro/new"].map(|path| folder.path().join(path).exists());
+    assert!(!outside && !read_only, "{layers}: {name} leaves the share, or changes one that is read-only");
+}
+
 fn files_outside_a_share_are_out_of_reach() {
-    for (name, _) in FAILING {
-        let (output, folder) = act("share", name);
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(text.ends_with("failed\n"), "{name}: {text}");
-        assert!(!folder.path().join("new").exists() && !folder.path().join("ro/new").exists());
-    }
-    for (name, _) in ALLOWED {
-        let (output, folder) = act("share", name);
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(text.ends_with("done\n"), "{name}: {text}");
-        assert!(!folder.path().join("new").exists(), "{name} leaves the share");
-    }
+    FAILING.iter().for_each(|(name, _)| act_on_files("require", name, "failed\n"));
+    ALLOWED.iter().for_each(|(name, _)| act_on_files("require", name, "done\n"));
     for (kind, _) in KINDS.into_iter().filter(|(kind, _)| !["share", "outside"].contains(kind)) {
         let (output, _folder) = act(kind, "read");
         assert_eq!(output.status.code(), Some(125), "{kind} opens files");
@@ -324,21 +323,13 @@ fn files_outside_a_share_are_out_of_reach() {
 }
 
 fn files_are_out_of_reach_where_there_are_no_namespaces() {
-    const LAYERS: &str = "require,no-namespaces,no-root";
-    for (name, _) in FAILING {
-        let (output, folder) = act_in(LAYERS, "share", name);
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(text.ends_with("failed\n"), "{name}: {text}");
-        assert!(!folder.path().join("new").exists() && !folder.path().join("ro/new").exists());
-    }
+    const WITHOUT: &str = "require,no-namespaces,no-root";
+    FAILING.iter().for_each(|(name, _)| act_on_files(WITHOUT, name, "failed\n"));
     // There is a way above a share then, and nothing may be made there.
     for (name, end) in
         [("above-write", "failed\n"), ("read", "done\n"), ("write", "done\n"), ("down", "done\n")]
     {
-        let (output, folder) = act_in(LAYERS, "share", name);
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(text.ends_with(end), "{name}: {text}");
-        assert!(!folder.path().join("new").exists(), "{name} leaves the share");
+        act_on_files(WITHOUT, name, end);
     }
 }
 

@@ -161,36 +161,56 @@ fn condition(check: Check, machine: Option<Pid>) -> anyhow::Result<Option<Seccom
     }))
 }
 
-/// What goes first (Linux `include/uapi/linux/bpf_common.h`): a call by another architecture's numbers is told of like any
+/// What goes first: a call by another architecture's numbers is told of like any
 /// that is refused, and clone3(2) is no such call, as its arguments lie in memory that may change after they were looked
 /// at.
 fn first() -> [sock_filter; 6] {
-    let load = |k| sock_filter { code: 0x20, jt: 0, jf: 0, k };
-    let end = |k| sock_filter { code: 0x06, jt: 0, jf: 0, k };
-    let is_ours = sock_filter { code: 0x15, jt: 1, jf: 0, k: AUDIT_ARCH_X86_64 };
-    let is_clone3 = sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_clone3 as u32 };
     let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-    [load(4), is_ours, end(libc::SECCOMP_RET_TRAP), load(0), is_clone3, end(no_such_call)]
+    [
+        load(ARCHITECTURE),
+        skip(AUDIT_ARCH_X86_64, 1, 0),
+        end(libc::SECCOMP_RET_TRAP),
+        load(NUMBER),
+        skip(libc::SYS_clone3 as u32, 0, 1),
+        end(no_such_call),
+    ]
 }
 
 /// The program of a vCPU's thread, with what it does all the time in front: KVM_RUN is let through before the list is gone
 /// through, for every exit pays for the way.
 fn with_quick_entry(program: BpfProgram) -> BpfProgram {
-    let load = |k| sock_filter { code: 0x20, jt: 0, jf: 0, k };
-    let goes_on_if = |k, jf| sock_filter { code: 0x15, jt: 0, jf, k };
-    let allow = sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
-    // Of `struct seccomp_data`: the architecture, the call, and the lower half of its second argument, which is all that
-    // ioctl(2) looks at.
     let quick = [
-        load(4),
-        goes_on_if(AUDIT_ARCH_X86_64, 5),
-        load(0),
-        goes_on_if(libc::SYS_ioctl as u32, 3),
-        load(24),
-        goes_on_if(KVM_RUN as u32, 1),
-        allow,
+        load(ARCHITECTURE),
+        skip(AUDIT_ARCH_X86_64, 0, 5),
+        load(NUMBER),
+        skip(libc::SYS_ioctl as u32, 0, 3),
+        load(REQUEST),
+        skip(KVM_RUN as u32, 0, 1),
+        end(libc::SECCOMP_RET_ALLOW),
     ];
     [&quick[..], &program].concat()
+}
+
+/// Where there is in `struct seccomp_data` the call's number.
+const NUMBER: u32 = 0;
+/// The architecture.
+const ARCHITECTURE: u32 = 4;
+/// The lower half of the second argument, which is all that ioctl(2) looks at.
+const REQUEST: u32 = 24;
+
+/// Looks at the 32 bits there (Linux `include/uapi/linux/bpf_common.h`, as all instructions here).
+fn load(k: u32) -> sock_filter {
+    sock_filter { code: 0x20, jt: 0, jf: 0, k }
+}
+
+/// Skips `jt` instructions if what was looked at is `k`, and `jf` if not.
+fn skip(k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code: 0x15, jt, jf, k }
+}
+
+/// Answers.
+fn end(k: u32) -> sock_filter {
+    sock_filter { code: 0x06, jt: 0, jf: 0, k }
 }
 
 /// Linux `include/uapi/linux/audit.h`.

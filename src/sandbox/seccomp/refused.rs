@@ -38,6 +38,10 @@ struct Text {
 }
 
 impl Text {
+    fn new() -> Self {
+        Self { bytes: [0; 192], len: 0 }
+    }
+
     fn push(&mut self, part: &[u8]) {
         let room = &mut self.bytes[self.len..];
         let len = part.len().min(room.len());
@@ -62,7 +66,7 @@ impl Text {
 
 /// The line that tells of it.
 fn line(who: &[u8], thread: &[u8], call: i32, architecture: u32) -> Text {
-    let mut text = Text { bytes: [0; 192], len: 0 };
+    let mut text = Text::new();
     text.push(b"kite: the sandbox refuses ");
     text.push(who);
     let printable = |byte: &&u8| byte.is_ascii_graphic();
@@ -81,7 +85,7 @@ fn line(who: &[u8], thread: &[u8], call: i32, architecture: u32) -> Text {
 extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel hands a handler set up so this structure, which has these members if its code says so.
     let refusal = unsafe { &*info.cast::<Refusal>() };
-    let mut text = Text { bytes: [0; 192], len: 0 };
+    let mut text = Text::new();
     if refusal.code == SYS_SECCOMP {
         let mut name = [0_u8; 16];
         // SAFETY: writes 16 bytes at most.

@@ -296,5 +296,10 @@ mod tests {
             uring.ring.submitter().register_files(&[0]).unwrap_err().raw_os_error(),
             Some(libc::EACCES)
         );
+
+        // The disk's next engine has the same one.
+        let number = uring.ring.as_raw_fd();
+        drop(uring);
+        assert_eq!(Uring::new(disk, memory, 8).unwrap().ring.as_raw_fd(), number);
     }
 }
