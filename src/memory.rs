@@ -181,11 +181,12 @@ impl GuestRam {
     pub fn flush_page(&self, page: u64) {
         let Ok(slice) = self.memory.get_slice(GuestAddress(page), PAGE as usize) else { return };
         let host = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // Any change of protection is announced to KVM, which unmaps the page. Taking access away would hit whoever else
-        // uses the page just now, so some is added, and taken back.
-        for access in [access | libc::PROT_EXEC, access] {
-            // SAFETY: the page is guest memory, page-aligned as `page` and the regions are, and stays readable and writable.
+        // Any change of protection is announced to KVM, which unmaps the page. Taking access away would hit another user
+        // of the page, and making it executable is for nobody to do: so it becomes one that can only be written, which
+        // the processor does not know (Intel SDM vol. 3, "Determination of Access Rights"), and both at once again.
+        for access in [libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE] {
+            // SAFETY: the page is guest memory, page-aligned as `page` and the regions are, and what can be written on
+            // this architecture can be read.
             if unsafe { libc::mprotect(host, PAGE as usize, access) } < 0 {
                 log::debug!("cannot flush the page at {page:#x}: {}", io::Error::last_os_error());
             }

@@ -177,6 +177,7 @@ fn act_if_told() {
         ports: true,
         shares: Some(true),
         streams: true,
+        test_devices: true,
         threads: 16,
         ..Needs::default()
     };

@@ -146,12 +146,8 @@ const TUNSETQUEUE: u64 = 0x4004_54d9;
 pub(super) const TAP: &[Rule] = &[(SYS_ioctl, Request(TUNSETOFFLOAD)), (SYS_ioctl, Request(TUNSETQUEUE))];
 
 /// What a vCPU's thread does for the devices of `--test-devices`.
-pub(super) const TEST_DEVICES: &[Rule] = &[
-    (SYS_ioctl, Request(kvm::IRQ_LINE)),
-    (SYS_ioctl, Request(kvm::IOEVENTFD)),
-    // The one way to have KVM forget a page: it is made executable, and not, at once.
-    (SYS_mprotect, Is(1, 4096)),
-];
+pub(super) const TEST_DEVICES: &[Rule] =
+    &[(SYS_ioctl, Request(kvm::IRQ_LINE)), (SYS_ioctl, Request(kvm::IOEVENTFD))];
 
 /// Waits for a device's driver.
 pub(super) const DEVICE: &[Rule] = &[
