@@ -64,7 +64,7 @@ impl Server {
         let handle = call.args.u64()?;
         let node = call.header.node;
         let attr = if flags & flag::GETATTR_FH != 0 {
-            let open = self.table().handle(handle)?;
+            let open = self.table().handle(node, handle)?;
             let mut attr = host::stat(&open.file)?.attr;
             attr.ino = self.table().place(node)?.1;
             attr
@@ -79,7 +79,8 @@ impl Server {
     pub(super) fn set_attributes(&self, call: &mut Call<'_>) -> Placed {
         let change = Change::parse(call)?;
         let node = call.header.node;
-        let open = if change.has(flag::FATTR_FH) { Some(self.table().handle(change.handle)?) } else { None };
+        let open =
+            if change.has(flag::FATTR_FH) { Some(self.table().handle(node, change.handle)?) } else { None };
         let held = match open {
             Some(open) => Held::Open(open),
             None => self.folder(node)?,

@@ -120,19 +120,19 @@ impl Server {
     /// Closes a handle. The last one of a file without a name frees what that has on a disk.
     pub(super) fn release(&self, call: &mut Call<'_>) -> Placed {
         let handle = call.args.u64()?;
-        if self.share.writable && self.table().handle(handle)?.listing.is_none() {
+        if self.share.writable && self.table().handle(call.header.node, handle)?.listing.is_none() {
             call.may_wait()?;
         }
         // Two statements: the table is not locked meanwhile.
-        let open = self.table().release(handle);
-        drop(open.ok_or(Errno::EBADF)?);
+        let open = self.table().release(call.header.node, handle);
+        drop(open?);
         Ok(0)
     }
 
     /// Reads. A little that the host has in memory is had at once.
     pub(super) fn read(&self, call: &mut Call<'_>) -> Placed {
         let (handle, offset, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()?);
-        let open = self.table().handle(handle)?;
+        let open = self.table().handle(call.header.node, handle)?;
         if open.listing.is_some() {
             return Err(Errno::EISDIR.into());
         }
@@ -160,7 +160,7 @@ impl Server {
         let how = call.args.u32()?;
         let _owner = call.args.u64()?;
         let append = call.args.u32()?.cast_signed() & libc::O_APPEND != 0;
-        let open = self.table().handle(handle)?;
+        let open = self.table().handle(call.header.node, handle)?;
         let data = (call.header.len as usize).saturating_sub(IN_HEADER + WRITE_IN);
         if size > data || size > MOST_DATA as usize {
             return Err(Errno::EINVAL.into());
@@ -190,7 +190,7 @@ impl Server {
             return Err(Errno::ENOSYS.into());
         }
         let (handle, flags) = (call.args.u64()?, call.args.u32()?);
-        let open = self.table().handle(handle)?;
+        let open = self.table().handle(call.header.node, handle)?;
         match flags & flag::FSYNC_FDATASYNC {
             0 => fsync(&open.file)?,
             _ => fdatasync(&open.file)?,
@@ -212,7 +212,8 @@ impl Server {
         if self.local {
             return Err(Errno::ENOSYS.into());
         }
-        let open = self.table().handle(call.args.u64()?)?;
+        let handle = call.args.u64()?;
+        let open = self.table().handle(call.header.node, handle)?;
         close(dup(&open.file)?)?;
         Ok(0)
     }
@@ -221,7 +222,7 @@ impl Server {
     pub(super) fn allocate(&self, call: &mut Call<'_>) -> Placed {
         let (handle, offset, len) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
         let mode = FallocateFlags::from_bits_retain(call.args.u32()?.cast_signed());
-        let open = self.table().handle(handle)?;
+        let open = self.table().handle(call.header.node, handle)?;
         fallocate(&open.file, mode, offset.cast_signed(), len.cast_signed())?;
         Ok(0)
     }
@@ -229,7 +230,7 @@ impl Server {
     /// Finds data or a hole.
     pub(super) fn seek(&self, call: &mut Call<'_>) -> Placed {
         let (handle, offset, whence) = (call.args.u64()?, call.args.u64()?, call.args.u32()?.cast_signed());
-        let open = self.table().handle(handle)?;
+        let open = self.table().handle(call.header.node, handle)?;
         if open.listing.is_some() || ![libc::SEEK_DATA, libc::SEEK_HOLE].contains(&whence) {
             return Err(Errno::EINVAL.into());
         }
@@ -240,11 +241,11 @@ impl Server {
 
     /// Copies from one open file to another.
     pub(super) fn copy(&self, call: &mut Call<'_>) -> Placed {
-        let (from, at, _node) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
+        let (from, at, to_node) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
         let (to, to_at, len) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
         let (from, to) = {
             let table = self.table();
-            (table.handle(from)?, table.handle(to)?)
+            (table.handle(call.header.node, from)?, table.handle(to_node, to)?)
         };
         let from = (from.file.as_fd(), at.cast_signed());
         let to = (to.file.as_fd(), to_at.cast_signed());

@@ -115,7 +115,7 @@ impl Server {
     /// Lists a directory from a position on; with `plus` each entry is looked up too.
     pub(super) fn read_directory(&self, call: &mut Call<'_>, plus: bool) -> Placed {
         let (handle, position, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()?);
-        let open = self.table().handle(handle)?;
+        let open = self.table().handle(call.header.node, handle)?;
         let listing = open.listing.as_ref().ok_or(Errno::ENOTDIR)?;
         if !call.wait {
             // That it is at its end already is all that is known without the host.

@@ -53,6 +53,9 @@ pub struct Opened {
     /// How many files are open.
     files: usize,
     most: usize,
+    /// The largest generation so far; a slot that is new begins there.
+    newest: u32,
+    first: u32,
 }
 
 fn number(index: u32, generation: u32) -> u64 {
@@ -62,7 +65,12 @@ fn number(index: u32, generation: u32) -> u64 {
 impl Opened {
     /// None, and at most `most` files.
     pub fn new(most: usize) -> Self {
-        Self { slots: Vec::new(), free: NONE, files: 0, most: most.max(8) }
+        Self { slots: Vec::new(), free: NONE, files: 0, most: most.max(8), newest: 0, first: 0 }
+    }
+
+    /// None, for another session: its numbers are none of these.
+    pub fn successor(&self) -> Self {
+        Self { newest: self.newest, first: self.newest, ..Self::new(self.most) }
     }
 
     fn slot(&self, handle: u64) -> Option<(u32, &Slot)> {
@@ -99,7 +107,7 @@ impl Opened {
                 if self.slots.len() >= MOST_HANDLES {
                     return Err(Errno::ENFILE);
                 }
-                self.slots.push(Slot { open: None, node, next: NONE, generation: 0 });
+                self.slots.push(Slot { open: None, node, next: NONE, generation: self.first });
                 self.slots.len() as u32 - 1
             }
         };
@@ -107,23 +115,20 @@ impl Opened {
         open.handles.fetch_add(1, Ordering::Relaxed);
         let slot = &mut self.slots[index as usize];
         slot.generation = slot.generation.wrapping_add(1);
+        self.newest = self.newest.max(slot.generation);
         slot.node = node;
         slot.open = Some(open);
         slot.next = std::mem::replace(first, index);
         Ok(number(index, slot.generation))
     }
 
-    /// What a handle has open.
+    /// What a handle of a node has open.
     ///
     /// # Errors
-    /// There is no such (EBADF).
-    pub fn get(&self, handle: u64) -> Result<Arc<Open>, Errno> {
-        self.slot(handle).and_then(|(_, slot)| slot.open.clone()).ok_or(Errno::EBADF)
-    }
-
-    /// The node of a handle.
-    pub fn node(&self, handle: u64) -> Option<u32> {
-        self.slot(handle).map(|(_, slot)| slot.node)
+    /// The node has no such handle (EBADF).
+    pub fn get(&self, node: u32, handle: u64) -> Result<Arc<Open>, Errno> {
+        let slot = self.slot(handle).filter(|(_, slot)| slot.node == node);
+        slot.and_then(|(_, slot)| slot.open.clone()).ok_or(Errno::EBADF)
     }
 
     /// What a node whose first handle is `first` has open, last opened.

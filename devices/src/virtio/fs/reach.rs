@@ -146,19 +146,24 @@ impl Table {
         self.opened.open(index, first, open).map(Some)
     }
 
-    /// What handle `number` has open.
+    /// What handle `number` of a node has open. A handle of another node, or of another session, is none of this one's.
     ///
     /// # Errors
     /// There is none (EBADF).
-    pub fn handle(&self, number: u64) -> Result<Arc<Open>, Errno> {
-        self.opened.get(number)
+    pub fn handle(&self, node: u64, number: u64) -> Result<Arc<Open>, Errno> {
+        let index = self.index(node).map_err(|_| Errno::EBADF)?;
+        self.opened.get(index, number)
     }
 
-    /// Closes handle `number`; returns what it had open, as closing that may take its time.
-    pub fn release(&mut self, number: u64) -> Option<Arc<Open>> {
-        let index = self.opened.node(number)?;
+    /// Closes handle `number` of a node; returns what it had open, as closing that may take its time.
+    ///
+    /// # Errors
+    /// As [`Self::handle`].
+    pub fn release(&mut self, node: u64, number: u64) -> Result<Option<Arc<Open>>, Errno> {
+        self.handle(node, number)?;
+        let index = self.index(node)?;
         let open = self.opened.close(number, &mut self.nodes[index as usize].opened);
         self.sweep(index);
-        open
+        Ok(open)
     }
 }

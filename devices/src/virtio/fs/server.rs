@@ -4,6 +4,7 @@
 //! threads may serve at a time.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{ffi::CStr, io};
@@ -111,6 +112,8 @@ pub struct Server {
     pub(super) local: bool,
     root: Arc<OwnedFd>,
     table: Mutex<Table>,
+    /// Both sides have agreed (`FUSE_INIT`), and the guest has not ended it.
+    session: AtomicBool,
 }
 
 impl Server {
@@ -126,18 +129,28 @@ impl Server {
         }
         let local = !is_remote(&host::stat_fs(&root)?);
         let table = Mutex::new(Table::new(stat.identity, root.clone(), share.limits));
-        Ok(Self { descriptors: Descriptors::open()?, local, root, table, share })
+        Ok(Self {
+            descriptors: Descriptors::open()?,
+            local,
+            root,
+            table,
+            share,
+            session: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets every node and closes every file.
+    /// Ends the session: forgets every node and closes every file.
     pub fn clear(&self) {
+        self.session.store(false, Ordering::SeqCst);
         if let Ok(root) = host::stat(&self.root) {
-            let new = Table::new(root.identity, self.root.clone(), self.share.limits);
-            let old = std::mem::replace(&mut *self.table(), new);
+            let mut table = self.table();
+            let new = table.successor(root.identity, self.root.clone());
+            let old = std::mem::replace(&mut *table, new);
+            drop(table);
             drop(old);
         }
     }
@@ -181,6 +194,9 @@ impl Server {
 
     fn dispatch(&self, call: &mut Call<'_>) -> Placed {
         let code = call.header.opcode;
+        if code != opcode::INIT && !self.session.load(Ordering::SeqCst) {
+            return Err(if needs_reply(code) { Errno::EIO.into() } else { Stop::Silent });
+        }
         if !self.share.writable && modifies(code) {
             return Err(Errno::EROFS.into());
         }
@@ -262,6 +278,8 @@ impl Server {
         call.out.u32(1); // Times are in nanoseconds.
         call.out.u32(MOST_PAGES);
         call.out.extend([0; 32]);
+        // A guest that speaks a newer protocol begins again, in this one.
+        self.session.store(major == MAJOR, Ordering::SeqCst);
         Ok(0)
     }
 

@@ -64,7 +64,11 @@ pub struct Table {
     buckets: Vec<u32>,
     free: u32,
     used: usize,
-    most: usize,
+    limits: Limits,
+    /// The generation of a node whose index is new.
+    first: u32,
+    /// The largest generation so far.
+    newest: u32,
     hasher: RandomState,
     /// Where nodes are.
     pub places: Places,
@@ -80,21 +84,40 @@ fn id(index: u32, generation: u32) -> u64 {
 impl Table {
     /// A table with the root alone, which is `identity` and open as `fd`.
     pub fn new(identity: Identity, fd: Arc<OwnedFd>, limits: Limits) -> Self {
+        Self::with(identity, fd, limits, 0, Opened::new)
+    }
+
+    /// The next session's table, whose numbers of nodes and handles differ from all of this one, but for the root's.
+    pub fn successor(&self, identity: Identity, fd: Arc<OwnedFd>) -> Self {
+        let first = self.newest.wrapping_add(1);
+        Self::with(identity, fd, self.limits, first, |_| self.opened.successor())
+    }
+
+    fn with(
+        identity: Identity,
+        fd: Arc<OwnedFd>,
+        limits: Limits,
+        first: u32,
+        opened: impl FnOnce(usize) -> Opened,
+    ) -> Self {
         let kept = limits.descriptors / 2;
         let mut it = Self {
             nodes: Vec::new(),
             buckets: vec![NONE; 64],
             free: NONE,
             used: 0,
-            most: limits.nodes.clamp(1, NONE as usize - 1),
+            limits,
+            first: 0,
+            newest: first,
             hasher: RandomState::new(),
             places: Places::default(),
             kept: Kept::new(fd, kept),
-            opened: Opened::new(limits.descriptors - kept),
+            opened: opened(limits.descriptors - kept),
         };
         let place = it.places.number(identity).expect("the first place has a number");
         let root = it.insert(identity, place, NONE, c"").expect("a new table has room for the root");
         it.nodes[root as usize].lookups = 1;
+        it.first = first;
         it
     }
 
@@ -116,7 +139,7 @@ impl Table {
     }
 
     fn insert(&mut self, identity: Identity, place: u16, parent: u32, name: &CStr) -> Result<u32, Errno> {
-        if self.used >= self.most {
+        if self.used >= self.limits.nodes.clamp(1, NONE as usize - 1) {
             return Err(Errno::ENFILE);
         }
         if self.used >= self.buckets.len() {
@@ -132,7 +155,7 @@ impl Table {
             children: 0,
             opened: NONE,
             kept: NONE,
-            generation: 0,
+            generation: self.first,
             place,
             kind: (identity.kind >> 12) as u8,
             free: false,
@@ -140,6 +163,7 @@ impl Table {
         let index = match self.nodes.get_mut(self.free as usize) {
             Some(old) => {
                 node.generation = old.generation.wrapping_add(1);
+                self.newest = self.newest.max(node.generation);
                 let next = old.next;
                 *old = node;
                 std::mem::replace(&mut self.free, next)

@@ -190,13 +190,13 @@ fn names_and_lengths_without_measure_are_refused() {
         assert_eq!(guest.read(handle, 0, size).unwrap(), []);
         assert!(guest.list(1, handle, 0, size, true).is_err());
         let args = [wide(&[handle, 0, size.into(), 0, 0]), vec![1; 100]].concat();
-        assert_eq!(guest.call(opcode::WRITE, 1, &args), Err(libc::EINVAL), "{size}");
+        assert_eq!(guest.call(opcode::WRITE, made.node, &args), Err(libc::EINVAL), "{size}");
     }
     for offset in [1 << 62, i64::MAX as u64, 1 << 63, u64::MAX] {
         assert!(guest.write(handle, offset, b"far", 0).is_err(), "{offset:#x}");
         assert!(guest.read(handle, offset, 10).map_or(true, |got| got.is_empty()), "{offset:#x}");
-        assert!(guest.ask(opcode::LSEEK, 1, &[handle, offset, 3]).is_err());
-        assert!(guest.ask(opcode::FALLOCATE, 1, &[handle, offset, offset, 0]).is_err());
+        assert!(guest.ask(opcode::LSEEK, made.node, &[handle, offset, 3]).is_err());
+        assert!(guest.ask(opcode::FALLOCATE, made.node, &[handle, offset, offset, 0]).is_err());
         let set_size = [1 << 3 | 1 << 6, handle, offset, 0, 0, 0, 0, 0, 0, 0, 0];
         assert!(guest.ask(opcode::SETATTR, made.node, &set_size).is_err() || offset == 1 << 62);
     }

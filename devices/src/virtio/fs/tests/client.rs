@@ -1,8 +1,9 @@
 //! A guest in the hands of a test: it asks the server for anything, and takes its replies apart.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::super::Share;
 use super::super::protocol::{Append, Args, DIRENT, ENTRY_OUT, IN_HEADER, OUT_HEADER, opcode, padding};
@@ -29,6 +30,8 @@ pub struct Client {
     pub server: Server,
     /// Whose requests they are.
     pub uid: u32,
+    /// Which node each handle is of.
+    nodes: Mutex<HashMap<u64, u64>>,
 }
 
 /// A folder that is shared, as [`Share::new`] has it.
@@ -38,11 +41,32 @@ pub fn share(root: &Path, writable: bool) -> Share {
 
 impl Client {
     pub fn new(share: Share) -> Self {
-        let it = Self { server: Server::new(Arc::new(share)).expect("it is a directory"), uid: 0 };
+        let it = Self::without_session(share);
+        it.begin();
+        it
+    }
+
+    /// A guest that has not said how it speaks.
+    pub fn without_session(share: Share) -> Self {
+        let server = Server::new(Arc::new(share)).expect("it is a directory");
+        Self { server, uid: 0, nodes: Mutex::default() }
+    }
+
+    /// Begins a session, another one if there is one.
+    pub fn begin(&self) {
         let mut args = Vec::new();
         [7, 38, 1 << 20, u32::MAX].iter().for_each(|value| args.u32(*value));
-        it.call(opcode::INIT, 0, &args).expect("a session begins");
-        it
+        self.call(opcode::INIT, 0, &args).expect("a session begins");
+    }
+
+    /// The node that a handle is of; the root for one that is none.
+    pub fn node_of(&self, handle: u64) -> u64 {
+        self.nodes.lock().unwrap().get(&handle).copied().unwrap_or(1)
+    }
+
+    fn remember(&self, handle: u64, node: u64) -> u64 {
+        self.nodes.lock().unwrap().insert(handle, node);
+        handle
     }
 
     pub fn writable(root: &Path) -> Self {
@@ -123,7 +147,7 @@ impl Client {
 
     fn handle(&self, code: u32, node: u64, flags: i32) -> Answer<u64> {
         let reply = self.ask(code, node, &[u64::from(flags.cast_unsigned())])?;
-        Ok(Args(&reply).u64().unwrap())
+        Ok(self.remember(Args(&reply).u64().unwrap(), node))
     }
 
     pub fn create(&self, parent: u64, name: &str, flags: i32, mode: u32) -> Answer<(Entry, u64)> {
@@ -131,7 +155,8 @@ impl Client {
         [flags.cast_unsigned(), mode, 0, 0].iter().for_each(|value| args.u32(*value));
         args.extend(string(name));
         let reply = self.call(opcode::CREATE, parent, &args)?;
-        Ok((entry(&reply), Args(&reply[ENTRY_OUT..]).u64().unwrap()))
+        let made = entry(&reply);
+        Ok((made, self.remember(Args(&reply[ENTRY_OUT..]).u64().unwrap(), made.node)))
     }
 
     pub fn make(&self, code: u32, parent: u64, name: &str, mode: u32) -> Answer<Entry> {
@@ -165,19 +190,19 @@ impl Client {
     }
 
     pub fn read(&self, handle: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {
-        self.ask(opcode::READ, 1, &[handle, offset, size.into(), 0, 0])
+        self.ask(opcode::READ, self.node_of(handle), &[handle, offset, size.into(), 0, 0])
     }
 
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], flags: i32) -> Answer<u32> {
         let size = data.len() as u64;
         let mut args = wide(&[handle, offset, size, 0, u64::from(flags.cast_unsigned())]);
         args.extend(data);
-        let reply = self.call(opcode::WRITE, 1, &args)?;
+        let reply = self.call(opcode::WRITE, self.node_of(handle), &args)?;
         Ok(Args(&reply).u32().unwrap())
     }
 
     pub fn release(&self, handle: u64) -> Answer<()> {
-        self.ask(opcode::RELEASE, 1, &[handle, 0, 0]).map(drop)
+        self.ask(opcode::RELEASE, self.node_of(handle), &[handle, 0, 0]).map(drop)
     }
 
     /// The names from a position on, each with the next position and, if asked for, its node.

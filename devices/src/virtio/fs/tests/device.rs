@@ -44,9 +44,13 @@ impl Rig {
         driver.start(0);
         let client = Client::read_only(folder.path());
         let mut it = Self { driver, folder, client };
-        let init = wide(&[7 | 38 << 32, 1 << 20 | 0xffff_ffff << 32]);
-        it.call(opcode::INIT, 0, &init, 64).unwrap();
+        it.begin();
         it
+    }
+
+    fn begin(&mut self) {
+        let init = wide(&[7 | 38 << 32, 1 << 20 | 0xffff_ffff << 32]);
+        self.call(opcode::INIT, 0, &init, 64).unwrap();
     }
 
     /// Makes a request available whose reply has `room` behind its header.
@@ -128,7 +132,8 @@ fn data_goes_through_pieces_of_memory_of_any_size() {
     for spawn in [threads(), no_threads()] {
         let mut rig = Rig::new(true, spawn);
         let handle = rig.open("file", libc::O_RDWR);
-        let request = rig.client.request(opcode::READ, 1, &wide(&[handle, 5, 9000, 0, 0]));
+        let file = rig.lookup("file");
+        let request = rig.client.request(opcode::READ, file, &wide(&[handle, 5, 9000, 0, 0]));
         rig.driver.write(BUFFERS, &request);
         // The header of the reply is in two pieces, the data in three.
         let lens = [(0, 10), (0x100, 106), (0x1000, 1), (0x2000, 7000), (0x5000, 1899)];
@@ -143,7 +148,7 @@ fn data_goes_through_pieces_of_memory_of_any_size() {
         let expected: Vec<u8> = (5..9005).map(|n| n as u8).collect();
         assert!(bytes[OUT_HEADER..] == expected);
         // The same back, 5 bytes further on.
-        let request = rig.client.request(opcode::WRITE, 1, &wide(&[handle, 10, 9000, 0, 0]));
+        let request = rig.client.request(opcode::WRITE, file, &wide(&[handle, 10, 9000, 0, 0]));
         rig.driver.write(BUFFERS, &request);
         let told = (request.len() + 9000) as u32;
         rig.driver.write(BUFFERS, &told.to_le_bytes());
@@ -210,11 +215,11 @@ fn a_reset_waits_for_what_is_in_flight_and_closes_everything() {
         for round in 0..40 {
             let start = files_and_threads()[0];
             let handle = rig.open("file", libc::O_RDWR);
-            let dir = rig.lookup("dir");
+            let (file, dir) = (rig.lookup("file"), rig.lookup("dir"));
             rig.call(opcode::LOOKUP, dir, &string("none"), 128).unwrap();
             for slot in 0..8 {
                 let args = wide(&[handle, 4000 * slot, 3000, 0, 0]);
-                rig.add(slot, opcode::READ, 1, &args, 3000);
+                rig.add(slot, opcode::READ, file, &args, 3000);
             }
             let name = string(&format!("made-{round}"));
             rig.add(9, opcode::CREATE, 1, &[wide(&[2 | 0o644 << 32, 0]), name].concat(), 144);
@@ -223,7 +228,12 @@ fn a_reset_waits_for_what_is_in_flight_and_closes_everything() {
             rig.driver.start(0);
             assert_eq!(rig.driver.used(REQUESTS), []);
             rig.driver.assert_intact();
-            assert_eq!(rig.call(opcode::READ, 1, &wide(&[handle, 0, 10, 0, 0]), 10), Err(libc::EBADF));
+            let read = wide(&[handle, 0, 10, 0, 0]);
+            assert_eq!(rig.call(opcode::READ, file, &read, 10), Err(libc::EIO), "no session has begun");
+            rig.begin();
+            let again = rig.lookup("file");
+            assert_ne!(again, file);
+            assert_eq!(rig.call(opcode::READ, again, &read, 10), Err(libc::EBADF));
             assert!(rig.folder.path().join(format!("made-{round}")).exists());
             if round > 0 {
                 assert_eq!(files_and_threads()[0], start);

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use super::super::protocol::{Append, Args, IN_HEADER, OUT_HEADER, opcode};
-use super::client::{Client, string, wide};
+use super::client::{Client, share, string, wide};
 use crate::testing::Random;
 use crate::virtio::testing::watched;
 
@@ -118,10 +118,11 @@ fn a_node_or_handle_that_is_no_more_is_refused() {
         assert_eq!(guest.read(bad, 0, 10), Err(libc::EBADF));
         assert_eq!(guest.write(bad, 0, b"x", 0), Err(libc::EBADF));
         assert_eq!(guest.release(bad), Err(libc::EBADF));
-        assert_eq!(guest.ask(opcode::FSYNC, 1, &[bad, 0]), Err(libc::EBADF));
-        assert_eq!(guest.ask(opcode::GETATTR, 1, &[1, bad]), Err(libc::EBADF));
-        assert!(guest.list(1, bad, 0, 4096, false).is_err());
-        assert_eq!(guest.ask(opcode::COPY_FILE_RANGE, 1, &[newer, 0, 1, bad, 0, 1, 0]), Err(libc::EBADF));
+        for (code, fields) in uses(bad) {
+            assert_eq!(guest.ask(code, entry.node, &fields), Err(libc::EBADF), "{code}");
+        }
+        let copy = [newer, 0, entry.node, bad, 0, 1, 0];
+        assert_eq!(guest.ask(opcode::COPY_FILE_RANGE, entry.node, &copy), Err(libc::EBADF));
     }
     guest.release(newer).unwrap();
     guest.forget(entry.node, u64::MAX);
@@ -137,8 +138,120 @@ fn a_node_or_handle_that_is_no_more_is_refused() {
     let again = guest.lookup(1, "file").unwrap();
     assert_ne!(again.node, entry.node);
     guest.ask(opcode::DESTROY, 1, &[]).unwrap();
+    guest.begin();
     assert_eq!(guest.attributes(again.node), Err(libc::ESTALE));
     assert!(guest.attributes(1).is_ok());
+}
+
+/// A request of each kind that names a handle.
+fn uses(handle: u64) -> Vec<(u32, Vec<u64>)> {
+    let set_size = 1 << 3 | 1 << 6;
+    vec![
+        (opcode::READ, vec![handle, 0, 10, 0, 0]),
+        (opcode::WRITE, vec![handle, 0, 0, 0, 0]),
+        (opcode::FSYNC, vec![handle, 0]),
+        (opcode::FSYNCDIR, vec![handle, 0]),
+        (opcode::READDIR, vec![handle, 0, 4096, 0, 0]),
+        (opcode::READDIRPLUS, vec![handle, 0, 4096, 0, 0]),
+        (opcode::LSEEK, vec![handle, 0, libc::SEEK_DATA as u64]),
+        (opcode::FALLOCATE, vec![handle, 0, 1, 0]),
+        (opcode::GETATTR, vec![1, handle]),
+        (opcode::SETATTR, vec![set_size, handle, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        (opcode::COPY_FILE_RANGE, vec![handle, 0, 1, handle, 0, 1, 0]),
+        (opcode::RELEASE, vec![handle, 0, 0]),
+        (opcode::RELEASEDIR, vec![handle, 0, 0]),
+    ]
+}
+
+#[test]
+fn a_handle_of_another_node_is_none() {
+    let folder = folder();
+    fs::write(folder.path().join("other"), "secret").unwrap();
+    let guest = Client::writable(folder.path());
+    let [file, other, dir] = ["file", "other", "dir"].map(|name| guest.lookup(1, name).unwrap().node);
+    let handles = [
+        guest.open(file, libc::O_RDWR).unwrap(),
+        guest.open_directory(dir).unwrap(),
+        guest.open_directory(1).unwrap(),
+    ];
+    for (handle, own) in handles.into_iter().zip([file, dir, 1]) {
+        for node in [file, other, dir, 1, 99, 0].into_iter().filter(|node| *node != own) {
+            for (code, fields) in uses(handle) {
+                assert_eq!(guest.ask(code, node, &fields), Err(libc::EBADF), "{code} of {node}");
+            }
+        }
+        // Either end of a copy.
+        let copy = [handle, 0, other, handle, 0, 1, 0];
+        assert_eq!(guest.ask(opcode::COPY_FILE_RANGE, own, &copy), Err(libc::EBADF));
+    }
+    assert_eq!(guest.read(handles[0], 0, 100).unwrap(), b"content", "none was closed");
+    assert_eq!(fs::read(folder.path().join("file")).unwrap(), b"content");
+}
+
+#[test]
+fn a_session_has_none_of_the_nodes_and_handles_of_the_one_before() {
+    let folder = folder();
+    let guest = Client::writable(folder.path());
+    let (mut nodes, mut handles) = (Vec::new(), Vec::new());
+    for session in 0..5 {
+        let file = guest.lookup(1, "file").unwrap().node;
+        for _ in 0..=session {
+            handles.push(guest.open(file, libc::O_RDONLY).unwrap());
+            handles.push(guest.open_directory(1).unwrap());
+            let passing = guest.lookup(1, "dir").unwrap().node;
+            guest.forget(passing, 1);
+            nodes.push(passing);
+        }
+        nodes.push(file);
+        if session % 2 == 0 {
+            guest.ask(opcode::DESTROY, 1, &[]).unwrap();
+        }
+        guest.begin();
+        let (file, dir) = (guest.lookup(1, "file").unwrap().node, guest.lookup(1, "dir").unwrap().node);
+        guest.open(file, libc::O_RDWR).unwrap();
+        guest.open_directory(dir).unwrap();
+        for old in &handles {
+            for (code, fields) in uses(*old) {
+                for node in [1, file, dir] {
+                    assert_eq!(guest.ask(code, node, &fields), Err(libc::EBADF), "{code}");
+                }
+            }
+        }
+        for old in &nodes {
+            assert_eq!(guest.attributes(*old), Err(libc::ESTALE));
+        }
+    }
+}
+
+#[test]
+fn nothing_is_answered_before_a_session_or_after_it() {
+    let folder = folder();
+    let guest = Client::without_session(share(folder.path(), true));
+    let before = picture(folder.path());
+    let refuses_all = |handle: u64| {
+        for code in (0..OPCODES).filter(|code| *code != opcode::INIT) {
+            let args = [wide(&[handle, 0, 0]), string("file"), string("new")].concat();
+            for args in [args.clone(), string("file"), wide(&[0o755]), string("new")] {
+                let reply = guest.raw(&guest.request(code, 1, &args), 4096);
+                let silent = [opcode::FORGET, opcode::BATCH_FORGET, opcode::INTERRUPT].contains(&code);
+                assert_eq!(reply.len(), if silent { 0 } else { OUT_HEADER }, "{code}");
+                assert!(silent || reply[4..8] == (-libc::EIO).to_le_bytes(), "{code}: {reply:?}");
+            }
+        }
+    };
+    refuses_all(0);
+    // One that is refused is none, and one that a newer guest is to begin anew has not begun.
+    for major in [6, 8] {
+        let mut args = Vec::new();
+        [major, 0, 0, 0].iter().for_each(|it| args.u32(*it));
+        assert_eq!(guest.call(opcode::INIT, 0, &args).is_ok(), major == 8);
+        refuses_all(0);
+    }
+    guest.begin();
+    let handle = guest.open_directory(1).unwrap();
+    guest.ask(opcode::DESTROY, 1, &[]).unwrap();
+    refuses_all(handle);
+    assert_eq!(picture(folder.path()), before);
 }
 
 #[test]
@@ -225,8 +338,8 @@ fn a_share_that_is_read_only_refuses_every_change() {
         let args = [1 << valid, handle, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(guest.ask(opcode::SETATTR, file, &args).err(), refused);
     }
-    assert_eq!(guest.ask(opcode::FALLOCATE, 1, &[handle, 0, 100, 0]).err(), refused);
-    assert_eq!(guest.ask(opcode::COPY_FILE_RANGE, 1, &[handle, 0, 1, handle, 0, 1, 0]).err(), refused);
+    assert_eq!(guest.ask(opcode::FALLOCATE, file, &[handle, 0, 100, 0]).err(), refused);
+    assert_eq!(guest.ask(opcode::COPY_FILE_RANGE, file, &[handle, 0, file, handle, 0, 1, 0]).err(), refused);
     let value = [wide(&[1]), string("user.a"), vec![1]].concat();
     assert_eq!(guest.call(opcode::SETXATTR, file, &value).err(), refused);
     assert_eq!(guest.call(opcode::REMOVEXATTR, file, &string("user.a")).err(), refused);

@@ -196,7 +196,7 @@ fn a_write_takes_the_bits_that_run_a_program_as_somebody_else() {
     let mode = || fs::metadata(&path).unwrap().mode() & 0o7777;
     armed();
     let args = [wide(&[handle, 0, 1 | u64::from(flag::WRITE_KILL_SUIDGID) << 32, 0, 0]), vec![7]].concat();
-    guest.call(opcode::WRITE, 1, &args).unwrap();
+    guest.call(opcode::WRITE, file.node, &args).unwrap();
     assert_eq!(mode(), 0o755);
     armed();
     let valid = flag::FATTR_SIZE | flag::FATTR_KILL_SUIDGID;
@@ -338,20 +338,22 @@ fn holes_are_made_found_and_copied() {
     let (to_file, to) = guest.create(1, "to", RW, 0o644).unwrap();
     guest.write(from, 2 * MIB, b"data", 0).unwrap();
     let seek = |whence: i32, at: u64| {
-        let reply = guest.ask(opcode::LSEEK, 1, &[from, at, whence as u64])?;
+        let reply = guest.ask(opcode::LSEEK, guest.node_of(from), &[from, at, whence as u64])?;
         Ok::<_, i32>(Args(&reply).u64().unwrap())
     };
     assert_eq!(seek(libc::SEEK_DATA, 0), Ok(2 * MIB));
     assert_eq!(seek(libc::SEEK_HOLE, 0), Ok(0));
     assert_eq!(seek(libc::SEEK_DATA, 3 * MIB), Err(libc::ENXIO));
     assert_eq!(seek(libc::SEEK_SET, 0), Err(libc::EINVAL));
-    let reply = guest.ask(opcode::COPY_FILE_RANGE, 1, &[from, 2 * MIB, 1, to, 3, 4, 0]).unwrap();
+    let reply = guest
+        .ask(opcode::COPY_FILE_RANGE, guest.node_of(from), &[from, 2 * MIB, guest.node_of(to), to, 3, 4, 0])
+        .unwrap();
     assert_eq!(Args(&reply).u32(), Ok(4));
     assert_eq!(guest.read(to, 0, 10).unwrap(), b"\0\0\0data");
-    guest.ask(opcode::FALLOCATE, 1, &[to, 0, MIB, 0]).unwrap();
+    guest.ask(opcode::FALLOCATE, guest.node_of(to), &[to, 0, MIB, 0]).unwrap();
     assert_eq!(guest.attributes(to_file.node).unwrap().size, MIB);
     let punch = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u64;
-    guest.ask(opcode::FALLOCATE, 1, &[to, 0, 6, punch]).unwrap();
+    guest.ask(opcode::FALLOCATE, guest.node_of(to), &[to, 0, 6, punch]).unwrap();
     assert_eq!(guest.read(to, 0, 8).unwrap(), b"\0\0\0\0\0\0a\0");
 }
 
