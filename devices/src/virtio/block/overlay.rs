@@ -38,6 +38,12 @@ impl Leaf {
 }
 
 impl Map {
+    /// How many leaves it has.
+    #[cfg(test)]
+    pub fn leaves(&self) -> usize {
+        self.0.len()
+    }
+
     /// Adds `sectors`.
     pub fn insert(&mut self, sectors: Range<u64>) {
         let mut at = sectors.start;

@@ -100,8 +100,7 @@ impl Request {
         let Chain { head, mut readable, mut writable } = chain;
         let Some(room) = writable.len().checked_sub(1) else { return Parsed::Broken };
         let status = writable.split_off(room);
-        let used = u32::try_from(room + 1).unwrap_or(u32::MAX);
-        let mut request = Self { queue, head, status, used, task: Task::Sync { done: true } };
+        let mut request = Self { queue, head, status, used: 1, task: Task::Sync { done: true } };
         let mut header = [0; HEADER];
         if readable.read(memory, 0, &mut header) < HEADER {
             return Parsed::Done(request, Status::IoErr);
@@ -109,12 +108,15 @@ impl Request {
         let data = readable.split_off(HEADER);
         let [kind, sector] = [le(&header[..4]), le(&header[8..])];
         let task = match kind as u32 {
-            VIRTIO_BLK_T_IN => transfer(disk, Action::Read, sector, writable),
+            VIRTIO_BLK_T_IN => {
+                request.used = u32::try_from(room + 1).unwrap_or(u32::MAX);
+                transfer(disk, Action::Read, sector, writable)
+            }
             VIRTIO_BLK_T_OUT if disk.is_read_only() => Err(Status::IoErr),
             VIRTIO_BLK_T_OUT => transfer(disk, Action::Write, sector, data),
             VIRTIO_BLK_T_FLUSH => Ok(Task::Sync { done: false }),
             VIRTIO_BLK_T_GET_ID => {
-                writable.write(memory, 0, disk.serial());
+                request.used += writable.write(memory, 0, disk.serial()) as u32;
                 Err(Status::Ok)
             }
             VIRTIO_BLK_T_DISCARD if accepted.has(VIRTIO_BLK_F_DISCARD) => clear(disk, memory, true, &data),
@@ -140,20 +142,14 @@ impl Request {
 
     /// The next operation.
     pub fn next(&mut self, disk: &Disk, accepted: Accepted) -> Next {
+        if let Task::Clear { action, hint, ranges } = &mut self.task
+            && let Some(op) = clear_op(disk, *action, *hint, ranges)
+        {
+            return Next::Op(op);
+        }
         match &mut self.task {
             Task::Move { action, sector, rest } if !rest.is_empty() => {
                 Next::Op(transfer_op(disk, *action, sector, rest))
-            }
-            Task::Clear { action, ranges, .. } if !ranges.is_empty() => {
-                let (sector, count) = ranges.pop_front().unwrap_or_default();
-                let target = if disk.is_ephemeral() { Target::Overlay } else { Target::Image };
-                Next::Op(Op {
-                    action: *action,
-                    target,
-                    offset: sector * SECTOR,
-                    len: count * SECTOR,
-                    buffers: Buffers::default(),
-                })
             }
             Task::Sync { done: true } | Task::Move { action: Action::Read, .. } => Next::Done(Status::Ok),
             // A driver that does not know FLUSH takes a write for durable when it is done (§5.2.6.2).
@@ -265,6 +261,30 @@ fn transfer_op(disk: &Disk, action: Action, sector: &mut u64, rest: &mut Buffers
         target = Target::Direct;
     }
     Op { action, target, offset, len, buffers }
+}
+
+/// Takes the next operation off `ranges`, if there is one. Of an ephemeral disk a discard, which may do nothing
+/// (§5.2.6.2), is of what the guest has written: the map of that does not grow, nor does the file.
+fn clear_op(disk: &Disk, action: Action, hint: bool, ranges: &mut VecDeque<(u64, u64)>) -> Option<Op> {
+    while let Some((sector, mut count)) = ranges.pop_front() {
+        let mut target = Target::Image;
+        if let Some(written) = disk.written() {
+            target = Target::Overlay;
+            if hint {
+                let (there, run) = written.run(sector..sector + count);
+                if run < count {
+                    ranges.push_front((sector + run, count - run));
+                }
+                if !there {
+                    continue;
+                }
+                count = run;
+            }
+        }
+        let (offset, len) = (sector * SECTOR, count * SECTOR);
+        return Some(Op { action, target, offset, len, buffers: Buffers::default() });
+    }
+    None
 }
 
 /// DISCARD, or else WRITE_ZEROES: everything is checked before anything is done.

@@ -154,6 +154,68 @@ fn the_configuration_space_tells_of_the_disk() {
 }
 
 #[test]
+fn a_discard_of_what_was_never_written_leaves_no_trace_of_an_ephemeral_disk() {
+    // Sectors enough for a leaf of the map a discard: every one of 32 segments begins another.
+    const LEAF: u64 = 4096;
+    with_engines("discards", |kind| {
+        let bytes = pattern(SECTORS);
+        let file = image(&bytes);
+        file.set_len(4096 * LEAF * SECTOR).unwrap();
+        let scratch = tempfile::tempfile().unwrap();
+        let disk = Disk::new(file.try_clone().unwrap(), 4096 * LEAF * SECTOR);
+        let disk = Arc::new(disk.ephemeral(scratch.try_clone().unwrap()).unwrap());
+        let mut rig = Rig::of(kind, disk.clone(), file);
+        for first in (0..4096).step_by(32) {
+            let segments: Vec<_> = (first..first + 32).map(|leaf| (leaf * LEAF + 5, 3, 0)).collect();
+            assert_eq!(rig.clear(VIRTIO_BLK_T_DISCARD, &segments), 0);
+        }
+        assert_eq!(rig.clear(VIRTIO_BLK_T_DISCARD, &[(0, MAX_DISCARD, 0)]), 0);
+        assert_eq!(disk.written().unwrap().leaves(), 0);
+        assert!(rig.read(0, 64) == bytes[..64 * 512], "it is as it was");
+        // What was written among it is given back, and nothing else changes.
+        assert_eq!(rig.write(10, &[7; 512]), 0);
+        assert_eq!(rig.write(20, &[7; 1024]), 0);
+        assert_eq!(rig.clear(VIRTIO_BLK_T_DISCARD, &[(0, MAX_DISCARD, 0)]), 0);
+        let mut expected = bytes[..64 * 512].to_vec();
+        expected[10 * 512..11 * 512].fill(0);
+        expected[20 * 512..22 * 512].fill(0);
+        assert!(rig.read(0, 64) == expected);
+        assert_eq!(disk.written().unwrap().leaves(), 1);
+        // Zeros, which must be there afterwards, are written.
+        assert_eq!(rig.clear(VIRTIO_BLK_T_WRITE_ZEROES, &[(LEAF, 8, 1)]), 0);
+        assert_eq!(disk.written().unwrap().leaves(), 2);
+        assert!(rig.read(LEAF, 8) == [0; 8 * 512]);
+    });
+}
+
+#[test]
+fn the_used_length_is_what_was_written() {
+    with_engines("used", |kind| {
+        let mut rig = Rig::with(kind, |disk| disk.with_serial("a serial"));
+        // Room for data, and the length that is used beside the status.
+        let cases = [
+            (VIRTIO_BLK_T_GET_ID, 0, 0),
+            (VIRTIO_BLK_T_GET_ID, 7, 7),
+            (VIRTIO_BLK_T_GET_ID, 20, 20),
+            (VIRTIO_BLK_T_GET_ID, 4096, 20),
+            (VIRTIO_BLK_T_FLUSH, 0, 0),
+            (VIRTIO_BLK_T_FLUSH, 512, 0),
+            (VIRTIO_BLK_T_IN, 512, 512),
+        ];
+        for (what, room, used) in cases {
+            rig.header(what, 0);
+            let mut parts = vec![(HEADER, 16, false), (BUFFERS, room, true), (STATUS, 1, true)];
+            parts.retain(|part| part.1 > 0);
+            assert_eq!(rig.raw(&parts), Some((0, used + 1)), "{what} with room for {room}");
+        }
+        // A write writes nothing into the chain, whatever room there is.
+        rig.header(VIRTIO_BLK_T_OUT, 0);
+        let parts = [(HEADER, 16, false), (BUFFERS, 512, false), (BUFFERS, 512, true), (STATUS, 1, true)];
+        assert_eq!(rig.raw(&parts), Some((0, 1)));
+    });
+}
+
+#[test]
 fn a_whole_queue_of_requests_goes_through() {
     with_engines("batch", |kind| {
         let mut rig = Rig::new(kind);
