@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use boot::modules::Modules;
 
-use crate::setup::{Kernel, LAB};
+use crate::setup::{Kernel, LAB, TODAY};
 use crate::user;
 use crate::vmm::sandbox;
 
@@ -118,6 +118,9 @@ fn machines(kernels: &[Kernel], all: bool) -> Vec<Case> {
             }
             // These kernels are built without MP tables: one CPU and the legacy controllers are left.
             add(BzImage, 1, 1024, End::PowerOff, false);
+        } else if kernel.name == TODAY {
+            add(Pvh, 1, 1024, End::PowerOff, true);
+            add(BzImage, 2, 1024, End::Panic(""), true);
         } else if index % 2 == 0 {
             add(BzImage, 1, 128, End::PowerOff, true);
             add(Pvh, 2, 1024, End::PowerOff, true);
@@ -327,6 +330,22 @@ mod tests {
             |names: Vec<String>| -> Vec<_> { names.iter().map(|name| format!("user/{name}")).collect() };
         assert_eq!(names(false, true), theirs(names(false, false)));
         assert_eq!(names(true, true), [names(true, false), theirs(names(true, false))].concat());
+    }
+
+    #[test]
+    fn todays_kernel_has_one_boot_and_one_crash_in_the_quick_run() {
+        let [first, second] = kernels();
+        let kernels = [first, second, Kernel::at(TODAY, "7.3.4", Path::new("/nowhere"))];
+        let names = |all| -> Vec<_> {
+            let names = cases(&kernels, all, false).into_iter().map(|case| case.to_string());
+            names.filter(|name| name.starts_with("linux-7.3/")).collect()
+        };
+        assert_eq!(
+            names(false),
+            ["linux-7.3/ELF-PVH/1cpu/1024M/poweroff", "linux-7.3/bzImage/2cpu/1024M/panic"]
+        );
+        assert_eq!(names(true).len(), 39);
+        assert!(names(false).iter().all(|name| names(true).contains(name)));
     }
 
     #[test]

@@ -14,6 +14,8 @@ use crate::vmlinux;
 
 /// What the lab's own kernel is called.
 pub const LAB: &str = "lab";
+/// What the newest of Debian's kernels is called, of which the quick run tries little.
+pub const TODAY: &str = "7.3";
 
 /// A kernel ready to be booted.
 #[derive(Clone, Debug)]
@@ -95,7 +97,7 @@ pub struct Missing {
 pub fn origins(distribution: &Distribution) -> (Vec<Origin>, Vec<Missing>) {
     if distribution.is_ubuntu() {
         let hwe = format!("linux-image-virtual-hwe-{}", distribution.version);
-        let missing = ["6.1", "6.12"].map(|name| Missing {
+        let missing = ["6.1", "6.12", TODAY].map(|name| Missing {
             name: name.to_owned(),
             reason: "Debian's kernel, not to be had on Ubuntu".to_owned(),
         });
@@ -105,7 +107,7 @@ pub fn origins(distribution: &Distribution) -> (Vec<Origin>, Vec<Missing>) {
         );
     }
     let debian = "linux-image-cloud-amd64";
-    (vec![Origin::new("6.1", debian), Origin::new("6.12", debian)], Vec::new())
+    (["6.1", "6.12", TODAY].map(|name| Origin::new(name, debian)).into(), Vec::new())
 }
 
 /// The lab's kernel: a full one, since Debian's cloud kernels have no 9p.
@@ -132,11 +134,8 @@ pub fn ensure(setup: &mut Setup, origin: &Origin) -> Result<Option<Kernel>> {
     };
     let image =
         meta.depends.iter().find(images).with_context(|| format!("{} names no image", origin.package))?;
-    let mut packages = vec![image.clone()];
-    let modules = image.replacen("linux-image-", "linux-modules-", 1);
-    if apt.candidate(&modules, "")?.is_some() {
-        packages.push(modules);
-    }
+    let depends = apt.candidate(image, "")?.map(|found| found.depends).unwrap_or_default();
+    let packages = parts(image, &depends);
     // The finished folder appears in one step, so that an interrupted run leaves nothing that looks whole.
     let kernels = host::target("kernels")?;
     let (part, whole) = (kernels.join(format!("{}.part", origin.name)), kernels.join(&origin.name));
@@ -153,6 +152,14 @@ pub fn ensure(setup: &mut Setup, origin: &Origin) -> Result<Option<Kernel>> {
     Kernel::open(&origin.name)
 }
 
+/// The packages that a kernel comes in: its image's, and those of the same release which that depends on. Ubuntu has its
+/// modules apart; Debian, from Linux 6.19 on, modules, image and the rest.
+fn parts(image: &str, depends: &[String]) -> Vec<String> {
+    let release = image.trim_start_matches("linux-image");
+    let own = depends.iter().filter(|name| name.starts_with("linux-") && name.ends_with(release));
+    std::iter::once(image.to_owned()).chain(own.cloned()).collect()
+}
+
 /// Turns the packages in `folder` into `vmlinuz`, `vmlinux`, `vmlinux-nopvh` and `lib/modules`.
 fn unpack(folder: &Path) -> Result<()> {
     for package in
@@ -161,22 +168,33 @@ fn unpack(folder: &Path) -> Result<()> {
         output(Command::new("dpkg").arg("-x").arg(package).arg(folder))?;
         fs::remove_file(package).context("removing an unpacked package")?;
     }
-    let is_image =
-        |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"));
-    let boot = list(&folder.join("boot"))?;
-    let image = boot.iter().find(is_image).context("the package has no kernel image")?;
-    let release = image.to_string_lossy().rsplit_once("vmlinuz-").map(|(_, release)| release.to_owned());
-    fs::rename(image, folder.join("vmlinuz")).context("moving the kernel image")?;
-    fs::remove_dir_all(folder.join("boot")).context("removing boot")?;
     // Packages of merged-/usr distributions have their modules below usr.
     if !folder.join("lib").exists() {
         fs::rename(folder.join("usr/lib"), folder.join("lib")).context("moving the modules")?;
     }
-    let _ = fs::remove_dir_all(folder.join("usr"));
-    let release = release.context("the kernel image has no version in its name")?;
+    let (image, release) = image(folder)?;
+    fs::rename(&image, folder.join("vmlinuz")).context("moving the kernel image")?;
+    for rest in ["boot", "usr"] {
+        let _ = fs::remove_dir_all(folder.join(rest));
+    }
     let depmod = host::program("depmod").context("kmod has no depmod")?;
     output(Command::new(depmod).arg("-b").arg(folder).arg(&release))?;
     extract(folder)
+}
+
+/// The unpacked image and its release: in `boot`, or, from Debian's 6.19 on, beside the modules.
+fn image(folder: &Path) -> Result<(PathBuf, String)> {
+    let in_boot = list(&folder.join("boot")).unwrap_or_default().into_iter().find_map(|path| {
+        let release = path.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned();
+        Some((path, release))
+    });
+    let beside_modules = || {
+        list(&folder.join("lib/modules")).unwrap_or_default().into_iter().find_map(|path| {
+            let (image, release) = (path.join("vmlinuz"), path.file_name()?.to_str()?.to_owned());
+            image.is_file().then_some((image, release))
+        })
+    };
+    in_boot.or_else(beside_modules).context("the packages have no kernel image")
 }
 
 /// Writes the two ELF kernels.
@@ -193,4 +211,40 @@ fn extract(folder: &Path) -> Result<()> {
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))?;
     Ok(entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_fetched_with_all_the_packages_of_its_release() {
+        let packages = |image: &str, depends: &[&str]| {
+            parts(image, &depends.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let old = "linux-image-6.12.95+deb12-cloud-amd64";
+        assert_eq!(packages(old, &["kmod", "linux-base", "initramfs-tools"]), [old]);
+        let new =
+            ["image", "base", "binary", "modules"].map(|part| format!("linux-{part}-7.3.4+deb13-amd64"));
+        let depends = ["dracut", "linux-initramfs-tool", &new[1], &new[2], &new[3]];
+        assert_eq!(packages(&new[0], &depends), new);
+        let ubuntu = ["linux-image-6.8.0-90-generic", "linux-modules-6.8.0-90-generic"];
+        assert_eq!(packages(ubuntu[0], &["kmod", "linux-base", ubuntu[1]]), ubuntu);
+    }
+
+    #[test]
+    fn an_image_is_found_in_boot_and_beside_its_modules() {
+        for (path, release) in [
+            ("boot/vmlinuz-6.12.95+deb12-cloud-amd64", "6.12.95+deb12-cloud-amd64"),
+            ("lib/modules/7.3.4+deb13-cloud-amd64/vmlinuz", "7.3.4+deb13-cloud-amd64"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join(path);
+            fs::create_dir_all(folder.path().join("lib/modules").join(release)).unwrap();
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            assert!(image(folder.path()).is_err());
+            fs::write(&file, "").unwrap();
+            assert_eq!(image(folder.path()).unwrap(), (file, release.to_owned()));
+        }
+    }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use self::apt::Apt;
 pub use self::debian::{Debian, PASSWORD};
 pub use self::glibc::{other as other_glibc, own as own_glibc};
-pub use self::kernels::{Kernel, LAB, Missing};
+pub use self::kernels::{Kernel, LAB, Missing, TODAY};
 pub use self::selftests::folder as selftests_folder;
 use crate::host::{self, Distribution};
 
@@ -50,8 +50,11 @@ impl Setup {
     fn apt(&mut self) -> Result<&Apt> {
         if self.apt.is_none() {
             let distribution = Distribution::here()?;
-            let suites: &[&str] =
-                if distribution.is_ubuntu() { &[] } else { &["bookworm", "bookworm-backports"] };
+            // Backports are only taken where nothing else has a package, or they are asked for.
+            let suites: &[&str] = match distribution.is_ubuntu() {
+                true => &[],
+                false => &["bookworm", "bookworm-backports", "trixie-backports"],
+            };
             self.apt = Some(Apt::open("apt", &distribution, suites)?);
         }
         self.apt.as_ref().context("apt was just opened")
@@ -73,13 +76,13 @@ impl Setup {
         Ok((found, missing))
     }
 
-    /// One kernel to show: the newest.
+    /// The kernel to show, to prove devices on and to measure with: the newest of a release of the distribution's.
     ///
     /// # Errors
     /// None can be fetched.
     pub fn kernel(&mut self) -> Result<Kernel> {
         let (origins, _) = kernels::origins(&Distribution::here()?);
-        for origin in origins.iter().rev() {
+        for origin in origins.iter().rev().filter(|origin| origin.name != kernels::TODAY) {
             if let Some(kernel) = kernels::ensure(self, origin)? {
                 return Ok(kernel);
             }
