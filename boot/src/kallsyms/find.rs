@@ -1,10 +1,11 @@
 //! Finds the kernel's tables of symbols in guest memory.
 //!
-//! Nothing says where they are, but all are in one piece of read-only data, each at a multiple of eight, and the table
-//! of what codes stand for is easily told: a name has digits, so the codes of `0` to `9` stand for themselves. From
-//! there the others are found, in either order that kernels have had them in:
+//! Nothing says where they are, but all are in one piece of read-only data, each at a multiple of eight, from Linux 7.0 on
+//! of four, and the table of what codes stand for is easily told: a name has digits, so the codes of `0` to `9` stand for
+//! themselves. From there the others are found, in either order that kernels have had them in:
 //!
-//! - up to Linux 6.3: offsets, base, count, names, markers (6.2 and 6.3: an order of names), tokens, token index;
+//! - up to Linux 6.3: offsets, base, count, names, markers (6.2, 6.3 and late stable releases of those before: an order of
+//!   names), tokens, token index;
 //! - from Linux 6.4: count, names, markers, tokens, token index, offsets, base;
 //! - from Linux 7.0: the same without a base.
 //!
@@ -36,6 +37,12 @@ const NAMES_MAX: u64 = 32 << 20;
 const HEAD_MAX: u32 = 256 * MARKED as u32;
 /// What the tokens may measure in front of `0` and altogether.
 const TOKENS_MAX: u64 = 16 << 10;
+
+/// What tables may be aligned to.
+const ALIGNMENTS: [u64; 2] = [8, 4];
+
+/// What the first token's string may measure.
+const FIRST_MAX: usize = 128;
 
 const DIGITS: &[u8; 20] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0";
 
@@ -99,24 +106,36 @@ impl<M: Physical> Search<'_, M> {
     fn tokens(&self, digits: u64) -> Option<(Tokens, Range<u64>)> {
         let from = digits.checked_sub(TOKENS_MAX)?;
         let bytes = self.bytes(from, TOKENS_MAX)?;
-        // In front of the first string is the end of another table, which is a zero byte too.
-        let nul = |(_, byte): &(usize, &u8)| **byte == 0;
-        let (before, _) = bytes.iter().enumerate().rev().filter(nul).nth(usize::from(b'0'))?;
-        let start = from + before as u64 + 1;
+        // The strings of as many codes end in front of that of `0`. What is in front of the first one ends with a zero byte
+        // where it is a table of small numbers or has been aligned, and else with any.
+        let mut ends = (0..bytes.len()).rev().filter(|&at| bytes[at] == 0);
+        let first = ends.nth(usize::from(b'0') - 1)?;
+        let least = first.saturating_sub(FIRST_MAX).max(ends.next().map_or(0, |end| end + 1));
+        let starts = (least..=first).map(|at| from + at as u64).filter(|start| start.is_multiple_of(4));
+        starts.rev().find_map(|start| self.tokens_at(start))
+    }
+
+    /// The tokens, and where their tables are, if the first one's string is at `start`.
+    fn tokens_at(&self, start: u64) -> Option<(Tokens, Range<u64>)> {
         let mut bytes = vec![0; TOKENS_MAX as usize];
-        let bytes = self.read(start, &mut bytes).filter(|_| start.is_multiple_of(8))?;
+        let bytes = self.read(start, &mut bytes)?;
         let (mut index, mut at) = (Box::new([0; 256]), 0);
         for place in index.iter_mut() {
             *place = u16::try_from(at).ok()?;
             at += bytes.get(at..)?.iter().position(|&byte| byte == 0)? + 1;
         }
-        let second = at.next_multiple_of(8);
-        let written = bytes.get(second..second + 512)?.as_chunks().0;
-        let right = index.iter().zip(written).all(|(place, bytes)| *place == u16::from_le_bytes(*bytes));
         let zero = usize::from(index[usize::from(b'0')]);
-        if !right || !bytes[zero..].starts_with(DIGITS) {
+        if !bytes[zero..].starts_with(DIGITS) {
             return None;
         }
+        let is_index = |second: &usize| {
+            let written = bytes.get(*second..second + 512).unwrap_or_default().as_chunks().0;
+            written.len() == 256
+                && index.iter().zip(written).all(|(place, bytes)| *place == u16::from_le_bytes(*bytes))
+        };
+        let behind = start.checked_add(at as u64)?;
+        let seconds = ALIGNMENTS.map(|align| (behind.next_multiple_of(align) - start) as usize);
+        let second = seconds.into_iter().find(is_index)?;
         let tokens = Tokens { table: bytes[..at].to_vec(), index };
         Some((tokens, start..start.checked_add(second as u64 + 512)?))
     }
@@ -141,7 +160,8 @@ impl<M: Physical> Search<'_, M> {
             let start = end.saturating_sub(CHUNK as u64);
             let chunk = self.read(start, &mut chunk[..(end - start) as usize])?;
             let words = chunk.as_chunks().0.iter().enumerate().rev();
-            let words = words.map(|(index, word)| (u64::from_le_bytes(*word), start + 8 * index as u64));
+            let words =
+                words.map(|(index, word)| (u32::from_le_bytes(*word).into(), start + 4 * index as u64));
             for (count, at) in words.filter(|(count, _)| COUNT.contains(count)) {
                 if let Some((names, markers)) = self.names_behind(at, count, tokens) {
                     return Some((at, count, names, markers));
@@ -154,29 +174,32 @@ impl<M: Physical> Search<'_, M> {
 
     /// The names and markers if the count is at `at`.
     fn names_behind(&self, at: u64, count: u64, tokens: u64) -> Option<(Vec<u8>, Vec<u32>)> {
+        let aligned = |align: &u64| at.is_multiple_of(*align) && tokens.is_multiple_of(*align);
+        ALIGNMENTS.into_iter().filter(aligned).find_map(|align| {
+            let order = (3 * count).next_multiple_of(align);
+            [0, order]
+                .into_iter()
+                .find_map(|behind| self.names_until(at + align, count, tokens.checked_sub(behind)?, align))
+        })
+    }
+
+    /// The names and markers, if the names are at `at`, and the markers in front of `end`.
+    fn names_until(&self, at: u64, count: u64, end: u64, align: u64) -> Option<(Vec<u8>, Vec<u32>)> {
         let marked = count.div_ceil(MARKED as u64);
-        let order = (3 * count).next_multiple_of(8);
-        for behind in [0, order] {
-            let markers_at = tokens.checked_sub((4 * marked).next_multiple_of(8))?.checked_sub(behind)?;
-            let Some(room) = markers_at.checked_sub(at + 8).filter(|room| *room >= 2 * count) else {
-                continue;
-            };
-            // Almost every wrong place ends here, and every other at the first names.
-            let first = self.words(markers_at, 2)?;
-            if first[0] != 0 || u64::from(first[1]) >= room || first[1] > HEAD_MAX {
-                continue;
-            }
-            let head = self.bytes(at + 8, first[1].into())?;
-            if marked_names(&head, MARKED as u64, &first[..1]) != Some(head.len()) {
-                continue;
-            }
-            let (names, markers) = (self.bytes(at + 8, room)?, self.words(markers_at, marked)?);
-            let len = marked_names(&names, count, &markers);
-            if len.is_some_and(|len| len.next_multiple_of(8) as u64 == room) {
-                return Some((names, markers));
-            }
+        let markers_at = end.checked_sub((4 * marked).next_multiple_of(align))?;
+        let room = markers_at.checked_sub(at).filter(|room| *room >= 2 * count)?;
+        // Almost every wrong place ends here, and every other at the first names.
+        let first = self.words(markers_at, 2)?;
+        if first[0] != 0 || u64::from(first[1]) >= room || first[1] > HEAD_MAX {
+            return None;
         }
-        None
+        let head = self.bytes(at, first[1].into())?;
+        if marked_names(&head, MARKED as u64, &first[..1]) != Some(head.len()) {
+            return None;
+        }
+        let (names, markers) = (self.bytes(at, room)?, self.words(markers_at, marked)?);
+        let len = marked_names(&names, count, &markers)?;
+        ((len as u64).next_multiple_of(align) == room).then_some((names, markers))
     }
 
     /// The addresses, if that is what they are: they go up, and the base is a kernel's.

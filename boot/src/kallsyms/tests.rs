@@ -33,10 +33,20 @@ enum Layout {
     Until6_1,
     Until6_3,
     Until6_19,
+    /// Without a base, and still aligned to eight.
+    WithoutBase,
+    /// Aligned to four.
     Now,
 }
 
-const LAYOUTS: [Layout; 4] = [Layout::Until6_1, Layout::Until6_3, Layout::Until6_19, Layout::Now];
+const LAYOUTS: [Layout; 5] =
+    [Layout::Until6_1, Layout::Until6_3, Layout::Until6_19, Layout::WithoutBase, Layout::Now];
+impl Layout {
+    fn alignment(self) -> usize {
+        if self == Self::Now { 4 } else { 8 }
+    }
+}
+
 const COUNT: usize = 1500;
 /// Its length takes two bytes.
 const LONG: usize = 1003;
@@ -49,12 +59,13 @@ fn name(index: usize) -> String {
     }
 }
 
-fn align(bytes: &mut Vec<u8>) {
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
-}
-
 /// The tables, with `percpu` symbols at addresses from zero, and the others 16 bytes apart.
 fn tables(layout: Layout, percpu: Option<usize>) -> Image {
+    made(layout, percpu, COUNT, 100_000).0
+}
+
+/// The tables of `all` symbols behind `before` bytes, and where each table begins.
+fn made(layout: Layout, percpu: Option<usize>, all: usize, before: usize) -> (Image, Vec<usize>) {
     let mut token_table = Vec::new();
     let mut token_index = Vec::new();
     for code in 0..=255u8 {
@@ -67,7 +78,7 @@ fn tables(layout: Layout, percpu: Option<usize>) -> Image {
         token_table.push(0);
     }
     let (mut names, mut markers) = (Vec::new(), Vec::new());
-    for index in 0..COUNT {
+    for index in 0..all {
         if index % 256 == 0 {
             markers.extend((names.len() as u32).to_le_bytes());
         }
@@ -86,31 +97,55 @@ fn tables(layout: Layout, percpu: Option<usize>) -> Image {
         Some(percpu) if index < percpu => index as u32 * 8,
         Some(percpu) => !((index - percpu) as u32 * 16),
     };
-    let offsets: Vec<u8> = (0..COUNT).flat_map(|index| offset(index).to_le_bytes()).collect();
-    let (count, base) = ((COUNT as u32).to_le_bytes().to_vec(), BASE.to_le_bytes().to_vec());
-    let order = vec![0x55; 3 * COUNT];
+    let offsets: Vec<u8> = (0..all).flat_map(|index| offset(index).to_le_bytes()).collect();
+    let (count, base) = ((all as u32).to_le_bytes().to_vec(), BASE.to_le_bytes().to_vec());
+    let order = vec![0x55; 3 * all];
     let parts = match layout {
         Layout::Until6_1 => vec![offsets, base, count, names, markers, token_table, token_index],
         Layout::Until6_3 => vec![offsets, base, count, names, markers, order, token_table, token_index],
         Layout::Until6_19 => vec![count, names, markers, token_table, token_index, offsets, base, order],
-        Layout::Now => vec![count, names, markers, token_table, token_index, offsets, order],
+        Layout::WithoutBase | Layout::Now => {
+            vec![count, names, markers, token_table, token_index, offsets, order]
+        }
     };
+    let without_base = matches!(layout, Layout::WithoutBase | Layout::Now);
     // What precedes and follows is no table.
-    let mut memory = vec![0x77; 100_000];
+    let mut memory = vec![0x77; before];
+    let mut places = Vec::new();
     for (index, mut part) in parts.into_iter().enumerate() {
-        align(&mut memory);
-        if layout == Layout::Now && index == 5 {
+        memory.resize(memory.len().next_multiple_of(layout.alignment()), 0);
+        if without_base && index == 5 {
             let place = memory.len() as u32;
             for (index, offset) in (0u32..).zip(part.as_chunks_mut().0) {
                 // All begin where memory does.
                 *offset = (16 * index).wrapping_sub(place + 4 * index).to_le_bytes();
             }
         }
+        places.push(memory.len());
         memory.extend(part);
     }
-    align(&mut memory);
+    memory.resize(memory.len().next_multiple_of(8), 0);
     memory.extend([0x77; 50_000]);
-    Image(memory)
+    (Image(memory), places)
+}
+
+#[test]
+fn symbols_are_found_wherever_tables_may_begin() {
+    // The count, the names, the markers, the tokens, their index and the offsets, at odd multiples of four.
+    let mut odd = [false; 6];
+    for layout in LAYOUTS {
+        for (all, before) in (COUNT..COUNT + 8).flat_map(|all| [(all, 100_000), (all, 100_004)]) {
+            let (image, places) = made(layout, None, all, before);
+            let symbols = find(&image, START).unwrap_or_else(|| panic!("{layout:?}, {all}, {before}"));
+            assert_eq!(symbols.len(), all);
+            let last = symbols.at(BASE + 16 * (all as u64 - 1)).unwrap();
+            assert_eq!(last.name, name(all - 1), "{layout:?}");
+            for (odd, place) in odd.iter_mut().zip(places).filter(|_| layout == Layout::Now) {
+                *odd |= place % 8 == 4;
+            }
+        }
+    }
+    assert_eq!(odd, [true; 6]);
 }
 
 #[test]
@@ -273,7 +308,7 @@ fn lift_symbols(elf: &mut [u8]) {
 fn stock_kernels_name_their_functions() {
     let kernels = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/kernels");
     let mut seen = 0;
-    for name in ["6.1", "6.12", "lab"] {
+    for name in ["6.1", "6.12", "7.3", "lab"] {
         let path = format!("{kernels}/{name}/vmlinux");
         let Ok(kernel) = fs::read(&path) else {
             eprintln!("skipped: stock_kernels_name_their_functions ({name}): no {path}");

@@ -34,9 +34,20 @@ enum Change<'a> {
     Shift(u8),
 }
 
+/// Orders of tables, and what they are aligned to.
+#[derive(Arbitrary, Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// Up to Linux 6.3.
+    Old,
+    /// Up to Linux 6.19.
+    New,
+    /// From Linux 7.0 on.
+    Now,
+}
+
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
-    old: bool,
+    layout: Layout,
     changes: [Option<Change<'a>>; 4],
     near: u32,
     asked: [u64; 4],
@@ -44,8 +55,8 @@ struct Input<'a> {
     map: &'a [u8],
 }
 
-/// Proper tables, in the older or the newer order.
-fn tables(old: bool) -> Vec<u8> {
+/// Proper tables.
+fn tables(layout: Layout) -> Vec<u8> {
     let (mut table, mut index, mut names, mut markers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for code in 0..=255u8 {
         index.extend((table.len() as u16).to_le_bytes());
@@ -63,14 +74,24 @@ fn tables(old: bool) -> Vec<u8> {
     let offsets = (0..COUNT).flat_map(|symbol| (16 * symbol).to_le_bytes()).collect();
     let base = (KERNEL_HALF + START).to_le_bytes().to_vec();
     let count = COUNT.to_le_bytes().to_vec();
-    let parts = match old {
-        true => [offsets, base, count, names, markers, table, index],
-        false => [count, names, markers, table, index, offsets, base],
+    let parts = match layout {
+        Layout::Old => vec![offsets, base, count, names, markers, table, index],
+        Layout::New => vec![count, names, markers, table, index, offsets, base],
+        Layout::Now => vec![count, names, markers, table, index, offsets],
     };
-    let mut bytes = vec![0; BEFORE];
-    for part in parts {
+    let (align, len) = if layout == Layout::Now { (4, parts.len()) } else { (8, 0) };
+    // The newest begin at an odd multiple of four.
+    let mut bytes = vec![0; if layout == Layout::Now { BEFORE + 4 } else { BEFORE }];
+    for (part, index) in parts.into_iter().zip(1..) {
+        let place = bytes.len() as u32;
         bytes.extend(part);
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        if index == len {
+            // Each symbol's address from where it is said.
+            for (offset, index) in bytes[place as usize..].as_chunks_mut().0.iter_mut().zip(0u32..) {
+                *offset = (16 * index).wrapping_sub(place + 4 * index).to_le_bytes();
+            }
+        }
+        bytes.resize(bytes.len().next_multiple_of(align), 0);
     }
     bytes.resize(bytes.len() + (16 << 10), 0);
     bytes
@@ -102,13 +123,16 @@ fn look(symbols: &Symbols, asked: &[u64]) {
 
 pub fn run(data: &[u8]) {
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(data)) else { return };
-    let mut memory = tables(input.old);
+    let mut memory = tables(input.layout);
     input.changes.iter().flatten().for_each(|it| change(&mut memory, it));
     assert!(memory.len() < MOST);
     let physical = START + u64::from(input.near) % (1 << 20);
     let address = if input.asked[3] % 2 == 0 { KERNEL_HALF + physical } else { input.asked[3] };
     let found = Symbols::find(&Memory(memory), Place { address, physical });
-    assert!(found.is_some() || input.changes.iter().any(Option::is_some), "proper tables are not found");
+    // Addresses relative to their own places say nothing where the image is said to be somewhere else.
+    let proper = input.layout != Layout::Now || address == KERNEL_HALF + physical;
+    let changed = input.changes.iter().any(Option::is_some);
+    assert!(found.is_some() || changed || !proper, "proper tables are not found");
     if let Some(symbols) = found {
         look(&symbols, &input.asked);
     }
