@@ -129,7 +129,7 @@ impl Spec {
         let (name, to) = match &self.to {
             To::Tap { name, queues } => (name.as_str(), Open::Tap(tap::open(name, *queues)?)),
             To::User { forwards } => {
-                let (socket, passt) = passt::start(forwards)?;
+                let (socket, passt) = passt::start(forwards, None)?;
                 let stream = Stream::new(socket).context("cannot use passt's socket")?;
                 ("user", Open::User(stream, Some(passt)))
             }

@@ -1,73 +1,65 @@
 //! passt(1), which gives a guest the host's network without privileges: one process a network, at the other end of a
 //! socket. It ends when that is closed, so it goes with kite, whatever ends kite.
 
-use std::fs;
+mod options;
+mod program;
+
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
-use std::net::IpAddr;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr};
 use std::thread;
 
 use anyhow::{Context, anyhow, bail};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{Mode, fchmod};
 
 use crate::doctor::Confinement;
 use crate::net::Forward;
 use crate::sandbox;
+use options::Resolvers;
+pub use program::find;
 
 /// The stack of the thread that waits for passt, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
 /// The longest line of passt's that is told at once, in bytes.
 const LINE: usize = 1024;
+/// The most that is read of what it says before it is ready, in bytes.
+const START: usize = 4096;
 /// What passt may take to be ready, in milliseconds. It takes milliseconds.
 const STARTS_IN: u16 = 30_000;
-/// Where resolvers are named (resolv.conf(5)), and where those are that systemd-resolved asks.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// See [`RESOLV_CONF`].
-const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 /// What passt says of itself in any case, when all is well.
-const CHATTER: [&str; 2] = ["Don't run as root", "to syslog"];
+const CHATTER: [&str; 4] = ["Don't run as root", "to syslog", "Started as root", "AVX2 build"];
 
-/// Starts passt and waits until it is ready; returns the socket to talk to it, and the process, to be [`watch`]ed.
+/// Starts passt and waits until it is ready; returns the socket to talk to it, and the process, to be [`watch`]ed. `mtu` is
+/// what it announces to the guest.
 ///
 /// # Errors
 /// There is no passt, or it doesn't start: with what it says.
-pub fn start(forwards: &[Forward]) -> anyhow::Result<(UnixStream, Child)> {
+pub fn start(forwards: &[Forward], mtu: Option<u16>) -> anyhow::Result<(UnixStream, Child)> {
     forwards.iter().try_for_each(check)?;
+    let program = find().context(
+        "cannot find passt, which `--net user` needs; install it with `apt install passt` (or dnf, pacman, zypper)",
+    )?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
     let (ready, tell) = io::pipe().context("cannot make a pipe")?;
     // Started by root it opens the pipe as nobody.
     fchmod(&tell, Mode::from_bits_truncate(0o622)).context("cannot let passt write to a pipe")?;
-    let mut command = Command::new("passt");
-    command.args(["--foreground", "--quiet", "--no-map-gw"]);
+    let mut command = program::command(&program, [theirs.as_fd(), tell.as_fd()]);
+    command.args(options::all(forwards, mtu));
     command.args(["--fd", &theirs.as_raw_fd().to_string()]);
     command.args(["--pid", &format!("/proc/self/fd/{}", tell.as_raw_fd())]);
-    command.args(["--tcp-ports", &ports(forwards, false), "--udp-ports", &ports(forwards, true)]);
-    // Of its own, so that a key that interrupts kite doesn't end it first.
-    command.process_group(0);
-    let [usual, behind] =
-        [RESOLV_CONF, BEHIND_RESOLVED].map(|path| fs::read_to_string(path).unwrap_or_default());
-    for server in name_servers(&usual, &behind) {
-        command.args(["--dns", &server.to_string()]);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    inherit(theirs.as_fd())?;
-    inherit(tell.as_fd())?;
     let started = command.spawn();
     drop((theirs, tell));
-    let mut child = started.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            anyhow!("cannot find passt, which `--net user` needs; install it with `apt install passt`")
-        }
-        _ => anyhow!(error).context("cannot start passt"),
-    })?;
+    let mut child = started.with_context(|| format!("cannot start {}", program.display()))?;
     wait_until_ready(ready, &mut child)?;
     Ok((ours, child))
+}
+
+/// The resolver of this host's that passt asks for the guest and does not name to it, if there is one.
+pub fn resolver() -> Option<IpAddr> {
+    Resolvers::here().unnamed()
 }
 
 /// passt says nothing if it gets a port for IPv6 alone.
@@ -80,32 +72,6 @@ fn check(forward: &Forward) -> anyhow::Result<()> {
     bound.map_err(|error| {
         anyhow!("cannot forward {protocol} port {}: {error}; choose another port of the host", forward.host)
     })
-}
-
-/// Leaves `file` open in programs that kite starts from here on. It is closed here when passt has it.
-fn inherit(file: BorrowedFd<'_>) -> anyhow::Result<()> {
-    fcntl(file, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot hand passt a file")?;
-    Ok(())
-}
-
-/// The name servers that the guest is to be told of, if they are not the usual ones: a resolver on the host's loopback,
-/// as systemd's is, cannot be reached from a guest, those behind it can.
-fn name_servers(usual: &str, behind: &str) -> Vec<IpAddr> {
-    let servers = |text: &str| -> Vec<IpAddr> {
-        let lines = text.lines().filter_map(|line| line.strip_prefix("nameserver"));
-        lines.filter_map(|server| server.trim().parse().ok()).collect()
-    };
-    match servers(usual).iter().all(IpAddr::is_loopback) {
-        true => servers(behind).into_iter().filter(|server| !server.is_loopback()).take(3).collect(),
-        false => Vec::new(),
-    }
-}
-
-/// passt's list of forwarded ports.
-fn ports(forwards: &[Forward], udp: bool) -> String {
-    let ports = forwards.iter().filter(|forward| forward.udp == udp);
-    let list: Vec<_> = ports.map(|forward| format!("{}:{}", forward.host, forward.guest)).collect();
-    if list.is_empty() { "none".to_owned() } else { list.join(",") }
 }
 
 /// What a program says next: a line, or as much of one as is worth reading; none at its end.
@@ -124,11 +90,11 @@ fn wait_until_ready(mut ready: PipeReader, child: &mut Child) -> anyhow::Result<
     }
     let mut id = [0; 1];
     if ready.read(&mut id).context("cannot hear from passt")? > 0 {
-        return Ok(());
+        return child.stderr.as_mut().map_or(Ok(()), pass_over);
     }
     let mut said = String::new();
     if let Some(stderr) = &mut child.stderr {
-        stderr.take(4096).read_to_string(&mut said).context("cannot read what passt says")?;
+        stderr.take(START as u64).read_to_string(&mut said).context("cannot read what passt says")?;
     }
     child.wait().context("cannot wait for passt")?;
     let said: Vec<_> = said.lines().filter(|line| is_news(line)).map(str::trim).collect();
@@ -140,6 +106,15 @@ fn wait_until_ready(mut ready: PipeReader, child: &mut Child) -> anyhow::Result<
         );
     }
     bail!("passt doesn't start: {said}")
+}
+
+/// Passes over what a passt that is ready has said so far: what it does without, such as IPv6.
+fn pass_over(stderr: &mut ChildStderr) -> anyhow::Result<()> {
+    let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLIN)];
+    if poll(&mut fds, PollTimeout::ZERO).context("cannot hear from passt")? > 0 {
+        stderr.read(&mut [0; START]).context("cannot read what passt says")?;
+    }
+    Ok(())
 }
 
 /// Whether that is what it was refused.
@@ -179,6 +154,7 @@ pub fn watch(mut child: Child) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::thread::sleep;
     use std::time::Duration;
 
@@ -189,7 +165,7 @@ mod tests {
 
     /// Whether there is no passt, which is said.
     fn missing(test: &str) -> bool {
-        let missing = Command::new("passt").arg("--version").output().is_err();
+        let missing = find().is_none();
         if missing {
             println!("skipped: {test}: passt isn't installed");
         }
@@ -220,15 +196,6 @@ mod tests {
         let [high, low] = (20 + udp.len() as u16).to_be_bytes();
         let ip = [0x45, 0, high, low, 0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255];
         [&[0xff; 6][..], &mac, &[8, 0], &ip, &udp].concat()
-    }
-
-    #[test]
-    fn a_resolver_on_loopback_gives_way_to_those_behind_it() {
-        let behind = "nameserver 192.0.2.1\nnameserver fe80::1%eth0\nnameserver 2001:db8::1\n";
-        let expected: Vec<IpAddr> = vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
-        assert_eq!(name_servers("# local\nnameserver 127.0.0.53\noptions edns0\n", behind), expected);
-        assert!(name_servers("nameserver 127.0.0.1\nnameserver 198.51.100.1\n", behind).is_empty());
-        assert!(name_servers("nameserver 127.0.0.1", "").is_empty());
     }
 
     #[test]
@@ -272,11 +239,12 @@ mod tests {
     fn a_port_in_use_is_said_at_start() {
         let taken = TcpListener::bind("0.0.0.0:0").unwrap();
         let host = taken.local_addr().unwrap().port();
-        let error = start(&[Forward { host, guest: 80, udp: false }]).map(drop).unwrap_err().to_string();
+        let error =
+            start(&[Forward { host, guest: 80, udp: false }], None).map(drop).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot forward TCP port {host}: ")), "{error}");
         let taken = UdpSocket::bind("0.0.0.0:0").unwrap();
         let host = taken.local_addr().unwrap().port();
-        let error = start(&[Forward { host, guest: 80, udp: true }]).map(drop).unwrap_err().to_string();
+        let error = start(&[Forward { host, guest: 80, udp: true }], None).map(drop).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot forward UDP port {host}: ")), "{error}");
     }
 
@@ -287,19 +255,5 @@ mod tests {
         let lines: Vec<_> = std::iter::from_fn(|| next_line(&mut from)).collect();
         assert_eq!(lines[..2], ["one", "\u{fffd}\u{fffd}"]);
         assert!(lines.len() == 5 && lines[2..].iter().all(|line| line.len() == LINE));
-    }
-
-    #[test]
-    fn ports_are_listed_by_protocol() {
-        let forwards =
-            ["8080:80", "53:5353/udp", "22:22/tcp"].map(|it| net::parse(&format!("user,forward={it}")));
-        assert!(forwards.iter().all(Result::is_ok));
-        let forward = |host, guest, udp| Forward { host, guest, udp };
-        let list = [forward(8080, 80, false), forward(53, 5353, true), forward(22, 22, false)];
-        assert_eq!(
-            (ports(&list, false), ports(&list, true)),
-            ("8080:80,22:22".to_owned(), "53:5353".to_owned())
-        );
-        assert_eq!(ports(&[], true), "none");
     }
 }
