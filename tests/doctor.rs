@@ -90,6 +90,7 @@ fn the_names_are_stable() {
         "stock-kernels",
         "tun",
         "vhost-net",
+        "passt",
         "io-uring",
         "huge-pages",
         "user-namespaces",

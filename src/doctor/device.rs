@@ -1,6 +1,7 @@
 //! Device nodes: `/dev/kvm`, `/dev/net/tun`, `/dev/vhost-net`. Are they there, and may this user open them?
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::PathBuf;
 use std::{fs, io};
 
 use nix::errno::Errno;
@@ -119,6 +120,12 @@ pub(super) fn vhost_net(node: Option<&Node>) -> Verdict {
     opens(node, "modprobe vhost_net")
 }
 
+/// passt, for `--net user`, where it was found.
+pub(super) fn passt(program: Option<PathBuf>) -> Verdict {
+    let lack = || Problem::new("not installed, which only --net user needs", "apt install passt");
+    program.map(|program| program.display().to_string()).ok_or_else(lack)
+}
+
 fn opens(node: Option<&Node>, load: &str) -> Verdict {
     let node = node.ok_or_else(|| Problem::new("missing", load))?;
     match node.access {
@@ -195,6 +202,12 @@ mod tests {
         assert_eq!(vhost_net(None), Err(Problem::new("missing", "modprobe vhost_net")));
         let file = Node { is_device: false, access: Ok(()), ..node(0o666, 0, None) };
         assert!(vhost_net(Some(&file)).unwrap_err().found.contains("no device"));
+    }
+
+    #[test]
+    fn passt_is_looked_for() {
+        assert_eq!(passt(Some("/usr/bin/passt".into())), Ok("/usr/bin/passt".to_owned()));
+        assert_eq!(passt(None).unwrap_err().fix, "apt install passt");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use kvm_ioctls::Kvm;
 use nix::errno::Errno;
 use serde::Serialize;
 
+use crate::passt;
 pub(crate) use confinement::Confinement;
 use device::Node;
 pub use hardware::{Engine, Processor};
@@ -128,6 +129,7 @@ fn host_checks() -> Vec<Check> {
     vec![
         Check::optional("tun", device::tun(Node::at("/dev/net/tun").as_ref(), &status)),
         Check::optional("vhost-net", device::vhost_net(Node::at("/dev/vhost-net").as_ref())),
+        Check::optional("passt", device::passt(passt::find())),
         Check::optional(
             "io-uring",
             speed::io_uring(
