@@ -9,15 +9,19 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{bench, cgroup, disk, inspect, matrix, net, port, sandbox};
 
 mod command;
 mod measure;
+mod number;
+mod refusal;
 
 pub use command::{CommandOptions, Root, ShareSpec};
 pub use measure::MeasureOptions;
+use number::{MIB, memory_size};
+pub(crate) use number::{bytes, memory_limit, whole};
 
 /// The guest powered off or rebooted, or the user quit.
 pub const DONE: u8 = 0;
@@ -33,6 +37,9 @@ pub const NOT_EXECUTABLE: u8 = 126;
 pub const NOT_FOUND: u8 = 127;
 /// The guest crashed.
 pub const CRASHED: u8 = 255;
+
+/// What the user is told of a guest that took too long begins with this; then comes the limit.
+pub const GUEST_ENDED: &str = "the guest was ended: ";
 
 /// Names the sandbox where no option does.
 const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
@@ -120,7 +127,7 @@ pub enum Command {
 pub struct RunOptions {
     /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image [default: $KITE_KERNEL, else the newest
     /// /boot/vmlinuz-*]
-    #[arg(long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
     /// Use this initrd as it is, for a Multiboot image as its module [default: kite itself as /init, and the modules it
     /// needs]
@@ -140,10 +147,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
     /// How many vCPUs, from 1 to what the host's KVM can; Linux uses the first 255
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "N", default_value = "1", allow_negative_numbers = true, value_parser = whole::<u32>(1..))]
     pub cpus: u32,
     /// RAM, such as 512M or 4G; at least 64M [default: 512M, with a command 1G]
-    #[arg(long, value_name = "SIZE", value_parser = ValueParser::new(memory_size))]
+    #[arg(short, long, value_name = "SIZE", allow_negative_numbers = true, value_parser = ValueParser::new(memory_size))]
     pub memory: Option<u64>,
     /// Give the guest an MP table instead of ACPI
     #[arg(long)]
@@ -257,39 +264,6 @@ pub enum OnReboot {
     Restart,
 }
 
-const MIB: u64 = 1 << 20;
-const LEAST_MEMORY: u64 = 64 * MIB;
-
-/// The guest's RAM in bytes, rounded up to whole pages.
-fn memory_size(text: &str) -> Result<u64, String> {
-    let size = bytes(text)?;
-    match size.checked_next_multiple_of(4096) {
-        Some(size) if size < LEAST_MEMORY => Err("a guest needs at least 64M".to_owned()),
-        Some(size) if size < 1 << 52 => Ok(size),
-        _ => Err("no processor addresses that much memory".to_owned()),
-    }
-}
-
-/// Bytes, from a number with an optional binary suffix; what is too great for 64 bits is as much as they hold.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "a size is a number and K, M, G or T, such as 512M".to_owned();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = match digits.parse() {
-        Ok(number) => number,
-        Err(_) if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) => u64::MAX,
-        Err(_) => return Err(wrong()),
-    };
-    Ok(number.saturating_mul(1 << shift))
-}
-
 fn process(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|id| *id > 0).ok_or_else(|| "it is the number of a process".to_owned())
 }
@@ -299,29 +273,31 @@ fn process(text: &str) -> Result<u32, String> {
 /// # Errors
 /// The exit code, if there is nothing more to do.
 pub fn parse() -> Result<Command, ExitCode> {
-    Cli::try_parse().map(|cli| cli.command).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // A reader who has gone needs no help.
-            let _ = error.print();
-            ExitCode::from(DONE)
-        }
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            complain("no command; try `kite run` or `kite --help`");
-            ExitCode::from(FAILED)
-        }
-        _ => {
-            complain(&format!("{}; try `{}`", one_line(&error), help()));
-            ExitCode::from(FAILED)
-        }
-    })
-}
-
-/// What shows the help that is about this command line.
-fn help() -> String {
-    let word = std::env::args_os().nth(1).unwrap_or_default();
-    let command = Cli::command();
-    let named = command.get_subcommands().find(|it| word == it.get_name());
-    named.map_or("kite --help".to_owned(), |it| format!("kite {} --help", it.get_name()))
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let command =
+        Cli::try_parse_from(&arguments).map(|cli| cli.command).map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                // A reader who has gone needs no help.
+                let _ = error.print();
+                ExitCode::from(DONE)
+            }
+            // What there is, on standard error.
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                let _ = error.print();
+                ExitCode::from(FAILED)
+            }
+            _ => {
+                complain(&refusal::line(&error, &arguments));
+                ExitCode::from(FAILED)
+            }
+        })?;
+    if matches!(&command, Command::Run(options) if !options.has_command())
+        && refusal::is_empty_command(&arguments)
+    {
+        complain("there is no command after `--`; without `--`, `kite run` boots a kernel and nothing more");
+        return Err(ExitCode::from(FAILED));
+    }
+    Ok(command)
 }
 
 /// The options of `kite run` with these arguments behind it.
@@ -329,8 +305,9 @@ fn help() -> String {
 /// # Errors
 /// What is wrong with them, in one line.
 pub fn run_options(arguments: &[OsString]) -> Result<Box<RunOptions>, String> {
-    let all = ["kite", "run"].map(OsString::from).into_iter().chain(arguments.iter().cloned());
-    match Cli::try_parse_from(all).map_err(|error| one_line(&error))?.command {
+    let all: Vec<_> =
+        ["kite", "run"].map(OsString::from).into_iter().chain(arguments.iter().cloned()).collect();
+    match Cli::try_parse_from(&all).map_err(|error| refusal::why(&error, &all))?.command {
         Command::Run(options) => Ok(options),
         _ => Err("they are of another command".to_owned()),
     }
@@ -341,10 +318,10 @@ pub fn run_options(arguments: &[OsString]) -> Result<Box<RunOptions>, String> {
 /// # Errors
 /// What is wrong with them, in one line.
 pub fn check(arguments: &[OsString]) -> Result<(), String> {
-    let all = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned());
-    let command = Cli::try_parse_from(all).map_err(|error| match error.kind() {
+    let all: Vec<_> = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned()).collect();
+    let command = Cli::try_parse_from(&all).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
-        _ => one_line(&error),
+        _ => refusal::why(&error, &all),
     });
     match command?.command {
         Command::Run(options) => options.sandbox().map(drop).map_err(|error| format!("{error:#}")),
@@ -369,47 +346,9 @@ pub fn printable(text: &str) -> String {
     printable
 }
 
-/// clap's message and tips without its usage text.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let text = text.split("\n\nUsage:").next().unwrap_or_default();
-    let text = text.split("\n\nFor more information").next().unwrap_or_default();
-    let lines: Vec<_> =
-        text.trim_start_matches("error: ").lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-    lines.join(" ").replace(" tip:", "; tip:")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_take_binary_suffixes_and_are_whole_pages() {
-        assert_eq!(memory_size("512M"), Ok(512 * MIB));
-        assert_eq!(memory_size("4g"), Ok(4096 * MIB));
-        assert_eq!(memory_size("65536K"), Ok(64 * MIB));
-        assert_eq!(memory_size("100000001"), Ok(100_003_840));
-    }
-
-    #[test]
-    fn sizes_that_no_machine_has_are_refused() {
-        for text in [
-            "",
-            "M",
-            "x",
-            "1",
-            "0",
-            "63M",
-            "-1",
-            "1.5G",
-            "512 M",
-            "99999999T",
-            "99999999999999999999",
-            "512Q",
-        ] {
-            assert!(memory_size(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -25,7 +25,8 @@ const STACK: usize = 64 << 10;
 /// The value of `--disk`: `PATH`, or `path=PATH[,readonly][,ephemeral][,direct][,queues=N][,id=SERIAL]`.
 ///
 /// A value that begins with one of these words and `=` is a list, and so is one that begins with `readonly,`,
-/// `ephemeral,` or `direct,`; in a list `,,` stands for a comma. Any other value is a path as a whole, whatever it holds.
+/// `ephemeral,` or `direct,`; in a list `,,` stands for a comma. Any other value is a path as a whole, whatever it holds; if there is nothing of that
+/// name, one that looks like a list is refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
     /// The image or block device.
@@ -61,6 +62,8 @@ pub fn parse(text: &str) -> Result<Spec, String> {
         for part in split(text) {
             spec.set(&part)?;
         }
+    } else if let Some(why) = meant_as_list(text) {
+        return Err(why);
     } else {
         spec.path = text.into();
     }
@@ -68,6 +71,21 @@ pub fn parse(text: &str) -> Result<Spec, String> {
         true => Err("it names no file; such as --disk disk.img or --disk path=disk.img,readonly".to_owned()),
         false => Ok(spec),
     }
+}
+
+/// Why a value that is the path of nothing looks like a list: it begins with another word and `=`, as QEMU's do, or ends
+/// with an option.
+fn meant_as_list(text: &str) -> Option<String> {
+    if Path::new(text).exists() {
+        return None;
+    }
+    let (first, rest) = text.split_once(',').map_or((text, ""), |(first, rest)| (first, rest));
+    let word = first.split_once('=').map_or("", |(word, _)| word);
+    if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase()) {
+        return Some(unknown(first));
+    }
+    (Spec::default().set(rest.split(',').next()?).is_ok() && !first.is_empty())
+        .then(|| format!("options need a path by name: path={text}"))
 }
 
 /// The parts between single commas; a double one stands for a comma.
@@ -82,6 +100,13 @@ fn split(text: &str) -> Vec<String> {
         }
     }
     parts
+}
+
+fn unknown(part: &str) -> String {
+    format!(
+        "unknown option '{part}'; there are path=, readonly, ephemeral, direct, queues= and id=, and a comma in a path \
+         is written ',,'"
+    )
 }
 
 impl Spec {
@@ -102,12 +127,7 @@ impl Spec {
             Some(("id", _)) => {
                 return Err(format!("id= has at most {SERIAL} characters, printable ASCII"));
             }
-            _ => {
-                return Err(format!(
-                    "unknown option '{part}'; there are path=, readonly, ephemeral, direct, queues= and id=, and a comma \
-                     in a path is written ',,'"
-                ));
-            }
+            _ => return Err(unknown(part)),
         }
         Ok(())
     }
@@ -313,8 +333,14 @@ mod tests {
     #[test]
     fn values_are_paths_or_lists() {
         let path = |path: &str| Spec { path: path.into(), ..Spec::default() };
-        for text in ["disk.img", "a,b=c", "readonly", "/dev/vda", "x,readonly", "=", "paths=x"] {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join("x,readonly");
+        fs::write(&odd, "").unwrap();
+        for text in ["disk.img", "a,b=c", "readonly", "/dev/vda", "=", odd.to_str().unwrap()] {
             assert_eq!(parse(text), Ok(path(text)));
+        }
+        for text in ["x,readonly", "file=", "file=x,format=raw", "paths=x"] {
+            assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse("path=a,,b=c,,,readonly"), Ok(Spec { readonly: true, ..path("a,b=c,") }));
         let all = Spec {

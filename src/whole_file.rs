@@ -38,7 +38,7 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         }
         Ok(metadata) if metadata.nlink() > 1 => bail!("{}: {OTHER_NAME}", path.display()),
         Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
     }
     if path.file_name().is_none() {
@@ -47,7 +47,10 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
     let folder = folder(path);
     match fs::metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {}
-        Ok(_) => bail!("{}: is not a folder", folder.display()),
+        Ok(_) => bail!("cannot write {}: {} is not a folder", path.display(), folder.display()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            bail!("cannot write {}: there is no folder {}", path.display(), folder.display())
+        }
         Err(error) => return Err(error).with_context(|| format!("cannot look at {}", folder.display())),
     }
     access(folder, AccessFlags::W_OK | AccessFlags::X_OK)

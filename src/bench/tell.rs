@@ -70,13 +70,13 @@ pub fn run<T: Told>(
     options: &TellOptions,
     measure: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<u8> {
-    let old: Option<T> = options.compare.as_deref().map(read).transpose()?;
+    let old: Option<T> = options.compare.as_deref().map(read).transpose().context("--compare")?;
     // Before minutes have gone by.
-    for path in options.json.iter().chain(&options.html) {
-        whole_file::check(path)?;
+    for (option, path) in [("--json", &options.json), ("--html", &options.html)] {
+        path.as_deref().map_or(Ok(()), whole_file::check).context(option)?;
     }
     let report = match &options.from {
-        Some(path) => read(path)?,
+        Some(path) => read(path).context("--from")?,
         None => measure()?,
     };
     if let Some(path) = &options.json {

@@ -129,7 +129,7 @@ pub fn parse(text: &str) -> Result<Limits, String> {
         let mut one = Limits::default();
         match name {
             "cpu" => one.cpu = Some(cpus(value)?),
-            "memory" => one.memory = Some(positive(name, cli::bytes(value)?)?),
+            "memory" => one.memory = Some(positive(name, cli::memory_limit(value)?)?),
             "pids" => one.pids = Some(positive(name, number(value).ok_or("pids is a whole number")?)?),
             "io" => one.io.push(io(value)?),
             other => return Err(format!("there is no limit {other:?}: {EXAMPLES}")),

@@ -1,7 +1,7 @@
 //! The options of `kite run -- COMMAND`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -36,13 +36,13 @@ pub struct CommandOptions {
     #[arg(long, value_name = "USER", requires = "command", value_parser = ValueParser::new(user))]
     pub user: Option<(String, Option<String>)>,
     /// End a guest that takes longer, such as 90, 5m or 1h30m, with exit code 124
-    #[arg(long, value_name = "DURATION", requires = "command", value_parser = ValueParser::new(duration::parse))]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, requires = "command", value_parser = ValueParser::new(duration::parse))]
     pub timeout: Option<Duration>,
     /// End a guest that neither runs nor prints for so long, with exit code 124
-    #[arg(long, value_name = "DURATION", requires = "command", value_parser = ValueParser::new(duration::parse))]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, requires = "command", value_parser = ValueParser::new(duration::parse))]
     pub idle_timeout: Option<Duration>,
     /// Show the kernel's messages, on standard error, and what of the sandbox this host does not allow
-    #[arg(long)]
+    #[arg(short, long)]
     pub verbose: bool,
     /// Write what came of it as a JUnit file; what the command prints as KTAP becomes a case each
     #[arg(long, value_name = "FILE", requires = "command")]
@@ -100,6 +100,14 @@ impl ShareSpec {
             Some(colon) => (&rest[..colon], Some(PathBuf::from(&rest[colon + 1..]))),
             None => (rest, None),
         };
+        if let (None, Some((before, word))) = (&at, rest.rsplit_once(':'))
+            && !before.is_empty()
+            && !Path::new(rest).exists()
+        {
+            return Err(format!(
+                "'{word}' is neither rw nor ro, nor a folder of the guest's, which begins with /"
+            ));
+        }
         if folder.is_empty() {
             return Err("a share is DIR[:GUESTDIR][:rw], such as .:rw or out:/mnt:rw".to_owned());
         }
@@ -145,6 +153,9 @@ mod tests {
         assert_eq!(ShareSpec::parse("a:/b"), share("a", Some("/b"), false));
         assert_eq!(ShareSpec::parse("a:x:/b/c:rw"), share("a:x", Some("/b/c"), true));
         assert_eq!(ShareSpec::parse("a:/b:ro"), share("a", Some("/b"), false));
+        for text in [".:rx", ".:rW", ".:mnt", ".:mnt:rw", ".:r", ".:"] {
+            assert!(ShareSpec::parse(text).unwrap_err().contains("neither rw nor ro"), "{text}");
+        }
         assert!(ShareSpec::parse("").is_err() && ShareSpec::parse(":rw").is_err());
     }
 

@@ -23,7 +23,7 @@ pub struct MeasureOptions {
     )]
     pub stats: Option<Option<PathBuf>>,
     /// Tell again each time that so much time has passed, such as 10s
-    #[arg(long, value_name = "DURATION", requires = "stats", value_parser = ValueParser::new(duration::parse))]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, requires = "stats", value_parser = ValueParser::new(duration::parse))]
     pub stats_interval: Option<Duration>,
     /// Write when the boot came to what, and the exits until then, as JSON that ui.perfetto.dev shows
     #[arg(long, value_name = "FILE", value_parser = ValueParser::new(file))]

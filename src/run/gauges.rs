@@ -82,7 +82,8 @@ impl Gauges {
     /// A file cannot be written, or the host refuses a descriptor.
     pub fn open(options: &MeasureOptions, begun: Instant) -> anyhow::Result<Self> {
         let files = || options.stats.iter().flatten().chain(&options.trace);
-        files().try_for_each(|path| whole_file::expect(path))?;
+        options.stats.iter().flatten().try_for_each(|path| whole_file::expect(path)).context("--stats")?;
+        options.trace.iter().try_for_each(|path| whole_file::expect(path)).context("--trace")?;
         let names: Vec<_> = files().filter_map(|path| path::absolute(path).ok()).collect();
         ensure!(
             names.len() < 2 || names[0] != names[1],

@@ -21,7 +21,9 @@ fn options_for_a_command_need_one_and_are_looked_at() {
         &["--kernel-log", "log"],
         &["--junit", "junit"],
     ] {
-        attempt.refused([&["run"], option].concat(), "COMMAND");
+        let expected =
+            format!("'{0}' is for a command in the guest, which comes after `--`: kite run {0}", option[0]);
+        attempt.refused([&["run"], option].concat(), &expected);
     }
     for (option, value, expected) in [
         ("--root", "", "names no folder"),
@@ -66,23 +68,32 @@ fn folders_and_files_that_cannot_be_used_are_named() {
     nix::unistd::mkfifo(&attempt.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::hard_link(attempt.file("precious", b"kept"), attempt.path("hard")).unwrap();
     for (options, expected) in [
-        (["--root", "missing"], "missing: No such file"),
+        (["--root", "missing"], "--root missing: No such file"),
         (["--root", file], "Not a directory"),
-        (["--share", "missing:rw"], "missing: No such file"),
+        (["--share", "missing:rw"], "--share missing: No such file"),
         (["--share", "/:/"], "that is --root"),
         (["--kernel-log", "missing/log"], "missing/log: No such file"),
         (["--kernel-log", "link"], "link: it is a symbolic link; name the file itself"),
         (["--kernel-log", "fifo"], "fifo: it is a pipe that nobody reads"),
         (["--kernel-log", "hard"], "hard: the file has another name"),
         (["--kernel-log", "."], "Is a directory"),
-        (["--junit", "missing/junit"], "missing"),
+        (["--junit", "missing/junit"], "--junit: cannot write missing/junit: there is no folder missing"),
         (["--junit", "link"], "link"),
         (["--junit", "hard"], "hard: the file has another name"),
         (["--junit", "."], "not a regular file"),
     ] {
-        attempt.refused([&["run", "--kernel", kernel], &options[..], &["--", "true"]].concat(), expected);
+        let run = ["run", "--force", "--kernel", kernel];
+        attempt.refused([&run, &options[..], &["--", "true"]].concat(), expected);
     }
     let twice = ["run", "--kernel", kernel, "--share", "/usr:/mnt", "--share", "/etc:/mnt", "--", "true"];
     attempt.refused(twice, "two shares are to be at /mnt");
     assert_eq!(fs::read(file).unwrap(), b"kept");
+}
+
+#[test]
+fn a_kernel_that_is_no_linux_is_told_of_in_a_line() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let arguments = ["run", "--kernel", kernel.to_str().unwrap(), "--", "true"];
+    attempt.refused(arguments, "kernel is no Linux kernel, and a command needs one");
 }

@@ -17,7 +17,7 @@ fn options_for_measuring_are_looked_at() {
         (&["--stats-interval", "5"], "--stats"),
         (&["--stats", "--stats-interval", "0"], "over at once"),
         (&["--stats", "--stats-interval", "often"], "5m"),
-        (&["--stats", "file"], "file"),
+        (&["--stats", "file"], "--stats=file"),
         (&["--stats=a.json", "--trace=./a.json"], "one file"),
     ] {
         attempt.refused([&["run"], options].concat(), expected);
@@ -40,11 +40,11 @@ fn files_that_cannot_be_written_are_refused_before_the_guest_starts() {
         ("/dev/null", "is not a regular file"),
         ("/", "is not a regular file"),
         ("..", "is not a regular file"),
-        ("none/stats.json", "cannot look at"),
+        ("none/stats.json", ": cannot write none/stats.json: there is no folder none"),
         (link.to_str().unwrap(), "is a symbolic link"),
         (hard.to_str().unwrap(), "has another name"),
         (pipe.to_str().unwrap(), "is not a regular file"),
-        (inside.to_str().unwrap(), "cannot look at"),
+        (inside.to_str().unwrap(), "is not a folder"),
     ] {
         for option in ["--stats", "--trace"] {
             attempt.kernel_refused(&kernel, &[&format!("{option}={path}")], expected);

@@ -10,21 +10,61 @@ use crate::image::{bzimage_with, elf};
 fn unknown_commands_and_options_are_refused() {
     let attempt = Attempt::new();
     for (arguments, expected) in [
-        (&[][..], "no command"),
-        (&["fly"], "fly"),
+        (&["fly"][..], "there is no command 'fly' of kite's; to run it in a guest: kite run -- fly"),
         (&["ru"], "ru"),
         (&["--fly"], "--fly"),
         (&["run", "--fly"], "--fly"),
-        (&["run", "kernel"], "kernel"),
+        (&["run", "uname", "-a"], "comes after `--`: kite run -- uname -a"),
+        (&["run", "-m", "1G", "sh", "-c", "a b"], "comes after `--`: kite run -m 1G -- sh -c 'a b'"),
+        (&["run", "bzImage"], "kite run --kernel bzImage"),
+        (&["run", "kernel", "--", "true"], "unexpected argument 'kernel'"),
+        (&["run", "--"], "there is no command after `--`"),
+        (&["run", "-x", "1G"], "there is no option '-x'; try `kite run --help`"),
+        (&["run", "--mem", "1G"], "there is no option '--mem'; do you mean '--memory'?"),
+        (&["bench", "boots"], "there is no command 'boots'; do you mean 'boot'?"),
         (&["run", "--kernel"], "--kernel"),
         (&["run", "--kernel", "a", "--kernel", "b"], "--kernel"),
         (&["run", "--initrd", "a", "--modules", "b"], "--initrd"),
         (&["run", "--on-reboot", "explode"], "explode"),
-        (&["run", "--no-acpi=maybe"], "--no-acpi"),
+        (&["run", "--no-acpi=maybe"], "'--no-acpi' takes no value"),
+        (&["bench", "boot", "--runs", "2"], "a whole number from 3 to 1000; try `kite bench boot --help`"),
+        (&["bench", "exits", "--blocks", "x"], "a whole number from 3 to 1000"),
+        (&["bench", "exits", "--cpus", "a,b"], "a whole number"),
+        (&["matrix", "x", "--jobs", "-1"], "a whole number, at least 1"),
+        (&["matrix"], "<FILE> is missing"),
         (&["doctor", "--fly"], "--fly"),
         (&[""], ""),
     ] {
         attempt.refused(arguments, expected);
+    }
+}
+
+#[test]
+fn without_a_command_kite_lists_those_that_there_are() {
+    let attempt = Attempt::new();
+    for (arguments, commands) in
+        [(&[][..], &["run", "matrix", "inspect", "bench", "doctor"][..]), (&["bench"], &["exits", "boot"])]
+    {
+        let end = attempt.run(arguments);
+        assert_eq!((end.status.code(), end.stdout.as_str()), (Some(125), ""), "{}", end.stderr);
+        for command in commands {
+            assert!(end.stderr.contains(&format!("\n  {command}  ")), "{command}: {}", end.stderr);
+        }
+    }
+}
+
+#[test]
+fn disks_and_shares_that_are_written_in_another_way_are_answered_with_kite_s() {
+    let attempt = Attempt::new();
+    for (option, value, expected) in [
+        ("--disk", "file=", "unknown option 'file='; there are path="),
+        ("--disk", "file=a.img,format=raw", "unknown option 'file=a.img'"),
+        ("--disk", "a.img,readonly", "options need a path by name: path=a.img,readonly"),
+        ("--disk", "path=", "it names no file"),
+        ("--share", ".:rx", "'rx' is neither rw nor ro"),
+        ("--share", ".:mnt", "'mnt' is neither rw nor ro, nor a folder of the guest's, which begins with /"),
+    ] {
+        attempt.refused(["run", option, value, "--", "true"], expected);
     }
 }
 
@@ -47,10 +87,11 @@ fn sizes_of_memory_that_no_guest_can_have_are_refused() {
         ("63M", "at least 64M"),
         ("67104768", "at least 64M"),
         ("", "--memory"),
+        ("512", "512 is bytes, and a guest needs at least 64M; do you mean 512M?"),
         ("x", "such as 512M"),
         ("M", "such as 512M"),
         ("-1", "--memory"),
-        ("1.5G", "such as 512M"),
+        ("1.5G", "do you mean 1536M?"),
         ("512 M", "such as 512M"),
         ("512MM", "such as 512M"),
         ("\u{665}12M", "such as 512M"),
@@ -70,9 +111,9 @@ fn numbers_of_cpus_that_no_guest_can_have_are_refused() {
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     for (cpus, expected) in [
-        ("0", "--cpus"),
-        ("-1", "--cpus"),
-        ("x", "--cpus"),
+        ("0", "for '--cpus <N>': it is a whole number, at least 1"),
+        ("-1", "a whole number, at least 1"),
+        ("x", "a whole number, at least 1"),
         ("", "--cpus"),
         ("1.5", "--cpus"),
         ("4294967296", "--cpus"),
@@ -132,6 +173,7 @@ fn limits_and_groups_that_make_no_sense_are_refused() {
         ("cpu=-1", "at least 0.01"),
         ("memory=0", "more than 0"),
         ("memory=x", "such as 512M"),
+        ("memory=600", "do you mean 600M?"),
         ("memory=99999999999999T", "no more than any host has"),
         ("pids=0", "more than 0"),
         ("pids=many", "a whole number"),

@@ -7,6 +7,7 @@ use clap::Args;
 use clap::builder::ValueParser;
 
 use crate::bench::tell;
+use crate::cli;
 use crate::duration;
 
 /// Examples and exit codes.
@@ -27,10 +28,10 @@ Exit codes:
 #[derive(Args, Debug)]
 pub struct Options {
     /// Boot this kernel, in turns with the others; may be given more than once [default: as `kite run`]
-    #[arg(long = "kernel", value_name = "PATH")]
+    #[arg(short, long = "kernel", value_name = "PATH")]
     pub kernels: Vec<PathBuf>,
     /// How often to boot each, after once to warm up
-    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(3..=1000))]
+    #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true, value_parser = cli::whole::<u32>(3..=1000))]
     pub runs: u32,
     /// Have QEMU's microvm boot the same kernels with the same initrd, in turns with kite
     #[arg(long)]
@@ -39,7 +40,7 @@ pub struct Options {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub append: Option<String>,
     /// End a guest that has not powered off by then, such as 90s or 5m
-    #[arg(long, value_name = "DURATION", default_value = "2m", value_parser = ValueParser::new(duration::parse))]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "2m", value_parser = ValueParser::new(duration::parse))]
     pub timeout: Duration,
     /// Boot what kite expects to fail, too, as a stock kernel on PVM
     #[arg(long)]

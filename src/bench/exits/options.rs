@@ -10,6 +10,7 @@ use clap::builder::ValueParser;
 use super::payload::{PAYLOADS, Payload};
 use super::threads;
 use crate::bench::tell;
+use crate::cli;
 use crate::duration;
 
 /// Examples and exit codes.
@@ -34,13 +35,13 @@ pub struct Options {
     #[arg(long, value_name = "ID,...", value_delimiter = ',')]
     pub only: Vec<String>,
     /// How long each payload is measured, warm-up and building machines not counted
-    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = ValueParser::new(duration::parse))]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "1s", value_parser = ValueParser::new(duration::parse))]
     pub time: Duration,
     /// How many virtual machines, one after the other, each payload is measured in
-    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(3..=1000))]
+    #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true, value_parser = cli::whole::<u32>(3..=1000))]
     pub blocks: u32,
     /// The CPU that vCPU 0 runs on, and the one for the second vCPU and kite's threads [default: the first two]
-    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', allow_negative_numbers = true, value_parser = cli::whole::<usize>(..))]
     pub cpus: Vec<usize>,
     /// Run with real-time priority (SCHED_FIFO), which takes root
     #[arg(long)]

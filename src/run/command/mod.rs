@@ -13,6 +13,8 @@ use super::devices::{Devices, Extra};
 use super::gauges::Gauges;
 use super::image::Boot;
 use super::{End as MachineEnd, Half, Outer, Run, Start, check_memory, die_by, open_kvm, split};
+use anyhow::Context;
+
 use crate::cgroup::Cgroup;
 use crate::cli::RunOptions;
 use crate::exit::Exit;
@@ -40,7 +42,7 @@ pub(super) fn run(
 ) -> anyhow::Result<Run> {
     let command = &options.command;
     if let Some(path) = &command.junit {
-        whole_file::expect(path)?;
+        whole_file::expect(path).context("--junit")?;
     }
     let results = Results::new(command);
     let outcome = match to_its_end(options, &results, gauges, inherited, group) {

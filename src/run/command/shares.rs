@@ -77,7 +77,14 @@ impl Shares {
     }
 
     fn add(&mut self, tag: &str, path: &Path, writable: bool) -> anyhow::Result<()> {
-        let root = folder(path).with_context(|| format!("cannot share folder {}", path.display()))?;
+        let root = folder(path).with_context(|| {
+            let option = match tag {
+                ROOT => "--root",
+                MODULES => "cannot share the modules' folder",
+                _ => "--share",
+            };
+            format!("{option} {}", path.display())
+        })?;
         self.folders.push(Folder::new(tag, root, writable));
         self.paths.push(path.to_owned());
         Ok(())
