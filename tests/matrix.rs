@@ -116,6 +116,18 @@ fn every_command_runs_on_every_kernel_and_a_table_tells() {
 }
 
 #[test]
+fn the_cases_that_failed_are_named_below_the_table() {
+    let ktap = "'echo TAP version 13; echo 1..3; echo ok 1 one; echo not ok 2 two; echo not ok 3 three'";
+    let many = "'echo TAP version 13; echo 1..30; for n in $(seq 30); do echo not ok $n t$n; done'";
+    let matrix = Matrix::new(&[command("c", ktap), command("many", many), command("x", "'exit 3'")].concat());
+    let end = matrix.run(&[]);
+    let lines: Vec<_> = end.stdout.lines().skip(3).collect();
+    assert_eq!(lines[..2], ["", "A/c failed: two, three"], "{}", end.stdout);
+    assert!(lines[2].starts_with("A/many failed: t1, t2, ") && lines[2].ends_with(", t20 and 10 more"));
+    assert_eq!((lines.len(), lines[3]), (5, "B/c failed: two, three"), "{}", end.stdout);
+}
+
+#[test]
 fn the_environment_s_sandbox_is_that_of_every_run() {
     let matrix = Matrix::new(&command("c", "'echo \"$KITE_SANDBOX\"'"));
     let folder = matrix.path("logs");
@@ -135,7 +147,8 @@ fn the_exit_status_is_the_worst() {
         (&["exit 0", "exit 3"][..], 3, "exit 3"),
         (&["kill -9 $$", "exit 3"], 125, "kite failed"),
         (&["exit 137", "exit 3"], 137, "SIGKILL"),
-        (&["exit 3", "exit 124"], 124, "timeout"),
+        (&["exit 3", "echo kite: the guest was ended: late >&2; exit 124"], 124, "timeout"),
+        (&["exit 3", "exit 124"], 124, "exit 124"),
         (&["exit 124", "exit 255", "exit 3"], 255, "crash"),
         (&["exit 255", "exit 125"], 125, "kite failed"),
         (&["exit 127", "exit 0"], 127, "not found"),
@@ -202,7 +215,7 @@ fn all_output_is_kept_as_it_was() {
 fn one_junit_file_has_a_suite_for_every_run() {
     let commands = [
         command("ktap", "'echo KTAP version 1; echo 1..2; echo ok 1 x; echo \"not ok 2 y ]]>\"'"),
-        command("late", "'echo kite: slow >&2; exit 124'"),
+        command("late", "'echo kite: the guest was ended: it took 5s >&2; exit 124'"),
     ];
     let matrix = Matrix::new(&commands.concat());
     let path = matrix.path("junit.xml");
@@ -215,8 +228,8 @@ fn one_junit_file_has_a_suite_for_every_run() {
         "<testsuite name=\"A/ktap\" tests=\"2\" failures=\"1\"",
         "<testcase name=\"y ]]&gt;\" classname=\"B/ktap\"",
         "<testcase name=\"B/late\" classname=\"B/late\"",
-        "<error message=\"the time was over\"",
-        "<system-err>kite: slow\n</system-err>",
+        "<error message=\"it took 5s\"",
+        "<system-err>kite: the guest was ended: it took 5s\n</system-err>",
     ] {
         assert!(text.contains(expected), "{expected}: {text}");
     }
@@ -226,9 +239,11 @@ fn one_junit_file_has_a_suite_for_every_run() {
 fn a_junit_path_that_cannot_be_written_is_told_before_anything_runs() {
     let matrix = Matrix::new(&command("c", "'touch ran'"));
     symlink("elsewhere", matrix.path("link")).unwrap();
-    for (path, expected) in
-        [("link", "is a symbolic link"), ("none/x.xml", "cannot look at none"), (".", "not a reg")]
-    {
+    for (path, expected) in [
+        ("link", "is a symbolic link"),
+        ("none/x.xml", "--junit: cannot write none/x.xml: there is no folder none"),
+        (".", "not a reg"),
+    ] {
         matrix.run(&["--junit", path]).assert_refusal(expected);
     }
 }
@@ -382,7 +397,7 @@ fn files_that_are_wrong_are_refused_in_one_line() {
             with("options = ['--memory', '1']"),
             "kernel A, command boot: options: invalid value '1' for '--memory",
         ),
-        (boot_with("options = ['--memroy=1G']"), "options: unexpected argument '--memroy'"),
+        (boot_with("options = ['--memroy=1G']"), "options: there is no option '--memroy'"),
         (with("options = ['--help']"), "options: they only ask for help"),
         (kernel_with("modules = 'none'"), "kernel A: modules: cannot look at"),
         (kernel_with("modules = 'a'"), "modules: "),

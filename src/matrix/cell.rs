@@ -107,13 +107,19 @@ fn ending(status: ExitStatus, stderr: &str) -> Ending {
             Signal::try_from(number).map_or_else(|_| number.to_string(), |signal| signal.to_string());
         return Ending::Failed(format!("kite was killed by {signal}"));
     };
+    let lines = || stderr.lines().rev().filter_map(|line| line.strip_prefix("kite: "));
     let said = || {
-        let line = stderr.lines().rev().find_map(|line| line.strip_prefix("kite: "));
-        let line = line.unwrap_or("it did not say why");
+        let line = lines().next().unwrap_or("it did not say why");
         line.strip_prefix("the guest crashed: ").unwrap_or(line).to_owned()
     };
+    let limit = || lines().find_map(|line| line.strip_prefix(cli::GUEST_ENDED));
+    match (code, limit()) {
+        (cli::TIMED_OUT, Some(limit)) => return Ending::TimedOut(limit.to_owned()),
+        // So a command may end, too.
+        (cli::TIMED_OUT, None) => return Ending::Exited(code),
+        _ => {}
+    }
     match code {
-        cli::TIMED_OUT => Ending::TimedOut,
         cli::FAILED | cli::OUT_OF_MEMORY => Ending::Failed(said()),
         cli::CRASHED => Ending::Crashed(said()),
         cli::NOT_EXECUTABLE => Ending::NotExecutable,
@@ -138,7 +144,7 @@ impl Outcome {
                     Signal::try_from(*number).map_or_else(|_| format!("signal {number}"), |s| s.to_string());
                 (name, u8::try_from(*number).map_or(u8::MAX - 1, |number| SIGNALLED.saturating_add(number)))
             }
-            Ending::TimedOut | Ending::IdleTimedOut => ("timeout".to_owned(), cli::TIMED_OUT),
+            Ending::TimedOut(_) => ("timeout".to_owned(), cli::TIMED_OUT),
             Ending::Crashed(_) => ("crash".to_owned(), cli::CRASHED),
             Ending::NotExecutable => ("not executable".to_owned(), cli::NOT_EXECUTABLE),
             Ending::NotFound => ("not found".to_owned(), cli::NOT_FOUND),
@@ -189,7 +195,8 @@ mod tests {
     fn a_status_becomes_an_ending_with_kite_s_own_reason() {
         let of = |code: i32, stderr: &str| ending(ExitStatus::from_raw(code << 8), stderr);
         assert_eq!(of(0, ""), Ending::Exited(0));
-        assert_eq!(of(124, ""), Ending::TimedOut);
+        assert_eq!(of(124, "kite: x\nkite: the guest was ended: 5s\n"), Ending::TimedOut("5s".to_owned()));
+        assert_eq!(of(124, "kite: slow\n"), Ending::Exited(124));
         assert_eq!(of(255, "x\nkite: the guest crashed: panic\ny"), Ending::Crashed("panic".to_owned()));
         assert_eq!(of(255, "kite: the guest went off\n"), Ending::Crashed("the guest went off".to_owned()));
         assert_eq!(of(125, "kite: no KVM\n"), Ending::Failed("no KVM".to_owned()));

@@ -17,6 +17,7 @@ use anyhow::Context;
 use clap::Args;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::cli;
 use crate::results::{Suite, junit};
 use crate::run::die_by;
 use crate::signals;
@@ -63,7 +64,7 @@ pub struct Options {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// How many guests run at a time [default: the file's, else the host's CPUs / CPUs of a guest]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = cli::whole::<u16>(1..))]
     jobs: Option<u16>,
     /// Write the results of all runs into this JUnit file
     #[arg(long, value_name = "FILE")]
@@ -72,7 +73,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Show all that the runs print, not only the last lines of those that fail
-    #[arg(long)]
+    #[arg(short, long)]
     verbose: bool,
     /// What to run instead of kite itself
     #[arg(long, value_name = "PATH", hide = true)]
@@ -88,7 +89,7 @@ const ITSELF: &str = "/proc/self/exe";
 /// The file or an option is wrong, or the host failed.
 pub fn run(options: &Options) -> anyhow::Result<u8> {
     let plan = Plan::read(&options.file)?;
-    options.junit.as_deref().map_or(Ok(()), whole_file::check)?;
+    options.junit.as_deref().map_or(Ok(()), whole_file::check).context("--junit")?;
     let files = options.output.as_deref().map(|folder| keep::Folder::new(folder, &plan)).transpose()?;
     // Nobody reads it before the end, so that everybody who waits sees that there is one.
     let ending = signals::ending();

@@ -1,9 +1,14 @@
-//! The table at the end: a row for each kernel, a column for each command.
+//! The table at the end: a row for each kernel, a column for each command; and the names of the cases that failed.
 
 use std::time::Duration;
 
 use super::cell::Outcome;
 use super::plan::Plan;
+use crate::cli;
+use crate::results::Case;
+
+/// How many failed cases of a run are named.
+const MOST_NAMES: usize = 20;
 
 /// The table; `outcomes` are in the plan's order.
 pub(super) fn text(plan: &Plan, outcomes: &[Outcome]) -> String {
@@ -15,7 +20,28 @@ pub(super) fn text(plan: &Plan, outcomes: &[Outcome]) -> String {
         row.extend(outcomes.iter().map(cell));
         rows.push(row);
     }
-    aligned(&rows)
+    let named: Vec<_> = outcomes.iter().filter_map(failed_cases).collect();
+    match named.is_empty() {
+        true => aligned(&rows),
+        false => format!("{}\n{}", aligned(&rows), named.concat()),
+    }
+}
+
+/// A line with the cases of a run that failed, if its output had cases.
+fn failed_cases(outcome: &Outcome) -> Option<String> {
+    let run = outcome.suite.name();
+    let full = |case: &Case| match case.group.is_empty() {
+        true => case.name.clone(),
+        false => format!("{}.{}", case.group, case.name),
+    };
+    let bad = || outcome.suite.cases().iter().filter(|case| case.is_bad() && case.name != run);
+    let count = bad().count();
+    let names: Vec<_> = bad().take(MOST_NAMES).map(full).collect();
+    let more = match count.saturating_sub(names.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (count > 0).then(|| cli::printable(&format!("{run} failed: {}{more}", names.join(", "))) + "\n")
 }
 
 fn cell(outcome: &Outcome) -> String {

@@ -179,7 +179,10 @@ mod tests {
     #[test]
     fn suites_have_their_cases_and_sums() {
         let output = b"TAP version 13\n1..3\nok 1 a\nnot ok 2 b\n# why\nok 3 c # SKIP no\n";
-        let suites = [suite("one", output, &Ending::Exited(1)), suite("two", b"", &Ending::TimedOut)];
+        let suites = [
+            suite("one", output, &Ending::Exited(1)),
+            suite("two", b"", &Ending::TimedOut("it took 5s".to_owned())),
+        ];
         let text = written(&suites);
         let text = text.replace("\n", "").replace("  ", "");
         let expected = concat!(
@@ -192,7 +195,7 @@ mod tests {
             r#"<system-out>TAP version 131..3ok 1 anot ok 2 b# whyok 3 c # SKIP no</system-out>"#,
             r#"<system-err>log &lt;end&gt;</system-err></testsuite>"#,
             r#"<testsuite name="two" tests="1" failures="0" errors="1" skipped="0" time="1.500">"#,
-            r#"<testcase name="two" classname="two" time="1.500"><error message="the time was over"/></testcase>"#,
+            r#"<testcase name="two" classname="two" time="1.500"><error message="it took 5s"/></testcase>"#,
             r#"<system-err>log &lt;end&gt;</system-err></testsuite></testsuites>"#,
         );
         assert_eq!(text, expected);
@@ -233,8 +236,8 @@ mod tests {
         for (path, expected) in [
             (Path::new("/dev/null").to_owned(), "is not a regular file"),
             (folder.path().to_owned(), "is not a regular file"),
-            (folder.path().join("none/junit.xml"), "cannot look at"),
-            (file.join("junit.xml"), "cannot look at"),
+            (folder.path().join("none/junit.xml"), "there is no folder"),
+            (file.join("junit.xml"), "is not a folder"),
             (PathBuf::new(), "is not the name of a file"),
         ] {
             let error = write(&path, &[]).unwrap_err().to_string();

@@ -22,10 +22,8 @@ pub enum Ending {
     Exited(u8),
     /// This signal killed it.
     Signalled(i32),
-    /// It was stopped when its time was over.
-    TimedOut,
-    /// It was stopped because it neither ran nor printed.
-    IdleTimedOut,
+    /// It was stopped when its time was over: which limit that was.
+    TimedOut(String),
     /// The guest crashed: how.
     Crashed(String),
     /// There is such a command, and it cannot be executed.
@@ -117,8 +115,7 @@ impl Ending {
                 Ok(signal) => error(&format!("killed by {signal}")),
                 Err(_) => error(&format!("killed by signal {number}")),
             },
-            Self::TimedOut => error("the time was over"),
-            Self::IdleTimedOut => error("the guest neither ran nor printed"),
+            Self::TimedOut(limit) => error(limit),
             Self::Crashed(how) => error(&format!("the guest crashed: {how}")),
             Self::NotExecutable => error("the command cannot be executed"),
             Self::NotFound => error("there is no such command"),
@@ -140,6 +137,11 @@ pub struct Suite {
 }
 
 impl Suite {
+    /// What the run is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The cases, in the order of their results.
     pub fn cases(&self) -> &[Case] {
         &self.cases
@@ -184,8 +186,7 @@ mod tests {
             Ending::Exited(1),
             Ending::Signalled(9),
             Ending::Signalled(64),
-            Ending::TimedOut,
-            Ending::IdleTimedOut,
+            Ending::TimedOut("it took 5s".to_owned()),
             Ending::Crashed("panic".to_owned()),
             Ending::NotExecutable,
             Ending::NotFound,
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(bad(FAILING, &Ending::Exited(0)), [a(true)]);
         assert_eq!(bad(FAILING, &Ending::Exited(1)), [a(true)]);
         assert_eq!(bad(PASSING, &Ending::Exited(1)), [a(false), command.clone()]);
-        assert_eq!(bad(FAILING, &Ending::TimedOut), [a(true), command]);
+        assert_eq!(bad(FAILING, &Ending::TimedOut(String::new())), [a(true), command]);
     }
 
     #[test]

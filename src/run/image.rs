@@ -64,6 +64,12 @@ impl Boot {
             "{} is a Multiboot image, and a command needs Linux",
             path.display()
         );
+        // Every Linux names its version; what does not would only crash.
+        ensure!(
+            !options.has_command() || options.force || image.version().is_some(),
+            "{} is no Linux kernel, and a command needs one; --force tries it",
+            path.display()
+        );
         let (cmdline, conventions) = match multiboot {
             true => (multiboot_command_line(options, &path), Conventions::None),
             false => command_line(options),

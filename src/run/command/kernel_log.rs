@@ -24,6 +24,9 @@ const KEPT: usize = 256 << 10;
 /// The thread's stack in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
 
+/// What every kernel prints at its start that has no PCI, by kite's own command line: it is no failure's cause.
+const NO_PCI: &str = "PCI: Fatal: No config space access function found";
+
 /// Where the messages go.
 pub(super) struct KernelLog {
     shared: Arc<Shared>,
@@ -99,11 +102,12 @@ impl KernelLog {
         self.shared.ended.load(Ordering::SeqCst)
     }
 
-    /// The last `count` lines, without control characters.
+    /// The last `count` lines that may say why a guest failed, without control characters.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
         let bytes: Vec<u8> = lock(&self.shared.said).ring.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        let lines = text.lines().map(str::trim_end);
+        let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.ends_with(NO_PCI)).collect();
         lines[lines.len().saturating_sub(count)..].iter().map(|line| printable(line)).collect()
     }
 
@@ -195,4 +199,19 @@ impl Host for Woken {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_s_last_lines_are_without_the_one_about_pci() {
+        let log = KernelLog::new(None, false, Arc::new(Timeline::new(std::time::Instant::now()))).unwrap();
+        log.shared.keep(
+            b"[    0.1] PCI: Fatal: No config space access function found\r\n\r\n[    0.2] Oops\x1b\r\n",
+        );
+        assert_eq!(log.last_lines(60), ["[    0.2] Oops\u{fffd}"]);
+        assert_eq!(log.last_lines(0), [""; 0]);
+    }
 }

@@ -56,14 +56,17 @@ impl Outcome {
 
     /// It took too long.
     pub fn timed_out(limit: Duration) -> Self {
-        let why = format!("the guest was ended: the command did not end within {limit:?}");
-        Self::new(cli::TIMED_OUT, Ending::TimedOut, Some(why))
+        Self::late(format!("the command did not end within {limit:?} (--timeout)"))
     }
 
     /// It did nothing for too long.
     pub fn idle(limit: Duration) -> Self {
-        let why = format!("the guest was ended: it neither ran nor printed for {limit:?}");
-        Self::new(cli::TIMED_OUT, Ending::IdleTimedOut, Some(why))
+        Self::late(format!("it neither ran nor printed for {limit:?} (--idle-timeout)"))
+    }
+
+    fn late(limit: String) -> Self {
+        let why = format!("{}{limit}", cli::GUEST_ENDED);
+        Self::new(cli::TIMED_OUT, Ending::TimedOut(limit), Some(why))
     }
 
     /// The guest crashed.
