@@ -7,7 +7,7 @@ use nix::unistd::ftruncate;
 use super::host;
 use super::protocol::{Append, flag, opcode};
 use super::reach::Held;
-use super::server::{Call, Placed, Server};
+use super::server::{Call, Placed, Server, Stop};
 use super::thread::{NOW, OMIT};
 
 /// The longest name of an extended attribute, and the most bytes of one or of the list (xattr(7)).
@@ -104,13 +104,16 @@ impl Server {
         Ok(0)
     }
 
-    fn resize(&self, node: u64, held: &Held, change: &Change) -> Result<(), Errno> {
+    fn resize(&self, node: u64, held: &Held, change: &Change) -> Result<(), Stop> {
         let size = i64::try_from(change.size).map_err(|_| Errno::EFBIG)?;
         match held {
             Held::Open(open) if change.has(flag::FATTR_FH) => ftruncate(&open.file, size)?,
             _ => ftruncate(self.reopen(node, held, OFlag::O_WRONLY.bits())?, size)?,
         }
-        if change.has(flag::FATTR_KILL_SUIDGID) { self.drop_privileges(held) } else { Ok(()) }
+        if change.has(flag::FATTR_KILL_SUIDGID) {
+            self.drop_privileges(held)?;
+        }
+        Ok(())
     }
 
     /// Takes the bits that let a program run as its file's owner, as a write by anybody but root does.

@@ -21,18 +21,27 @@ const MOST_AT_ONCE: usize = 64 << 10;
 /// The most bytes that one request copies; a guest asks again for the rest.
 const MOST_COPIED: u64 = 64 << 20;
 impl Server {
-    /// Opens a node's file anew, for what its descriptor cannot do.
+    /// Opens a node's file anew, for what its descriptor cannot do. No thread waits for a lease that somebody has on the
+    /// file (fcntl(2), F_SETLEASE): this process may have it on what the guest was loaded from, and cannot give it back
+    /// while the request is served.
     ///
     /// # Errors
-    /// It is not a regular file (ENXIO), or words of the kernel (EACCES); the host's.
-    pub(super) fn reopen(&self, node: u64, held: &Held, flags: i32) -> Result<OwnedFd, Errno> {
+    /// It is not a regular file (ENXIO), or words of the kernel (EACCES); the host's; a lease is being given back.
+    pub(super) fn reopen(&self, node: u64, held: &Held, flags: i32) -> Result<OwnedFd, Stop> {
         match self.table().identity(node)?.kind {
             libc::S_IFREG => {}
-            libc::S_IFDIR => return Err(Errno::EISDIR),
-            _ => return Err(Errno::ENXIO),
+            libc::S_IFDIR => return Err(Errno::EISDIR.into()),
+            _ => return Err(Errno::ENXIO.into()),
         }
         let (place, _) = self.table().place(node)?;
-        if self.is_words(place, held)? { Err(Errno::EACCES) } else { self.descriptors.reopen(held, flags) }
+        if self.is_words(place, held)? {
+            return Err(Errno::EACCES.into());
+        }
+        // To a regular file that is open, O_NONBLOCK means nothing.
+        match self.descriptors.reopen(held, flags | libc::O_NONBLOCK) {
+            Err(Errno::EAGAIN) => Err(Stop::Wait),
+            result => Ok(result?),
+        }
     }
 
     /// Opens a file for what its flags say. The others of them are the guest kernel's to see to.
@@ -51,12 +60,7 @@ impl Server {
             return self.opened(call, handle, flag::FOPEN_KEEP_CACHE);
         }
         let held = self.held(node)?;
-        // A lease is waited for, but not here.
-        let patience = if call.wait { 0 } else { libc::O_NONBLOCK };
-        let file = match self.reopen(node, &held, access | truncate | patience) {
-            Err(Errno::EAGAIN) if !call.wait => return Err(Stop::Wait),
-            result => result?,
-        };
+        let file = self.reopen(node, &held, access | truncate)?;
         if truncate != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
             self.drop_privileges(&file)?;
         }

@@ -159,23 +159,23 @@ impl VirtioDevice for Fs {
     }
 
     fn serve_source(&mut self, _index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
+        self.pool.resume();
         self.complete(queues)
     }
 
+    /// Requests that wait for a lease are not waited for: they begin again when the device is served.
     fn settle(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
-        self.complete(queues)?;
-        while self.pool.in_flight() > 0 {
-            self.pool.wait();
+        while self.pool.wait() {
             self.complete(queues)?;
         }
         Ok(())
     }
 
     fn reset(&mut self) {
-        while self.pool.in_flight() > 0 {
-            self.pool.wait();
+        while self.pool.wait() {
             let _forgotten = self.pool.completed();
         }
+        self.pool.forget_postponed();
         self.server.clear();
     }
 }

@@ -56,7 +56,7 @@ pub trait Exchange {
 pub enum Stop {
     /// It failed, and that is the reply.
     Failed(Errno),
-    /// It may take its time, which it must not.
+    /// It may take its time, which it must not; or a lease is in its way, which takes time even where it may.
     Wait,
     /// There is nothing to reply.
     Silent,
@@ -161,7 +161,7 @@ impl Server {
     }
 
     /// Serves a request; returns how many bytes its reply has. None if it may take its time and `wait` says that it
-    /// must not: then nothing has happened, and it is to be served again.
+    /// must not, or if a file's lease has to be given back first: then nothing has happened, and it is to be served again.
     pub fn serve(&self, exchange: &mut dyn Exchange, wait: bool) -> Option<usize> {
         let mut bytes = [0; IN_HEADER];
         let whole = exchange.read(0, &mut bytes) == IN_HEADER;
@@ -190,6 +190,13 @@ impl Server {
             Err(Stop::Silent) => return Some(0),
         };
         Some(reply(exchange, header.unique, error, &out, placed))
+    }
+
+    /// Replies with an error to a request that is not served; returns how many bytes that has.
+    pub fn refuse(exchange: &mut dyn Exchange, error: Errno) -> usize {
+        let mut bytes = [0; IN_HEADER];
+        exchange.read(0, &mut bytes);
+        reply(exchange, Header::parse(&bytes).unique, -(error as i32), &[], 0)
     }
 
     fn dispatch(&self, call: &mut Call<'_>) -> Placed {

@@ -1,6 +1,7 @@
 //! The device itself, through a real transport: queues, pieces of memory, threads, resets.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::thread;
 
@@ -265,5 +266,83 @@ fn a_device_that_is_dropped_leaves_no_thread_and_no_file() {
                 thread::yield_now();
             }
         });
+    });
+}
+
+/// Takes a lease on a file that is open for reading, or gives it back; answers whether the host lets it. This process,
+/// which is there for the one test, ignores the signal that somebody wants it back.
+#[expect(unsafe_code, reason = "fcntl(2)'s leases, and ignoring a signal, have no safe interface")]
+fn lease(file: &fs::File, kind: libc::c_int) -> bool {
+    // SAFETY: sets no handler of ours.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    // SAFETY: takes numbers.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
+}
+
+/// Requests that end a lease on "file", each in a way of its own.
+fn add_writers(rig: &mut Rig) -> [u16; 3] {
+    let node = rig.lookup("file");
+    let open = rig.add(1, opcode::OPEN, node, &wide(&[(libc::O_WRONLY | libc::O_TRUNC) as u64]), 16);
+    let mut size = [0; 88];
+    size[0] = 1 << 3;
+    size[16] = 77;
+    let resize = rig.add(2, opcode::SETATTR, node, &size, 104);
+    let flags = (libc::O_RDWR | libc::O_CREAT) as u64;
+    let create = [wide(&[flags | 0o644 << 32, 0]), string("file")].concat();
+    [open, resize, rig.add(3, opcode::CREATE, 1, &create, 144)]
+}
+
+#[test]
+fn a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afterwards() {
+    const NAME: &str = "a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afterwards";
+    alone(&format!("virtio::fs::tests::device::{NAME}"), || {
+        let mut rig = Rig::new(true, threads());
+        let file = fs::File::open(rig.folder.path().join("file")).unwrap();
+        if !lease(&file, libc::F_RDLCK) {
+            return println!("skipped: {NAME}: this file system has no leases");
+        }
+        let mut heads = add_writers(&mut rig).to_vec();
+        rig.driver.kick(REQUESTS);
+        watched("settling a device that waits for a lease", || rig.driver.lock().settle());
+        assert_eq!(rig.driver.used(REQUESTS), []);
+        assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
+        // Others are served meanwhile.
+        rig.call(opcode::MKDIR, 1, &[wide(&[0o755]), string("made")].concat(), 128).unwrap();
+        assert!(lease(&file, libc::F_UNLCK));
+        watched("doing what waited for a lease", || {
+            while !heads.is_empty() {
+                rig.driver.lock().serve_source(0);
+                rig.driver.lock().settle();
+                let used = rig.driver.used(REQUESTS);
+                heads.retain(|head| used.iter().all(|(it, _)| it != head));
+            }
+        });
+        for (slot, len) in [(1, OUT_HEADER + 16), (2, OUT_HEADER + 104), (3, OUT_HEADER + 144)] {
+            rig.reply(slot, len as u32).unwrap();
+        }
+        // Emptied and then made this long, or the other way round.
+        assert!([0, 77].contains(&rig.folder.path().join("file").metadata().unwrap().len()));
+        rig.contract();
+    });
+}
+
+#[test]
+fn a_reset_forgets_what_waits_for_a_lease() {
+    const NAME: &str = "a_reset_forgets_what_waits_for_a_lease";
+    alone(&format!("virtio::fs::tests::device::{NAME}"), || {
+        let mut rig = Rig::new(true, threads());
+        let file = fs::File::open(rig.folder.path().join("file")).unwrap();
+        if !lease(&file, libc::F_RDLCK) {
+            return println!("skipped: {NAME}: this file system has no leases");
+        }
+        add_writers(&mut rig);
+        rig.driver.kick(REQUESTS);
+        watched("resetting a device that waits for a lease", || rig.driver.start(0));
+        assert!(lease(&file, libc::F_UNLCK));
+        rig.driver.lock().serve_source(0);
+        rig.driver.lock().settle();
+        assert_eq!(rig.driver.used(REQUESTS), []);
+        rig.driver.assert_intact();
+        assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
     });
 }
