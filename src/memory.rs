@@ -21,6 +21,8 @@ use boot::layout::HIGH_MEMORY;
 use boot::{GuestMemory, Piece};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
+use crate::cut;
+
 const PAGE: u64 = 4096;
 const HUGE_PAGE: usize = 2 << 20;
 /// Address space that kite's own heap and threads need besides guest RAM. Where it is limited, this is looked for
@@ -60,6 +62,8 @@ struct Mapped {
     len: usize,
     /// Held for the lease that it carries.
     file: Arc<File>,
+    /// Where the pages end in the file.
+    end: u64,
 }
 
 // SAFETY: the address is of guest memory, which any thread may use; see `replace_by_copy` for what it takes.
@@ -85,8 +89,9 @@ impl GuestRam {
     }
 
     /// The same, which relies on these files not to change.
-    pub fn relying_on(self, system: SystemFiles) -> Self {
-        Self { system, ..self }
+    pub fn relying_on(mut self, system: SystemFiles) -> Self {
+        self.system = system;
+        self
     }
 
     /// Keeps huge pages out of a range that gets a few small tables: clearing a huge one takes longer than all of them.
@@ -122,6 +127,8 @@ impl GuestRam {
     }
 
     fn place_file(&self, at: u64, file: &Arc<File>, offset: u64, len: u64) -> anyhow::Result<()> {
+        // Asked for in any case: the next guest may find the file in another state, and no way to ask.
+        cut::name(file);
         let head = (at.next_multiple_of(PAGE) - at).min(len);
         let whole = (len - head) / PAGE * PAGE;
         if at % PAGE != offset % PAGE || whole < WORTH_MAPPING || !self.is_unchanging(file) {
@@ -162,7 +169,8 @@ impl GuestRam {
         if result == libc::MAP_FAILED {
             return Err(io::Error::last_os_error()).context("cannot map the file");
         }
-        self.mapped().push(Mapped { host, len, file: file.clone() });
+        cut::add(host.addr(), len, cut::name(file));
+        self.mapped().push(Mapped { host, len, file: file.clone(), end: offset + len as u64 });
         Ok(())
     }
 
@@ -197,20 +205,44 @@ impl GuestRam {
     /// lease is broken, which `SIGIO` tells, while the guest is still.
     ///
     /// # Errors
-    /// The host is out of memory.
+    /// The host is out of memory, or a file was cut before.
     pub fn detach_files(&self) -> io::Result<()> {
         let mut mapped = self.mapped();
         for it in mapped.iter() {
+            if it.is_cut() {
+                return Err(io::Error::other(it.told()));
+            }
             it.replace_by_copy()?;
+            cut::forget(it.host.addr());
         }
         for it in mapped.drain(..) {
             lease(&it.file, libc::F_UNLCK);
         }
         Ok(())
     }
+
+    /// What is told of a file that was cut while the guest ran from it, if one was: the guest gets no such page.
+    pub fn cut_file(&self) -> Option<String> {
+        self.mapped().iter().find(|it| it.is_cut()).map(Mapped::told)
+    }
+}
+
+impl Drop for GuestRam {
+    fn drop(&mut self) {
+        self.mapped().iter().for_each(|it| cut::forget(it.host.addr()));
+    }
 }
 
 impl Mapped {
+    /// Whether the file does not have all the pages any more.
+    fn is_cut(&self) -> bool {
+        self.file.metadata().is_ok_and(|it| it.len() < self.end)
+    }
+
+    fn told(&self) -> String {
+        format!("{} {}", cut::name(&self.file).to_string_lossy(), cut::WHY)
+    }
+
     /// Merely writing the pages would not do: truncating a file takes even the written pages of its private mappings.
     fn replace_by_copy(&self) -> io::Result<()> {
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -325,6 +357,34 @@ mod tests {
         ram.detach_files().unwrap();
         std::fs::write(&path, vec![0x55; 300_000]).unwrap();
         holds(&ram, 0x10_0000, &bytes);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_is_told_of_by_its_name() {
+        const CHILD: &str = "KITE_TEST_CUTS";
+        const NAME: &str = "memory::tests::a_file_that_is_cut_is_told_of_by_its_name";
+        if std::env::var_os(CHILD).is_none() {
+            let test = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([NAME, "--exact", "--nocapture"])
+                .env(CHILD, "1")
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&test.stderr).into_owned();
+            let line = said.lines().find(|line| line.starts_with("kite: ")).unwrap_or_default();
+            assert!(line.contains("/.tmp") && line.contains(" was cut short while the guest ran"), "{said}");
+            assert_eq!(test.status.code(), Some(125), "{said}");
+            return;
+        }
+        let (path, file, _) = file(300_000);
+        let ram = GuestRam::new(4 << 20).unwrap();
+        ram.place(0x10_0000, &Piece::File { file: file.clone(), offset: 0, len: 300_000 }).unwrap();
+        assert_eq!(ram.cut_file(), None);
+        // As the kernel does where the lease is not given back in time.
+        lease(&file, libc::F_UNLCK);
+        File::options().write(true).truncate(true).open(&path).unwrap();
+        assert!(ram.cut_file().unwrap().contains("/.tmp"));
+        assert!(ram.detach_files().unwrap_err().to_string().contains("/.tmp"));
+        let _gone = ram.memory.read_obj::<u8>(GuestAddress(0x10_1000));
     }
 
     #[test]

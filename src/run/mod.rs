@@ -267,6 +267,11 @@ impl End {
         let word = if linux { running.reset_word() } else { ResetWord::Untouched };
         let told = linux && (panic_seen || running.exit().panic() != Panic::None);
         let panicked = told || conventions == Conventions::WarmIsPanic && word == ResetWord::Warm;
+        if let Some(Exit::Failed(_) | Exit::Crash(_)) = running.exit().reason()
+            && let Some(why) = running.ram().cut_file()
+        {
+            return Self::Failed(why);
+        }
         match running.exit().reason() {
             Some(Exit::Panicked) => Self::Crashed("kernel panic".to_owned()),
             Some(Exit::Reset | Exit::TripleFault { .. }) if panicked => {

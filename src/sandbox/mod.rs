@@ -118,6 +118,13 @@ pub(crate) fn stderr_closed() {
     news::tell(News::StderrClosed);
 }
 
+/// Has the terminal restored, as this process is about to end. Makes two system calls, and may be called in a signal's
+/// handler.
+pub(crate) fn leave_terminal() {
+    news::tell_in_handler(News::Refused);
+    outside::restore_terminal();
+}
+
 impl Inside {
     /// Parts the folders shared with the guest, in this order at these `paths`, from the host's other files. Where that is
     /// not allowed, they stay as they are, and Landlock limits this process to them.

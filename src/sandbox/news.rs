@@ -14,7 +14,7 @@ use crate::signals;
 pub(super) enum News {
     /// Nothing more is written to standard error.
     StderrClosed,
-    /// A system call was refused, and the end is near.
+    /// A system call was refused, or a mapped file cut, and the end is near.
     Refused,
     /// kite is to end by this signal.
     EndBy(i32),
@@ -103,9 +103,12 @@ pub(super) fn tell(news: News) -> bool {
     OUTSIDE.get().is_some_and(|mut outside| outside.write_all(&[news.byte()]).is_ok())
 }
 
-/// The descriptor by which a signal's handler tells.
-pub(super) fn descriptor() -> i32 {
-    DESCRIPTOR.load(Ordering::Relaxed)
+/// As [`tell`], in a signal's handler.
+#[expect(unsafe_code, reason = "a write that takes no lock")]
+pub(super) fn tell_in_handler(news: News) {
+    let byte = [news.byte()];
+    // SAFETY: reads a byte. Where there is no process outside, the descriptor is none.
+    unsafe { libc::write(DESCRIPTOR.load(Ordering::Relaxed), byte.as_ptr().cast(), 1) };
 }
 
 #[cfg(test)]

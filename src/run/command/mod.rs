@@ -126,7 +126,7 @@ fn to_its_end(
     let attended = session.attend(&running, &limits, results.tee());
     running.stop();
     let told_to_end = matches!(running.exit().reason(), Some(Exit::Signal(_) | Exit::Quit));
-    let finished = session.finish(told_to_end);
+    let finished = session.finish(&running, told_to_end);
     let told = gauges.tell();
     let signal = finished?;
     attended?;

@@ -221,7 +221,7 @@ impl Session {
     ///
     /// # Errors
     /// The host refuses to wait.
-    pub fn finish(&mut self, told_to_end: bool) -> anyhow::Result<Option<i32>> {
+    pub fn finish(&mut self, machine: &Running, told_to_end: bool) -> anyhow::Result<Option<i32>> {
         terminal::restore();
         self.outputs.iter().for_each(|output| output.close());
         self.log.close();
@@ -241,8 +241,12 @@ impl Session {
             }
             self.word.wake.heard();
             while let Some(signal) = self.signals.next() {
-                if !signals::is_news(signal) {
-                    return Ok(Some(signal));
+                match signal {
+                    // Somebody wants to write to a file that the guest was loaded from, and need not wait for this. A copy
+                    // that cannot be made is one that nobody runs from.
+                    _ if signal == Signal::SIGIO as i32 => _ = machine.detach_files(),
+                    _ if signals::is_news(signal) => {}
+                    _ => return Ok(Some(signal)),
                 }
             }
         }

@@ -9,10 +9,9 @@ use anyhow::Context;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use syscalls::Sysno;
 
-use super::super::news::{self, News};
-use super::super::outside;
 use super::AUDIT_ARCH_X86_64;
 use crate::cli;
+use crate::sandbox;
 
 /// What the kernel tells of the call (sigaction(2), `si_syscall`): `si_signo`, `si_errno`, `si_code`, padding,
 /// `si_call_addr`, and then this.
@@ -97,10 +96,7 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     }
     // SAFETY: reads the text.
     unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len) };
-    let news = [News::Refused.byte()];
-    // SAFETY: reads a byte.
-    unsafe { libc::write(news::descriptor(), news.as_ptr().cast(), 1) };
-    outside::restore_terminal();
+    sandbox::leave_terminal();
     // SAFETY: ends the process at once.
     unsafe { libc::_exit(cli::FAILED.into()) };
 }
