@@ -9,11 +9,12 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::{bench, cgroup, disk, inspect, matrix, net, port, sandbox};
 
 mod command;
+mod config;
 mod measure;
 mod number;
 mod refusal;
@@ -43,6 +44,8 @@ pub const GUEST_ENDED: &str = "the guest was ended: ";
 
 /// Names the sandbox where no option does.
 const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
+/// Names the kernel where no option does.
+pub(crate) const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -91,7 +94,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Boot a kernel, its console on standard input and output; or run a command in it
-    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_CODES}"))]
+    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}\n\n{EXIT_CODES}", config::HELP))]
     Run(Box<RunOptions>),
     /// Run commands on kernels, every one on every one, several at a time
     #[command(after_help = matrix::HELP)]
@@ -198,6 +201,9 @@ pub struct RunOptions {
     /// is rbps=SIZE, wbps=SIZE, riops=N or wiops=N; may be given more than once
     #[arg(long = "limit", value_name = "LIMITS", value_parser = ValueParser::new(cgroup::parse_limits))]
     pub limits: Vec<cgroup::Limits>,
+    /// Read no defaults from kite.toml and ~/.config/kite/config.toml
+    #[arg(long, overrides_with = "no_config")]
+    no_config: bool,
     /// What to measure.
     #[command(flatten)]
     pub measure: MeasureOptions,
@@ -274,30 +280,38 @@ fn process(text: &str) -> Result<u32, String> {
 /// The exit code, if there is nothing more to do.
 pub fn parse() -> Result<Command, ExitCode> {
     let arguments: Vec<OsString> = env::args_os().collect();
-    let command =
-        Cli::try_parse_from(&arguments).map(|cli| cli.command).map_err(|error| match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                // A reader who has gone needs no help.
-                let _ = error.print();
-                ExitCode::from(DONE)
-            }
-            // What there is, on standard error.
-            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                let _ = error.print();
-                ExitCode::from(FAILED)
-            }
-            _ => {
-                complain(&refusal::line(&error, &arguments));
-                ExitCode::from(FAILED)
-            }
-        })?;
-    if matches!(&command, Command::Run(options) if !options.has_command())
-        && refusal::is_empty_command(&arguments)
-    {
-        complain("there is no command after `--`; without `--`, `kite run` boots a kernel and nothing more");
-        return Err(ExitCode::from(FAILED));
+    let refused = |error: clap::Error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader who has gone needs no help.
+            let _ = error.print();
+            ExitCode::from(DONE)
+        }
+        // What there is, on standard error.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(FAILED)
+        }
+        _ => complained(&refusal::line(&error, &arguments)),
+    };
+    let matches = Cli::command().try_get_matches_from(&arguments).map_err(refused)?;
+    let command = Cli::from_arg_matches(&matches).map_err(refused)?.command;
+    let (Command::Run(options), Some((_, given))) = (&command, matches.subcommand()) else {
+        return Ok(command);
+    };
+    if !options.has_command() && refusal::is_empty_command(&arguments) {
+        let why = "there is no command after `--`; without `--`, `kite run` boots a kernel and nothing more";
+        return Err(complained(why));
     }
-    Ok(command)
+    if options.no_config {
+        return Ok(command);
+    }
+    let completed = config::complete(&arguments, given).map_err(|why| complained(&why))?;
+    Ok(completed.map_or(command, Command::Run))
+}
+
+fn complained(why: &str) -> ExitCode {
+    complain(why);
+    ExitCode::from(FAILED)
 }
 
 /// The options of `kite run` with these arguments behind it.

@@ -90,7 +90,11 @@ pub struct ShareSpec {
 }
 
 impl ShareSpec {
-    fn parse(text: &str) -> Result<Self, String> {
+    /// Reads the value of `--share`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let (rest, writable) = match (text.strip_suffix(":rw"), text.strip_suffix(":ro")) {
             (Some(rest), _) => (rest, true),
             (None, Some(rest)) => (rest, false),

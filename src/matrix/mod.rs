@@ -43,6 +43,8 @@ The file is TOML:
   timeout = \"30s\"                 # optional: instead of the file's
   options = []                    # optional: for this command's runs
 
+The runs take no defaults from kite.toml or ~/.config/kite/config.toml: all is in the matrix.
+
 A command whose output is KTAP or TAP fails if one of its cases does, whatever its own status is.
 
 Exit status: the worst of all runs, from good to bad:

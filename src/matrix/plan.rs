@@ -28,6 +28,8 @@ mod options {
     pub(super) const CPUS: &str = "--cpus";
     /// What else a list of options must not hold: every run would write the one file.
     pub(super) const JUNIT: &str = "--junit";
+    /// A matrix says all there is to say of its runs.
+    pub(super) const NO_CONFIG: &str = "--no-config";
     pub(super) const END: &str = "--";
 }
 
@@ -156,6 +158,7 @@ impl Plan {
                     command.cell(kernel, timeout).with_context(|| format!("command {}", command.name))?;
                 let (mut cell, text) = of_command;
                 let mut arguments = of_kernel.clone();
+                arguments.push(options::NO_CONFIG.into());
                 let text = text.or(matrix.timeout.as_deref());
                 arguments.extend(text.map(|text| format!("{}={text}", options::TIMEOUT).into()));
                 let lists = [&matrix.options, &kernel.options, &command.options];
@@ -316,9 +319,9 @@ mod tests {
         };
         assert_eq!(
             words(&plan.cells[0]),
-            "run|k|m|--timeout=5m|--memory|1G|--no-rng|--cpus=2|--|echo|a b|--|"
+            "run|k|m|--no-config|--timeout=5m|--memory|1G|--no-rng|--cpus=2|--|echo|a b|--|"
         );
-        assert_eq!(words(&plan.cells[3]), "run|k|--timeout=30s|--memory|1G|--|sh|-c|echo $HOME");
+        assert_eq!(words(&plan.cells[3]), "run|k|--no-config|--timeout=30s|--memory|1G|--|sh|-c|echo $HOME");
         assert_eq!(plan.cells[3].timeout, Some(Duration::from_secs(30)));
         assert!(plan.cells[0].arguments[1].to_str().unwrap().starts_with("--kernel=/"));
     }

@@ -13,7 +13,7 @@ use boot::kernel::{self, Image, Protocol};
 
 use super::devices::Devices;
 use super::modules;
-use crate::cli::{ConsoleDevice, RunOptions};
+use crate::cli::{ConsoleDevice, KERNEL_VARIABLE, RunOptions};
 use crate::memory::SystemFiles;
 use crate::task;
 
@@ -23,7 +23,6 @@ const CMDLINE: &str = "panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
 const KERNELS: &str = "/boot";
 /// kite itself, whatever has become of its file.
 const ITSELF: &str = "/proc/self/exe";
-const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 /// What is booted, but for the initrd.
 pub(super) struct Boot {

@@ -83,6 +83,8 @@ impl Attempt {
         let folder = self.folder.path();
         let before = files(folder);
         command.current_dir(folder).env("TMPDIR", folder).env_remove("KITE_KERNEL");
+        // Whoever runs the tests may have defaults.
+        command.env("XDG_CONFIG_HOME", folder.join("config"));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let end = Watched(command.spawn().unwrap()).end();
         assert_eq!(files(folder), before, "{}", end.stderr);

@@ -4,6 +4,7 @@
 
 mod attempt;
 mod command;
+mod config;
 mod devices;
 mod files;
 mod host;

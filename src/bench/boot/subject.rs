@@ -193,7 +193,8 @@ fn padded(len: u64) -> u64 {
 
 /// What `kite run` is told. What it would refuse has been refused already.
 fn arguments(kernel: Option<&Path>, append: Option<&str>) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["--force", "--console", "serial"].map(Into::into).into();
+    let mut arguments: Vec<OsString> =
+        ["--no-config", "--force", "--console", "serial"].map(Into::into).into();
     if let Some(kernel) = kernel {
         arguments.extend(["--kernel".into(), kernel.into()]);
     }
