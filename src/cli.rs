@@ -62,7 +62,7 @@ Exit codes:
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  kite run                                     the newest kernel in /boot, to user space and off again
+  kite run                                     the newest kernel installed, to user space and off again
   kite run --kernel vmlinux --cpus 4 --memory 2G
   kite run --kernel bzImage --initrd rootfs.cpio.gz --append 'init=/bin/sh'
   kite run --kernel bzImage --modules target/lib/modules/6.12.0
@@ -128,8 +128,9 @@ pub enum Command {
 /// How to build the machine and what to boot in it.
 #[derive(Args, Debug)]
 pub struct RunOptions {
-    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image [default: $KITE_KERNEL, else the newest
-    /// /boot/vmlinuz-*]
+    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image; a folder that one was built in; or the version of an
+    /// installed one, or its beginning, as in 6.12, unless a file has that name [default: $KITE_KERNEL, else the newest
+    /// of /boot/vmlinuz-*, /usr/lib/modules/*/vmlinuz and /lib/modules/*/vmlinuz]
     #[arg(short, long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
     /// Use this initrd as it is, for a Multiboot image as its module [default: kite itself as /init, and the modules it

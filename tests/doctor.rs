@@ -89,7 +89,6 @@ fn the_names_are_stable() {
         "virtualisation",
         "stock-kernels",
         "tun",
-        "vhost-net",
         "passt",
         "io-uring",
         "huge-pages",
@@ -185,7 +184,7 @@ fn a_forbidden_device_or_kernel_is_fixed_by_its_permissions() {
         return println!("skipped: {name}: not root");
     }
     let script =
-        "mknod -m 660 /dev/kvm c 10 232 && chgrp 54321 /dev/kvm && mknod -m 600 /dev/vhost-net c 10 238 &&
+        "mknod -m 660 /dev/kvm c 10 232 && chgrp 54321 /dev/kvm && mkdir /dev/net && mknod -m 600 /dev/net/tun c 10 200 &&
         : > /dev/kernel && chmod 600 /dev/kernel && export KITE_KERNEL=/dev/kernel &&
         exec setpriv --reuid 65534 --regid 65534 --clear-groups /dev/kite doctor --json";
     let Some(output) = doctor_after(name, script) else { return };
@@ -198,7 +197,7 @@ fn a_forbidden_device_or_kernel_is_fixed_by_its_permissions() {
         false => "usermod -aG 54321 $USER, then log in again",
     };
     assert_eq!(check(&report, "/dev/kvm")["fix"], fix);
-    assert_eq!(check(&report, "vhost-net")["fix"], "chmod 0666 /dev/vhost-net");
+    assert_eq!(check(&report, "tun")["fix"], "chmod 0666 /dev/net/tun");
     assert_eq!(check(&report, "kernel")["found"], "/dev/kernel: permission denied");
     assert!(check(&report, "kernel")["fix"].as_str().unwrap().starts_with("chmod +r /dev/kernel"));
 }

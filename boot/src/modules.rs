@@ -11,8 +11,15 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+mod folder;
 mod tree;
 
+pub use folder::of_kernel;
+
+/// The module that finds the board's devices.
+pub const TRANSPORT: &str = "virtio_mmio";
+/// The list of a folder's modules, which `depmod` writes.
+const LIST: &str = "modules.dep";
 /// What a line may measure. The longest of a distribution's are a tenth of it.
 const LINE_MAX: usize = 1 << 15;
 /// What a list may measure. A distribution's are a twentieth of it.
@@ -100,7 +107,7 @@ pub struct Modules {
 impl Modules {
     /// The modules in `dir`, a folder like `/lib/modules/VERSION`, or one that a kernel was built in.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let list = dir.join("modules.dep");
+        let list = dir.join(LIST);
         match fs::metadata(&list) {
             Ok(metadata) if metadata.is_file() => Ok(Self { dir: dir.into(), built: false }),
             Ok(_) => Err(Error::Malformed { path: list, what: "no bytes" }),
@@ -138,7 +145,7 @@ impl Modules {
         if left == 0 {
             return Ok(found);
         }
-        scan(&self.dir.join("modules.dep"), |line| {
+        scan(&self.dir.join(LIST), |line| {
             let Some((path, needs)) = split_at(line, b':') else {
                 return Continue(());
             };
@@ -178,7 +185,7 @@ impl Modules {
 
     /// The module at `path`, which is inside the folder or refused.
     fn file(&self, path: &[u8]) -> Result<ModuleFile, Error> {
-        let malformed = |what| Error::Malformed { path: self.dir.join("modules.dep"), what };
+        let malformed = |what| Error::Malformed { path: self.dir.join(LIST), what };
         let relative = Path::new(OsStr::from_bytes(path));
         if !is_inside(relative) {
             return Err(malformed("a path that leaves the folder"));

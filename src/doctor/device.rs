@@ -1,4 +1,4 @@
-//! Device nodes: `/dev/kvm`, `/dev/net/tun`, `/dev/vhost-net`. Are they there, and may this user open them?
+//! Device nodes: `/dev/kvm`, `/dev/net/tun`. Are they there, and may this user open them?
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
@@ -115,11 +115,6 @@ pub(super) fn tun(node: Option<&Node>, status: &str) -> Verdict {
     Ok(format!("{found}; without CAP_NET_ADMIN only taps made for this user (ip tuntap add mode tap user …)"))
 }
 
-/// vhost-net, for network devices served by the host kernel.
-pub(super) fn vhost_net(node: Option<&Node>) -> Verdict {
-    opens(node, "modprobe vhost_net")
-}
-
 /// passt, for `--net user`, where it was found.
 pub(super) fn passt(program: Option<PathBuf>) -> Verdict {
     let lack = || Problem::new("not installed, which only --net user needs", "apt install passt");
@@ -199,9 +194,9 @@ mod tests {
 
     #[test]
     fn a_missing_device_names_its_module() {
-        assert_eq!(vhost_net(None), Err(Problem::new("missing", "modprobe vhost_net")));
+        assert!(tun(None, "").unwrap_err().fix.starts_with("modprobe tun"));
         let file = Node { is_device: false, access: Ok(()), ..node(0o666, 0, None) };
-        assert!(vhost_net(Some(&file)).unwrap_err().found.contains("no device"));
+        assert!(tun(Some(&file), "").unwrap_err().found.contains("no device"));
     }
 
     #[test]

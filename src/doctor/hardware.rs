@@ -28,6 +28,8 @@ pub struct Processor {
     kvm_amd: bool,
     kvm_intel: bool,
     kvm_pvm: bool,
+    /// `/proc` is not there to tell.
+    untold: bool,
 }
 
 impl Processor {
@@ -39,6 +41,7 @@ impl Processor {
             kvm_amd: loaded("kvm_amd"),
             kvm_intel: loaded("kvm_intel"),
             kvm_pvm: loaded("kvm_pvm"),
+            untold: cpuinfo.is_empty(),
             ..Self::from_flags(&cpuinfo)
         }
     }
@@ -79,7 +82,8 @@ impl Processor {
 
     fn enable_fix(&self) -> &'static str {
         if self.guest {
-            "turn on nested virtualisation for this virtual machine on its host, or use another machine"
+            "turn on nested virtualisation for this virtual machine on its host, or use another machine; to develop kite \
+             here: cargo xtask lab -- kite …"
         } else {
             "turn on AMD-V (SVM) or Intel VT-x in the firmware's set-up"
         }
@@ -111,15 +115,18 @@ pub(super) fn virtualisation(processor: &Processor) -> Verdict {
     }
 }
 
-/// Whether KVM here can boot a distribution's kernel.
+/// Whether KVM here can boot a distribution's kernel: what lacks is virtualisation, and so is the fix.
 pub(super) fn stock_kernels(processor: &Processor) -> Verdict {
-    let found = match processor.engine() {
-        Engine::Hardware => return Ok("yes, the processor runs them".into()),
-        Engine::Pvm => "no, kvm_pvm runs only kernels built for it",
-        Engine::Unknown => "no, there is no hardware virtualisation",
-    };
-    let fix = "use a machine with hardware KVM; to develop kite here: cargo xtask lab -- kite …";
-    Err(Problem::new(found, fix))
+    match (processor.engine(), virtualisation(processor)) {
+        (Engine::Hardware, _) | (_, Ok(_)) => Ok("yes, the processor runs them".into()),
+        (Engine::Pvm, Err(Problem { fix, .. })) => {
+            Err(Problem::new("no, kvm_pvm runs only kernels built for it", fix))
+        }
+        (Engine::Unknown, Err(_)) if processor.untold => Ok("unknown without /proc/cpuinfo".into()),
+        (Engine::Unknown, Err(Problem { fix, .. })) => {
+            Err(Problem::new("no, there is no hardware virtualisation", fix))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -164,8 +171,12 @@ mod tests {
             let pvm = Processor { kvm_pvm: true, ..processor(flags) };
             assert_eq!(pvm.engine(), Engine::Pvm);
             assert!(virtualisation(&pvm).unwrap_err().found.contains("kvm_pvm"));
-            assert!(stock_kernels(&pvm).unwrap_err().fix.contains("xtask lab"));
+            assert_eq!(stock_kernels(&pvm).unwrap_err().fix, virtualisation(&pvm).unwrap_err().fix);
         }
+        let guest = Processor { kvm_pvm: true, ..processor("hypervisor") };
+        assert!(stock_kernels(&guest).unwrap_err().fix.contains("xtask lab"));
+        assert!(stock_kernels(&processor("fpu")).is_err());
+        assert!(stock_kernels(&Processor { untold: true, ..processor("") }).is_ok());
     }
 
     #[test]

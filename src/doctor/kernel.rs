@@ -1,35 +1,54 @@
 //! What there is to boot when `kite run` is told nothing else: a kernel and its modules.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use boot::kernel::{self, Image};
 use boot::modules::{self, Modules};
 
 use super::{Problem, Verdict};
 
-/// The kernel that `kite run` takes without `--kernel`: `chosen` (`$KITE_KERNEL`), else the newest in
-/// `folder`.
-pub(super) fn find(chosen: Option<OsString>, folder: &Path) -> Option<PathBuf> {
-    chosen.filter(|path| !path.is_empty()).map(PathBuf::from).or_else(|| kernel::newest(folder))
+/// What `kite run` boots without `--kernel`.
+pub(super) struct Kernel {
+    /// Whether it can be read and booted; with that, what else is installed.
+    pub image: Verdict,
+    /// Whether its modules are there.
+    pub modules: Verdict,
 }
 
-/// The kernel can be read and booted; with that, its version if it tells it.
-pub(super) fn image(path: Option<&Path>) -> (Verdict, Option<String>) {
-    let Some(path) = path else {
-        let fix = "install one (Debian: apt-get install linux-image-amd64), or kite run --kernel PATH";
-        return (Err(Problem::new("no KITE_KERNEL in the environment, no vmlinuz-* in /boot", fix)), None);
-    };
-    match open(path) {
-        Ok(image) => {
-            let version = image.version();
-            let named = version.as_ref().map_or(String::new(), |version| format!(", Linux {version}"));
-            (Ok(format!("{}{named}", path.display())), version)
-        }
-        Err(error) => (Err(refused(path, &error)), None),
+/// The kernel that is `named` (`$KITE_KERNEL`), else the newest that is installed below `root`.
+pub(super) fn kernel(named: Option<OsString>, root: &Path) -> Kernel {
+    let named = named.filter(|path| !path.is_empty()).map(PathBuf::from);
+    let found = kernel::choose(named.as_deref(), root);
+    let opened = found.map_err(|error| Problem::new(error.to_string(), error.fix())).and_then(|path| {
+        let image = open(&path).map_err(|error| refused(&path, &error))?;
+        Ok((path, image.version()))
+    });
+    match opened {
+        Ok((path, version)) => Kernel {
+            image: Ok(described(&path, version.as_deref(), root)),
+            modules: modules(&path, version.as_deref()),
+        },
+        // What is missing is the kernel, and so is the fix.
+        Err(problem) => Kernel {
+            modules: Err(Problem::new("unknown without a kernel", problem.fix.clone())),
+            image: Err(problem),
+        },
     }
+}
+
+/// The kernel, and the versions of the others that are installed, as `--kernel` takes them.
+fn described(path: &Path, version: Option<&str>, root: &Path) -> String {
+    let version = version.map_or(String::new(), |version| format!(", Linux {version}"));
+    let others = kernel::installed(root).into_iter().filter(|kernel| kernel.path != path).map(|kernel| {
+        let closed = if kernel.is_readable() { "" } else { " (permission denied)" };
+        format!("{}{closed}", kernel.version)
+    });
+    let others: Vec<_> = others.collect();
+    let others = if others.is_empty() { String::new() } else { format!("; also {}", others.join(", ")) };
+    format!("{}{version}{others}", path.display())
 }
 
 fn open(path: &Path) -> Result<Image, kernel::Error> {
@@ -56,53 +75,40 @@ fn refused(path: &Path, error: &kernel::Error) -> Problem {
     }
 }
 
-/// The modules of kernel `version` are in `root`, in order.
-pub(super) fn modules(version: Option<&str>, root: &Path) -> Verdict {
-    let version = version.ok_or_else(|| {
-        Problem::new(
-            "unknown without a kernel that tells its version",
-            "see kernel, or kite run --modules DIR",
-        )
-    })?;
-    let folder = root.join(version);
-    match Modules::open(&folder) {
-        Ok(_) => Ok(folder.display().to_string()),
-        Err(modules::Error::NoList { .. }) => {
-            Err(Problem::new(format!("{} has no modules.dep", folder.display()), format!("depmod {version}")))
+/// The modules of `kernel`, of this version, are where `kite run` looks for them, in order.
+fn modules(kernel: &Path, version: Option<&str>) -> Verdict {
+    let Some(folder) = modules::of_kernel(kernel, version) else {
+        let of = version.map_or(String::new(), |version| format!(" of {version}"));
+        let found = format!("no folder of modules{of}: it needs virtio_mmio and more built in");
+        let fix = match version {
+            Some(version) => format!("install them (Debian: apt install linux-image-{version})"),
+            None => "put the kernel beside its modules".to_owned(),
+        };
+        return Err(Problem::new(found, format!("{fix}, or kite run --modules DIR")));
+    };
+    let found = Modules::open(&folder).and_then(|modules| modules.resolve(&[modules::TRANSPORT], &[]));
+    let error = match found {
+        Ok(_) => return Ok(folder.display().to_string()),
+        Err(error) => error,
+    };
+    let fix = match &error {
+        modules::Error::NoList { .. } => format!("depmod {}", version.unwrap_or("VERSION")),
+        modules::Error::Missing { .. } | modules::Error::Malformed { .. } => {
+            format!("depmod {}, or kite run --modules DIR", version.unwrap_or("VERSION"))
         }
-        Err(modules::Error::Folder(_, error)) if error.kind() == io::ErrorKind::NotFound => {
-            Err(Problem::new(
-                format!("{} is missing", folder.display()),
-                format!(
-                    "install them (Debian: apt-get install linux-image-{version}), or kite run --modules DIR"
-                ),
-            ))
-        }
-        Err(error) => {
-            let found = format!("{:#}", anyhow::Error::from(error));
-            Err(Problem::new(found, format!("chmod -R a+rX {}, or kite run --modules DIR", folder.display())))
-        }
-    }
+        _ => format!("chmod -R a+rX {}, or kite run --modules DIR", folder.display()),
+    };
+    Err(Problem::new(format!("{:#}", anyhow::Error::from(error)), fix))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn found(path: &Path) -> Problem {
-        image(Some(path)).0.unwrap_err()
-    }
+    const NOWHERE: &str = "/nonexistent";
 
-    #[test]
-    fn the_environment_comes_before_the_newest() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(find(None, folder.path()), None);
-        let newest = folder.path().join("vmlinuz-6.10");
-        for name in ["vmlinuz-6.10", "vmlinuz-6.9"] {
-            fs::write(folder.path().join(name), "").unwrap();
-        }
-        assert_eq!(find(Some("/my".into()), folder.path()), Some("/my".into()));
-        assert_eq!(find(Some("".into()), folder.path()), Some(newest));
+    fn found(path: &Path) -> Problem {
+        kernel(Some(path.into()), Path::new(NOWHERE)).image.unwrap_err()
     }
 
     #[test]
@@ -111,7 +117,7 @@ mod tests {
         let text = folder.path().join("text");
         fs::write(&text, "hello").unwrap();
         assert!(found(&text).found.contains("looks like text"));
-        assert!(found(folder.path()).found.contains("not a regular file"));
+        assert!(found(folder.path()).found.contains("holds no kernel"));
         assert!(found(&folder.path().join("none")).found.contains("No such file"));
         let pipe = folder.path().join("pipe");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -127,19 +133,37 @@ mod tests {
     }
 
     #[test]
-    fn no_kernel_says_how_to_get_one() {
-        let (verdict, version) = image(None);
-        assert!(verdict.unwrap_err().fix.contains("linux-image"));
-        assert!(modules(version.as_deref(), Path::new("/")).is_err());
+    fn no_kernel_has_one_fix() {
+        let kernel = kernel(Some("".into()), Path::new(NOWHERE));
+        let (image, modules) = (kernel.image.unwrap_err(), kernel.modules.unwrap_err());
+        assert!(image.fix.contains("linux-image"));
+        assert_eq!(image.fix, modules.fix);
     }
 
     #[test]
-    fn modules_need_a_folder_and_its_list() {
+    fn other_kernels_are_listed_by_the_versions_that_pick_them() {
         let root = tempfile::tempdir().unwrap();
-        assert!(modules(Some("6.1"), root.path()).unwrap_err().fix.contains("linux-image-6.1"));
-        fs::create_dir(root.path().join("6.1")).unwrap();
-        assert_eq!(modules(Some("6.1"), root.path()).unwrap_err().fix, "depmod 6.1");
-        fs::write(root.path().join("6.1/modules.dep"), "").unwrap();
-        assert!(modules(Some("6.1"), root.path()).unwrap().ends_with("/6.1"));
+        for version in ["7.3.4", "6.12", "6.1"] {
+            let folder = root.path().join("usr/lib/modules").join(version);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("vmlinuz"), "").unwrap();
+        }
+        let newest = root.path().join("usr/lib/modules/7.3.4/vmlinuz");
+        let expected = format!("{}, Linux 7.3.4; also 6.12, 6.1", newest.display());
+        assert_eq!(described(&newest, Some("7.3.4"), root.path()), expected);
+    }
+
+    #[test]
+    fn modules_are_looked_for_where_kite_run_does_and_need_their_list() {
+        let root = tempfile::tempdir().unwrap();
+        let (image, folder) = (root.path().join("vmlinuz"), root.path().join("lib/modules/6.1-none"));
+        let modules = || modules(&image, Some("6.1-none"));
+        assert!(modules().unwrap_err().fix.contains("linux-image-6.1-none"));
+        fs::create_dir_all(&folder).unwrap();
+        assert_eq!(modules().unwrap_err().fix, "depmod 6.1-none");
+        fs::write(folder.join("modules.dep"), "").unwrap();
+        assert!(modules().unwrap_err().found.contains("no kernel module virtio_mmio"));
+        fs::write(folder.join("modules.dep"), "kernel/virtio_mmio.ko:\n").unwrap();
+        assert_eq!(modules().unwrap(), folder.display().to_string());
     }
 }

@@ -120,7 +120,7 @@ fn kvm_checks() -> Vec<Check> {
         Check::needed("kvm-vcpus", capabilities::vcpus(kvm.as_ref())),
         Check::needed("kvm-vm", capabilities::machine(kvm.as_ref())),
         Check::optional("virtualisation", hardware::virtualisation(&processor)),
-        Check::optional("stock-kernels", hardware::stock_kernels(&processor)),
+        Check::needed("stock-kernels", hardware::stock_kernels(&processor)),
     ]
 }
 
@@ -128,7 +128,6 @@ fn host_checks() -> Vec<Check> {
     let status = text("/proc/self/status").unwrap_or_default();
     vec![
         Check::optional("tun", device::tun(Node::at("/dev/net/tun").as_ref(), &status)),
-        Check::optional("vhost-net", device::vhost_net(Node::at("/dev/vhost-net").as_ref())),
         Check::optional("passt", device::passt(passt::find())),
         Check::optional(
             "io-uring",
@@ -150,12 +149,8 @@ fn host_checks() -> Vec<Check> {
 }
 
 fn boot_checks() -> Vec<Check> {
-    let path = kernel::find(env::var_os("KITE_KERNEL"), Path::new("/boot"));
-    let (image, version) = kernel::image(path.as_deref());
-    vec![
-        Check::optional("kernel", image),
-        Check::optional("modules", kernel::modules(version.as_deref(), Path::new("/lib/modules"))),
-    ]
+    let kernel = kernel::kernel(env::var_os("KITE_KERNEL"), Path::new("/"));
+    vec![Check::optional("kernel", kernel.image), Check::optional("modules", kernel.modules)]
 }
 
 /// A short file's text without the white space around it; `None` if it cannot be read.

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use boot::Piece;
 use boot::initramfs;
 use boot::kallsyms::Symbols;
@@ -20,7 +20,6 @@ use crate::task;
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
 /// from a reboot; and there are no PCI and no other serial ports to look for.
 const CMDLINE: &str = "panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
-const KERNELS: &str = "/boot";
 /// kite itself, whatever has become of its file.
 const ITSELF: &str = "/proc/self/exe";
 
@@ -105,18 +104,9 @@ pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> an
 }
 
 pub(super) fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
-    if let Some(path) = option {
-        return Ok(path.to_owned());
-    }
-    if let Some(path) = env::var_os(KERNEL_VARIABLE).filter(|path| !path.is_empty()) {
-        return Ok(path.into());
-    }
-    kernel::newest(Path::new(KERNELS)).with_context(|| {
-        format!(
-            "no kernel: {KERNELS} has no vmlinuz-*; name one with --kernel or ${KERNEL_VARIABLE}, or install one \
-             (Debian: apt install linux-image-cloud-amd64)"
-        )
-    })
+    let variable = env::var_os(KERNEL_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = option.map(Path::to_owned).or(variable);
+    kernel::choose(named.as_deref(), Path::new("/")).map_err(|error| anyhow!("{error}: {}", error.fix()))
 }
 
 fn command_line(options: &RunOptions) -> (String, Conventions) {

@@ -21,9 +21,25 @@ fn a_missing_kernel_is_named() {
 fn what_is_no_regular_file_is_no_kernel() {
     let attempt = Attempt::new();
     let pipe = attempt.pipe("pipe");
-    for path in [Path::new("/"), Path::new("/dev/zero"), Path::new("/dev/null"), &pipe] {
+    for path in [Path::new("/dev/zero"), Path::new("/dev/null"), &pipe] {
         attempt.kernel_refused(path, &[], "not a regular file");
     }
+}
+
+#[test]
+fn a_folder_or_a_version_without_a_kernel_says_what_would_be_one() {
+    let attempt = Attempt::new();
+    attempt.kernel_refused(Path::new("/dev"), &[], "/dev holds no kernel, neither arch/x86/boot/bzImage nor");
+    attempt.kernel_refused(Path::new("0.9.9"), &[], "no file 0.9.9, and no installed kernel of that version");
+    std::fs::create_dir_all(attempt.path("0.9.9/arch/x86/boot")).unwrap();
+    attempt.kernel_refused(Path::new("0.9.9"), &[], "0.9.9 holds no kernel");
+    // What was built there is taken, and judged.
+    attempt.file("0.9.9/arch/x86/boot/bzImage", b"text\n");
+    attempt.kernel_refused(
+        Path::new("0.9.9"),
+        &[],
+        "cannot boot 0.9.9/arch/x86/boot/bzImage: it looks like text",
+    );
 }
 
 #[test]

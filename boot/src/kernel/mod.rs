@@ -17,7 +17,7 @@ use linux_loader::bootparam::setup_header;
 use crate::Piece;
 use crate::layout::{CMDLINE_MAX, HIGH_MEMORY, IDENTITY_MAP, LOW_SEGMENTS, MULTIBOOT_INFO};
 
-pub use find::newest;
+pub use find::{BUILT, Installed, NotFound, built, choose, installed};
 
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

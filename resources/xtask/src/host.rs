@@ -1,6 +1,6 @@
 //! The machine this runs on: its distribution, its privileges, its KVM, where this tree is.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,11 +87,6 @@ pub fn hardware_kvm() -> Result<(), String> {
     let pvm = Path::new("/sys/module/kvm_pvm").exists();
     let whose = if pvm { " (it is PVM's, which runs kernels built for it)" } else { "" };
     Err(format!("/dev/kvm has no hardware virtualisation behind it: no svm or vmx CPU flag{whose}"))
-}
-
-/// Whether this user may read the file.
-pub fn readable(path: &Path) -> bool {
-    File::open(path).is_ok()
 }
 
 /// The path of a program that is installed, looked for in `PATH` and the administrator's folders.

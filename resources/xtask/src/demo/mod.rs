@@ -56,17 +56,16 @@ pub fn run() -> Result<ExitCode> {
 
 /// A kernel image and the folder of its modules: the newest of this machine's own, or one that is fetched.
 fn kernel(setup: &mut Setup) -> Result<(PathBuf, PathBuf)> {
-    if let Some(image) = boot::kernel::newest(Path::new("/boot")).filter(|image| host::readable(image))
-        && let Some(release) = image.to_string_lossy().strip_prefix("/boot/vmlinuz-")
-    {
-        let modules = Path::new("/lib/modules").join(release);
-        if modules.join("modules.dep").exists() {
-            println!("Kernel: {}", image.display());
-            return Ok((image, modules));
+    let installed = boot::kernel::installed(Path::new("/"));
+    for kernel in installed.into_iter().filter(boot::kernel::Installed::is_readable) {
+        let modules = boot::modules::of_kernel(&kernel.path, Some(&kernel.version));
+        if let Some(modules) = modules.filter(|modules| modules.join("modules.dep").exists()) {
+            println!("Kernel: {}", kernel.path.display());
+            return Ok((kernel.path, modules));
         }
     }
     let kernel = setup.kernel()?;
-    println!("Kernel: {}, as /boot has none that can be read", kernel.release);
+    println!("Kernel: {}, as none is installed that can be read", kernel.release);
     Ok((kernel.bz_image(), kernel.modules()))
 }
 
