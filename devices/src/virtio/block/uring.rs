@@ -4,12 +4,13 @@
 //! there at once, and have been taken, wake nobody. There is no eventfd to write and to read.
 //!
 //! A ring does what is asked of it without a system call that a filter would see, so it is restricted itself to what disks
-//! need (io_uring_register(2), IORING_REGISTER_RESTRICTIONS): it opens no file and makes no socket.
+//! need (io_uring_register(2), IORING_REGISTER_RESTRICTIONS): it opens no file, makes no socket, and works on no other
+//! file than the disk's own, which are registered with it and named by their place there.
 #![expect(unsafe_code, reason = "the kernel is handed addresses of guest memory")]
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::{fmt, io};
@@ -17,7 +18,7 @@ use std::{fmt, io};
 use io_uring::register::Restriction;
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use super::disk::Disk;
+use super::disk::{Disk, Target};
 use super::engine::{Action, Engine, Job, ZEROS};
 use crate::GuestMemory;
 use crate::virtio::{retry, vectored};
@@ -55,11 +56,11 @@ impl Spare {
     }
 
     /// The ring that is left, or the first.
-    fn take(&self, most: usize) -> io::Result<IoUring> {
+    fn take(&self, most: usize, files: &[RawFd]) -> io::Result<IoUring> {
         let mut left = self.left();
         match (left.ring.take(), std::mem::replace(&mut left.tried, true)) {
             (Some(ring), _) => Ok(ring),
-            (None, false) => ring(most),
+            (None, false) => ring(most, files),
             (None, true) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -101,7 +102,7 @@ impl Uring {
     /// The host forbids io_uring, or lacks an operation that is needed, or cannot restrict a ring to those.
     pub fn new(disk: Arc<Disk>, memory: GuestMemory, depth: usize) -> io::Result<Self> {
         let most = depth.clamp(1, MOST);
-        let ring = disk.ring().take(most)?;
+        let ring = disk.ring().take(most, &FILES.map(|target| disk.fd(target).as_raw_fd()))?;
         let (slots, free, waiting) = (Vec::new(), Vec::new(), VecDeque::new());
         Ok(Self { ring: ManuallyDrop::new(ring), disk, memory, slots, free, waiting, most })
     }
@@ -109,7 +110,7 @@ impl Uring {
     /// What tells the kernel about `job`, and the list that this may point to.
     fn entry(&self, job: &Job) -> (squeue::Entry, Vec<libc::iovec>) {
         let op = &job.op;
-        let fd = types::Fd(self.disk.fd(op.target).as_raw_fd());
+        let fd = place(op.target);
         let mut pieces = Vec::new();
         let allocate = |mode| opcode::Fallocate::new(fd, op.len).offset(op.offset).mode(mode).build();
         let entry = match op.action {
@@ -176,8 +177,17 @@ impl Uring {
     }
 }
 
-/// A ring for up to `most` operations at a time, and of no other kind than disks need.
-fn ring(most: usize) -> io::Result<IoUring> {
+/// A disk's files, in the order in which a ring has them. Where a disk has fewer, one of them comes more than once.
+const FILES: [Target; 3] = [Target::Image, Target::Direct, Target::Overlay];
+
+/// The place of a disk's file in a ring.
+fn place(target: Target) -> types::Fixed {
+    let place = FILES.iter().position(|it| *it == target);
+    types::Fixed(place.expect("a ring has every file") as u32)
+}
+
+/// A ring for up to `most` operations at a time on these `files`, and of no other kind than disks need.
+fn ring(most: usize, files: &[RawFd]) -> io::Result<IoUring> {
     let size = (2 * ENTRIES).max(most.next_power_of_two() as u32);
     let build = |cooperative| {
         let mut builder = IoUring::builder();
@@ -194,8 +204,12 @@ fn ring(most: usize) -> io::Result<IoUring> {
     if !OPERATIONS.iter().all(|code| probe.is_supported(*code)) {
         return Err(io::ErrorKind::Unsupported.into());
     }
+    ring.submitter().register_files(files)?;
     // Kernels before 5.10 cannot, and have no ring that is disabled at first.
-    ring.submitter().register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+    let operations = OPERATIONS.map(Restriction::sqe_op).into_iter();
+    let mut restrictions: Vec<_> =
+        operations.chain([Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits())]).collect();
+    ring.submitter().register_restrictions(&mut restrictions)?;
     ring.submitter().register_enable_rings()?;
     // That entering is allowed too; nothing is submitted yet.
     ring.submitter().submit_and_wait(0)?;
@@ -274,12 +288,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ring_opens_no_file_and_is_used_again() {
+    fn a_ring_works_on_the_disk_s_files_alone_and_is_used_again() {
         let disk = Arc::new(Disk::new(tempfile::tempfile().unwrap(), 0));
         let memory = crate::virtio::testing::memory();
         let mut uring = match Uring::new(disk.clone(), memory.clone(), 8) {
             Ok(uring) => uring,
-            Err(error) => return println!("skipped: a_ring_opens_no_file_and_is_used_again: {error}"),
+            Err(error) => {
+                return println!("skipped: a_ring_works_on_the_disk_s_files_alone_and_is_used_again: {error}");
+            }
         };
         let mut ask = |entry: squeue::Entry| {
             // SAFETY: what the entry points to is constant.
@@ -290,8 +306,13 @@ mod tests {
         let open = opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/".as_ptr()).build();
         assert_eq!(ask(open), -libc::EACCES);
         assert_eq!(ask(opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build()), -libc::EACCES);
-        let sync = opcode::Fsync::new(types::Fd(0));
-        assert_eq!(ask(sync.build().flags(squeue::Flags::ASYNC)), -libc::EACCES);
+        let other = tempfile::tempfile().unwrap();
+        let other = types::Fd(other.as_raw_fd());
+        assert_eq!(ask(opcode::Fsync::new(other).build()), -libc::EACCES);
+        assert_eq!(ask(opcode::Fallocate::new(other, 4096).build()), -libc::EACCES);
+        let sync = |place| opcode::Fsync::new(types::Fixed(place)).build();
+        assert_eq!([0, 2, 3, u32::MAX].map(|place| ask(sync(place))), [0, 0, -libc::EBADF, -libc::EBADF]);
+        assert_eq!(ask(sync(0).flags(squeue::Flags::ASYNC)), -libc::EACCES);
         assert_eq!(
             uring.ring.submitter().register_files(&[0]).unwrap_err().raw_os_error(),
             Some(libc::EACCES)
