@@ -34,9 +34,6 @@ impl Bell {
     }
 }
 
-/// A file system device's number (virtio 1.2 §5).
-const VIRTIO_ID_FS: u32 = 26;
-
 /// The counters are never read: the descriptors are watched for edges, and 2^64 - 1 of those do not come.
 fn event() -> anyhow::Result<EventFd> {
     EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).context("cannot make an eventfd")
@@ -65,6 +62,8 @@ pub struct Served {
     pub bell: Arc<Bell>,
     /// Where the guest writes to kick and to acknowledge.
     pub registers: Registers,
+    /// What its thread may do.
+    pub confinement: sandbox::Thread,
 }
 
 /// What an event is about: the device's index in the upper half, and one of these in the lower.
@@ -110,8 +109,8 @@ impl IoThread {
                 watch(source.fd.as_raw_fd(), data(token), edge | more)?;
             }
         }
-        let is_share = |it: &Served| lock(&it.virtio).device().id() == VIRTIO_ID_FS;
-        let kind = if devices.iter().any(is_share) { sandbox::Thread::Share } else { sandbox::Thread::Io };
+        // A thread that serves several serves none that needs more than others.
+        let kind = devices.first().map_or(sandbox::Thread::Io, |device| device.confinement);
         let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
         let entry = sandbox::Entry::new();
         let run = move || {

@@ -32,6 +32,7 @@ use crate::exit::{Exit, ExitRequest};
 use crate::io_thread::{Bell, BellRope, IoThread, Served};
 use crate::memory::GuestRam;
 use crate::pit::Ports;
+use crate::sandbox;
 use crate::stats::Stats;
 use crate::testdev;
 use crate::trace::Timeline;
@@ -59,6 +60,8 @@ pub struct Attachment {
     pub device: Box<dyn VirtioDevice>,
     /// The name of the thread that serves it; devices that name one thread share it.
     pub thread: String,
+    /// What that thread may do.
+    pub confinement: sandbox::Thread,
 }
 
 /// The stack of the thread that reads CPUID, in bytes; the host gives what is touched of it.
@@ -235,7 +238,7 @@ fn add_virtio(
     bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
     bus.set_name(address, name);
     let registers = vm.registers(address + mmio::NOTIFY, address + mmio::ACKNOWLEDGE, coalesced.clone());
-    Ok((it.thread, Served { virtio, bell, registers }))
+    Ok((it.thread, Served { virtio, bell, registers, confinement: it.confinement }))
 }
 
 /// The devices at I/O ports.

@@ -190,10 +190,10 @@ impl Devices {
         let mut devices = Vec::new();
         for (disk, index) in self.disks.iter().zip(0..) {
             let device = disk.device(memory).with_context(|| format!("cannot set up disk {index}"))?;
-            devices.push(Attachment { device, thread: format!("disk{index}") });
+            devices.push(attachment(device, format!("disk{index}")));
         }
         for (network, index) in self.networks.iter().zip(0..) {
-            devices.push(Attachment { device: network.device()?, thread: format!("net{index}") });
+            devices.push(attachment(network.device()?, format!("net{index}")));
         }
         for (share, index) in self.shares.iter().zip(0..) {
             let name = format!("fs{index}");
@@ -202,12 +202,16 @@ impl Devices {
             };
             let device = Fs::new(share.clone(), memory.clone(), Box::new(spawn));
             let device = Box::new(device.with_context(|| format!("cannot set up share {}", share.tag))?);
-            devices.push(Attachment { device, thread: format!("fs{index}") });
+            let confinement = match share.writable {
+                true => sandbox::Thread::Share,
+                false => sandbox::Thread::ReadOnlyShare,
+            };
+            devices.push(Attachment { confinement, ..attachment(device, format!("fs{index}")) });
         }
         if self.has_console() {
             let ports = [self.ports.ports(), &self.more_ports].concat();
             let device = console::Console::new(self.hvc.clone(), ports);
-            devices.push(Attachment { device: Box::new(device), thread: "hvc".to_owned() });
+            devices.push(attachment(Box::new(device), "hvc".to_owned()));
         }
         if let Some(target) = &self.balloon {
             devices.push(shared(Box::new(Balloon::new(target.clone()))));
@@ -220,5 +224,9 @@ impl Devices {
 }
 
 fn shared(device: Box<dyn VirtioDevice>) -> Attachment {
-    Attachment { device, thread: SHARED_THREAD.to_owned() }
+    attachment(device, SHARED_THREAD.to_owned())
+}
+
+fn attachment(device: Box<dyn VirtioDevice>, thread: String) -> Attachment {
+    Attachment { device, thread, confinement: sandbox::Thread::Io }
 }

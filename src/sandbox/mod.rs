@@ -325,8 +325,14 @@ fn close_as(thread: Thread) {
 }
 
 fn confine(thread: Thread) {
-    if KEPT.load(Ordering::Relaxed) != 0 && thread != Thread::Share {
-        privileges::set_capabilities(0).expect("a thread may give up what it has");
+    let kept = KEPT.load(Ordering::Relaxed);
+    let needed = match thread {
+        Thread::Share => kept,
+        Thread::ReadOnlyShare => kept & READ,
+        _ => 0,
+    };
+    if needed != kept {
+        privileges::set_capabilities(needed).expect("a thread may give up what it has");
     }
     seccomp::confine(thread);
 }

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::rules::{self, Rule};
 use super::{Needs, Outside, Thread};
-use Thread::{Io, Main, Share, Vcpu};
+use Thread::{Io, Main, ReadOnlyShare, Share, Vcpu};
 
 /// Rules, whose they are, and when.
 pub(super) struct Group {
@@ -86,10 +86,10 @@ impl When {
 
 /// All of them.
 pub(super) const GROUPS: &[Group] = &[
-    group("every", &[Vcpu, Io, Share, Main, Thread::Outside], When::Always, rules::EVERY),
+    group("every", &[Vcpu, Io, Share, ReadOnlyShare, Main, Thread::Outside], When::Always, rules::EVERY),
     group("vcpu", &[Vcpu], When::Always, rules::VCPU),
-    group("starts-threads", &[Io, Share], When::Always, rules::STARTS_THREADS),
-    group("device", &[Io, Share], When::Always, rules::DEVICE),
+    group("starts-threads", &[Io, Share, ReadOnlyShare], When::Always, rules::STARTS_THREADS),
+    group("device", &[Io, Share, ReadOnlyShare], When::Always, rules::DEVICE),
     group("io", &[Io], When::Always, rules::IO),
     group("disk", &[Io], When::Disks, rules::DISK),
     group("disk-reset", &[Vcpu], When::Disks, rules::DISK_RESET),
@@ -100,7 +100,7 @@ pub(super) const GROUPS: &[Group] = &[
     group("stats", &[Io], When::Stats, rules::STATS),
     group("test-devices", &[Vcpu], When::TestDevices, rules::TEST_DEVICES),
     group("share-reset", &[Vcpu], When::Shares, rules::SHARE_RESET),
-    group("share", &[Share], When::Shares, rules::SHARE),
+    group("share", &[Share, ReadOnlyShare], When::Shares, rules::SHARE),
     group("writable-share", &[Share], When::WritableShares, rules::WRITABLE_SHARE),
     group("main", &[Main], When::Always, rules::MAIN),
     group("rebuild", &[Main], When::Restart, rules::REBUILD),

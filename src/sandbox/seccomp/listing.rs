@@ -68,7 +68,9 @@ impl From<&Rule> for Call {
 impl From<&Group> for Calls {
     fn from(group: &Group) -> Self {
         let calls = group.rules.iter().map(Call::from).collect();
-        let threads = group.threads.iter().map(|thread| thread.name()).collect();
+        let mut threads: Vec<_> = group.threads.iter().map(|thread| thread.name()).collect();
+        // Shares have two kinds of threads, of which one makes some of the other's calls.
+        threads.dedup();
         Self { group: group.name, threads, when: group.when, calls }
     }
 }

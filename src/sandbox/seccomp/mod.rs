@@ -27,8 +27,10 @@ pub enum Thread {
     Vcpu,
     /// It serves a device, or carries bytes between one and the host.
     Io,
-    /// It serves a folder shared with the guest.
+    /// It serves a folder shared with the guest, which may change it.
     Share,
+    /// It serves a folder shared with the guest to be read.
+    ReadOnlyShare,
     /// It attends the machine.
     Main,
     /// It is of the process outside, and attends the machine's.
@@ -41,7 +43,7 @@ impl Thread {
         match self {
             Self::Vcpu => "vcpu",
             Self::Io => "io",
-            Self::Share => "share",
+            Self::Share | Self::ReadOnlyShare => "share",
             Self::Main => "main",
             Self::Outside => "outside",
         }
@@ -104,6 +106,7 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
         (Thread::Vcpu, with_quick_entry(compile(Thread::Vcpu)?)),
         (Thread::Io, compile(Thread::Io)?),
         (Thread::Share, compile(Thread::Share)?),
+        (Thread::ReadOnlyShare, compile(Thread::ReadOnlyShare)?),
         (Thread::Main, compile(Thread::Main)?),
     ]);
     Ok(())
