@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, exit};
@@ -23,10 +24,11 @@ const LAYERS: &str = "KITE_TEST_LAYERS";
 /// Where the shared folders are, of which the second is read-only.
 const FOLDER: &str = "KITE_TEST_FOLDER";
 
-const KINDS: [(&str, Thread); 5] = [
+const KINDS: [(&str, Thread); 6] = [
     ("vcpu", Thread::Vcpu),
     ("io", Thread::Io),
     ("share", Thread::Share),
+    ("read-only-share", Thread::ReadOnlyShare),
     ("main", Thread::Main),
     ("outside", Thread::Outside),
 ];
@@ -82,6 +84,46 @@ const ALLOWED: [(&str, Act); 5] = [
     // As when a guest closes a file of another machine's.
     ("flush", || call(libc::SYS_close, [call(libc::SYS_dup, [share(0).into(), 0, 0, 0]), 0, 0, 0])),
 ];
+
+/// Acts of the one kind that changes files on one that is only read, such as a disk's image or kite's own program: they fail
+/// because nothing can be changed there, and for no other reason.
+const CHANGING: [(&str, Act); 4] = [
+    ("chmod", || {
+        changed(|| call(libc::SYS_fchmodat, [descriptors(), READ_ALONE.get().unwrap().1, 0o4777, 0]))
+    }),
+    ("chown", || {
+        let of = [image(), text(c""), -1, -1];
+        changed(|| call_with(libc::SYS_fchownat, of, libc::AT_EMPTY_PATH.into()))
+    }),
+    ("utimes", || changed(|| call(libc::SYS_utimensat, [image(), 0, 0, 0]))),
+    ("setxattr", || {
+        let folder = call(libc::SYS_fchdir, [descriptors(), 0, 0, 0]);
+        let attribute = [READ_ALONE.get().unwrap().1, text(c"user.x"), text(c"x"), 1];
+        folder.min(changed(|| call_with(libc::SYS_setxattr, attribute, 0)))
+    }),
+];
+
+/// The result of an act, but that what fails for another reason than a read-only file system counts as done.
+fn changed(act: impl FnOnce() -> i64) -> i64 {
+    let result = act();
+    let why = std::io::Error::last_os_error();
+    if result < 0 && why.raw_os_error() != Some(libc::EROFS) {
+        eprintln!("{why}");
+        return 0;
+    }
+    result
+}
+
+/// A file that is open for reading alone, its number as a text, and the folder of such texts.
+static READ_ALONE: OnceLock<(fs::File, i64, fs::File)> = OnceLock::new();
+
+fn image() -> i64 {
+    READ_ALONE.get().unwrap().0.as_raw_fd().into()
+}
+
+fn descriptors() -> i64 {
+    READ_ALONE.get().unwrap().2.as_raw_fd().into()
+}
 
 /// Acts against the process outside, by way of what it reads and of the folder that it writes to.
 const SENDING: [(&str, Act); 3] = [
@@ -146,11 +188,13 @@ fn act_if_told() {
     let (told, folder) = (told.into_string().unwrap(), PathBuf::from(folder));
     let (kind, name) = told.split_once(' ').unwrap();
     let kind = KINDS.into_iter().find(|it| it.0 == kind).unwrap().1;
-    let acts = REFUSED.iter().chain(&FAILING).chain(&ALLOWED).chain(&SENDING).chain([&FAULT]);
+    let acts =
+        REFUSED.iter().chain(&FAILING).chain(&ALLOWED).chain(&CHANGING).chain(&SENDING).chain([&FAULT]);
     let act = acts.into_iter().find(|it| it.0 == name).unwrap().1;
     let options = sandbox::parse(&std::env::var(LAYERS).unwrap()).unwrap();
     let report = folder.join("rw/results/report");
     whole_file::expect(&report).unwrap();
+    let image = fs::File::open(folder.join("outside")).unwrap();
     let mut inside = match sandbox::split(options, false, inherited, |_| Ok(())).unwrap() {
         Side::Outside(mut outside, inherited) => {
             let rw = fs::File::open(folder.join("rw")).unwrap();
@@ -171,6 +215,10 @@ fn act_if_told() {
     let [mut rw, mut ro] = [&paths[0], &paths[1]]
         .map(|path| Share::new("x", fs::File::open(path).unwrap().into(), path.ends_with("rw")));
     inside.part_shares(vec![&mut rw, &mut ro], &paths);
+    inside.part_files();
+    let number = std::ffi::CString::new(image.as_raw_fd().to_string()).unwrap();
+    let descriptors = fs::File::open("/proc/self/fd").unwrap();
+    READ_ALONE.set((image, number.into_raw().addr() as i64, descriptors)).unwrap();
     let all = Needs {
         disks: true,
         networks: true,
@@ -243,7 +291,12 @@ fn forbidden() -> Option<String> {
 
 fn main() {
     act_if_told();
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 8] = [
+        ("a_file_that_is_only_read_cannot_be_changed", a_file_that_is_only_read_cannot_be_changed),
+        (
+            "a_share_that_is_only_read_has_no_call_to_change_it",
+            a_share_that_is_only_read_has_no_call_to_change_it,
+        ),
         (
             "files_are_out_of_reach_where_there_are_no_namespaces",
             files_are_out_of_reach_where_there_are_no_namespaces,
@@ -305,6 +358,27 @@ fn a_memory_fault_ends_the_process_as_one() {
     }
 }
 
+fn a_file_that_is_only_read_cannot_be_changed() {
+    for (name, _) in CHANGING {
+        let (output, folder) = act("share", name);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), text.as_ref()), (Some(0), "failed\n"), "{name}");
+        let mode = fs::metadata(folder.path().join("outside")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7000, 0, "{name}");
+    }
+}
+
+fn a_share_that_is_only_read_has_no_call_to_change_it() {
+    for (name, call) in
+        CHANGING.map(|it| it.0).into_iter().zip(["fchmodat", "fchownat", "utimensat", "setxattr"])
+    {
+        let (output, _folder) = act("read-only-share", name);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(text.contains(&format!("system call {call} (")), "{name}: {text}");
+        assert_eq!(output.status.code(), Some(125), "{name}");
+    }
+}
+
 /// Has a thread that serves shares act, which ends with this word and changes nothing outside of what may be changed.
 fn act_on_files(layers: &str, name: &str, end: &str) {
     let (output, folder) = act_in(layers, "share", name);
@@ -317,7 +391,9 @@ fn act_on_files(layers: &str, name: &str, end: &str) {
 fn files_outside_a_share_are_out_of_reach() {
     FAILING.iter().for_each(|(name, _)| act_on_files("require", name, "failed\n"));
     ALLOWED.iter().for_each(|(name, _)| act_on_files("require", name, "done\n"));
-    for (kind, _) in KINDS.into_iter().filter(|(kind, _)| !["share", "outside"].contains(kind)) {
+    for (kind, _) in
+        KINDS.into_iter().filter(|(kind, _)| !["share", "read-only-share", "outside"].contains(kind))
+    {
         let (output, _folder) = act(kind, "read");
         assert_eq!(output.status.code(), Some(125), "{kind} opens files");
     }

@@ -2,6 +2,8 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +12,7 @@ use boot::Piece;
 use boot::initramfs;
 use boot::kallsyms::Symbols;
 use boot::kernel::{self, Image, Protocol};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::devices::Devices;
 use super::modules;
@@ -183,10 +186,26 @@ fn read_initrd(path: &Path) -> anyhow::Result<Vec<Piece>> {
     Ok(vec![read().with_context(|| format!("cannot use initrd {}", path.display()))?])
 }
 
+/// kite's own executable, by its name: what leads to it in /proc leads past this process's own mounts. A copy, if it has
+/// that name no more.
+fn own_program() -> anyhow::Result<File> {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let itself = identity(fs::metadata(ITSELF)?);
+    let named = fs::read_link(ITSELF).and_then(File::open);
+    if let Ok(named) = named
+        && identity(named.metadata()?) == itself
+    {
+        return Ok(named);
+    }
+    let mut copy = File::from(memfd_create(c"kite", MFdFlags::MFD_CLOEXEC)?);
+    io::copy(&mut File::open(ITSELF)?, &mut copy)?;
+    Ok(copy)
+}
+
 /// kite's own executable as `/init`, with the kernel's modules.
 fn build_initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
     let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
-    let init = File::open(ITSELF).context("cannot open kite's own executable")?;
+    let init = own_program().context("cannot open kite's own executable")?;
     Ok(initramfs::standard(Arc::new(init), &modules, &files).context("cannot build the initramfs")?.pieces)
 }

@@ -73,6 +73,7 @@ fn machine(
         Half::Inside(inside) => inside,
         Half::Outside(outside) => return Ok(Run::Outside(outside)),
     };
+    inside.part_files();
     let board = Board {
         cpus: options.cpus,
         ram: options.memory(),

@@ -12,6 +12,7 @@ mod options;
 mod outside;
 pub mod post;
 mod privileges;
+mod read_only;
 mod root;
 mod seccomp;
 mod shares;
@@ -152,6 +153,22 @@ impl Inside {
             }
             // One that cannot be duplicated is one that Landlock does not allow.
             self.shares.extend(folder.root.try_clone().map(|root| (root, folder.writable)));
+        }
+    }
+
+    /// Has what is only read, now and from now on, open where nothing can be changed: neither by this process nor by a guest
+    /// that has taken it over, whatever else the guest may change. To be called when shares are parted, and before files
+    /// are leased.
+    pub fn part_files(&mut self) {
+        if !self.apart.others || !self.options.wants(Layer::Root) {
+            return;
+        }
+        match read_only::mounts() {
+            Ok(()) => {
+                let lacks = read_only::reopen_files(&self.inherited.0);
+                lacks.into_iter().for_each(|why| self.lacks.add(Layer::Root, why));
+            }
+            Err(error) => self.lacks.add(Layer::Root, with_confinement(error).to_string()),
         }
     }
 

@@ -19,6 +19,17 @@ fn field(folder: &Path, name: &str) -> String {
     line.unwrap_or_default().trim().to_owned()
 }
 
+/// What a process has open, as links that lead there.
+fn descriptors(process: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(process.join("fd")).unwrap().map(|entry| entry.unwrap().path())
+}
+
+/// Which file is at the end of a path, whatever mount it is on.
+fn identity(path: &Path) -> (u64, u64) {
+    let metadata = fs::metadata(path).unwrap();
+    (metadata.dev(), metadata.ino())
+}
+
 fn tasks(process: &Path) -> Vec<PathBuf> {
     fs::read_dir(process.join("task")).unwrap().map(|task| task.unwrap().path()).collect()
 }
@@ -197,19 +208,51 @@ fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
     let kite = Kite::redirected(&FOR_EVER, "--sandbox require 9</etc/passwd");
     kite.expect_more_than(0);
     let process = PathBuf::from(format!("/proc/{}", kite.id()));
-    let own = [kite.image().to_str().unwrap(), env!("CARGO_BIN_EXE_kite"), "/dev/null", "/null"];
+    let own = [kite.image(), Path::new(env!("CARGO_BIN_EXE_kite"))].map(identity);
     // By its number: the device's node may be a mount of its own.
     let device = |path: &Path| fs::metadata(path).unwrap().rdev();
-    for entry in fs::read_dir(process.join("fd")).unwrap() {
-        let path = entry.unwrap().path();
+    let devices = ["/dev/kvm", "/dev/null"].map(|path| device(Path::new(path)));
+    for path in descriptors(&process) {
         let target = fs::read_link(&path).unwrap().to_string_lossy().into_owned();
         let anonymous = ["anon_inode:", "pipe:", "/memfd:"].iter().any(|kind| target.starts_with(kind));
-        let known = anonymous || own.contains(&target.as_str());
-        assert!(known || device(&path) == device(Path::new("/dev/kvm")), "{target}");
+        let known = anonymous || own.contains(&identity(&path)) || devices.contains(&device(&path));
+        assert!(known, "{target}");
         let info = process.join("fdinfo").join(path.file_name().unwrap());
         let flags = fs::read_to_string(info).unwrap();
         let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
         assert_ne!(u32::from_str_radix(flags, 8).unwrap() & 0o2_000_000, 0, "{target} outlives an exec");
+    }
+    terminate(kite);
+}
+
+#[test]
+fn what_a_machine_only_reads_is_open_where_nothing_can_be_changed() {
+    const NAME: &str = "what_a_machine_only_reads_is_open_where_nothing_can_be_changed";
+    if no_kvm(NAME) || is_forbidden(NAME) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let names = ["readonly", "ephemeral", "initrd"];
+    names.iter().for_each(|name| fs::write(path(name), [1; 4096]).unwrap());
+    let disks = [("readonly", "readonly,queues=1"), ("ephemeral", "ephemeral")];
+    let disks = disks.map(|(name, how)| format!("--disk=path={},{how}", path(name).display()));
+    let initrd = format!("--initrd={}", path("initrd").display());
+    let (kite, process) = running(&["--sandbox", "require", &disks[0], &disks[1], &initrd]);
+    for path in names.map(path).iter().map(PathBuf::as_path).chain([kite.image()]) {
+        let open: Vec<_> = descriptors(&process).filter(|it| identity(it) == identity(path)).collect();
+        assert!(!open.is_empty(), "{path:?}");
+        for descriptor in open {
+            let flags = nix::sys::statvfs::statvfs(&descriptor).unwrap().flags();
+            assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_RDONLY), "{path:?}");
+        }
+    }
+    // The disks are locked as they were before: nobody writes to them.
+    for name in ["readonly", "ephemeral"] {
+        let spec = format!("--disk={}", path(name).display());
+        let other = Kite::run(&ONCE, &["--sandbox", "require", &spec]).end();
+        assert_eq!(other.status.code(), Some(125), "{name}");
+        assert!(other.stderr.contains("another machine or program uses it"), "{}", other.stderr);
     }
     terminate(kite);
 }

@@ -104,6 +104,7 @@ fn to_its_end(
         Half::Outside(outer) => return Ok(Ran::Elsewhere(outer)),
     };
     inside.part_shares(devices.shares(), &folders);
+    inside.part_files();
     let board = Board {
         cpus: options.cpus,
         ram: options.memory(),

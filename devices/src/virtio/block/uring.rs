@@ -294,7 +294,9 @@ mod tests {
         let mut uring = match Uring::new(disk.clone(), memory.clone(), 8) {
             Ok(uring) => uring,
             Err(error) => {
-                return println!("skipped: a_ring_works_on_the_disk_s_files_alone_and_is_used_again: {error}");
+                return println!(
+                    "skipped: a_ring_works_on_the_disk_s_files_alone_and_is_used_again: {error}"
+                );
             }
         };
         let mut ask = |entry: squeue::Entry| {
