@@ -11,13 +11,30 @@ pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// A folder under `target/`, made if missing.
+/// Marks the folder that Cargo builds in.
+const BUILT: &str = "CACHEDIR.TAG";
+
+/// The folder that Cargo builds in: the one that this program lies in, wherever `CARGO_TARGET_DIR` or a configuration has
+/// put it; else `target/` of this tree.
+///
+/// # Errors
+/// This tree is gone.
+pub fn targets() -> Result<PathBuf> {
+    let own = std::env::current_exe().ok();
+    let above = own.as_deref().and_then(built_in).map(Path::to_owned);
+    above.map_or_else(|| Ok(fs::canonicalize(root()).context("finding the source tree")?.join("target")), Ok)
+}
+
+fn built_in(program: &Path) -> Option<&Path> {
+    program.ancestors().skip(1).find(|folder| folder.join(BUILT).is_file())
+}
+
+/// A folder of the one that Cargo builds in, made if missing.
 ///
 /// # Errors
 /// It cannot be made.
 pub fn target(name: &str) -> Result<PathBuf> {
-    let root = fs::canonicalize(root()).context("finding the source tree")?;
-    let folder = root.join("target").join(name);
+    let folder = targets()?.join(name);
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     Ok(folder)
 }
@@ -117,6 +134,16 @@ pub fn as_root(program: &str) -> Result<Command> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_made_lies_where_cargo_has_built_this() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("elsewhere/x/debug/xtask");
+        fs::create_dir_all(program.parent().unwrap()).unwrap();
+        assert_eq!(built_in(&program).filter(|it| it.starts_with(folder.path())), None);
+        fs::write(folder.path().join("elsewhere").join(BUILT), "").unwrap();
+        assert_eq!(built_in(&program), Some(folder.path().join("elsewhere").as_path()));
+    }
 
     #[test]
     fn os_release_gives_names_without_quotes() {

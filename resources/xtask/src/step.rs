@@ -1,14 +1,19 @@
-//! Saying what is done: a spinner for each long step on a terminal, plain lines elsewhere; and commands whose
-//! output is shown only if they fail.
+//! Saying what is done: a spinner for each long step on a terminal, plain lines elsewhere, one more whenever a step has
+//! taken a while; and commands whose output is shown only if they fail.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, stderr};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
+
+/// After how long people wonder whether anything goes on.
+const WHILE: Duration = Duration::from_secs(15);
 
 /// Does `work`, telling on standard error that `what` is under way and how long it took.
 ///
@@ -24,16 +29,53 @@ pub fn step<T>(what: impl Display, work: impl FnOnce() -> Result<T>) -> Result<T
         eprintln!("xtask: {what} …");
         None
     };
-    let result = work();
+    let result = match &spinner {
+        Some(_) => work(),
+        None => with_signs_of_life(&what, work),
+    };
     if let Some(spinner) = spinner {
         spinner.finish_and_clear();
     }
+    ended(&what, start, &result);
+    result
+}
+
+/// The same for a step that prints itself what it does.
+///
+/// # Errors
+/// Those of `work`.
+pub fn open_step<T>(what: impl Display, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let start = Instant::now();
+    eprintln!("xtask: {what} …");
+    let result = match stderr().is_terminal() {
+        true => work(),
+        false => with_signs_of_life(&what, work),
+    };
+    ended(&what, start, &result);
+    result
+}
+
+/// Does `work`, with a line each time that a while has gone by.
+fn with_signs_of_life<T>(what: &impl Display, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let (what, start) = (what.to_string(), Instant::now());
+    let (done, is_done) = channel::<()>();
+    let watch = thread::spawn(move || {
+        while is_done.recv_timeout(WHILE) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("xtask: {what}: {} s so far …", start.elapsed().as_secs());
+        }
+    });
+    let result = work();
+    drop(done);
+    let _ = watch.join();
+    result
+}
+
+fn ended<T>(what: &impl Display, start: Instant, result: &Result<T>) {
     let seconds = start.elapsed().as_secs_f64();
-    match &result {
+    match result {
         Ok(_) => eprintln!("xtask: {what}: done in {seconds:.1} s"),
         Err(_) => eprintln!("xtask: {what}: failed after {seconds:.1} s"),
     }
-    result
 }
 
 /// Runs `command` with its output captured; answers its standard output.

@@ -18,7 +18,7 @@ use crate::guests;
 use crate::host;
 use crate::proof;
 use crate::setup::{Kernel, Setup, Unavailable};
-use crate::step::{output, shown, step};
+use crate::step::{open_step, output, shown, step};
 use crate::user;
 
 /// What was found so far.
@@ -67,10 +67,29 @@ pub fn run(all: bool) -> Result<ExitCode> {
 /// # Errors
 /// It does not build.
 pub fn build_kite() -> Result<PathBuf> {
-    // This program lies beside it, in the folder of its own profile.
+    step("building kite", || shown(release().arg("--quiet")))?;
+    released()
+}
+
+/// The same with what Cargo says, as it takes minutes the first time.
+///
+/// # Errors
+/// It does not build.
+pub fn build_kite_for_all_to_see() -> Result<PathBuf> {
+    open_step("building kite, which takes two to four minutes the first time", || shown(&mut release()))?;
+    released()
+}
+
+fn release() -> Command {
+    let mut cargo = cargo();
+    cargo.args(["build", "--release", "--package", "kite"]);
+    cargo
+}
+
+/// Where it is: this program lies beside it, in the folder of its own profile.
+fn released() -> Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     let profiles = own.parent().and_then(Path::parent).context("this program is in no build folder")?;
-    step("building kite", || shown(cargo().args(["build", "--quiet", "--release", "--package", "kite"])))?;
     Ok(profiles.join("release/kite"))
 }
 
@@ -78,6 +97,8 @@ pub fn build_kite() -> Result<PathBuf> {
 pub fn cargo() -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo.current_dir(host::root());
+    // A relative one is from where this was started.
+    cargo.envs(host::targets().ok().map(|folder| ("CARGO_TARGET_DIR", folder)));
     cargo
 }
 

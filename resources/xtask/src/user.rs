@@ -41,7 +41,10 @@ fn prepare() -> Result<()> {
         .context("parting mounts from the host's")?;
     give_kvm().context("giving /dev/kvm to a group")?;
     let tree = fs::canonicalize(host::root()).context("finding the source tree")?;
-    reach(&tree).with_context(|| format!("opening the way to {}", tree.display()))
+    for folder in [tree, host::targets()?] {
+        reach(&folder).with_context(|| format!("opening the way to {}", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// Puts another node of the same device in the place of the host's.

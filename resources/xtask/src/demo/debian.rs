@@ -8,12 +8,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use super::short;
 use crate::debian;
 use crate::host;
 use crate::lab::Lab;
 use crate::proof::{Wire, go_alone};
 use crate::setup::{Debian, Setup};
-use crate::test::build_kite;
+use crate::test::build_kite_for_all_to_see;
 use crate::vmm::{Access, Net, Vmm};
 
 /// Runs the demonstration, here or in the lab.
@@ -21,16 +22,32 @@ use crate::vmm::{Access, Net, Vmm};
 /// # Errors
 /// Set-up fails, or the guest does.
 pub fn run() -> Result<ExitCode> {
-    let kite = build_kite()?;
+    println!("kite's demonstration: boot a whole Debian from a disk, log in, look around, power off.");
+    let kite = build_kite_for_all_to_see()?;
     let mut setup = Setup::new();
     setup.debian()?;
     if let Err(error) = setup.programs(&[("passt", "passt")]) {
         eprintln!("xtask: the guest will have no network, as there is no passt: {error:#}");
     }
-    let Err(reason) = host::hardware_kvm() else { return here(&kite) };
+    let code = anywhere(&mut setup, &kite)?;
+    println!("\n{}", next(&kite));
+    Ok(code)
+}
+
+/// What to try next.
+fn next(kite: &Path) -> String {
+    let kite = short(kite);
+    format!(
+        "Next:\n  {kite} run --help\n      every option; those of the machine above are behind `$`\n  \
+         cargo xtask test --help\n      every check there is, or some of them"
+    )
+}
+
+fn anywhere(setup: &mut Setup, kite: &Path) -> Result<ExitCode> {
+    let Err(reason) = host::hardware_kvm() else { return here(kite) };
     setup.programs(&[("ip", "iproute2")])?;
     println!("Booting in the lab, an emulated machine with KVM, where it takes minutes: {reason}.");
-    let lab = Lab::new(&mut setup)?;
+    let lab = Lab::new(setup)?;
     let argv = ["/proc/self/exe", "demo", "debian", "--here"].map(OsString::from);
     let argv: Vec<OsString> = argv.into_iter().chain([kite.into()]).collect();
     Ok(ExitCode::from(lab.run(&argv, &mut io::stdout(), &mut io::stderr())?))

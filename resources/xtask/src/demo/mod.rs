@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::host;
 use crate::lab::Lab;
 use crate::setup::Setup;
-use crate::test::build_kite;
+use crate::test::build_kite_for_all_to_see;
 
 /// What the guest's own lines start with.
 const GUEST: &[u8] = b"kite: ";
@@ -23,15 +23,19 @@ const GUEST: &[u8] = b"kite: ";
 /// # Errors
 /// Set-up fails, or the lab does.
 pub fn run() -> Result<ExitCode> {
+    println!("kite's demonstration: build kite, find a stock kernel, boot it, and power off.");
     let mut times = Times::default();
-    let kite = times.part("build kite", build_kite)?;
+    let kite = times.part("build kite", build_kite_for_all_to_see)?;
+    let shown_kite = short(&kite);
     let mut setup = Setup::new();
     let (kernel, modules) = times.part("find a kernel", || kernel(&mut setup))?;
     let mut argv: Vec<OsString> = vec![kite.into(), "run".into(), "--kernel".into(), kernel.into()];
     argv.extend(["--modules".into(), modules.into(), "--cpus".into(), "2".into()]);
     let shown: Vec<_> = argv.iter().map(|word| word.to_string_lossy()).collect();
     let mut watch = Watch::new(io::stdout());
-    let status = match host::hardware_kvm() {
+    let here = host::hardware_kvm();
+    let is_here = here.is_ok();
+    let status = match here {
         Ok(()) => {
             println!("Booting on this machine's /dev/kvm, which is hardware's.\n$ {}", shown.join(" "));
             natively(&argv, &mut watch)?
@@ -51,7 +55,30 @@ pub fn run() -> Result<ExitCode> {
     times.0.push(("boot, to the guest's own lines", up.saturating_sub(first)));
     times.0.push(("power off", end.saturating_sub(up)));
     println!("\nkite's exit code: {status}\n\n{times}");
+    print!("{}", next(&shown_kite, &argv, is_here));
     Ok(ExitCode::from(status))
+}
+
+/// A path as the user would write it in the current folder.
+fn short(path: &Path) -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).display().to_string()
+}
+
+/// What to try next; `argv` are kite's arguments here.
+fn next(kite: &str, argv: &[OsString], is_here: bool) -> String {
+    let words: Vec<_> = argv.iter().skip(1).take(5).map(|word| short(Path::new(word))).collect();
+    let run = format!("{kite} {}", words.join(" "));
+    let (run, note) = match is_here {
+        true => (run, ""),
+        false => (format!("cargo xtask lab -- {run}"), ", in the lab"),
+    };
+    format!(
+        "Next:\n  {run} -- uname -a\n      a command in a guest, on a view of this machine's files{note}\n  \
+         {kite} run --help\n      every option, with examples\n  \
+         {kite} doctor\n      what this machine can do, and what to mend\n  \
+         cargo xtask demo debian\n      a whole Debian on a disk, to its login prompt\n"
+    )
 }
 
 /// A kernel image and the folder of its modules: the newest of this machine's own, or one that is fetched.
@@ -148,6 +175,15 @@ impl std::fmt::Display for Times {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_to_try_next_is_a_whole_command() {
+        let argv = ["kite", "run", "--kernel", "/k", "--modules", "/m", "--cpus", "2"].map(OsString::from);
+        let here = next("target/kite", &argv, true);
+        assert!(here.contains("\n  target/kite run --kernel /k --modules /m -- uname -a\n"), "{here}");
+        let lab = next("target/kite", &argv, false);
+        assert!(lab.contains("\n  cargo xtask lab -- target/kite run --kernel /k "), "{lab}");
+    }
 
     #[test]
     fn the_guests_first_line_is_noted_even_in_parts() {
