@@ -11,11 +11,10 @@ pub mod state;
 pub mod text;
 mod trace;
 
-use std::fs::File;
 use std::io::{self, Write};
 
 use boot::GuestMemory;
-use boot::kallsyms::{KERNEL_HALF, Place, Symbols};
+use boot::kallsyms::{Files, KERNEL_HALF, Place, Symbols};
 
 use crate::machine::Running;
 use paging::AddressSpace;
@@ -39,7 +38,7 @@ const UNMOVED: Place = Place { address: 0xffff_ffff_8100_0000, physical: 16 << 2
 ///
 /// # Errors
 /// `out` cannot be written.
-pub fn report(running: &Running, files: &[File], out: &mut dyn Write) -> io::Result<()> {
+pub fn report(running: &Running, files: &Files, out: &mut dyn Write) -> io::Result<()> {
     let states = running.states();
     let memory = running.ram().memory();
     let in_kernel = |it: &State| it.activity != Activity::NotStarted && !it.is_reset() && !it.is_user();
@@ -51,13 +50,26 @@ pub fn report(running: &Running, files: &[File], out: &mut dyn Write) -> io::Res
         }
     }
     match states.len().saturating_sub(VCPUS) {
-        0 => Ok(()),
-        more => writeln!(out, "and {more} more vCPUs"),
+        0 => {}
+        more => writeln!(out, "and {more} more vCPUs")?,
+    }
+    let is_linux = |it: &State| in_kernel(it) && it.regs.rip >= KERNEL_HALF;
+    match symbols {
+        None if states.iter().flatten().any(is_linux) => writeln!(out, "{}", nameless(files)),
+        _ => Ok(()),
     }
 }
 
+/// Why addresses have no names.
+fn nameless(files: &Files) -> String {
+    let lack = files.lack();
+    format!(
+        "no names: no table of symbols is found in the guest's memory (CONFIG_KALLSYMS makes one), and {lack}"
+    )
+}
+
 /// The symbols of the kernel that the vCPUs run.
-fn symbols(memory: &GuestMemory, states: &[Option<State>], files: &[File]) -> Option<Symbols> {
+fn symbols(memory: &GuestMemory, states: &[Option<State>], files: &Files) -> Option<Symbols> {
     let states = || states.iter().flatten().take(VCPUS);
     let fault = states().find_map(|state| page_fault_code(memory, state));
     let code = |state: &State| {
@@ -67,7 +79,7 @@ fn symbols(memory: &GuestMemory, states: &[Option<State>], files: &[File]) -> Op
     };
     let near = fault.or_else(|| states().find_map(code)).unwrap_or(UNMOVED);
     Symbols::find(memory, near).or_else(|| {
-        let symbols = Symbols::from_files(files)?;
+        let symbols = files.symbols()?;
         Some(match fault {
             Some(fault) => symbols.moved(PAGE_FAULT_CODE, fault.address),
             None => symbols,

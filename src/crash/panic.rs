@@ -2,6 +2,7 @@
 //! have halted for ever.
 
 use boot::GuestMemory;
+use boot::kallsyms::Files;
 
 use super::paging::AddressSpace;
 use super::state::{Activity, State};
@@ -27,7 +28,7 @@ pub fn stand(memory: &GuestMemory, states: &[Option<State>]) -> Stand {
     if !is_alike(states) {
         return Stand::Otherwise;
     }
-    let Some(symbols) = symbols(memory, states, &[]) else { return Stand::Alike };
+    let Some(symbols) = symbols(memory, states, &Files::default()) else { return Stand::Alike };
     let panicked = states.iter().flatten().take(VCPUS).any(|state| {
         let space = AddressSpace::of(memory, &state.sregs).filter(|_| !state.is_user());
         space.is_some_and(|space| is_panicked(&Tracer { space, symbols: Some(&symbols) }, state))

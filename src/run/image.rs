@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail, ensure};
 use boot::Piece;
 use boot::initramfs;
-use boot::kallsyms::Symbols;
+use boot::kallsyms::Files;
 use boot::kernel::{self, Image, Protocol};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -30,7 +30,7 @@ const ITSELF: &str = "/proc/self/exe";
 pub(super) struct Boot {
     pub image: Image,
     /// Files that may have its symbols.
-    pub symbols: Vec<File>,
+    pub symbols: Files,
     /// Which of the files that it and the initrd are made of are the system's.
     pub system: SystemFiles,
     pub cmdline: String,
@@ -89,7 +89,7 @@ impl Boot {
         }
         let modules = modules::folder(options, &path, image.version().as_deref());
         let module = options.initrd.as_deref().map(one_word).unwrap_or_default();
-        let symbols = Symbols::files_beside(&path, image.version().as_deref());
+        let symbols = Files::of(&path, image.version().as_deref(), modules.as_deref());
         let files = [path.as_path(), Path::new(ITSELF)].into_iter().chain(options.initrd.as_deref());
         let system = SystemFiles::among(files);
         Ok(Self { image, symbols, system, cmdline, module, conventions, modules, task: None })

@@ -2,6 +2,7 @@
 //! (System V ABI, "Symbol Table").
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -22,17 +23,88 @@ const SHT_SYMTAB: u32 = 2;
 const TYPES: [u8; 3] = [0, 1, 2];
 const FUNCTION: u8 = 2;
 
-/// Where the symbols of `kernel`, of this version, may be: beside it, further up the tree that it was built in, or where
-/// distributions have them.
-pub(super) fn beside(kernel: &Path, version: Option<&str>) -> Vec<PathBuf> {
+/// The line that Debian has in place of a `System.map`, which is in a package of its own: one symbol, at no kernel's address.
+const STUB: &str = "ffffffffffffffff B The real System.map is in the ";
+
+/// The files that may have a kernel's symbols, open.
+#[derive(Default)]
+pub struct Files {
+    files: Vec<(PathBuf, File)>,
+    /// Those that this user may not read.
+    closed: Vec<PathBuf>,
+}
+
+impl Files {
+    /// Opens those of `kernel`, of this version, whose modules are in `modules`: beside it, further up the tree that it was
+    /// built in, among the modules, or where distributions have them.
+    pub fn of(kernel: &Path, version: Option<&str>, modules: Option<&Path>) -> Self {
+        Self::below(Path::new("/"), kernel, version, modules)
+    }
+
+    /// The same, with the distribution's folders below `root`.
+    pub(super) fn below(root: &Path, kernel: &Path, version: Option<&str>, modules: Option<&Path>) -> Self {
+        let mut own = Self { files: Vec::new(), closed: Vec::new() };
+        for path in places(root, kernel, version, modules) {
+            match open(&path) {
+                Ok(file) => own.files.push((path, file)),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => own.closed.push(path),
+                Err(_) => {}
+            }
+        }
+        own
+    }
+
+    /// The symbols of the first file that has any.
+    pub fn symbols(&self) -> Option<Symbols> {
+        self.files.iter().find_map(|(_, file)| read(file))
+    }
+
+    /// Why there are none, and where they may be had.
+    pub fn lack(&self) -> String {
+        let stub = self.files.iter().find_map(|(path, file)| Some((path, stub(file)?)));
+        match (stub, self.closed.first()) {
+            (Some((path, package)), _) => {
+                format!("{} says that the package {package} has them", path.display())
+            }
+            (None, Some(path)) => format!("{} cannot be read: permission denied", path.display()),
+            (None, None) => {
+                "no System.map or vmlinux of it is beside it, among its modules or in /usr/lib/debug".into()
+            }
+        }
+    }
+}
+
+/// The package that has the real `System.map`, if this file only refers to it.
+fn stub(file: &File) -> Option<String> {
+    let mut text = [0; 256];
+    let len = file.read_at(&mut text, 0).ok()?;
+    let text = str::from_utf8(&text[..len]).ok()?;
+    let package = text.strip_prefix(STUB)?.split_whitespace().next()?;
+    package.chars().all(|char| char.is_ascii_graphic()).then(|| package.to_owned())
+}
+
+/// Where the symbols may be.
+fn places(root: &Path, kernel: &Path, version: Option<&str>, modules: Option<&Path>) -> Vec<PathBuf> {
     let folder = kernel.parent().unwrap_or(Path::new(""));
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let tree = folder.join("../../..");
     let mut places = vec![kernel.to_owned()];
-    for version in version.into_iter().filter(|version| !version.contains('/')) {
+    let version = version.filter(|version| !version.contains('/'));
+    if let Some(version) = version {
         let map = format!("System.map-{version}");
-        places.extend([folder.join(&map), Path::new("/boot").join(&map)]);
-        places.push(Path::new("/usr/lib/debug/boot").join(map));
+        places.extend([folder.join(&map), root.join("boot").join(&map)]);
+    }
+    let own = ["usr/lib/modules", "lib/modules"].map(|folder| version.map(|it| root.join(folder).join(it)));
+    for folder in modules.map(Path::to_owned).into_iter().chain(own.into_iter().flatten()) {
+        places.extend(["System.map", "build/System.map", "build/vmlinux"].map(|name| folder.join(name)));
+    }
+    if let Some(version) = version {
+        let debug = root.join("usr/lib/debug");
+        let kinds = ["System.map", "vmlinux"];
+        for modules in ["lib/modules", "usr/lib/modules"] {
+            places.extend(kinds.map(|name| debug.join(modules).join(version).join(name)));
+        }
+        places.extend(kinds.map(|name| debug.join("boot").join(format!("{name}-{version}"))));
     }
     let in_tree = folder.ends_with("arch/x86/boot") || folder.ends_with("arch/x86_64/boot");
     for folder in [Some(folder), in_tree.then_some(tree.as_path())].into_iter().flatten() {
@@ -42,9 +114,12 @@ pub(super) fn beside(kernel: &Path, version: Option<&str>) -> Vec<PathBuf> {
 }
 
 /// Opens a regular file.
-pub(super) fn open(path: &Path) -> Option<File> {
+pub(super) fn open(path: &Path) -> io::Result<File> {
     // Before opening: opening a pipe would wait for its writer.
-    fs::metadata(path).ok().filter(fs::Metadata::is_file).and_then(|_| File::open(path).ok())
+    match fs::metadata(path)?.is_file() {
+        true => File::open(path),
+        false => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 /// The symbols in a file, whichever kind it is of.

@@ -9,12 +9,12 @@ mod find;
 mod names;
 
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::GuestMemory;
+pub use file::Files;
 use names::Names;
 
 /// Where the kernel's half of the address space begins (Linux `Documentation/arch/x86/x86_64/mm.rst`).
@@ -84,23 +84,7 @@ impl Symbols {
 
     /// The symbols of a file: a `System.map`, or an ELF `vmlinux` that has not been stripped of them.
     pub fn from_file(path: &Path) -> Option<Self> {
-        file::read(&file::open(path)?)
-    }
-
-    /// The symbols of the first of these files that has any.
-    pub fn from_files(files: &[File]) -> Option<Self> {
-        files.iter().find_map(file::read)
-    }
-
-    /// The symbols of the first file beside `kernel`, of this version, that has any: in its folder, at the top of the
-    /// tree it was built in, or where distributions have them.
-    pub fn beside(kernel: &Path, version: Option<&str>) -> Option<Self> {
-        Self::from_files(&Self::files_beside(kernel, version))
-    }
-
-    /// The files that [`Self::beside`] looks at, open.
-    pub fn files_beside(kernel: &Path, version: Option<&str>) -> Vec<File> {
-        file::beside(kernel, version).iter().filter_map(|path| file::open(path)).collect()
+        file::read(&file::open(path).ok()?)
     }
 
     /// Moves symbols that are those of a file to where the kernel runs, given where one of its symbols is found.

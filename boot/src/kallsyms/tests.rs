@@ -254,21 +254,68 @@ fn names_are_printable() {
     assert_eq!(symbols.at(0xffff_ffff_8200_0000).unwrap().to_string(), "evil?[2J?+0x0/0x10");
 }
 
+/// How many symbols the first file has that has any.
+fn beside(root: &Path, kernel: &Path, version: Option<&str>) -> Option<usize> {
+    Files::below(root, kernel, version, None).symbols().map(|symbols| symbols.len())
+}
+
 #[test]
 fn symbols_beside_a_kernel_are_found_up_its_tree() {
     let tree = tempfile::tempdir().unwrap();
     let boot = tree.path().join("arch/x86/boot");
     fs::create_dir_all(&boot).unwrap();
-    let kernel = boot.join("bzImage");
+    let (root, kernel) = (tree.path().join("root"), boot.join("bzImage"));
     fs::write(&kernel, "MZ no symbols").unwrap();
-    assert!(Symbols::beside(&kernel, Some("6.1.0-none")).is_none());
+    assert_eq!(beside(&root, &kernel, Some("6.1.0-none")), None);
     fs::write(tree.path().join("System.map"), system_map()).unwrap();
-    assert_eq!(Symbols::beside(&kernel, Some("6.1.0-none")).unwrap().len(), 500);
+    assert_eq!(beside(&root, &kernel, Some("6.1.0-none")), Some(500));
     // The map of this version in the kernel's folder comes first.
     let more = [system_map(), b"ffffffff82000000 t one\n".to_vec()].concat();
     fs::write(boot.join("System.map-6.1.0-none"), more).unwrap();
-    assert_eq!(Symbols::beside(&kernel, Some("6.1.0-none")).unwrap().len(), 501);
-    assert_eq!(Symbols::beside(&kernel, None).unwrap().len(), 500);
+    assert_eq!(beside(&root, &kernel, Some("6.1.0-none")), Some(501));
+    assert_eq!(beside(&root, &kernel, None), Some(500));
+}
+
+#[test]
+fn symbols_are_found_where_distributions_have_them() {
+    for place in [
+        "boot/System.map-7.3.4",
+        "usr/lib/modules/7.3.4/System.map",
+        "lib/modules/7.3.4/System.map",
+        "usr/lib/modules/7.3.4/build/vmlinux",
+        "usr/lib/debug/lib/modules/7.3.4/System.map",
+        "usr/lib/debug/lib/modules/7.3.4/vmlinux",
+        "usr/lib/debug/boot/System.map-7.3.4",
+        "usr/lib/debug/boot/vmlinux-7.3.4",
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let kernel = root.path().join("boot/vmlinuz-7.3.4");
+        let file = root.path().join(place);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, system_map()).unwrap();
+        assert_eq!(beside(root.path(), &kernel, Some("7.3.4")), Some(500), "{place}");
+        assert_eq!(beside(root.path(), &kernel, Some("7.3.5")), None, "{place}");
+    }
+}
+
+#[test]
+fn a_map_that_refers_to_a_package_is_passed_over_and_that_package_named() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("usr/lib/modules/7.3.4");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("vmlinuz"), "MZ no symbols").unwrap();
+    let files = || Files::below(root.path(), &folder.join("vmlinuz"), Some("7.3.4"), Some(&folder));
+    assert!(files().lack().starts_with("no System.map or vmlinux of it"), "{}", files().lack());
+    let stub = "ffffffffffffffff B The real System.map is in the linux-image-7.3.4-dbg package\n";
+    fs::write(folder.join("System.map"), stub).unwrap();
+    let says =
+        format!("{}/System.map says that the package linux-image-7.3.4-dbg has them", folder.display());
+    assert!(files().symbols().is_none());
+    assert_eq!(files().lack(), says);
+    let debug = root.path().join("usr/lib/debug/lib/modules/7.3.4");
+    fs::create_dir_all(&debug).unwrap();
+    fs::write(debug.join("System.map"), system_map()).unwrap();
+    assert_eq!(files().symbols().unwrap().len(), 500);
 }
 
 #[test]
