@@ -49,6 +49,8 @@ struct Kept {
 struct Group {
     name: String,
     outer: Option<usize>,
+    /// Whether its cases turned out to be ordinary output.
+    dropped: bool,
 }
 
 impl Cases {
@@ -67,13 +69,24 @@ impl Cases {
     /// A group without a name yet; `None` if there are too many.
     pub(super) fn open_group(&mut self, outer: Option<usize>) -> Option<usize> {
         if self.groups.len() >= CASES {
-            // What is in it cannot be told.
-            self.lost += 1;
-            self.lost_bad += 1;
+            self.lose();
             return None;
         }
-        self.groups.push(Group { name: String::new(), outer });
+        self.groups.push(Group { outer, ..Group::default() });
         Some(self.groups.len() - 1)
+    }
+
+    /// Something cannot be recorded, which may be bad.
+    pub(super) fn lose(&mut self) {
+        self.lost += 1;
+        self.lost_bad += 1;
+    }
+
+    /// Forgets the cases of a group that is none.
+    pub(super) fn drop_group(&mut self, group: usize) {
+        if let Some(group) = self.groups.get_mut(group) {
+            group.dropped = true;
+        }
     }
 
     pub(super) fn name_group(&mut self, group: usize, name: &str) {
@@ -82,13 +95,20 @@ impl Cases {
         }
     }
 
-    pub(super) fn push(&mut self, group: usize, name: &str, time: Duration, mut verdict: Verdict) {
+    /// Adds a case; returns its index if there is room for it.
+    pub(super) fn push(
+        &mut self,
+        group: usize,
+        name: &str,
+        time: Duration,
+        mut verdict: Verdict,
+    ) -> Option<usize> {
         let bad = matches!(verdict, Verdict::Failed(..) | Verdict::Error(..));
         self.last_bad = None;
         if self.kept.len() >= CASES {
             self.lost += 1;
             self.lost_bad += u64::from(bad);
-            return;
+            return None;
         }
         if let Verdict::Failed(_, details) | Verdict::Error(_, details) = &mut verdict {
             if self.text + details.len() > TEXT {
@@ -99,6 +119,14 @@ impl Cases {
             self.explained = !details.is_empty();
         }
         self.kept.push(Kept { group, name: short(name), time, verdict });
+        Some(self.kept.len() - 1)
+    }
+
+    /// Puts a reason before the message of a failed case.
+    pub(super) fn add_reason(&mut self, case: usize, reason: &str) {
+        if let Some(Kept { verdict: Verdict::Failed(message, _), .. }) = self.kept.get_mut(case) {
+            *message = format!("{reason}: {message}");
+        }
     }
 
     /// Adds a line to the last case, if that is one that failed.
@@ -140,6 +168,7 @@ impl Cases {
         };
         let mut cases: Vec<_> = kept
             .into_iter()
+            .filter(|case| !groups.get(case.group).is_some_and(|group| group.dropped))
             .map(|Kept { group, name, time, verdict }| Case { group: path(group), name, time, verdict })
             .collect();
         if lost > 0 {

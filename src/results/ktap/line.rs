@@ -1,263 +1,293 @@
-//! One line of KTAP: what it is and how deep it is nested.
+//! One line of a document: what it says, and where its text begins.
 
 /// What a line says, without its indentation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<'a> {
-    /// A document or a subtest begins.
-    Version(Dialect),
-    /// How many tests there will be, and why all of them are skipped, if they are.
+    /// How many tests there are, and why all of them are skipped, if they are.
     Plan { count: u64, skip: Option<&'a str> },
     /// A test's end.
-    Result(Outcome<'a>),
-    /// What the subtest is called that begins here.
+    Result(Outcome),
+    /// The name of a subtest, at its start or before it.
     Subtest(&'a str),
     /// The test cannot go on, and why.
     BailOut(&'a str),
-    /// A diagnostic, or what somebody else printed.
+    /// A diagnostic, or foreign output.
     Other,
 }
 
-/// Who wrote the document: what they mean by a comment differs.
+/// Who writes the document: they put comments in different places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
     /// Comments come before the result that they explain.
     Ktap,
     /// Comments may come after it, too.
     Tap,
+    /// The same, without a version line: TAP 12.
+    Plain,
 }
 
 /// A result line's parts.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Outcome<'a> {
+pub(super) struct Outcome {
     /// `ok`, not `not ok`.
     pub ok: bool,
     /// The test's number, if it has one.
     pub number: Option<u64>,
-    /// What the test is called; may be empty.
-    pub name: &'a str,
-    /// What follows the `#`: its first word and the rest; both may be empty.
-    pub directive: (&'a str, &'a str),
+    /// The test's name; may be empty.
+    pub name: String,
+    pub directive: Directive,
+    /// The directive as it is written, without its `#`.
+    pub note: String,
+    /// What follows the directive's word.
+    pub why: String,
 }
 
-/// Where a line's text begins.
+/// The meaning of what follows a ` # `.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Columns before it.
-    pub indent: usize,
-    /// Whether a `#` is among them, as kselftest's runner puts it before what a test prints.
-    pub commented: bool,
+pub(super) enum Directive {
+    None,
+    Skip,
+    /// A failure is expected.
+    Todo,
+    /// A failure is expected, and is one whatever the line begins with.
+    Xfail,
+    Xpass,
+    Timeout,
+    Error,
+    /// The exit status of a test's program.
+    Exit(u64),
+    /// A figure, such as a time.
+    Figure,
 }
 
 /// How often a line is looked at as the comment of an outer test.
 const MOST_COMMENTS: usize = 8;
 
-/// Takes a line apart, which has no line end and no timestamp.
-pub(super) fn read(line: &str) -> (Place, Line<'_>) {
-    let (first, text) = unindented(line);
-    let mut place = Place { indent: first, commented: false };
-    let mut rest = text;
+/// Takes a line apart, which has no line end and no log's prefix: its indentation, blanks and the `# ` of kselftest's
+/// runner, and what it says.
+pub(super) fn read(line: &str) -> (&str, Line<'_>) {
+    let mut text = line.trim_start_matches([' ', '\t']);
+    let first = line.len() - text.len();
     for _ in 0..=MOST_COMMENTS {
-        let found = classify(rest);
+        let found = classify(text.trim_end());
         if found != Line::Other {
-            return (place, found);
+            return (&line[..line.len() - text.len()], found);
         }
-        let Some(comment) = rest.strip_prefix("# ") else { break };
-        let (more, text) = unindented(comment);
-        place = Place { indent: place.indent + 2 + more, commented: true };
-        rest = text;
+        let Some(comment) = text.strip_prefix("# ") else { break };
+        text = comment.trim_start_matches([' ', '\t']);
     }
-    (Place { indent: first, commented: false }, Line::Other)
+    (&line[..first], Line::Other)
 }
 
-/// The line without what the kernel's log puts before it: `<6>`, `[   12.345678] ` and `[  T123] `.
-pub(super) fn without_timestamp(line: &str) -> &str {
-    let after_level = line
-        .strip_prefix('<')
-        .and_then(|rest| rest.split_once('>'))
-        .filter(|(level, _)| !level.is_empty() && level.bytes().all(|byte| byte.is_ascii_digit()))
-        .map_or(line, |(_, rest)| rest);
-    let Some((time, rest)) = bracketed(after_level) else { return line };
-    let Some((seconds, fraction)) = time.split_once('.') else { return line };
-    if !number_like(seconds) || !number_like(fraction) {
-        return line;
-    }
-    let caller =
-        bracketed(rest).filter(|(caller, _)| caller.strip_prefix(['T', 'C']).is_some_and(number_like));
-    let rest = caller.map_or(rest, |(_, rest)| rest);
-    rest.strip_prefix(' ').unwrap_or(rest)
-}
-
-/// What `[...]` at the line's start holds, without the blanks before it, and what follows.
-fn bracketed(text: &str) -> Option<(&str, &str)> {
-    let (inner, rest) = text.strip_prefix('[')?.split_once(']')?;
-    Some((inner.trim_start_matches(' '), rest))
-}
-
-fn number_like(text: &str) -> bool {
+fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-fn unindented(line: &str) -> (usize, &str) {
-    let text = line.trim_start_matches([' ', '\t']);
-    (line.len() - text.len(), text.trim_end())
-}
-
 fn classify(text: &str) -> Line<'_> {
-    match text {
-        "KTAP version 1" | "KTAP version 2" => return Line::Version(Dialect::Ktap),
-        "TAP version 13" | "TAP version 14" => return Line::Version(Dialect::Tap),
-        _ => {}
-    }
     if let Some(name) = text.strip_prefix("# Subtest:") {
         return Line::Subtest(name.trim());
     }
-    if let Some(why) = text.strip_prefix("Bail out!") {
+    if let Some((_, why)) =
+        text.split_at_checked(9).filter(|(word, _)| word.eq_ignore_ascii_case("bail out!"))
+    {
         return Line::BailOut(why.trim());
     }
     if let Some(plan) = text.strip_prefix("1..") {
         return plan_of(plan).unwrap_or(Line::Other);
     }
-    result_of(text).unwrap_or(Line::Other)
+    result_of(text).map_or(Line::Other, Line::Result)
 }
 
 fn plan_of(text: &str) -> Option<Line<'_>> {
     let (count, comment) = text.split_once('#').map_or((text, None), |(count, why)| (count, Some(why)));
     let count = count.trim_end();
-    if !number_like(count) {
+    if !is_number(count) {
         return None;
     }
-    let skip = comment.map(words).filter(|(word, _)| is_skip(word)).map(|(_, why)| why);
     // More tests than can be counted are more than will be run.
-    Some(Line::Plan { count: count.parse().unwrap_or(u64::MAX), skip })
+    let count = count.parse().unwrap_or(u64::MAX);
+    let why = comment.unwrap_or_default().trim();
+    let (word, rest) = why.split_once(' ').unwrap_or((why, ""));
+    let skip = match directive_of(word.trim_end_matches(':')) {
+        Directive::Skip => Some(rest.trim()),
+        // No test at all is a skip, whatever the reason.
+        _ => (count == 0).then_some(why),
+    };
+    Some(Line::Plan { count, skip })
 }
 
-fn result_of(text: &str) -> Option<Line<'_>> {
+fn result_of(text: &str) -> Option<Outcome> {
     let (ok, rest) = match text.strip_prefix("not ok") {
         Some(rest) => (false, rest),
         None => (true, text.strip_prefix("ok")?),
     };
-    if !rest.is_empty() && !rest.starts_with(' ') {
+    if !rest.is_empty() && !rest.starts_with([' ', '\t']) {
         return None;
     }
     let rest = rest.trim_start();
     let (first, after) = rest.split_once(' ').unwrap_or((rest, ""));
-    let (number, rest) = match number_like(first) {
+    let (number, rest) = match is_number(first) {
         true => (Some(first.parse().unwrap_or(u64::MAX)), after.trim_start()),
         false => (None, rest),
     };
-    let (name, directive) = split_directive(rest);
+    let (name, note, directive) = split_directive(rest);
+    let name = name.trim();
     let name = name.strip_prefix("- ").or_else(|| (name == "-").then_some("")).unwrap_or(name).trim();
-    Some(Line::Result(Outcome { ok, number, name, directive: words(directive) }))
+    let why = note.split_once(' ').map_or("", |(_, rest)| rest.trim());
+    Some(Outcome { ok, number, name: unescaped(name), directive, note: unescaped(note), why: unescaped(why) })
 }
 
-/// The name, and what is behind the first `#` that stands alone before a word, not escaped.
-fn split_directive(text: &str) -> (&str, &str) {
-    if let Some(directive) = text.strip_prefix('#') {
-        return ("", directive);
+/// The name, and the directive that decides: what is behind a `#` that begins a word, is not escaped, and is followed
+/// by a directive's word. A figure is one only if nothing else follows.
+fn split_directive(text: &str) -> (&str, &str, Directive) {
+    let mut found: Option<(&str, &str, Directive)> = None;
+    for (at, _) in text.match_indices('#') {
+        if !(at == 0 || text[..at].ends_with([' ', '\t'])) {
+            continue;
+        }
+        let note = text[at + 1..].trim();
+        let directive =
+            directive_of(note.split([' ', '\t']).next().unwrap_or_default().trim_end_matches(':'));
+        match directive {
+            Directive::None => {}
+            Directive::Figure => {
+                found.get_or_insert((&text[..at], note, directive));
+            }
+            _ => {
+                let name = found.map_or(&text[..at], |(name, ..)| name);
+                return (name, note, directive);
+            }
+        }
     }
-    text.split_once(" #").map_or((text, ""), |(name, directive)| (name.trim_end(), directive))
+    found.unwrap_or((text, "", Directive::None))
 }
 
-/// The first word and the rest. kselftest writes `exit=1` as the word, TAP `SKIP: why`.
-fn words(text: &str) -> (&str, &str) {
-    let text = text.trim();
-    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
-    (word.trim_end_matches(':'), rest.trim())
+/// The directive that begins with this word, in any case of letters. TAP 13 has `SKIPPED`, too.
+fn directive_of(word: &str) -> Directive {
+    let is = |name: &str| word.eq_ignore_ascii_case(name);
+    if let Some((key, value)) = word.split_once('=') {
+        return match (key, value.parse()) {
+            ("exit", Ok(status)) => Directive::Exit(status),
+            ("exit" | "time", _) => Directive::Figure,
+            _ => Directive::None,
+        };
+    }
+    match word {
+        _ if is("SKIP") || is("SKIPPED") || is("SKIPPING") => Directive::Skip,
+        _ if is("TODO") => Directive::Todo,
+        _ if is("XFAIL") => Directive::Xfail,
+        _ if is("XPASS") => Directive::Xpass,
+        _ if is("TIMEOUT") => Directive::Timeout,
+        _ if is("ERROR") => Directive::Error,
+        _ => Directive::None,
+    }
 }
 
-/// TAP 13 knows `SKIP`, `skip`, `SKIPPED` and `skip:`.
-pub(super) fn is_skip(word: &str) -> bool {
-    word.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("skip"))
+/// The text with `\#` and `\\` as the characters that they are.
+fn unescaped(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        plain.push(match char {
+            '\\' => chars.next_if(|next| matches!(next, '#' | '\\')).unwrap_or(char),
+            char => char,
+        });
+    }
+    plain
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn result(line: &str) -> (bool, Option<u64>, &str, (&str, &str)) {
+    fn result(line: &str) -> Outcome {
         match read(line).1 {
-            Line::Result(r) => (r.ok, r.number, r.name, r.directive),
+            Line::Result(outcome) => outcome,
             other => panic!("{line}: {other:?}"),
         }
     }
 
     #[test]
     fn results_have_a_number_a_name_and_a_directive() {
-        assert_eq!(result("ok 1 a_test"), (true, Some(1), "a_test", ("", "")));
-        assert_eq!(
-            result("not ok 2 - a test # TODO later on"),
-            (false, Some(2), "a test", ("TODO", "later on"))
-        );
-        assert_eq!(result("ok"), (true, None, "", ("", "")));
-        assert_eq!(result("not ok # SKIP: no"), (false, None, "", ("SKIP", "no")));
-        assert_eq!(result("ok 3 # SKIP no such device"), (true, Some(3), "", ("SKIP", "no such device")));
-        assert_eq!(
-            result("not ok 1 selftests: x: y # exit=1"),
-            (false, Some(1), "selftests: x: y", ("exit=1", ""))
-        );
-        assert_eq!(result("ok 4 issue \\# 5"), (true, Some(4), "issue \\# 5", ("", "")));
-        assert_eq!(result("ok 99999999999999999999 x").1, Some(u64::MAX));
-    }
-
-    #[test]
-    fn plans_versions_and_bails_are_told_apart() {
-        assert_eq!(read("1..4").1, Line::Plan { count: 4, skip: None });
-        assert_eq!(read("1..0 # Skipped: no root").1, Line::Plan { count: 0, skip: Some("no root") });
-        assert_eq!(read("KTAP version 1").1, Line::Version(Dialect::Ktap));
-        assert_eq!(read("TAP version 13").1, Line::Version(Dialect::Tap));
-        assert_eq!(read("Bail out! no memory").1, Line::BailOut("no memory"));
-        assert_eq!(
-            read("    # Subtest: example"),
-            (Place { indent: 4, commented: false }, Line::Subtest("example"))
-        );
-    }
-
-    #[test]
-    fn a_comment_may_hold_a_line_of_a_nested_test() {
-        assert_eq!(
-            read("# TAP version 13"),
-            (Place { indent: 2, commented: true }, Line::Version(Dialect::Tap))
-        );
-        assert_eq!(read("# # 1..2").0, Place { indent: 4, commented: true });
-        assert_eq!(
-            read("#  RUN           global.x ..."),
-            (Place { indent: 0, commented: false }, Line::Other)
-        );
-    }
-
-    #[test]
-    fn what_only_looks_like_it_is_something_else() {
-        for line in [
-            "okay",
-            "not okay",
-            "notok 1",
-            "1..",
-            "1..x",
-            "1...4",
-            "TAP version 12",
-            "",
-            "# ",
-            "okok 1 x",
-            "#ok 1",
+        use Directive::{Error, Exit, Figure, None as Nothing, Skip, Timeout, Todo};
+        for (line, ok, number, name, directive, note) in [
+            ("ok 1 a_test", true, Some(1), "a_test", Nothing, ""),
+            ("not ok 2 - a test # TODO later on", false, Some(2), "a test", Todo, "TODO later on"),
+            ("ok", true, None, "", Nothing, ""),
+            ("not ok # SKIP: no", false, None, "", Skip, "SKIP: no"),
+            ("ok 3 # SKIP no such device", true, Some(3), "", Skip, "SKIP no such device"),
+            ("not ok 1 selftests: x: y # exit=139", false, Some(1), "selftests: x: y", Exit(139), "exit=139"),
+            ("not ok 4 x # TIMEOUT 45 seconds", false, Some(4), "x", Timeout, "TIMEOUT 45 seconds"),
+            (
+                "ok 4 - mp_join: single join #2 # time=99ms",
+                true,
+                Some(4),
+                "mp_join: single join #2",
+                Figure,
+                "time=99ms",
+            ),
+            ("ok 4 x # time=1ms # SKIP no", true, Some(4), "x", Skip, "SKIP no"),
+            ("ok 4 x # skip no # TODO y", true, Some(4), "x", Skip, "skip no # TODO y"),
+            ("not ok 6 # error broke", false, Some(6), "", Error, "error broke"),
+            ("ok 99999999999999999999 x", true, Some(u64::MAX), "x", Nothing, ""),
         ] {
-            assert_eq!(read(line).1, Line::Other, "{line}");
+            let outcome = result(line);
+            assert_eq!((outcome.ok, outcome.number), (ok, number), "{line}");
+            assert_eq!(
+                (&*outcome.name, outcome.directive, &*outcome.note),
+                (name, directive, note),
+                "{line}"
+            );
         }
     }
 
     #[test]
-    fn what_the_kernel_log_puts_before_a_line_goes() {
-        for (line, text) in [
-            ("[    1.234567]     ok 1 x", "    ok 1 x"),
-            ("<6>[   12.345678] 1..2", "1..2"),
-            ("[    1.234567][   T45] # x", "# x"),
-            ("[    1.234567][    C0] # x", "# x"),
-            ("[    1.234567]", ""),
-            ("[x] 1..2", "[x] 1..2"),
-            ("[1] 1..2", "[1] 1..2"),
-            ("[ ok ] x", "[ ok ] x"),
-            ("<b>[1.2] x", "<b>[1.2] x"),
+    fn a_number_sign_without_a_directive_belongs_to_the_name() {
+        for (line, name) in [
+            ("ok 4 issue \\# 5", "issue # 5"),
+            ("ok 4 a \\\\ b \\n \\# SKIP x", "a \\ b \\n # SKIP x"),
+            ("not ok 4 regression #12", "regression #12"),
+            ("not ok 1 - issue #123 is fixed", "issue #123 is fixed"),
+            ("ok 2 - C# binding", "C# binding"),
+            ("ok 3 - port # 5 opens", "port # 5 opens"),
+            ("ok 3 - a # skipjack swims", "a # skipjack swims"),
+            ("ok 3 - C#skip", "C#skip"),
+            ("ok 3 - # a heading", "# a heading"),
+            ("ok 3 - x # key=value", "x # key=value"),
+            ("ok 3 - x #", "x #"),
         ] {
-            assert_eq!(without_timestamp(line), text, "{line}");
+            let outcome = result(line);
+            assert_eq!((&*outcome.name, outcome.directive), (name, Directive::None), "{line}");
+        }
+        assert_eq!(result("not ok 4 - todo list \\# 5 # TODO: rewrite").name, "todo list # 5");
+    }
+
+    #[test]
+    fn plans_subtests_and_bails_are_recognised() {
+        assert_eq!(read("1..4").1, Line::Plan { count: 4, skip: None });
+        assert_eq!(read("1..0").1, Line::Plan { count: 0, skip: Some("") });
+        assert_eq!(read("1..0 # Skipped: no root").1, Line::Plan { count: 0, skip: Some("no root") });
+        assert_eq!(read("1..0 # no root").1, Line::Plan { count: 0, skip: Some("no root") });
+        assert_eq!(read("1..3 # SKIP no").1, Line::Plan { count: 3, skip: Some("no") });
+        assert_eq!(read("Bail out! no memory").1, Line::BailOut("no memory"));
+        assert_eq!(read("bail out!").1, Line::BailOut(""));
+        assert_eq!(read("    # Subtest: example"), ("    ", Line::Subtest("example")));
+    }
+
+    #[test]
+    fn a_comment_may_hold_a_line_of_a_nested_test() {
+        assert_eq!(read("# # 1..2"), ("# # ", Line::Plan { count: 2, skip: None }));
+        assert_eq!(read("#   # Subtest: x"), ("#   ", Line::Subtest("x")));
+        assert_eq!(read("  # a comment"), ("  ", Line::Other));
+        assert_eq!(read(&"# ".repeat(3000)).1, Line::Other);
+    }
+
+    #[test]
+    fn other_output_is_none_of_these() {
+        for line in
+            ["okay", "oks 1", "not okay", "1..x", "1...4", "", "# ", "okok 1 x", "#ok 1", "bail out", "é"]
+        {
+            assert_eq!(read(line).1, Line::Other, "{line}");
         }
     }
 }
