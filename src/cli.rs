@@ -57,7 +57,8 @@ Exit codes:
   127  there is no such command in the guest
   255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
   With --test-devices, a value that the guest writes to port 0xf4 ends it with (value << 1) | 1.
-  A command that has ended gives its own status, or 128 + the number of the signal that killed it.
+  A command that has ended gives its own status, or 128 + the number of the signal that killed it; --fail-on-ktap says
+  when failed cases of its KTAP or TAP make a 0 a 1. A selftest that skipped everything makes its 4 a 0.
   Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
 
 const RUN_EXAMPLES: &str = "\

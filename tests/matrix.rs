@@ -167,6 +167,33 @@ fn the_exit_status_is_the_worst() {
 }
 
 #[test]
+fn failed_cases_fail_a_run_as_the_rule_says() {
+    let failing = "echo 1..1; echo not ok 1 a";
+    let rule = |rule: &str, script: &str| {
+        format!("{}fail-on-ktap = \"{rule}\"\n", command("c", &format!("'{script}'")))
+    };
+    for (script, own, options, expected, told) in [
+        (failing, "auto", &[][..], 1, "1 of 1 failed"),
+        (failing, "never", &[], 0, "ok, 1 of 1 cases failed"),
+        (failing, "never", &["--fail-on-ktap=auto"], 1, "1 of 1 failed"),
+        (failing, "always", &["--fail-on-ktap", "never"], 0, "ok, 1 of 1 cases failed"),
+        ("true", "auto", &[], 0, "ok"),
+        ("true", "always", &[], 1, "no KTAP"),
+        ("echo \"1..0 # SKIP no device\"; exit 4", "auto", &[], 0, "skipped"),
+        ("echo \"1..0 # SKIP no device\"; exit 4", "never", &[], 4, "exit 4"),
+        ("exit 4", "auto", &[], 4, "exit 4"),
+    ] {
+        let end = Matrix::new(&rule(own, script)).run(options);
+        assert_eq!(end.status.code(), Some(expected), "{script} {own}: {}", end.stderr);
+        assert_eq!(table(&end.stdout)[1], ["A", told], "{script} {own}");
+    }
+    let end = Matrix::new(&command("c", "'true'")).run(&[]);
+    assert!(end.stderr.contains("; the command printed no KTAP or TAP document\n"), "{}", end.stderr);
+    let end = Matrix::new(&format!("fail-on-ktap = 'never'\n{}", rule("sometimes", "true"))).run(&[]);
+    assert_eq!(end.status.code(), Some(125));
+}
+
+#[test]
 fn a_failed_run_shows_the_last_lines_of_what_it_printed() {
     let script =
         "i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo line $i; done; printf \"\\\\033[31mred\" >&2; exit 1";

@@ -8,6 +8,7 @@ use clap::Args;
 use clap::builder::ValueParser;
 
 use crate::duration;
+use crate::results::FailOnKtap;
 
 /// What to run in the guest, and on which files.
 #[derive(Args, Debug)]
@@ -47,6 +48,17 @@ pub struct CommandOptions {
     /// Write what came of it as a JUnit file; what the command prints as KTAP becomes a case each
     #[arg(long, value_name = "FILE", requires = "command")]
     pub junit: Option<PathBuf>,
+    /// Whether a failed case of the command's KTAP or TAP makes it fail (exit code 1): auto, where results are written
+    /// (--junit, GitHub's annotations); always, also if it prints none at all; never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        requires = "command",
+        value_enum,
+        hide_possible_values = true,
+        default_value_t
+    )]
+    pub fail_on_ktap: FailOnKtap,
     /// Keep the kernel's messages in this file
     #[arg(long, value_name = "FILE", requires = "command")]
     pub kernel_log: Option<PathBuf>,

@@ -38,6 +38,8 @@ pub(super) struct Outcome {
     /// In a word or two.
     pub told: String,
     pub elapsed: Duration,
+    /// Whether the command ran to its end.
+    pub is_ended: bool,
     pub code: u8,
     pub suite: Suite,
 }
@@ -46,11 +48,12 @@ impl Runner<'_> {
     /// Runs it, tells of it, and says what became of it.
     pub(super) fn run(&self, cell: &Cell) -> Outcome {
         let name = cell.name();
-        let mut recorder = Recorder::new(&name);
+        let mut recorder = Recorder::new(&name, cell.fail_on_ktap);
         if child::is_readable(self.stop) {
             let ending = Ending::Failed("the run was not begun".to_owned());
             let suite = recorder.finish(&ending, Duration::ZERO, "");
-            return Outcome { told: "not run".to_owned(), elapsed: Duration::ZERO, code: cli::FAILED, suite };
+            let (told, elapsed) = ("not run".to_owned(), Duration::ZERO);
+            return Outcome { told, elapsed, is_ended: false, code: cli::FAILED, suite };
         }
         self.progress.started(&name);
         let mut files = self.files.map(|folder| folder.files(cell));
@@ -135,10 +138,16 @@ impl Outcome {
     fn new(ending: &Ending, stopped: bool, elapsed: Duration, suite: Suite) -> Self {
         let (cases, bad) = (suite.cases().len(), suite.bad());
         let (told, code) = match ending {
-            Ending::Exited(0) if bad > 0 => (format!("{bad} of {cases} failed"), 1),
-            Ending::Exited(0) => ("ok".to_owned(), 0),
-            Ending::Exited(code) if bad > 1 || cases > 1 => (format!("{bad} of {cases} failed"), *code),
-            Ending::Exited(code) => (format!("exit {code}"), *code),
+            Ending::Exited(status) => match (*status, suite.status(*status)) {
+                (_, 0) if suite.is_skipped() => ("skipped".to_owned(), 0),
+                // Its own status is all that counts.
+                (0, 0) if bad > 0 => (format!("ok, {bad} of {cases} cases failed"), 0),
+                (_, 0) => ("ok".to_owned(), 0),
+                (0, code) if suite.remark().is_some() => ("no KTAP".to_owned(), code),
+                (0, code) => (format!("{bad} of {cases} failed"), code),
+                (_, code) if bad > 1 || cases > 1 => (format!("{bad} of {cases} failed"), code),
+                (_, code) => (format!("exit {code}"), code),
+            },
             Ending::Signalled(number) => {
                 let name =
                     Signal::try_from(*number).map_or_else(|_| format!("signal {number}"), |s| s.to_string());
@@ -151,7 +160,7 @@ impl Outcome {
             Ending::Failed(_) if stopped => ("stopped".to_owned(), cli::FAILED),
             Ending::Failed(_) => ("kite failed".to_owned(), cli::FAILED),
         };
-        Self { told, elapsed, code, suite }
+        Self { told, elapsed, is_ended: matches!(ending, Ending::Exited(_)), code, suite }
     }
 
     /// Whether it is one that somebody must look at.

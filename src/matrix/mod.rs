@@ -18,7 +18,7 @@ use clap::Args;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::cli;
-use crate::results::{Suite, junit};
+use crate::results::{FailOnKtap, Suite, junit};
 use crate::run::die_by;
 use crate::signals;
 use crate::whole_file;
@@ -32,6 +32,7 @@ The file is TOML:
   jobs = 2                        # runs at a time [default: this host's CPUs / --cpus of a guest]
   timeout = \"5m\"                  # for each run: 90, 90s, 5m, 1h30m [default: none]
   options = [\"--memory\", \"1G\"]    # of `kite run`, for every run
+  fail-on-ktap = \"auto\"           # auto, always or never: see below
   [[kernel]]
   name = \"6.1\"
   path = \"6.1/bzImage\"            # from the file's folder
@@ -42,10 +43,12 @@ The file is TOML:
   run = [\"true\"]                  # or a string for `sh -c`
   timeout = \"30s\"                 # optional: instead of the file's
   options = []                    # optional: for this command's runs
+  fail-on-ktap = \"always\"         # optional: instead of the file's
 
 The runs take no defaults from kite.toml or ~/.config/kite/config.toml: all is in the matrix.
 
-A command whose output is KTAP or TAP fails if one of its cases does, whatever its own status is.
+A command whose output is KTAP or TAP fails if one of its cases does, whatever its own status is; with fail-on-ktap
+`always` it fails, too, if it prints no document, and with `never` its own status is all that counts.
 
 Exit status: the worst of all runs, from good to bad:
   0                    every run passed
@@ -71,6 +74,10 @@ pub struct Options {
     /// Write the results of all runs into this JUnit file
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// Whether failed cases of KTAP or TAP make a run fail: auto, always (so does an output without any) or never
+    /// [default: the file's, else auto]
+    #[arg(long, value_name = "WHEN", value_enum, hide_possible_values = true)]
+    fail_on_ktap: Option<FailOnKtap>,
     /// Keep all that each run prints, as DIR/KERNEL/COMMAND.stdout and .stderr
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -90,7 +97,10 @@ const ITSELF: &str = "/proc/self/exe";
 /// # Errors
 /// The file or an option is wrong, or the host failed.
 pub fn run(options: &Options) -> anyhow::Result<u8> {
-    let plan = Plan::read(&options.file)?;
+    let mut plan = Plan::read(&options.file)?;
+    if let Some(rule) = options.fail_on_ktap {
+        plan.cells.iter_mut().for_each(|cell| cell.fail_on_ktap = rule);
+    }
     options.junit.as_deref().map_or(Ok(()), whole_file::check).context("--junit")?;
     let files = options.output.as_deref().map(|folder| keep::Folder::new(folder, &plan)).transpose()?;
     // Nobody reads it before the end, so that everybody who waits sees that there is one.

@@ -12,6 +12,7 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
+use crate::results::FailOnKtap;
 use crate::{cli, duration};
 
 /// How long a matrix file may be, in bytes.
@@ -30,6 +31,8 @@ mod options {
     pub(super) const JUNIT: &str = "--junit";
     /// A matrix says all there is to say of its runs.
     pub(super) const NO_CONFIG: &str = "--no-config";
+    /// What the matrix decides itself.
+    pub(super) const FAIL_ON_KTAP: &str = "--fail-on-ktap";
     pub(super) const END: &str = "--";
 }
 
@@ -38,6 +41,8 @@ mod options {
 struct Matrix {
     jobs: Option<u16>,
     timeout: Option<String>,
+    #[serde(default, rename = "fail-on-ktap")]
+    fail_on_ktap: FailOnKtap,
     #[serde(default)]
     options: Vec<String>,
     #[serde(default)]
@@ -62,6 +67,8 @@ struct Command {
     name: String,
     run: Words,
     timeout: Option<String>,
+    #[serde(rename = "fail-on-ktap")]
+    fail_on_ktap: Option<FailOnKtap>,
     #[serde(default)]
     options: Vec<String>,
 }
@@ -117,6 +124,8 @@ pub(super) struct Cell {
     pub arguments: Vec<OsString>,
     /// When kite stops it.
     pub timeout: Option<Duration>,
+    /// Whether failed cases make it fail.
+    pub fail_on_ktap: FailOnKtap,
 }
 
 impl Cell {
@@ -154,8 +163,9 @@ impl Plan {
         for kernel in &matrix.kernel {
             let of_kernel = kernel.arguments(folder).with_context(|| format!("kernel {}", kernel.name))?;
             for command in &matrix.command {
-                let of_command =
-                    command.cell(kernel, timeout).with_context(|| format!("command {}", command.name))?;
+                let of_command = command
+                    .cell(kernel, timeout, matrix.fail_on_ktap)
+                    .with_context(|| format!("command {}", command.name))?;
                 let (mut cell, text) = of_command;
                 let mut arguments = of_kernel.clone();
                 arguments.push(options::NO_CONFIG.into());
@@ -219,13 +229,19 @@ impl Kernel {
 
 impl Command {
     /// The run on this kernel, without its arguments; and its own timeout as it was written.
-    fn cell(&self, kernel: &Kernel, otherwise: Option<Duration>) -> anyhow::Result<(Cell, Option<&str>)> {
+    fn cell(
+        &self,
+        kernel: &Kernel,
+        otherwise: Option<Duration>,
+        rule: FailOnKtap,
+    ) -> anyhow::Result<(Cell, Option<&str>)> {
         check_options(&self.options).context("options")?;
         ensure!(self.run.0.first().is_some_and(|program| !program.is_empty()), "run is empty");
         ensure!(!self.run.0.iter().any(|word| word.contains('\0')), "run: no argument can hold a NUL");
         let own = timeout(self.timeout.as_deref())?;
         let (kernel, command) = (kernel.name.clone(), self.name.clone());
-        let cell = Cell { kernel, command, arguments: Vec::new(), timeout: own.or(otherwise) };
+        let fail_on_ktap = self.fail_on_ktap.unwrap_or(rule);
+        let cell = Cell { kernel, command, arguments: Vec::new(), timeout: own.or(otherwise), fail_on_ktap };
         Ok((cell, self.timeout.as_deref()))
     }
 }
@@ -267,12 +283,14 @@ fn check_names(what: &str, names: &[String]) -> anyhow::Result<()> {
 }
 
 fn check_options(list: &[String]) -> anyhow::Result<()> {
-    use options::{END, JUNIT, KERNEL, MODULES, TIMEOUT};
+    use options::{END, FAIL_ON_KTAP, JUNIT, KERNEL, MODULES, TIMEOUT};
     for option in list {
         let name = option.split('=').next().unwrap_or_default();
         match name {
             END => bail!("-- does not belong here; the command is in run"),
-            KERNEL | MODULES | TIMEOUT => bail!("{name} does not belong here; it has a key of its own"),
+            KERNEL | MODULES | TIMEOUT | FAIL_ON_KTAP => {
+                bail!("{name} does not belong here; it has a key of its own")
+            }
             JUNIT => bail!("{name} does not belong here; give it to kite matrix"),
             _ => ensure!(!option.contains('\0'), "no option can hold a NUL"),
         }

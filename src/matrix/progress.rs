@@ -66,7 +66,9 @@ impl Progress {
             }
         }
         let (done, total) = (state.done, self.total);
-        text += &format!("kite: [{done}/{total}] {name}: {}, {}\n", outcome.told, time(outcome.elapsed));
+        let remark = outcome.suite.remark().filter(|_| outcome.is_ended).map(|what| format!("; {what}"));
+        let (told, remark) = (&outcome.told, remark.unwrap_or_default());
+        text += &format!("kite: [{done}/{total}] {name}: {told}, {}{remark}\n", time(outcome.elapsed));
         let mut text = text.into_bytes();
         // Memory takes it.
         let _ = outcome.suite.annotate(&mut text);

@@ -84,12 +84,12 @@ fn escaped(text: &str, more: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Ending, Recorder};
+    use super::super::{Ending, FailOnKtap, Recorder};
     use super::*;
     use std::time::Duration;
 
     fn annotations(name: &str, output: &str, ending: &Ending) -> String {
-        let mut recorder = Recorder::new(name);
+        let mut recorder = Recorder::new(name, FailOnKtap::Auto);
         recorder.feed(output.as_bytes());
         recorder.finish(ending, Duration::ZERO, "").annotations()
     }

@@ -1,6 +1,8 @@
 //! JUnit files, in the dialect that GitHub's actions, GitLab and Jenkins read
 //! (<https://github.com/testmoapp/junitxml>).
 
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::time::Duration;
@@ -25,18 +27,25 @@ fn write_to(file: &mut dyn Write, suites: &[Suite]) -> io::Result<()> {
     writer.write_event(Event::Decl(BytesDecl::new("1.0", Some("UTF-8"), None)))?;
     let counts = suites.iter().map(Counts::of).fold(Counts::default(), Counts::plus);
     let time = suites.iter().map(|suite| suite.time).sum();
-    counts
-        .element(&mut writer, "testsuites", "kite", time)
-        .write_inner_content(|writer| suites.iter().try_for_each(|suite| write_suite(writer, suite)))?;
+    let mut names = Names::new(suites);
+    counts.element(&mut writer, "testsuites", "kite", time).write_inner_content(|writer| {
+        suites.iter().try_for_each(|suite| write_suite(writer, suite, &mut names))
+    })?;
     let mut file = writer.into_inner();
     file.write_all(b"\n")?;
     file.flush()
 }
 
-fn write_suite<W: Write>(writer: &mut Writer<W>, suite: &Suite) -> io::Result<()> {
+fn write_suite<W: Write>(writer: &mut Writer<W>, suite: &Suite, names: &mut Names) -> io::Result<()> {
     Counts::of(suite).element(writer, "testsuite", &suite.name, suite.time).write_inner_content(
         |writer| {
-            suite.cases.iter().try_for_each(|case| write_case(writer, suite, case))?;
+            if suite.remark().is_some() {
+                writer.create_element("properties").write_inner_content(|writer| {
+                    let attributes = [("name", "ktap"), ("value", "no document")];
+                    writer.create_element("property").with_attributes(attributes).write_empty().map(drop)
+                })?;
+            }
+            suite.cases.iter().try_for_each(|case| write_case(writer, case, names.of(suite, case)))?;
             for (name, text) in [("system-out", &suite.output), ("system-err", &suite.kernel_log)] {
                 if !text.is_empty() {
                     writer.create_element(name).write_text_content(BytesText::new(&allowed(text)))?;
@@ -48,10 +57,49 @@ fn write_suite<W: Write>(writer: &mut Writer<W>, suite: &Suite) -> io::Result<()
     Ok(())
 }
 
-fn write_case<W: Write>(writer: &mut Writer<W>, suite: &Suite, case: &Case) -> io::Result<()> {
-    let class = if case.group.is_empty() { &suite.name } else { &case.group };
+/// The names that the cases of a file have there. Readers merge cases of equal names and classes.
+struct Names {
+    /// The hashes of classes and names; two that are equal by chance cost a name a number that it does not need.
+    given: HashSet<u64>,
+    /// How often each was to be given.
+    times: HashMap<u64, u32>,
+    hasher: RandomState,
+    /// Whether a case's class names its suite, too.
+    are_many: bool,
+}
+
+impl Names {
+    fn new(suites: &[Suite]) -> Self {
+        let (given, times, hasher) = Default::default();
+        Self { given, times, hasher, are_many: suites.len() > 1 }
+    }
+
+    /// The class and the name of a case, with a number if another case has them.
+    fn of(&mut self, suite: &Suite, case: &Case) -> (String, String) {
+        let class = match (case.group.as_str(), self.are_many) {
+            ("", _) => suite.name.clone(),
+            (group, true) => format!("{}.{group}", suite.name),
+            (group, false) => group.to_owned(),
+        };
+        let (class, name) = (allowed(&class), allowed(&case.name));
+        let hash = self.hasher.hash_one((&class, &name));
+        let mut unique = name.clone();
+        while !self.given.insert(self.hasher.hash_one((&class, &unique))) {
+            let times = self.times.entry(hash).or_insert(1);
+            *times = times.saturating_add(1);
+            unique = format!("{name} ({times})");
+        }
+        (class, unique)
+    }
+}
+
+fn write_case<W: Write>(
+    writer: &mut Writer<W>,
+    case: &Case,
+    (class, name): (String, String),
+) -> io::Result<()> {
     let time = seconds(case.time);
-    let attributes = [("name", &*allowed(&case.name)), ("classname", &*allowed(class)), ("time", &*time)];
+    let attributes = [("name", &*name), ("classname", &*class), ("time", &*time)];
     let element = writer.create_element("testcase").with_attributes(attributes);
     let (tag, message, details) = match &case.verdict {
         Verdict::Passed => return element.write_empty().map(drop),
@@ -144,13 +192,13 @@ mod tests {
 
     use quick_xml::Reader;
 
-    use super::super::{Ending, Recorder};
+    use super::super::{Ending, FailOnKtap, Recorder};
     use std::fs::File;
 
     use super::*;
 
     fn suite(name: &str, output: &[u8], ending: &Ending) -> Suite {
-        let mut recorder = Recorder::new(name);
+        let mut recorder = Recorder::new(name, FailOnKtap::Auto);
         recorder.feed(output);
         recorder.finish(ending, Duration::from_millis(1500), "log <end>")
     }
@@ -195,10 +243,51 @@ mod tests {
             r#"<system-out>TAP version 131..3ok 1 anot ok 2 b# whyok 3 c # SKIP no</system-out>"#,
             r#"<system-err>log &lt;end&gt;</system-err></testsuite>"#,
             r#"<testsuite name="two" tests="1" failures="0" errors="1" skipped="0" time="1.500">"#,
+            r#"<properties><property name="ktap" value="no document"/></properties>"#,
             r#"<testcase name="two" classname="two" time="1.500"><error message="it took 5s"/></testcase>"#,
             r#"<system-err>log &lt;end&gt;</system-err></testsuite></testsuites>"#,
         );
         assert_eq!(text, expected);
+    }
+
+    /// The class and name of each case.
+    fn names(text: &str) -> Vec<(&str, &str)> {
+        let value = |line: &'static str, text: &str| text.find(line).map(|at| at + line.len());
+        let attribute = |key, line: &'_ str| -> Option<(usize, usize)> {
+            let from = value(key, line)?;
+            Some((from, from + line[from..].find('"')?))
+        };
+        let cases = text.lines().filter(|line| line.trim_start().starts_with("<testcase "));
+        cases
+            .map(|line| {
+                let (name, class) = (attribute(" name=\"", line), attribute(" classname=\"", line));
+                let ((from, to), (begin, end)) = (name.unwrap(), class.unwrap());
+                (&line[begin..end], &line[from..to])
+            })
+            .collect()
+    }
+
+    #[test]
+    fn cases_of_equal_names_get_a_number() {
+        let output =
+            b"TAP version 13\n1..5\nok 1 retry\nnot ok 2 retry\nok 3 retry (2)\nok 4 retry\nok 5 x\n";
+        let text = written(&[suite("c", output, &Ending::Exited(1))]);
+        assert_eq!(
+            names(&text),
+            [("c", "retry"), ("c", "retry (2)"), ("c", "retry (2) (2)"), ("c", "retry (3)"), ("c", "x")]
+        );
+        let many = "not ok same\n".repeat(20_000);
+        let text = written(&[suite("c", many.as_bytes(), &Ending::Exited(1))]);
+        let names: HashSet<_> = names(&text).into_iter().collect();
+        assert_eq!(names.len(), 20_001);
+    }
+
+    #[test]
+    fn the_same_subtests_of_two_runs_are_not_merged() {
+        let output = b"KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n  ok 1 a\nok 1 s\n";
+        let suites = ["6.1/c", "6.12/c"].map(|name| suite(name, output, &Ending::Exited(0)));
+        assert_eq!(names(&written(&suites[..1])), [("s", "a")]);
+        assert_eq!(names(&written(&suites)), [("6.1/c.s", "a"), ("6.12/c.s", "a")]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod annotations;
 pub mod junit;
 mod ktap;
+mod rule;
 mod tail;
 
 use std::path::Path;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+pub use rule::FailOnKtap;
 pub use tail::Tail;
 
 /// How a command's run ended.
@@ -73,6 +75,7 @@ const KEPT_OUTPUT: usize = 64 << 10;
 /// Follows a command's standard output while it runs.
 pub struct Recorder {
     name: String,
+    rule: FailOnKtap,
     started: Instant,
     parser: ktap::Parser,
     output: Tail,
@@ -80,9 +83,9 @@ pub struct Recorder {
 
 impl Recorder {
     /// Begins to follow a run; `name` is what the results call the command.
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &str, rule: FailOnKtap) -> Self {
         let (parser, output) = (ktap::Parser::new(), Tail::new(KEPT_OUTPUT));
-        Self { name: name.to_owned(), started: Instant::now(), parser, output }
+        Self { name: name.to_owned(), rule, started: Instant::now(), parser, output }
     }
 
     /// Takes what the command has printed next.
@@ -94,14 +97,21 @@ impl Recorder {
     /// The results, once the run is over. `kernel_log_tail` is what is to be told of the kernel's log.
     pub fn finish(self, ending: &Ending, elapsed: Duration, kernel_log_tail: &str) -> Suite {
         let output = self.output.text();
-        let ktap::Found { mut cases, .. } = self.parser.finish();
-        let verdict = ending.verdict(&output);
-        let explained = matches!(ending, Ending::Exited(_)) && cases.iter().any(Case::is_bad);
+        let ktap::Found { mut cases, documents } = self.parser.finish();
+        let mut verdict = ending.verdict(&output);
+        let explained = match ending {
+            Ending::Exited(status) => cases.iter().any(Case::is_bad) || rule::explains_skip(&cases, *status),
+            _ => false,
+        };
+        if verdict == Verdict::Passed && !documents && self.rule == FailOnKtap::Always {
+            verdict = Verdict::Failed(rule::NO_DOCUMENT.to_owned(), output.clone());
+        }
         if cases.is_empty() || (verdict != Verdict::Passed && !explained) {
             let name = self.name.clone();
             cases.push(Case { group: String::new(), name, time: elapsed, verdict });
         }
-        Suite { name: self.name, time: elapsed, cases, output, kernel_log: kernel_log_tail.to_owned() }
+        let kernel_log = kernel_log_tail.to_owned();
+        Suite { name: self.name, rule: self.rule, time: elapsed, cases, documents, output, kernel_log }
     }
 }
 
@@ -128,8 +138,11 @@ impl Ending {
 #[derive(Clone, Debug)]
 pub struct Suite {
     name: String,
+    rule: FailOnKtap,
     time: Duration,
     cases: Vec<Case>,
+    /// Whether the output has a KTAP or TAP document.
+    documents: bool,
     /// The end of the command's output.
     output: String,
     /// The end of the kernel's log.
@@ -166,7 +179,7 @@ mod tests {
     use super::*;
 
     fn suite(output: &[u8], ending: &Ending) -> Suite {
-        let mut recorder = Recorder::new("the command");
+        let mut recorder = Recorder::new("the command", FailOnKtap::Auto);
         output.chunks(7).for_each(|chunk| recorder.feed(chunk));
         recorder.finish(ending, Duration::from_secs(2), "log")
     }

@@ -45,13 +45,13 @@ pub(super) fn run(
         whole_file::expect(path).context("--junit")?;
     }
     let results = Results::new(command);
-    let outcome = match to_its_end(options, &results, gauges, inherited, group) {
+    let mut outcome = match to_its_end(options, &results, gauges, inherited, group) {
         // The machine's process tells of it.
         Ok(Ran::Elsewhere(outer)) => return Ok(Run::Outside(outer)),
         Ok(Ran::Here(outcome)) => Ok(outcome),
         Err(error) => Err(error),
     };
-    results.finish(&outcome)?;
+    results.finish(&mut outcome)?;
     match outcome? {
         Outcome { signal: Some(signal), .. } => die_by(signal).map(Run::Here),
         outcome => Ok(Run::Here(outcome.code)),
@@ -69,7 +69,7 @@ enum Ran {
 /// # Errors
 /// The file cannot be written.
 pub(super) fn record_failure(options: &RunOptions, why: &str) -> anyhow::Result<()> {
-    Results::new(&options.command).finish(&Err(anyhow::anyhow!("{why}")))
+    Results::new(&options.command).finish(&mut Err(anyhow::anyhow!("{why}")))
 }
 
 /// Builds a machine, runs the command in it, and takes everything down.
