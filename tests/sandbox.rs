@@ -126,7 +126,15 @@ fn descriptors() -> i64 {
 }
 
 /// Acts against the process outside, by way of what it reads and of the folder that it writes to.
-const SENDING: [(&str, Act); 3] = [
+const SENDING: [(&str, Act); 4] = [
+    ("flood", || {
+        // That standard error is closed, over and over, to whatever is open.
+        let closed = [0x80_u8; 128];
+        let tell = |descriptor| {
+            call(libc::SYS_write, [descriptor, closed.as_ptr().addr() as i64, closed.len() as i64, 0])
+        };
+        (0..1_000_000).flat_map(|_| 3..64).map(tell).max().unwrap()
+    }),
     ("send", || 0),
     ("send-elsewhere", || {
         let names = [share(0).into(), text(c"results"), share(0).into(), text(c"moved")];
@@ -204,9 +212,13 @@ fn act_if_told() {
             if kind == Thread::Outside {
                 act_as(kind, act);
             }
-            match outside.attend().unwrap() {
-                sandbox::End::Exited(code) => exit(code.into()),
-                sandbox::End::Signalled(signal) => exit(128 + signal),
+            match outside.attend() {
+                Ok(sandbox::End::Exited(code)) => exit(code.into()),
+                Ok(sandbox::End::Signalled(signal)) => exit(128 + signal),
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    exit(77);
+                }
             }
         }
         Side::Inside(inside) => inside,
@@ -291,7 +303,8 @@ fn forbidden() -> Option<String> {
 
 fn main() {
     act_if_told();
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 9] = [
+        ("a_machine_that_tells_without_end_is_ended", a_machine_that_tells_without_end_is_ended),
         ("a_file_that_is_only_read_cannot_be_changed", a_file_that_is_only_read_cannot_be_changed),
         (
             "a_share_that_is_only_read_has_no_call_to_change_it",
@@ -416,6 +429,12 @@ fn the_process_outside_has_no_file_but_those_that_were_named() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.ends_with(end) && output.status.code() == Some(code), "{name}: {text}");
     }
+}
+
+fn a_machine_that_tells_without_end_is_ended() {
+    let (output, _folder) = act("io", "flood");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(77), "{text}");
 }
 
 fn a_file_is_written_where_it_was_named_and_nowhere_else() {

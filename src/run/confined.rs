@@ -50,6 +50,8 @@ fn group(options: &RunOptions) -> anyhow::Result<Option<Cgroup>> {
 fn attend(options: &RunOptions, outer: Outer, group: Option<Cgroup>) -> anyhow::Result<u8> {
     let Outer { mut outside, inherited, mut left } = outer;
     let names = left.names.iter().map(port::Name::folder).collect();
+    let memory = options.limits.iter().filter_map(|limits| limits.memory).min();
+    memory.into_iter().for_each(|bytes| outside.limit_files(bytes));
     outside.lock(&inherited, &Chores { names, groups: group.iter().flat_map(Cgroup::folders).collect() });
     left.watch()?;
     let end = outside.attend()?;

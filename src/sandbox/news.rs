@@ -40,15 +40,16 @@ impl News {
     }
 }
 
-/// How much is heard. All that there is to tell is told once, the second by each thread at most: more comes of a process
-/// that is not ours any more.
+/// The most that there is to tell. Each thing is told once, the second by each thread at most: more comes of a process that
+/// is not ours any more.
 const MOST: usize = 256;
 
 /// Where news come.
 pub(super) struct Reader {
     pipe: PipeReader,
-    /// How many bytes more are heard; none from a pipe that is at its end.
-    left: usize,
+    /// How many bytes have come.
+    heard: usize,
+    ended: bool,
 }
 
 impl Reader {
@@ -56,28 +57,33 @@ impl Reader {
     /// The pipe cannot be set up.
     pub fn new(pipe: PipeReader) -> nix::Result<Self> {
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { pipe, left: MOST })
+        Ok(Self { pipe, heard: 0, ended: false })
     }
 
-    /// What was told since the last time.
+    /// What was told since the last time, or a part of it: to hear any of it twice does no more than to hear it once.
     pub fn take(&mut self) -> Vec<News> {
         let mut bytes = [0; MOST];
-        match self.pipe.read(&mut bytes[..self.left]) {
+        match self.pipe.read(&mut bytes) {
             Ok(0) => {
-                self.left = 0;
+                self.ended = true;
                 Vec::new()
             }
             Ok(count) => {
-                self.left -= count;
+                self.heard = self.heard.saturating_add(count);
                 bytes[..count].iter().copied().filter_map(News::of).collect()
             }
             Err(_) => Vec::new(),
         }
     }
 
+    /// Whether more has come than there is to tell: who goes on so is to be ended, so that it keeps nobody busy.
+    pub fn is_flooded(&self) -> bool {
+        self.heard > MOST
+    }
+
     /// Where more can come from, if it can.
     pub fn more(&self) -> Option<BorrowedFd<'_>> {
-        (self.left > 0).then(|| self.pipe.as_fd())
+        (!self.ended).then(|| self.pipe.as_fd())
     }
 }
 
@@ -130,14 +136,15 @@ mod tests {
     }
 
     #[test]
-    fn who_tells_without_end_is_heard_no_more() {
+    fn who_tells_without_end_is_found_out_and_heard_all_the_same() {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let mut reader = Reader::new(reader).unwrap();
-        writer.write_all(&[15; 4096]).unwrap();
-        let mut heard = 0;
-        while reader.more().is_some() {
-            heard += reader.take().len();
-        }
-        assert_eq!((heard, reader.take()), (MOST, Vec::new()));
+        writer.write_all(&[0x80; MOST]).unwrap();
+        assert_eq!((reader.take().len(), reader.is_flooded()), (MOST, false));
+        writer.write_all(&[0x80; 2 * MOST]).unwrap();
+        writer.write_all(&[15]).unwrap();
+        let heard: Vec<_> = (0..3).flat_map(|_| reader.take()).collect();
+        assert_eq!((heard.last(), reader.is_flooded()), (Some(&News::EndBy(15)), true));
+        assert!(reader.more().is_some());
     }
 }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use ::landlock::Scope;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
@@ -134,10 +134,16 @@ impl Outside {
         self.locked = lacks.answer().map(drop);
     }
 
+    /// Takes no file of the machine's that is longer than so many bytes: as much as it may have in its own memory.
+    pub fn limit_files(&mut self, bytes: u64) {
+        self.post.limit(bytes);
+    }
+
     /// Attends the machine's process to its end.
     ///
     /// # Errors
-    /// The host refuses to wait, or a file that the machine's process has sent cannot be written.
+    /// The host refuses to wait, a file that the machine's process has sent cannot be written, or that process does not stop
+    /// to tell.
     pub fn attend(mut self) -> anyhow::Result<End> {
         close_as(Thread::Outside);
         self.start.take().into_iter().for_each(|start| start.go_on(&self.locked));
@@ -146,6 +152,11 @@ impl Outside {
             self.post.take();
             if let Some(end) = self.ended()? {
                 return self.post.failure().map_or(Ok(end), Err);
+            }
+            if self.news.is_flooded() {
+                bail!(
+                    "the machine's process tells without end, as if the guest had taken it over: it was killed"
+                );
             }
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             let pipes = self.news.more().into_iter().chain(self.post.more());

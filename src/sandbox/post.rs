@@ -5,7 +5,9 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
+use anyhow::anyhow;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::whole_file::{Draft, Place};
@@ -14,6 +16,9 @@ use crate::whole_file::{Draft, Place};
 const HEADER: usize = 1 + 8;
 /// The longest file: more is no report, but a process that is not ours any more.
 const LONGEST: u64 = 256 << 20;
+/// How much more may come for each file in a second, in bytes: ten reports of a large machine. What this process writes is
+/// counted as its own by the host, and not as the machine's.
+const RATE: u64 = 16 << 20;
 /// How much is read at once: more than a pipe has.
 const CHUNK: usize = 64 << 10;
 
@@ -66,6 +71,10 @@ pub(super) struct Reader {
     /// Nothing once there is no more to come, or what came made no sense: who sends more is refused then.
     pipe: Option<PipeReader>,
     places: Vec<Arc<Place>>,
+    /// How much has been sent for each of them, in bytes.
+    spent: Vec<u64>,
+    longest: u64,
+    start: Instant,
     buffer: Vec<u8>,
     /// The next file's header, as far as it has come.
     header: Vec<u8>,
@@ -92,8 +101,22 @@ impl Reader {
 
     fn of(pipe: PipeReader, places: Vec<Arc<Place>>) -> nix::Result<Self> {
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let (buffer, header) = (vec![0; CHUNK], Vec::new());
-        Ok(Self { pipe: Some(pipe), places, buffer, header, coming: None, failed: None })
+        Ok(Self {
+            pipe: Some(pipe),
+            spent: vec![0; places.len()],
+            places,
+            longest: LONGEST,
+            start: Instant::now(),
+            buffer: vec![0; CHUNK],
+            header: Vec::new(),
+            coming: None,
+            failed: None,
+        })
+    }
+
+    /// Takes no file that is longer than so many bytes.
+    pub fn limit(&mut self, bytes: u64) {
+        self.longest = self.longest.min(bytes);
     }
 
     /// Where more can come from, if it can.
@@ -155,11 +178,20 @@ impl Reader {
         let Ok([number, length @ ..]) = <[u8; HEADER]>::try_from(self.header.as_slice()) else { return };
         self.header.clear();
         let left = u64::from_le_bytes(length);
-        let Some(place) = self.places.get(usize::from(number)).filter(|_| left <= LONGEST) else {
+        let number = usize::from(number);
+        let Some(place) = self.places.get(number).cloned() else {
             self.pipe = None;
             return;
         };
-        let draft = Draft::of(place.clone());
+        let allowed = self.longest.saturating_add(RATE.saturating_mul(self.start.elapsed().as_secs()));
+        self.spent[number] = self.spent[number].saturating_add(left);
+        if left > self.longest || self.spent[number] > allowed {
+            let path = place.path().display();
+            self.failed.get_or_insert(anyhow!("cannot write {path}: the machine sends more than it may"));
+            self.pipe = None;
+            return;
+        }
+        let draft = Draft::of(place);
         self.coming =
             Some(Coming { draft: draft.map_err(|error| self.failed.get_or_insert(error)).ok(), left });
         self.finish();
@@ -228,6 +260,40 @@ mod tests {
             assert_eq!(writer.write_all(b"more").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn who_sends_more_than_a_machine_may_is_refused_and_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut reader, mut writer) = reader(folder.path());
+        reader.limit(10);
+        // Much more than a second's would be allowed if this took that long.
+        for _ in 0..2 {
+            writer.write_all(&frame(0, 5, b"whole")).unwrap();
+            reader.take();
+        }
+        assert_eq!((fs::read_to_string(&path).unwrap().as_str(), reader.more().is_some()), ("whole", true));
+        writer.write_all(&frame(0, 11, b"eleven bytes")).unwrap();
+        reader.take();
+        assert!(reader.more().is_none());
+        assert!(reader.failure().unwrap().to_string().ends_with("the machine sends more than it may"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "whole");
+    }
+
+    #[test]
+    fn files_without_end_come_to_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, mut reader, mut writer) = reader(folder.path());
+        reader.limit(1 << 16);
+        let file = frame(0, 1 << 15, &[b'x'; 1 << 15]);
+        let mut sent = 0_u64;
+        while reader.more().is_some() {
+            // Where the reader has gone, nothing more is written.
+            sent += writer.write(&file[..]).unwrap_or_default() as u64;
+            reader.take();
+            assert!(sent <= RATE * (2 + reader.start.elapsed().as_secs()), "{sent}");
+        }
+        assert!(reader.failure().is_some());
     }
 
     #[test]
