@@ -5,9 +5,8 @@
 //! bounded buffers, and then with who wrote it. What a client has sent is the guest's to read after the client has gone,
 //! as long as the guest keeps the port open.
 
-use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,14 +16,12 @@ use std::thread::JoinHandle;
 use anyhow::{Context, anyhow, ensure};
 use devices::virtio::console::{Host, MOST_NAMED, NAME_LIMIT, Port};
 use nix::errno::Errno;
-use nix::fcntl::AtFlags;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::stat::fstatat;
-use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::sandbox;
-use crate::whole_file::open_folder;
+pub use name::Name;
+use name::listen;
 
 /// How much is read from a client at once, in bytes.
 const CHUNK: usize = 4096;
@@ -154,7 +151,7 @@ fn why(name: &str, path: &Path, error: &io::Error) -> anyhow::Error {
     match error.kind() {
         ErrorKind::AddrInUse => {
             anyhow!(
-                "cannot listen on {path} for port {name}: there is something at that path; remove it or use another"
+                "cannot listen on {path} for port {name}: there is something at that path, or somebody listens there; remove it or use another"
             )
         }
         _ => anyhow!("cannot listen on {path} for port {name}: {error}"),
@@ -201,53 +198,6 @@ fn wait(wake: &Wake, lines: &[Line]) -> Vec<bool> {
         fds[at].revents().is_some_and(|it| it.intersects(PollFlags::POLLHUP | PollFlags::POLLERR))
     };
     places.into_iter().map(|place| place.is_some_and(gone)).collect()
-}
-
-/// A socket's name, which is removed when dropped if it is still that socket's, in the folder that it was made in
-/// ([`open_folder`]).
-pub struct Name {
-    folder: OwnedFd,
-    name: OsString,
-    /// Nothing if the name is another process's to remove.
-    identity: Option<(u64, u64)>,
-}
-
-impl Name {
-    fn of(path: &Path) -> io::Result<Self> {
-        let name = path.file_name().ok_or(ErrorKind::InvalidInput)?.to_owned();
-        let folder = open_folder(path)?;
-        Ok(Self { identity: Some(identity(&folder, &name)?), folder, name })
-    }
-
-    /// Its folder.
-    pub fn folder(&self) -> BorrowedFd<'_> {
-        self.folder.as_fd()
-    }
-
-    /// Leaves it to another process, which has it too, to remove it.
-    pub fn leave(mut self) {
-        self.identity = None;
-    }
-}
-
-fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
-    let listener = UnixListener::bind(path)?;
-    let name = Name::of(path)?;
-    listener.set_nonblocking(true)?;
-    Ok((listener, name))
-}
-
-fn identity(folder: &OwnedFd, name: &OsStr) -> nix::Result<(u64, u64)> {
-    fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW).map(|it| (it.st_dev, it.st_ino))
-}
-
-impl Drop for Name {
-    fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.folder, &self.name).ok() == self.identity {
-            // Nobody is left to tell of a failure.
-            let _ = unlinkat(&self.folder, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
-        }
-    }
 }
 
 /// One port's way between its socket and the device.
@@ -368,5 +318,6 @@ impl Client {
     }
 }
 
+mod name;
 #[cfg(test)]
 mod tests;

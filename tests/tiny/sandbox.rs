@@ -274,6 +274,33 @@ fn neither_half_outlives_the_other() {
 }
 
 #[test]
+fn a_kite_that_is_killed_leaves_a_socket_s_name_to_the_next_one() {
+    const NAME: &str = "a_kite_that_is_killed_leaves_a_socket_s_name_to_the_next_one";
+    if no_kvm(NAME) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let port = format!("--port=agent={}", socket.display());
+    let (kite, machine) = running(&[&port]);
+    kite.signal(Signal::SIGKILL);
+    kite.end().assert_killed_by(Signal::SIGKILL);
+    until("the machine's process to end", || !machine.join("exe").exists());
+    assert!(socket.exists());
+    let (kite, _) = running(&[&port]);
+    let other = Kite::run(&FOR_EVER, &[&port]).end();
+    assert_eq!(other.status.code(), Some(125));
+    assert!(
+        other.stderr.contains("there is something at that path, or somebody listens"),
+        "{}",
+        other.stderr
+    );
+    std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    terminate(kite);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_signal_that_somebody_sends_is_not_told_as_a_refused_call() {
     const NAME: &str = "a_signal_that_somebody_sends_is_not_told_as_a_refused_call";
     if no_kvm(NAME) || is_forbidden(NAME) {
