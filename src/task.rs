@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 
+use nix::sys::resource::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +32,10 @@ pub struct Task {
     pub cwd_or_root: bool,
     /// Who runs it.
     pub user: User,
+    /// What new files do not permit (umask(2)).
+    pub umask: u32,
+    /// What it may use, soft and hard, of each of [`LIMITS`].
+    pub limits: Vec<(u64, u64)>,
     /// The root folder.
     pub root: Root,
     /// Folders to be mounted below it, in this order.
@@ -38,6 +43,18 @@ pub struct Task {
     /// The terminal, if the command gets one for standard input and output.
     pub terminal: Option<Terminal>,
 }
+
+/// The limits of kite's caller that hold for the command (getrlimit(2)): those of what a program does to itself and to files.
+/// The others are of what a machine has, and a guest is another one.
+pub const LIMITS: [Resource; 7] = [
+    Resource::RLIMIT_CORE,
+    Resource::RLIMIT_CPU,
+    Resource::RLIMIT_FSIZE,
+    Resource::RLIMIT_NOFILE,
+    Resource::RLIMIT_STACK,
+    Resource::RLIMIT_DATA,
+    Resource::RLIMIT_AS,
+];
 
 /// Who runs the command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -248,6 +265,8 @@ mod tests {
             cwd: odd.clone(),
             cwd_or_root: true,
             user: User::Numbers { uid: 1, gid: 2, groups: vec![3] },
+            umask: 0o027,
+            limits: vec![(0, u64::MAX)],
             root: Root::Share { tag: "root".to_owned() },
             shares: vec![Share { tag: "s".to_owned(), at: odd, writable: true }],
             terminal: Some(Terminal { columns: 80, rows: 24, stderr: false }),

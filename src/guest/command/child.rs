@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, pipe};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,13 +11,16 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Pid, Uid, fchown, setgid, setgroups, setsid, setuid};
 
 use super::ports::Ports;
+use super::root::OPEN_FILES;
 use super::streams::{Ends, Streams, open_terminal};
 use super::user::User;
-use crate::task::{End, Output, Report, Task, Terminal};
+use crate::task::{End, LIMITS, Output, Report, Task, Terminal};
 
 /// Runs the command to its end, and ends with it all else that it has left running.
 ///
@@ -31,8 +34,9 @@ pub(super) fn run(task: &Task, ports: Ports) -> anyhow::Result<End> {
     command.current_dir(folder(task)?);
     let ends = match task.terminal {
         Some(terminal) => on_terminal(&mut command, terminal, &user)?,
-        None => on_pipes(&mut command)?,
+        None => on_pipes(&mut command, &user)?,
     };
+    inherit(&mut command, task);
     become_user(&mut command, user, task.terminal.is_some());
     ports.control.tell(&Report::Started);
     let started = command.spawn();
@@ -68,10 +72,13 @@ fn environment(task: &Task, user: &User) -> Vec<(OsString, OsString)> {
     env
 }
 
-fn on_pipes(command: &mut Command) -> anyhow::Result<Ends> {
+fn on_pipes(command: &mut Command, user: &User) -> anyhow::Result<Ends> {
     let (stdin, to_stdin) = pipe().context("cannot make a pipe")?;
     let (from_stdout, stdout) = pipe().context("cannot make a pipe")?;
     let (from_stderr, stderr) = pipe().context("cannot make a pipe")?;
+    for end in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        give(end, user)?;
+    }
     command.stdin(stdin).stdout(stdout).stderr(stderr);
     Ok(Ends {
         stdin: to_stdin.into(),
@@ -82,7 +89,7 @@ fn on_pipes(command: &mut Command) -> anyhow::Result<Ends> {
 
 fn on_terminal(command: &mut Command, terminal: Terminal, user: &User) -> anyhow::Result<Ends> {
     let (master, slave) = open_terminal(terminal)?;
-    fchown(&slave, Some(Uid::from_raw(user.uid)), None).context("cannot give the terminal to its user")?;
+    give(&slave, user)?;
     let copy = |fd: &OwnedFd| fd.try_clone().context("cannot share a terminal");
     let mut outputs = [Some(master.try_clone().context("cannot share a terminal")?.into()), None];
     match terminal.stderr {
@@ -91,6 +98,7 @@ fn on_terminal(command: &mut Command, terminal: Terminal, user: &User) -> anyhow
         }
         false => {
             let (from, stderr) = pipe().context("cannot make a pipe")?;
+            give(&stderr, user)?;
             command.stderr(stderr);
             outputs[Output::Stderr as usize] = Some(from.into());
         }
@@ -98,6 +106,28 @@ fn on_terminal(command: &mut Command, terminal: Terminal, user: &User) -> anyhow
     command.stdin(Stdio::from(copy(&slave)?)).stdout(Stdio::from(slave));
     let stdin = master.try_clone().context("cannot share a terminal")?.into();
     Ok(Ends { stdin, outputs, terminal: Some(Arc::new(master)) })
+}
+
+/// Makes a stream its user's, who may then open it by its name: `/dev/stdout`, `/proc/self/fd/1`.
+fn give(end: impl AsFd, user: &User) -> anyhow::Result<()> {
+    fchown(end, Some(Uid::from_raw(user.uid)), None).context("cannot give a stream to its user")
+}
+
+/// Has the child begin with the mask and the limits of kite's caller.
+fn inherit(command: &mut Command, task: &Task) {
+    let mask = Mode::from_bits_truncate(task.umask);
+    // The kernel refuses more open files than it allows any process (fs.nr_open).
+    let most = |resource| if resource == Resource::RLIMIT_NOFILE { OPEN_FILES.1 } else { u64::MAX };
+    let limits = LIMITS.into_iter().zip(&task.limits);
+    let limits: Vec<_> =
+        limits.map(|(it, (soft, hard))| (it, *soft.min(&most(it)), *hard.min(&most(it)))).collect();
+    let inherit = move || -> io::Result<()> {
+        umask(mask);
+        limits.iter().try_for_each(|(resource, soft, hard)| setrlimit(*resource, *soft, *hard))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls and nothing else: it neither allocates nor locks.
+    unsafe { command.pre_exec(inherit) };
 }
 
 /// Has the child lead a session of its own, with the terminal if there is one, as its user.

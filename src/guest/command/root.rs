@@ -26,7 +26,7 @@ const DISK_KINDS: [&str; 6] = ["ext4", "xfs", "btrfs", "f2fs", "erofs", "squashf
 /// How long a device may take to appear.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many files a process may have open: what it is given, and what it may ask for, as login sessions have it.
-const OPEN_FILES: (u64, u64) = (1024, 1 << 20);
+pub(super) const OPEN_FILES: (u64, u64) = (1024, 1 << 20);
 
 const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
 

@@ -82,6 +82,7 @@ fn to_its_end(
 ) -> anyhow::Result<Ran> {
     let begun = Instant::now();
     let (command, sandbox) = (&options.command, options.sandbox()?);
+    let own = prepare::Inherited::here()?;
     footprint::keep_one_heap();
     check_memory(options.memory())?;
     prepare::check(options)?;
@@ -92,7 +93,7 @@ fn to_its_end(
     if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
         shares.add_modules(modules, &version)?;
     }
-    boot.task = Some(task::encode(&prepare::task(options, &shares, terminal)?));
+    boot.task = Some(task::encode(&prepare::task(options, &shares, terminal, own)?));
     let log = KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?;
     let signals = Signals::take_over(sandbox.splits() || group.is_some())?;
     let mut session = Session::new(signals, terminal, log, timeline.clone())?;

@@ -5,11 +5,14 @@ use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 
 use anyhow::{Context, ensure};
+use nix::errno::Errno;
+use nix::sys::resource::getrlimit;
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getegid, geteuid, getgroups};
 
 use super::shares::Shares;
 use crate::cli::{CommandOptions, OnReboot, Root, RunOptions};
-use crate::task::{Task, Terminal, User};
+use crate::task::{LIMITS, Task, Terminal, User};
 use crate::terminal;
 
 /// What the command line alone does not say of options that do not go together.
@@ -29,6 +32,27 @@ pub(super) fn check(options: &RunOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a process has of its caller that no option says.
+pub(super) struct Inherited {
+    umask: u32,
+    limits: Vec<(u64, u64)>,
+}
+
+impl Inherited {
+    /// This process' own, as long as it has changed nothing, and has one thread.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn here() -> anyhow::Result<Self> {
+        // It can only be read by being set.
+        let mask = umask(Mode::empty());
+        umask(mask);
+        let limits = LIMITS.into_iter().map(getrlimit).collect::<Result<_, Errno>>();
+        let limits = limits.context("cannot read the limits that kite was started with")?;
+        Ok(Self { umask: mask.bits(), limits })
+    }
+}
+
 /// The terminal that the command is to have: if kite itself has one to read from and to write to.
 pub(super) fn terminal() -> Option<Terminal> {
     let has_it = io::stdin().is_terminal() && io::stdout().is_terminal() && terminal::is_ours();
@@ -42,6 +66,7 @@ pub(super) fn task(
     options: &RunOptions,
     shares: &Shares,
     terminal: Option<Terminal>,
+    inherited: Inherited,
 ) -> anyhow::Result<Task> {
     let command = &options.command;
     let here =
@@ -57,6 +82,8 @@ pub(super) fn task(
         // Another root folder need not have the folder.
         cwd_or_root: command.cwd.is_none() && command.root.is_some(),
         user: user(command)?,
+        umask: inherited.umask,
+        limits: inherited.limits,
         root: shares.root(options),
         shares: shares.mounts.clone(),
         terminal,
