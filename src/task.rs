@@ -101,6 +101,8 @@ pub struct Share {
     pub at: OsString,
     /// Whether the guest may write to it.
     pub writable: bool,
+    /// Its programs do not run as their owner.
+    pub nosuid: bool,
 }
 
 /// The terminal of a command.
@@ -268,7 +270,7 @@ mod tests {
             umask: 0o027,
             limits: vec![(0, u64::MAX)],
             root: Root::Share { tag: "root".to_owned() },
-            shares: vec![Share { tag: "s".to_owned(), at: odd, writable: true }],
+            shares: vec![Share { tag: "s".to_owned(), at: odd, writable: true, nosuid: true }],
             terminal: Some(Terminal { columns: 80, rows: 24, stderr: false }),
         };
         assert_eq!(serde_json::from_slice::<Task>(&encode(&task)).unwrap(), task);

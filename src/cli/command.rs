@@ -21,7 +21,8 @@ pub struct CommandOptions {
     /// the file system on the first --disk [default: /]
     #[arg(long, value_name = "DIR|disk", requires = "command", value_parser = ValueParser::new(Root::parse))]
     pub root: Option<Root>,
-    /// Show the guest a folder, DIR[:GUESTDIR][:rw]; with rw it may change it; may be given more than once
+    /// Show the guest a folder, DIR[:GUESTDIR][:rw[,suid]]; with rw it may change it, with suid also leave programs in it
+    /// that run as their owner; may be given more than once
     #[arg(long = "share", value_name = "SHARE", requires = "command", value_parser = ValueParser::new(ShareSpec::parse))]
     pub shares: Vec<ShareSpec>,
     /// The folder to start in [default: this one; with --root, / if the guest does not have it]
@@ -90,7 +91,7 @@ impl Root {
     }
 }
 
-/// The value of `--share`: `DIR[:GUESTDIR][:rw]`, where GUESTDIR begins with a slash.
+/// The value of `--share`: `DIR[:GUESTDIR][:rw[,suid]]`, where GUESTDIR begins with a slash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareSpec {
     /// The host's folder.
@@ -99,6 +100,8 @@ pub struct ShareSpec {
     pub at: Option<PathBuf>,
     /// Whether the guest may change it.
     pub writable: bool,
+    /// Whether it may leave set-user-ID programs in it.
+    pub suid: bool,
 }
 
 impl ShareSpec {
@@ -107,11 +110,16 @@ impl ShareSpec {
     /// # Errors
     /// What is wrong with it, in one line.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let (rest, writable) = match (text.strip_suffix(":rw"), text.strip_suffix(":ro")) {
-            (Some(rest), _) => (rest, true),
-            (None, Some(rest)) => (rest, false),
-            (None, None) => (text, false),
-        };
+        const ENDS: [(&str, bool, bool); 4] = [
+            (":rw,suid", true, true),
+            (":rw,nosuid", true, false),
+            (":rw", true, false),
+            (":ro", false, false),
+        ];
+        let end = ENDS
+            .iter()
+            .find_map(|(end, writable, suid)| text.strip_suffix(end).map(|rest| (rest, *writable, *suid)));
+        let (rest, writable, suid) = end.unwrap_or((text, false, false));
         let (folder, at) = match rest.rfind(":/") {
             Some(colon) => (&rest[..colon], Some(PathBuf::from(&rest[colon + 1..]))),
             None => (rest, None),
@@ -125,9 +133,9 @@ impl ShareSpec {
             ));
         }
         if folder.is_empty() {
-            return Err("a share is DIR[:GUESTDIR][:rw], such as .:rw or out:/mnt:rw".to_owned());
+            return Err("a share is DIR[:GUESTDIR][:rw[,suid]], such as .:rw or out:/mnt:rw".to_owned());
         }
-        Ok(Self { folder: folder.into(), at, writable })
+        Ok(Self { folder: folder.into(), at, writable, suid })
     }
 }
 
@@ -159,7 +167,7 @@ mod tests {
     use super::*;
 
     fn share(folder: &str, at: Option<&str>, writable: bool) -> Result<ShareSpec, String> {
-        Ok(ShareSpec { folder: folder.into(), at: at.map(Into::into), writable })
+        Ok(ShareSpec { folder: folder.into(), at: at.map(Into::into), writable, suid: false })
     }
 
     #[test]
@@ -172,6 +180,9 @@ mod tests {
         for text in [".:rx", ".:rW", ".:mnt", ".:mnt:rw", ".:r", ".:"] {
             assert!(ShareSpec::parse(text).unwrap_err().contains("neither rw nor ro"), "{text}");
         }
+        assert_eq!(ShareSpec::parse("a:/b:rw,nosuid"), share("a", Some("/b"), true));
+        let suid = share("a", Some("/b"), true).map(|share| ShareSpec { suid: true, ..share });
+        assert_eq!(ShareSpec::parse("a:/b:rw,suid"), suid);
         assert!(ShareSpec::parse("").is_err() && ShareSpec::parse(":rw").is_err());
     }
 

@@ -195,9 +195,9 @@ impl Inside {
         });
         lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
         lacks.try_layer(Layer::Capabilities, || {
-            let kept = kept(needs);
+            let kept = kept(needs, apart.user);
             KEPT.store(kept, Ordering::Relaxed);
-            privileges::drop_capabilities(kept, kept != 0)
+            privileges::drop_capabilities(kept, kept != 0 && geteuid().is_root())
         });
         lacks.try_layer(Layer::Landlock, || {
             let folders: Vec<_> =
@@ -274,15 +274,16 @@ const CHANGE: u64 = READ | 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 |
 /// What such threads keep here.
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
-fn kept(needs: Needs) -> u64 {
-    match needs.shares {
-        Some(writable) if geteuid().is_root() => {
-            if writable {
-                CHANGE
-            } else {
-                READ
-            }
-        }
+/// What an ordinary user's keep of a user namespace of its own: CAP_DAC_OVERRIDE, which is good for files of that user and
+/// its group alone. The guest's kernel has checked permissions, and lets the root of a namespace in the guest do what it
+/// may (user_namespaces(7)).
+const OWN: u64 = 1 << 1;
+
+fn kept(needs: Needs, namespace: bool) -> u64 {
+    match (needs.shares, geteuid().is_root()) {
+        (Some(true), true) => CHANGE,
+        (Some(false), true) => READ,
+        (Some(true), false) if namespace => OWN,
         _ => 0,
     }
 }

@@ -22,7 +22,7 @@ use crate::host;
 /// Their number and their own group's, which no distribution gives to anybody.
 pub const USER: u32 = 60_999;
 /// The group that may use KVM.
-const GROUP: u32 = 60_998;
+pub const GROUP: u32 = 60_998;
 const KVM: &str = "/dev/kvm";
 /// What the names of tests begin with that run as they do.
 pub const MARK: &str = "user/";

@@ -69,7 +69,7 @@ pub(super) fn leave(task: &Task) {
 fn mount_share_under_memory(tag: &str) -> anyhow::Result<()> {
     make(LOWER, 0o755)?;
     make(LAYER, 0o755)?;
-    virtiofs(tag, Path::new(LOWER), false)?;
+    virtiofs(tag, Path::new(LOWER), MsFlags::MS_RDONLY)?;
     attach("tmpfs", LAYER, MsFlags::empty(), "mode=0755")?;
     let (upper, work) = (format!("{LAYER}/upper"), format!("{LAYER}/work"));
     make(&upper, 0o755)?;
@@ -154,13 +154,15 @@ fn mount_share(share: &Share) -> anyhow::Result<()> {
         .mode(0o755)
         .create(at)
         .with_context(|| format!("cannot make folder {} for a share", at.display()))?;
-    virtiofs(&share.tag, at, share.writable)
+    let mut flags = MsFlags::empty();
+    flags.set(MsFlags::MS_RDONLY, !share.writable);
+    flags.set(MsFlags::MS_NOSUID, share.nosuid);
+    virtiofs(&share.tag, at, flags)
 }
 
 /// Mounts a share, once its device is there.
-fn virtiofs(tag: &str, at: &Path, writable: bool) -> anyhow::Result<()> {
+fn virtiofs(tag: &str, at: &Path, flags: MsFlags) -> anyhow::Result<()> {
     let start = Instant::now();
-    let flags = if writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
     loop {
         match mount(Some(tag), at, Some("virtiofs"), flags, None::<&str>) {
             Ok(()) => return Ok(()),

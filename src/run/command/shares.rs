@@ -10,7 +10,8 @@ use anyhow::{Context, ensure};
 use devices::virtio::fs::Share as Folder;
 use nix::fcntl::{OFlag, open};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{getegid, getgroups};
 
 use crate::cli::{CommandOptions, Root, RunOptions};
 use crate::task;
@@ -54,7 +55,12 @@ impl Shares {
                 at.display()
             );
             this.add(&tag, &spec.folder, spec.writable)?;
-            this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable });
+            if let Some(folder) = this.folders.last_mut() {
+                // A folder that somebody names is small beside the root, and may have lists of who may do what.
+                (folder.attributes, folder.suid) = (true, spec.suid);
+            }
+            let nosuid = spec.writable && !spec.suid;
+            this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable, nosuid });
         }
         Ok(this)
     }
@@ -71,7 +77,12 @@ impl Shares {
         let is_name = !version.contains('/') && version != "." && version != "..";
         if installed && !is_there && is_name {
             self.add(MODULES, folder, false)?;
-            self.mounts.push(task::Share { tag: MODULES.to_owned(), at: at.into(), writable: false });
+            self.mounts.push(task::Share {
+                tag: MODULES.to_owned(),
+                at: at.into(),
+                writable: false,
+                nosuid: false,
+            });
         }
         Ok(())
     }
@@ -85,7 +96,8 @@ impl Shares {
             };
             format!("{option} {}", path.display())
         })?;
-        self.folders.push(Folder::new(tag, root, writable));
+        let group = group(&root);
+        self.folders.push(Folder { group, ..Folder::new(tag, root, writable) });
         self.paths.push(path.to_owned());
         Ok(())
     }
@@ -124,6 +136,15 @@ fn more_descriptors() {
 
 fn folder(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+/// The group to be shown of files that are of a supplementary group of this user's, where the host does not tell which: the
+/// folder's own if it is one of them, or else the first.
+fn group(folder: &OwnedFd) -> Option<u32> {
+    let groups = getgroups().ok()?;
+    let groups: Vec<u32> = groups.into_iter().filter(|it| *it != getegid()).map(|it| it.as_raw()).collect();
+    let own = fstat(folder).ok().map(|it| it.st_gid).filter(|it| groups.contains(it));
+    own.or(groups.first().copied())
 }
 
 /// Where the guest mounts a share: where it is said, or where it is on the host.

@@ -189,6 +189,9 @@ pub(super) const NETWORK: &[Rule] = &[
 pub(super) const PORTS: &[Rule] =
     &[(SYS_accept4, Any), (SYS_ioctl, Request(FIONBIO)), (SYS_recvfrom, Any), (SYS_sendto, Any)];
 
+/// linux/fs.h, which libc does not name.
+const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
+
 /// A folder shared with the guest. What names it is a descriptor and one name; where that leads is for the root and for
 /// Landlock to limit.
 pub(super) const SHARE: &[Rule] = &[
@@ -207,6 +210,11 @@ pub(super) const SHARE: &[Rule] = &[
     (SYS_getxattr, Any),
     (SYS_listxattr, Any),
     (SYS_geteuid, Any),
+    // Whether a file is of a group of this user's, which the host does not tell a user namespace.
+    (SYS_faccessat2, Any),
+    // A file's flags: append-only and the like.
+    (SYS_ioctl, Request(FS_IOC_GETFLAGS)),
+    (SYS_ioctl, Request(FS_IOC_FSGETXATTR)),
     // To have another machine's file system hear that a file is closed.
     (SYS_dup, Any),
     // For a thread's own working folder and mask.
@@ -234,6 +242,7 @@ pub(super) const WRITABLE_SHARE: &[Rule] = &[
     (SYS_copy_file_range, Any),
     (SYS_setxattr, Any),
     (SYS_removexattr, Any),
+    (SYS_ioctl, Request(FS_IOC_SETFLAGS)),
     // As root, for the one who asks.
     (SYS_setfsuid, Any),
     (SYS_setfsgid, Any),

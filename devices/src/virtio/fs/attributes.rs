@@ -1,11 +1,15 @@
 //! Requests about attributes: a node's own, the extended ones, and those of the file system.
 
+use std::ffi::CStr;
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::ftruncate;
 
 use super::host;
-use super::protocol::{Append, flag, opcode};
+use super::protocol::{Append, Attr, flag, opcode};
 use super::reach::Held;
 use super::server::{Call, Placed, Server, Stop};
 use super::thread::{NOW, OMIT};
@@ -13,6 +17,19 @@ use super::thread::{NOW, OMIT};
 /// The longest name of an extended attribute, and the most bytes of one or of the list (xattr(7)).
 const MOST_NAME: usize = 255;
 const MOST_VALUE: usize = 64 << 10;
+
+/// Access control lists (acl(5)), as extended attributes.
+const ACLS: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
+/// A program's capabilities (capabilities(7), "File capabilities").
+const CAPABILITIES: &CStr = c"security.capability";
+/// Bytes of a list's header, and of an entry: tag, permissions, number (`linux/posix_acl_xattr.h`).
+const ACL_HEADER: usize = 4;
+const ACL_ENTRY: usize = 8;
+/// The tags of entries that have a number.
+const ACL_USER: u16 = 2;
+const ACL_GROUP: u16 = 8;
+/// Whom kernels tell in place of somebody unknown, unless set otherwise.
+const UNKNOWN: u32 = 65534;
 
 /// What `FUSE_SETATTR` asks for.
 struct Change {
@@ -65,14 +82,23 @@ impl Server {
         let node = call.header.node;
         let attr = if flags & flag::GETATTR_FH != 0 {
             let open = self.table().handle(node, handle)?;
-            let mut attr = host::stat(&open.file)?.attr;
-            attr.ino = self.table().place(node)?.1;
-            attr
+            self.stat_open(node, &open.file)?
         } else {
-            self.stat(node)?.attr
+            self.stat(node)?
         };
-        call.out.attr_out(&self.shown(attr), self.valid());
+        match call.header.opcode {
+            // Whatever is asked for, it is given all there is.
+            opcode::STATX => call.out.statx_out(&attr, self.valid()),
+            _ => call.out.attr_out(&attr, self.valid()),
+        }
         Ok(0)
+    }
+
+    /// The attributes of a node that is open, as the guest sees them.
+    fn stat_open(&self, node: u64, file: impl AsFd) -> Result<Attr, Errno> {
+        let attr = host::stat(&file)?.attr;
+        let ino = self.table().place(node)?.1;
+        Ok(Attr { ino, ..self.shown(attr, file, c"") })
     }
 
     /// Changes attributes: what can be refused first, and the permissions behind the owner, who takes bits of them along.
@@ -89,19 +115,29 @@ impl Server {
             self.resize(node, &held, &change)?;
         }
         if change.has(flag::FATTR_UID | flag::FATTR_GID) {
-            let id = |flag, id| if change.has(flag) { id } else { u32::MAX };
-            host::chown(&held, id(flag::FATTR_UID, change.uid), id(flag::FATTR_GID, change.gid))?;
+            self.set_owner(&held, &change)?;
         }
         if change.has(flag::FATTR_MODE) {
-            self.descriptors.chmod(&held, change.mode & 0o7777)?;
+            let kind = self.table().identity(node)?.kind;
+            self.descriptors.chmod(&held, self.unprivileged(kind | change.mode & 0o7777) & 0o7777)?;
         }
         if change.has(flag::FATTR_ATIME | flag::FATTR_MTIME) {
             self.descriptors.set_times(&held, change.times)?;
         }
-        let mut attr = host::stat(&held)?.attr;
-        attr.ino = self.table().place(node)?.1;
-        call.out.attr_out(&self.shown(attr), self.valid());
+        let attr = self.stat_open(node, &held)?;
+        call.out.attr_out(&attr, self.valid());
         Ok(0)
+    }
+
+    /// Sets the owner and the group, unless the guest sees them as they are to be: the host may know them by other numbers.
+    fn set_owner(&self, held: &Held, change: &Change) -> Result<(), Errno> {
+        let seen = self.shown(host::stat(held)?.attr, held, c"");
+        let is_as_seen =
+            |flag, id: u32, seen: u32| self.share.unknown.is_some() && change.has(flag) && id == seen;
+        let group_is = is_as_seen(flag::FATTR_GID, change.gid, seen.gid);
+        let id = |flag, id| if change.has(flag) { id } else { u32::MAX };
+        let gid = if group_is { u32::MAX } else { id(flag::FATTR_GID, change.gid) };
+        host::chown(held, id(flag::FATTR_UID, change.uid), gid)
     }
 
     fn resize(&self, node: u64, held: &Held, change: &Change) -> Result<(), Stop> {
@@ -110,14 +146,17 @@ impl Server {
             Held::Open(open) if change.has(flag::FATTR_FH) => ftruncate(&open.file, size)?,
             _ => ftruncate(self.reopen(node, held, OFlag::O_WRONLY.bits())?, size)?,
         }
-        if change.has(flag::FATTR_KILL_SUIDGID) {
-            self.drop_privileges(held)?;
-        }
-        Ok(())
+        Ok(self.written(held, change.has(flag::FATTR_KILL_SUIDGID))?)
+    }
+
+    /// A file's content was changed: takes what would have it run as its owner, if the guest asks for that, or may leave no
+    /// such program. (The host does so itself only if this process is not root's.)
+    pub(super) fn written(&self, file: impl AsFd, asked: bool) -> Result<(), Errno> {
+        if asked || !self.share.suid { self.drop_privileges(file) } else { Ok(()) }
     }
 
     /// Takes the bits that let a program run as its file's owner, as a write by anybody but root does.
-    pub(super) fn drop_privileges(&self, file: impl std::os::fd::AsFd) -> Result<(), Errno> {
+    pub(super) fn drop_privileges(&self, file: impl AsFd) -> Result<(), Errno> {
         let mode = host::stat(&file)?.attr.mode;
         let group = libc::S_ISGID | libc::S_IXGRP;
         let taken = libc::S_ISUID | if mode & group == group { libc::S_ISGID } else { 0 };
@@ -158,7 +197,13 @@ impl Server {
         let file = self.held(call.header.node)?;
         let mut value = vec![0; size.min(MOST_VALUE)];
         let got = match name {
-            Some(name) => self.descriptors.get_attribute(&file, name, &mut value)?,
+            Some(name) => {
+                let got = self.descriptors.get_attribute(&file, name, &mut value)?;
+                if ACLS.contains(&name) {
+                    self.show_acl(&mut value);
+                }
+                got
+            }
             None => self.descriptors.list_attributes(&file, &mut value)?,
         };
         if size == 0 {
@@ -176,10 +221,40 @@ impl Server {
     /// Sets an extended attribute. Which ones it may set, and those of what kind, is for the host to say.
     pub(super) fn set_xattr(&self, call: &mut Call<'_>) -> Placed {
         let (size, flags) = (call.args.u32()? as usize, call.args.u32()?);
+        let mut how = 0;
+        if self.long_xattr.load(Ordering::SeqCst) {
+            how = call.args.u32()?;
+            call.args.skip()?;
+        }
         let name = call.args.string()?;
         let value = call.args.0.get(..size).ok_or(Errno::E2BIG)?;
-        self.descriptors.set_attribute(self.folder(call.header.node)?, name, value, flags)?;
+        if name == CAPABILITIES && !self.share.suid {
+            return Err(Errno::EPERM.into());
+        }
+        let file = self.folder(call.header.node)?;
+        self.descriptors.set_attribute(&file, name, value, flags)?;
+        if how & flag::SETXATTR_ACL_KILL_SGID != 0 {
+            let mode = host::stat(&file)?.attr.mode & 0o7777;
+            self.descriptors.chmod(&file, mode & !libc::S_ISGID)?;
+        }
         Ok(0)
+    }
+
+    /// Makes an access control list one that the guest's kernel takes: a user or a group that the host does not tell has a
+    /// number there that is none.
+    fn show_acl(&self, value: &mut [u8]) {
+        let (user, group) = self.share.unknown.unwrap_or((UNKNOWN, UNKNOWN));
+        let entries = value.get_mut(ACL_HEADER..).unwrap_or_default();
+        for entry in entries.chunks_exact_mut(ACL_ENTRY) {
+            let id = match u16::from_le_bytes([entry[0], entry[1]]) {
+                ACL_USER => user,
+                ACL_GROUP => group,
+                _ => continue,
+            };
+            if entry[4..] == u32::MAX.to_le_bytes() {
+                entry[4..].copy_from_slice(&id.to_le_bytes());
+            }
+        }
     }
 
     /// Removes an extended attribute.

@@ -11,7 +11,7 @@ use nix::unistd::{close, dup, fdatasync, fsync};
 
 use super::host;
 use super::opened::Open;
-use super::protocol::{Append, IN_HEADER, OUT_HEADER, WRITE_IN, flag};
+use super::protocol::{Append, Attr, IN_HEADER, IOCTL_OUT, OUT_HEADER, WRITE_IN, flag};
 use super::reach::Held;
 use super::server::{Call, MOST_DATA, Placed, Server, Stop};
 use super::thread::Caller;
@@ -61,8 +61,8 @@ impl Server {
         }
         let held = self.held(node)?;
         let file = self.reopen(node, &held, access | truncate)?;
-        if truncate != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
-            self.drop_privileges(&file)?;
+        if truncate != 0 {
+            self.written(&file, how & flag::OPEN_KILL_SUIDGID != 0)?;
         }
         let handle = self.table().open(node, Open::file(file, writable))?;
         self.opened(call, handle, flag::FOPEN_KEEP_CACHE)
@@ -80,22 +80,21 @@ impl Server {
     /// Makes a file, if it is not there, and opens it.
     pub(super) fn create(&self, call: &mut Call<'_>) -> Placed {
         let (asked, mode) = (call.args.u32()?.cast_signed(), call.args.u32()?);
-        call.args.skip()?; // The mask, which the guest has applied.
-        let how = call.args.u32()?;
+        let (mask, how) = (call.args.u32()?, call.args.u32()?);
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
         let access = asked & libc::O_ACCMODE;
         let made = {
-            let _unmasked = self.descriptors.unmasked()?;
+            let _masked = self.descriptors.masked(mask)?;
             let _caller = Caller::new(call.header.uid, call.header.gid);
-            host::create_at(&parent, name, access, mode & 0o7777)
+            host::create_at(&parent, name, access, self.unprivileged(mode & 0o7777))
         };
         let (stat, file) = match made {
             Ok(file) => (host::stat(&file)?, Some(file)),
             Err(Errno::EEXIST) if asked & libc::O_EXCL == 0 => (host::stat_at(&parent, name)?, None),
             Err(error) => return Err(error.into()),
         };
-        let node = self.entry(call, call.header.node, name, stat)?;
+        let node = self.entry(call, (call.header.node, &parent), name, stat)?;
         let opened = self.open_created(node, file, asked, how);
         let writable = access != libc::O_RDONLY;
         let opened = opened.and_then(|file| Ok(self.table().open(node, Open::file(file, writable))?));
@@ -108,6 +107,57 @@ impl Server {
         }
     }
 
+    /// Makes a file without a name (open(2), O_TMPFILE), which a link may give one.
+    pub(super) fn create_nameless(&self, call: &mut Call<'_>) -> Placed {
+        let (asked, mode) = (call.args.u32()?.cast_signed(), call.args.u32()?);
+        let mask = call.args.u32()?;
+        let parent = self.folder(call.header.node)?;
+        let access = asked & libc::O_ACCMODE;
+        let file = {
+            let _masked = self.descriptors.masked(mask)?;
+            let _caller = Caller::new(call.header.uid, call.header.gid);
+            host::create_nameless(&parent, access, self.unprivileged(mode & 0o7777))?
+        };
+        let stat = host::stat(&file)?;
+        let (node, ino) = self.table().found(call.header.node, c"", stat.identity)?;
+        let attr = Attr { ino, ..self.shown(stat.attr, &file, c"") };
+        match self.table().open(node, Open::file(file, access != libc::O_RDONLY)) {
+            Ok(handle) => {
+                call.out.entry_out(node, &attr, self.valid());
+                self.opened(call, handle, 0)
+            }
+            Err(error) => {
+                self.table().forget(node, 1);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A file's flags, to be read or set (ioctl_iflags(2)): of all that ioctl(2) may do, it does this.
+    pub(super) fn control(&self, call: &mut Call<'_>) -> Placed {
+        let (handle, _how, code) = (call.args.u64()?, call.args.u32()?, call.args.u32()?);
+        let _address = call.args.u64()?;
+        let (_given, room) = (call.args.u32()?, call.args.u32()? as usize);
+        let open = self.table().handle(call.header.node, handle)?;
+        let mut answer = match libc::Ioctl::from(code) {
+            libc::FS_IOC_GETFLAGS => host::flags(&open.file)?.to_le_bytes().to_vec(),
+            host::GET_EXTENDED => host::extended_flags(&open.file)?.to_vec(),
+            libc::FS_IOC_SETFLAGS if !self.share.writable => return Err(Errno::EROFS.into()),
+            libc::FS_IOC_SETFLAGS => {
+                host::set_flags(&open.file, call.args.u32()?)?;
+                Vec::new()
+            }
+            _ => return Err(Errno::ENOTTY.into()),
+        };
+        if answer.len() > room {
+            return Err(Errno::EINVAL.into());
+        }
+        // What it returned, and nothing to be tried again.
+        call.out.extend([0; IOCTL_OUT]);
+        call.out.append(&mut answer);
+        Ok(0)
+    }
+
     /// What was just made, or what was there already.
     fn open_created(&self, node: u64, file: Option<OwnedFd>, asked: i32, how: u32) -> Result<OwnedFd, Stop> {
         if let Some(file) = file {
@@ -115,8 +165,8 @@ impl Server {
         }
         let flags = asked & (libc::O_ACCMODE | libc::O_TRUNC);
         let file = self.reopen(node, &self.held(node)?, flags)?;
-        if flags & libc::O_TRUNC != 0 && how & flag::OPEN_KILL_SUIDGID != 0 {
-            self.drop_privileges(&file)?;
+        if flags & libc::O_TRUNC != 0 {
+            self.written(&file, how & flag::OPEN_KILL_SUIDGID != 0)?;
         }
         Ok(file)
     }
@@ -170,9 +220,6 @@ impl Server {
             return Err(Errno::EINVAL.into());
         }
         check_offset(offset)?;
-        if how & flag::WRITE_KILL_SUIDGID != 0 {
-            self.drop_privileges(&open.file)?;
-        }
         let mut done = 0;
         while done < size {
             let at = offset + done as u64;
@@ -183,6 +230,7 @@ impl Server {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.written(&open.file, how & flag::WRITE_KILL_SUIDGID != 0)?;
         call.out.u32(done as u32);
         call.out.u32(0);
         Ok(0)
@@ -228,6 +276,7 @@ impl Server {
         let mode = FallocateFlags::from_bits_retain(call.args.u32()?.cast_signed());
         let open = self.table().handle(call.header.node, handle)?;
         fallocate(&open.file, mode, offset.cast_signed(), len.cast_signed())?;
+        self.written(&open.file, false)?;
         Ok(0)
     }
 
@@ -252,8 +301,9 @@ impl Server {
             (table.handle(call.header.node, from)?, table.handle(to_node, to)?)
         };
         let from = (from.file.as_fd(), at.cast_signed());
-        let to = (to.file.as_fd(), to_at.cast_signed());
-        let done = host::copy(from, to, len.min(MOST_COPIED) as usize)?;
+        let target = (to.file.as_fd(), to_at.cast_signed());
+        let done = host::copy(from, target, len.min(MOST_COPIED) as usize)?;
+        self.written(&to.file, false)?;
         call.out.u32(done as u32);
         call.out.u32(0);
         Ok(0)

@@ -161,7 +161,7 @@ impl Server {
         if name != c"." && name != c".." {
             let start = call.out.len();
             let stat = host::stat_at(dir, name).map_err(Stop::from);
-            if stat.and_then(|stat| self.entry(call, call.header.node, name, stat)).is_ok() {
+            if stat.and_then(|stat| self.entry(call, (call.header.node, dir), name, stat)).is_ok() {
                 return;
             }
             call.out.truncate(start);

@@ -60,6 +60,7 @@ impl Stat {
             gid: it.stx_gid,
             rdev: minor & 0xff | major << 8 | (minor & !0xff) << 12,
             blksize: it.stx_blksize,
+            born: (it.stx_mask & libc::STATX_BTIME != 0).then(|| time(&it.stx_btime)),
         };
         Self { identity, attr }
     }
@@ -87,7 +88,7 @@ fn statx(dir: BorrowedFd<'_>, name: &CStr, flags: libc::c_int) -> Result<Stat, E
     // SAFETY: a structure of integers, all of which may be zero.
     let mut stat: libc::statx = unsafe { std::mem::zeroed() };
     let flags = flags | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT | libc::AT_STATX_SYNC_AS_STAT;
-    let mask = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
+    let mask = libc::STATX_BASIC_STATS | libc::STATX_BTIME | libc::STATX_MNT_ID;
     // SAFETY: reads a string and writes one structure.
     repeat(|| unsafe { libc::statx(dir.as_raw_fd(), name.as_ptr(), flags, mask, &raw mut stat) }.into())?;
     Ok(Stat::of(&stat))
@@ -142,6 +143,17 @@ pub fn create_at(dir: impl AsFd, name: &CStr, access: i32, mode: u32) -> Result<
     let dir = dir.as_fd().as_raw_fd();
     // SAFETY: reads a string.
     repeat(|| unsafe { libc::openat(dir, name.as_ptr(), flags, mode) }.into()).map(owned)
+}
+
+/// Creates a regular file without a name in `dir` (open(2), O_TMPFILE).
+///
+/// # Errors
+/// The host's.
+pub fn create_nameless(dir: impl AsFd, access: i32, mode: u32) -> Result<OwnedFd, Errno> {
+    let flags = access | libc::O_TMPFILE | libc::O_CLOEXEC;
+    let dir = dir.as_fd().as_raw_fd();
+    // SAFETY: reads a string.
+    repeat(|| unsafe { libc::openat(dir, c".".as_ptr(), flags, mode) }.into()).map(owned)
 }
 
 /// Makes a directory.
@@ -238,6 +250,53 @@ pub fn chown(file: impl AsFd, uid: u32, gid: u32) -> Result<(), Errno> {
     let file = file.as_fd().as_raw_fd();
     // SAFETY: reads a string.
     check(unsafe { libc::fchownat(file, c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) }.into()).map(drop)
+}
+
+/// Whether this process may do what the bits of `wanted` say (`R_OK` and so on) to `name` in `dir`, to `dir` itself if the
+/// name is empty (faccessat2(2)). A host that does not tell says no.
+pub fn may(dir: impl AsFd, name: &CStr, wanted: i32) -> bool {
+    let flags = libc::AT_EACCESS | libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    let (dir, name) = (dir.as_fd().as_raw_fd(), name.as_ptr());
+    // SAFETY: reads a string.
+    check(unsafe { libc::syscall(libc::SYS_faccessat2, dir, name, wanted, flags) }).is_ok()
+}
+
+/// A file's flags, such as append-only (ioctl_iflags(2)).
+///
+/// # Errors
+/// The host's.
+pub fn flags(file: impl AsFd) -> Result<u32, Errno> {
+    // As wide as the request says, though the kernel writes half of it.
+    let mut flags: libc::c_long = 0;
+    let file = file.as_fd().as_raw_fd();
+    // SAFETY: writes one number.
+    check(unsafe { libc::ioctl(file, libc::FS_IOC_GETFLAGS, &raw mut flags) }.into())?;
+    Ok(flags as u32)
+}
+
+/// FS_IOC_FSGETXATTR, which libc does not name.
+pub const GET_EXTENDED: libc::Ioctl = 0x801c_581f;
+
+/// A file's flags and more as `struct fsxattr`, which Linux reads before it sets [`flags`].
+///
+/// # Errors
+/// The host's.
+pub fn extended_flags(file: impl AsFd) -> Result<[u8; 28], Errno> {
+    let mut flags = [0; 28];
+    // SAFETY: writes one structure of this size.
+    check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), GET_EXTENDED, flags.as_mut_ptr()) }.into())?;
+    Ok(flags)
+}
+
+/// Sets a file's flags.
+///
+/// # Errors
+/// The host's.
+pub fn set_flags(file: impl AsFd, flags: u32) -> Result<(), Errno> {
+    let flags = libc::c_long::from(flags);
+    // SAFETY: reads one number.
+    check(unsafe { libc::ioctl(file.as_fd().as_raw_fd(), libc::FS_IOC_SETFLAGS, &raw const flags) }.into())
+        .map(drop)
 }
 
 /// The file system that a file is in.

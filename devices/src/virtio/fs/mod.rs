@@ -76,6 +76,11 @@ pub struct Share {
     /// The user and the group that the host tells where this process may not know the owner (user_namespaces(7), "Unmapped
     /// user and group IDs"), if there are such: the guest is told root, whose such files are for the most part.
     pub unknown: Option<(u32, u32)>,
+    /// The group of this process' user that is shown of files of such a group, if they have a group that the host does not tell
+    /// and this process is in it: without it the guest would refuse its user what the host does not.
+    pub group: Option<u32>,
+    /// Whether the guest may leave set-user-ID and set-group-ID programs, and programs with capabilities, in it.
+    pub suid: bool,
     /// What it may use of the host.
     pub limits: Limits,
 }
@@ -87,7 +92,9 @@ impl Share {
         let descriptors = (host::descriptor_limit() / 2).clamp(64, 1 << 16);
         let limits = Limits { descriptors, nodes: MOST_NODES };
         let valid = if writable { SHORT } else { LONG };
-        Self { tag: tag.into(), root, writable, attributes: writable, valid, unknown: None, limits }
+        let tag = tag.into();
+        let (attributes, unknown) = (writable, None);
+        Self { tag, root, writable, attributes, valid, unknown, group: None, suid: false, limits }
     }
 }
 

@@ -38,7 +38,7 @@ impl Server {
             }
             Err(error) => return Err(error.into()),
         };
-        let node = self.entry(call, call.header.node, name, stat)?;
+        let node = self.entry(call, (call.header.node, &parent), name, stat)?;
         if let Some(fd) = opened
             && stat.is_dir()
         {
@@ -79,7 +79,7 @@ impl Server {
     /// Replies with what was made under `name` just now.
     fn made(&self, call: &mut Call<'_>, parent: &Held, name: &CStr) -> Placed {
         let stat = host::stat_at(parent, name)?;
-        self.entry(call, call.header.node, name, stat)?;
+        self.entry(call, (call.header.node, parent), name, stat)?;
         Ok(0)
     }
 
@@ -96,27 +96,26 @@ impl Server {
     /// Makes a file of any type. A device needs a host that lets this process make one.
     pub(super) fn mknod(&self, call: &mut Call<'_>) -> Placed {
         let (mode, rdev) = (call.args.u32()?, call.args.u32()?);
-        call.args.skip()?; // The mask, which the guest has applied.
+        let mask = call.args.u32()?;
         call.args.skip()?;
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
-        let unmasked = self.descriptors.unmasked()?;
+        let masked = self.descriptors.masked(mask)?;
         let caller = Caller::new(call.header.uid, call.header.gid);
-        host::mknod_at(&parent, name, mode, rdev)?;
-        drop((caller, unmasked));
+        host::mknod_at(&parent, name, self.unprivileged(mode), rdev)?;
+        drop((caller, masked));
         self.made(call, &parent, name)
     }
 
     /// Makes a directory.
     pub(super) fn mkdir(&self, call: &mut Call<'_>) -> Placed {
-        let mode = call.args.u32()?;
-        call.args.skip()?; // The mask, which the guest has applied.
+        let (mode, mask) = (call.args.u32()?, call.args.u32()?);
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
-        let unmasked = self.descriptors.unmasked()?;
+        let masked = self.descriptors.masked(mask)?;
         let caller = Caller::new(call.header.uid, call.header.gid);
         host::mkdir_at(&parent, name, mode)?;
-        drop((caller, unmasked));
+        drop((caller, masked));
         self.made(call, &parent, name)
     }
 
@@ -147,7 +146,8 @@ impl Server {
             flags = call.args.u32()?;
             call.args.skip()?;
         }
-        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
+        // A whiteout is what an overlay's upper layer has in place of a name that is gone.
+        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
             return Err(Errno::EINVAL.into());
         }
         let (name, new_name) = (call.args.name()?, call.args.name()?);

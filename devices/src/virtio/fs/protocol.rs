@@ -10,7 +10,7 @@ use nix::errno::Errno;
 /// The major version, which every kernel since 2.6.15 speaks.
 pub const MAJOR: u32 = 7;
 /// The minor version that is offered.
-pub const MINOR: u32 = 34;
+pub const MINOR: u32 = 39;
 /// The least minor version that is served: Linux 5.4, the first with virtio-fs, has it.
 pub const LEAST_MINOR: u32 = 31;
 
@@ -47,6 +47,7 @@ pub mod opcode {
     pub const CREATE: u32 = 35;
     pub const INTERRUPT: u32 = 36;
     pub const DESTROY: u32 = 38;
+    pub const IOCTL: u32 = 39;
     pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
     pub const READDIRPLUS: u32 = 44;
@@ -54,6 +55,8 @@ pub mod opcode {
     pub const LSEEK: u32 = 46;
     pub const COPY_FILE_RANGE: u32 = 47;
     pub const SYNCFS: u32 = 50;
+    pub const TMPFILE: u32 = 51;
+    pub const STATX: u32 = 52;
 }
 
 /// What both sides agree on (`FUSE_INIT` flags).
@@ -61,13 +64,16 @@ pub mod init {
     pub const ASYNC_READ: u32 = 1 << 0;
     pub const ATOMIC_O_TRUNC: u32 = 1 << 3;
     pub const BIG_WRITES: u32 = 1 << 5;
+    pub const DONT_MASK: u32 = 1 << 6;
     pub const AUTO_INVAL_DATA: u32 = 1 << 12;
     pub const DO_READDIRPLUS: u32 = 1 << 13;
     pub const READDIRPLUS_AUTO: u32 = 1 << 14;
     pub const PARALLEL_DIROPS: u32 = 1 << 18;
+    pub const POSIX_ACL: u32 = 1 << 20;
     pub const MAX_PAGES: u32 = 1 << 22;
     pub const CACHE_SYMLINKS: u32 = 1 << 23;
     pub const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
+    pub const SETXATTR_EXT: u32 = 1 << 29;
 }
 
 /// Flags within requests and replies.
@@ -85,6 +91,7 @@ pub mod flag {
     pub const FATTR_KILL_SUIDGID: u32 = 1 << 11;
     pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;
     pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+    pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
     pub const FSYNC_FDATASYNC: u32 = 1 << 0;
     pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
     pub const FOPEN_CACHE_DIR: u32 = 1 << 3;
@@ -100,6 +107,10 @@ pub const WRITE_IN: usize = 40;
 pub const ENTRY_OUT: usize = 128;
 /// Bytes of `struct fuse_attr_out`.
 pub const ATTR_OUT: usize = 104;
+/// Bytes of `struct fuse_statx_out`.
+pub const STATX_OUT: usize = 288;
+/// Bytes of `struct fuse_ioctl_out`, behind which data follows.
+pub const IOCTL_OUT: usize = 16;
 /// Bytes of `struct fuse_open_out`.
 pub const OPEN_OUT: usize = 16;
 /// Bytes of `struct fuse_dirent` without the name.
@@ -217,6 +228,8 @@ pub struct Attr {
     pub rdev: u32,
     /// The preferred size of requests, in bytes.
     pub blksize: u32,
+    /// Seconds and nanoseconds of its birth, if the host has noted that.
+    pub born: Option<(i64, u32)>,
 }
 
 /// Appends fields to a reply.
@@ -229,6 +242,8 @@ pub trait Append {
     fn attr(&mut self, attr: &Attr);
     /// `struct fuse_attr_out`: attributes, and how long they hold.
     fn attr_out(&mut self, attr: &Attr, valid: Duration);
+    /// `struct fuse_statx_out`: attributes with a time of birth, and how long they hold.
+    fn statx_out(&mut self, attr: &Attr, valid: Duration);
     /// `struct fuse_entry_out`: a node, its attributes, and how long both hold. Node 0 is none.
     fn entry_out(&mut self, node: u64, attr: &Attr, valid: Duration);
     /// `struct fuse_dirent`, padded; of an entry whose position is `offset`.
@@ -260,6 +275,35 @@ impl Append for Vec<u8> {
         self.u32(valid.subsec_nanos());
         self.u32(0);
         self.attr(attr);
+    }
+
+    fn statx_out(&mut self, attr: &Attr, valid: Duration) {
+        const BASIC: u32 = 0x7ff;
+        const BIRTH: u32 = 0x800;
+        self.u64(valid.as_secs());
+        for value in [valid.subsec_nanos(), 0, 0, 0, 0, 0] {
+            self.u32(value);
+        }
+        self.u32(BASIC | if attr.born.is_some() { BIRTH } else { 0 });
+        self.u32(attr.blksize);
+        self.u64(0); // Attributes such as append-only.
+        for value in [attr.nlink, attr.uid, attr.gid, attr.mode & 0xffff] {
+            self.u32(value);
+        }
+        for value in [attr.ino, attr.size, attr.blocks, 0] {
+            self.u64(value);
+        }
+        let [access, modified, changed] = attr.times;
+        for (seconds, nanoseconds) in [access, attr.born.unwrap_or_default(), changed, modified] {
+            self.u64(seconds.cast_unsigned());
+            self.u32(nanoseconds);
+            self.u32(0);
+        }
+        // The device's number in two halves; that of its own device is the guest's affair.
+        for value in [attr.rdev >> 8 & 0xfff, attr.rdev & 0xff | attr.rdev >> 12 & 0xfff00, 0, 0] {
+            self.u32(value);
+        }
+        self.resize(self.len() + 112, 0);
     }
 
     fn entry_out(&mut self, node: u64, attr: &Attr, valid: Duration) {

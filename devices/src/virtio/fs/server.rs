@@ -3,11 +3,12 @@
 //! It knows no queue and no thread. What a request is made of and where its reply goes is an [`Exchange`]; any number of
 //! threads may serve at a time.
 
+use std::ffi::{CStr, CString};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use std::{ffi::CStr, io};
 
 use nix::errno::Errno;
 
@@ -15,8 +16,8 @@ use super::Share;
 use super::host::{self, Stat};
 use super::places::{ROOT_PLACE, WORDS};
 use super::protocol::{
-    ATTR_OUT, Append, Args, Attr, ENTRY_OUT, Header, IN_HEADER, LEAST_MINOR, MAJOR, MINOR, OPEN_OUT,
-    OUT_HEADER, WRITE_IN, init, opcode,
+    ATTR_OUT, Append, Args, Attr, ENTRY_OUT, Header, IN_HEADER, IOCTL_OUT, LEAST_MINOR, MAJOR, MINOR,
+    OPEN_OUT, OUT_HEADER, STATX_OUT, WRITE_IN, init, opcode,
 };
 use super::reach::Held;
 use super::table::Table;
@@ -114,6 +115,8 @@ pub struct Server {
     table: Mutex<Table>,
     /// Both sides have agreed (`FUSE_INIT`), and the guest has not ended it.
     session: AtomicBool,
+    /// A request to set an extended attribute has flags of its own.
+    pub(super) long_xattr: AtomicBool,
 }
 
 impl Server {
@@ -129,14 +132,8 @@ impl Server {
         }
         let local = !is_remote(&host::stat_fs(&root)?);
         let table = Mutex::new(Table::new(stat.identity, root.clone(), share.limits));
-        Ok(Self {
-            descriptors: Descriptors::open()?,
-            local,
-            root,
-            table,
-            share,
-            session: AtomicBool::new(false),
-        })
+        let (session, long_xattr) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { descriptors: Descriptors::open()?, local, root, table, share, session, long_xattr })
     }
 
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
@@ -213,7 +210,7 @@ impl Server {
         match code {
             opcode::LOOKUP => self.lookup(call),
             opcode::FORGET | opcode::BATCH_FORGET => self.forget(call),
-            opcode::GETATTR => self.get_attributes(call),
+            opcode::GETATTR | opcode::STATX => self.get_attributes(call),
             opcode::READ => self.read(call),
             opcode::READDIR => self.read_directory(call, false),
             opcode::READDIRPLUS => self.read_directory(call, true),
@@ -252,6 +249,8 @@ impl Server {
             opcode::WRITE => self.write(call),
             opcode::FSYNC | opcode::FSYNCDIR => self.sync(call),
             opcode::SYNCFS => self.sync_all(),
+            opcode::TMPFILE => self.create_nameless(call),
+            opcode::IOCTL => self.control(call),
             opcode::FALLOCATE => self.allocate(call),
             opcode::COPY_FILE_RANGE => self.copy(call),
             opcode::FLUSH => self.flush(call),
@@ -273,9 +272,14 @@ impl Server {
         let mut wanted = init::ASYNC_READ | init::BIG_WRITES | init::MAX_PAGES | init::PARALLEL_DIROPS;
         wanted |= init::ATOMIC_O_TRUNC | init::AUTO_INVAL_DATA | init::HANDLE_KILLPRIV_V2;
         wanted |= init::DO_READDIRPLUS | init::READDIRPLUS_AUTO;
+        wanted |= init::DONT_MASK | init::SETXATTR_EXT;
+        if self.share.attributes {
+            wanted |= init::POSIX_ACL;
+        }
         if !self.share.writable {
             wanted |= init::CACHE_SYMLINKS;
         }
+        self.long_xattr.store(wanted & offered & init::SETXATTR_EXT != 0, Ordering::SeqCst);
         for value in [MAJOR, MINOR, readahead, wanted & offered] {
             call.out.u32(value);
         }
@@ -327,47 +331,78 @@ impl Server {
         Ok(words)
     }
 
-    /// The attributes of a node as they are now, its inode number the guest's.
-    pub(super) fn stat(&self, node: u64) -> Result<Stat, Errno> {
+    /// The attributes of a node as they are now, as the guest sees them.
+    pub(super) fn stat(&self, node: u64) -> Result<Attr, Errno> {
         let (identity, (_, ino)) = {
             let table = self.table();
             (table.identity(node)?, table.place(node)?)
         };
-        let (held, mut steps) = self.table().route(node)?;
-        let mut stat = match steps.pop() {
+        let (mut held, mut steps) = self.table().route(node)?;
+        let mut name = CString::default();
+        let stat = match steps.pop() {
             None => host::stat(&held)?,
-            Some(last) if steps.is_empty() => host::stat_at(&held, &last.name).map_err(stale)?,
-            Some(_) => host::stat(self.held(node)?)?,
+            Some(last) if steps.is_empty() => {
+                name = last.name;
+                host::stat_at(&held, &name).map_err(stale)?
+            }
+            Some(_) => {
+                held = self.held(node)?;
+                host::stat(&held)?
+            }
         };
         if stat.identity != identity {
             return Err(Errno::ESTALE);
         }
-        stat.attr.ino = ino;
-        Ok(stat)
+        Ok(Attr { ino, ..self.shown(stat.attr, held, &name) })
     }
 
-    /// Attributes as the guest is to see them.
-    pub(super) fn shown(&self, mut attr: Attr) -> Attr {
+    /// Attributes as the guest sees them: those of `name` in `dir`, or of `dir` if the name is empty.
+    pub(super) fn shown(&self, mut attr: Attr, dir: impl AsFd, name: &CStr) -> Attr {
         if let Some((user, group)) = self.share.unknown {
+            if attr.gid == group {
+                let ours = self.share.group.filter(|_| is_of_our_group(&attr, user, dir, name));
+                attr.gid = ours.unwrap_or(0);
+            }
             attr.uid = if attr.uid == user { 0 } else { attr.uid };
-            attr.gid = if attr.gid == group { 0 } else { attr.gid };
         }
         attr
     }
 
-    /// Replies with a node that was found as `name` in `parent`.
+    /// The mode of a file that the guest makes or changes: without what would have a program run as its file's owner or
+    /// group, but for a guest that may leave such programs.
+    pub(super) fn unprivileged(&self, mode: u32) -> u32 {
+        let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
+        if self.share.suid || is_dir { mode } else { mode & !(libc::S_ISUID | libc::S_ISGID) }
+    }
+
+    /// Replies with a node that was found as `name` in a directory, which is a node and open as `dir`.
     pub(super) fn entry(
         &self,
         call: &mut Call<'_>,
-        parent: u64,
+        (parent, dir): (u64, impl AsFd),
         name: &CStr,
         stat: Stat,
     ) -> Result<u64, Stop> {
         let (node, ino) = self.table().found(parent, name, stat.identity)?;
-        let mut attr = self.shown(stat.attr);
+        let mut attr = self.shown(stat.attr, dir, name);
         attr.ino = ino;
         call.out.entry_out(node, &attr, self.valid());
         Ok(node)
+    }
+}
+
+/// Whether a file whose group this process may not know is of a group that it is in, as far as that matters: its own file,
+/// or one that permits a group more, or less, than others. `user` is whom the host tells for an unknown owner.
+fn is_of_our_group(attr: &Attr, user: u32, dir: impl AsFd, name: &CStr) -> bool {
+    // Whether it may be read is for the file alone to say, and not for the mount that it is in.
+    let first =
+        |bits: u32| [libc::R_OK, libc::X_OK, libc::W_OK].into_iter().find(|bit| bits & *bit as u32 != 0);
+    let (group, others) = (attr.mode >> 3 & 7, attr.mode & 7);
+    match (first(group & !others), first(others & !group)) {
+        _ if attr.uid != user => true,
+        (Some(more), _) => host::may(dir, name, more),
+        (None, Some(less)) => !host::may(dir, name, less),
+        (None, None) => false,
     }
 }
 
@@ -403,8 +438,10 @@ fn needs_reply(code: u32) -> bool {
 fn fixed_reply(code: u32) -> usize {
     match code {
         opcode::LOOKUP | opcode::MKDIR | opcode::MKNOD | opcode::SYMLINK | opcode::LINK => ENTRY_OUT,
-        opcode::CREATE => ENTRY_OUT + OPEN_OUT,
+        opcode::CREATE | opcode::TMPFILE => ENTRY_OUT + OPEN_OUT,
         opcode::GETATTR | opcode::SETATTR => ATTR_OUT,
+        opcode::STATX => STATX_OUT,
+        opcode::IOCTL => IOCTL_OUT,
         opcode::OPEN | opcode::OPENDIR => OPEN_OUT,
         opcode::STATFS => 80,
         opcode::INIT => 64,
@@ -416,7 +453,7 @@ fn fixed_reply(code: u32) -> usize {
 /// Whether a request changes the share whatever it says; opening may, too.
 fn modifies(code: u32) -> bool {
     use opcode::*;
-    let names = [SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, LINK, CREATE];
+    let names = [SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, LINK, CREATE, TMPFILE];
     let data = [SETATTR, WRITE, FALLOCATE, COPY_FILE_RANGE, SETXATTR, REMOVEXATTR];
     names.contains(&code) || data.contains(&code)
 }

@@ -23,9 +23,11 @@ use super::host::check;
 thread_local! {
     /// This thread's working directory and mask are its own.
     static APART: Cell<bool> = const { Cell::new(false) };
+    /// This thread's mask, where it is its own.
+    static MINE: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Held while the mask of all threads is none.
+/// Held while the mask of all threads is that of a guest's process.
 static MASK: Mutex<()> = Mutex::new(());
 
 /// The folder `/proc/self/fd`.
@@ -108,18 +110,24 @@ impl Descriptors {
             .map(drop)
     }
 
-    /// Until this is dropped, files are made with just the permissions that are asked for.
+    /// Until this is dropped, files are made as by a process with this mask. The host knows when that does not count, as a
+    /// folder says what its files permit (acl(5), "Object creation and default ACLs").
     ///
     /// # Errors
     /// The host's.
-    pub fn unmasked(&self) -> Result<Unmasked, Errno> {
+    pub fn masked(&self, mask: u32) -> Result<Masked, Errno> {
+        let mask = mask & 0o777;
         if self.part()? {
-            return Ok(Unmasked(None));
+            if MINE.replace(mask) != mask {
+                // SAFETY: takes a number, and does not fail.
+                unsafe { libc::umask(mask) };
+            }
+            return Ok(Masked(None));
         }
         let lock = MASK.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: takes a number, and does not fail.
-        let before = unsafe { libc::umask(0) };
-        Ok(Unmasked(Some((before, lock))))
+        let before = unsafe { libc::umask(mask) };
+        Ok(Masked(Some((before, lock))))
     }
 
     /// Parts this thread's working directory and mask from those of the others, once, and makes them this folder and
@@ -137,6 +145,7 @@ impl Descriptors {
         check(unsafe { libc::fchdir(self.0.as_raw_fd()) }.into())?;
         // SAFETY: takes a number, and does not fail.
         unsafe { libc::umask(0) };
+        MINE.set(0);
         APART.set(true);
         Ok(true)
     }
@@ -203,10 +212,10 @@ impl Descriptors {
     }
 }
 
-/// No permission is taken from new files while this is there.
-pub struct Unmasked(Option<(libc::mode_t, MutexGuard<'static, ()>)>);
+/// The mask of a guest's process holds while this is there.
+pub struct Masked(Option<(libc::mode_t, MutexGuard<'static, ()>)>);
 
-impl Drop for Unmasked {
+impl Drop for Masked {
     fn drop(&mut self) {
         if let Some((before, _lock)) = &self.0 {
             // SAFETY: takes a number, and does not fail.
@@ -303,9 +312,9 @@ mod tests {
                 let descriptors = Descriptors::open().unwrap();
                 assert_eq!(descriptors.part(), Ok(false));
                 let path = folder.path().join("made");
-                let unmasked = descriptors.unmasked().unwrap();
+                let masked = descriptors.masked(0).unwrap();
                 let file = File::options().write(true).create_new(true).mode(0o666).open(&path).unwrap();
-                drop(unmasked);
+                drop(masked);
                 descriptors.list_attributes(&file, &mut []).unwrap();
                 let after = File::create(folder.path().join("after")).unwrap();
                 [file, after].map(|file| file.metadata().unwrap().permissions().mode() & 0o777)

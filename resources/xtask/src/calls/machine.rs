@@ -31,7 +31,8 @@ impl Machine {
             "files" => ["--stats", "--trace", "--junit"].iter().any(|name| options(name).count() > 0),
             "groups" => ["--cgroup", "--limit"].iter().any(|name| options(name).count() > 0),
             "shares" | "streams" => command.is_some(),
-            "writable-shares" => options("--share").any(|share| share.ends_with(":rw")),
+            "writable-shares" => options("--share")
+                .any(|share| [":rw", ":rw,suid", ":rw,nosuid"].iter().any(|end| share.ends_with(end))),
             "test-devices" => options("--test-devices").count() > 0,
             "stats" => options("--stats").count() > 0,
             "restart" => options("--on-reboot").any(|what| what == "restart"),
@@ -52,6 +53,7 @@ mod tests {
         assert!(!one.has("networks") && !one.has("streams"));
         let two = machine("kite run --share x:rw -- true --net user");
         assert!(two.has("writable-shares") && two.has("shares") && !two.has("networks"));
+        assert!(machine("kite run --share x:rw,suid -- true").has("writable-shares"));
         assert!(!machine("kite run --share x -- y").has("writable-shares"));
     }
 }

@@ -134,7 +134,7 @@ pub fn share(ground: &Ground, name: &str) -> Result<String> {
 }
 
 const OPERATIONS: &str = r#"
-import os, mmap, stat
+import array, ctypes, fcntl, os, mmap, stat
 os.umask(0o027)
 fd = os.open("file", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o640
@@ -165,6 +165,12 @@ for change in (lambda: os.setxattr("file", "user.k", b"v"), lambda: os.getxattr(
                lambda: os.listxattr("file"), lambda: os.removexattr("file", "user.k")):
     try: change()
     except OSError as error: assert error.errno in (95, 61), error
+nameless = os.open(".", os.O_RDWR | os.O_TMPFILE, 0o600); link = f"/proc/self/fd/{nameless}".encode()
+assert ctypes.CDLL(None).linkat(-100, link, -100, b"named", 0x400) == 0; os.unlink("named")
+flags = array.array("l", [0])
+for code in (0x80086601, 0x40086602):
+    try: fcntl.ioctl(fd, code, flags)
+    except OSError as error: assert error.errno in (25, 95), error
 assert os.statvfs(".").f_bsize and len(os.listdir(".")) == 5 and os.access("file", os.W_OK)
 many = os.open("/usr/bin", os.O_RDONLY); assert len(os.listdir(many)) > 100
 os.lseek(many, 0, os.SEEK_SET); assert os.listdir(many)

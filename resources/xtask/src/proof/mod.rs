@@ -8,6 +8,7 @@ mod every;
 mod killed;
 mod limits;
 mod network;
+mod rights;
 mod stats;
 mod terminal;
 mod tools;
@@ -38,8 +39,8 @@ pub const LIMIT: Duration = Duration::from_secs(2400);
 pub const PROGRAMS: [(&str, &str); 4] =
     [("ip", "iproute2"), ("iperf3", "iperf3"), ("passt", "passt"), ("e2fsck", "e2fsprogs")];
 /// Those of the quick run that an ordinary user's kite does, too.
-const QUICK_BY_USER: [&str; 5] =
-    ["debian/2cpu", "net/tap", "net/user", "command/streams/6.1", "command/files/6.12"];
+const QUICK_BY_USER: [&str; 6] =
+    ["debian/2cpu", "net/tap", "net/user", "command/streams/6.1", "command/files/6.12", "command/rights"];
 /// What takes root, who makes groups.
 const BY_ROOT: &str = "limits/";
 /// What a guest's script may take.
@@ -68,7 +69,7 @@ impl fmt::Display for Proof {
 
 /// The proofs: all, or those of the quick run; and, where root can do them and an ordinary user, too, the user's.
 pub fn proofs(all: bool, both: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 34] = [
+    let list: [(&'static str, bool, Run); 35] = [
         ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
         ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
         ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
@@ -89,6 +90,7 @@ pub fn proofs(all: bool, both: bool) -> Vec<Proof> {
         ("command/bytes/1G", false, |ground| command::bytes(ground, "6.1", 1024)),
         ("command/files/6.1", false, |ground| command::files(ground, "6.1")),
         ("command/files/6.12", true, |ground| command::files(ground, "6.12")),
+        ("command/rights", true, |ground| rights::rights(ground, "6.12")),
         ("command/terminal", true, |ground| terminal::session(ground, "6.12")),
         ("command/crash", true, |ground| command::crash(ground, "6.12")),
         ("command/tools", true, |ground| tools::tools(ground, "6.1")),

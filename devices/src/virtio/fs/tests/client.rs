@@ -34,9 +34,10 @@ pub struct Client {
     nodes: Mutex<HashMap<u64, u64>>,
 }
 
-/// A folder that is shared, as [`Share::new`] has it.
+/// A folder that is shared, as [`Share::new`] has it, but that its programs may be anybody's.
 pub fn share(root: &Path, writable: bool) -> Share {
-    Share::new("test", File::open(root).expect("it is there").into(), writable)
+    let share = Share::new("test", File::open(root).expect("it is there").into(), writable);
+    Share { suid: true, ..share }
 }
 
 impl Client {
@@ -151,20 +152,33 @@ impl Client {
     }
 
     pub fn create(&self, parent: u64, name: &str, flags: i32, mode: u32) -> Answer<(Entry, u64)> {
+        self.create_with(opcode::CREATE, parent, name, [flags.cast_unsigned(), mode, 0])
+    }
+
+    /// Creates a file by CREATE or TMPFILE, with these flags, mode and mask.
+    pub fn create_with(&self, code: u32, parent: u64, name: &str, fields: [u32; 3]) -> Answer<(Entry, u64)> {
         let mut args = Vec::new();
-        [flags.cast_unsigned(), mode, 0, 0].iter().for_each(|value| args.u32(*value));
+        fields.iter().chain(&[0]).for_each(|value| args.u32(*value));
         args.extend(string(name));
-        let reply = self.call(opcode::CREATE, parent, &args)?;
+        let reply = self.call(code, parent, &args)?;
         let made = entry(&reply);
         Ok((made, self.remember(Args(&reply[ENTRY_OUT..]).u64().unwrap(), made.node)))
     }
 
     pub fn make(&self, code: u32, parent: u64, name: &str, mode: u32) -> Answer<Entry> {
+        self.make_masked(code, parent, name, [mode, 0])
+    }
+
+    /// Makes a directory or another file, with this mode and mask.
+    pub fn make_masked(&self, code: u32, parent: u64, name: &str, [mode, mask]: [u32; 2]) -> Answer<Entry> {
         let mut args = Vec::new();
         args.u32(mode);
-        args.u32(0);
         if code == opcode::MKNOD {
-            args.u64(0);
+            args.u32(0);
+        }
+        args.u32(mask);
+        if code == opcode::MKNOD {
+            args.u32(0);
         }
         args.extend(string(name));
         self.call(code, parent, &args).map(|reply| entry(&reply))
@@ -187,6 +201,15 @@ impl Client {
     pub fn link(&self, node: u64, parent: u64, name: &str) -> Answer<Entry> {
         let args = [wide(&[node]), string(name)].concat();
         self.call(opcode::LINK, parent, &args).map(|reply| entry(&reply))
+    }
+
+    /// Sets an extended attribute.
+    pub fn set_xattr(&self, node: u64, name: &str, value: &[u8], how: u32) -> Answer<()> {
+        let mut args = Vec::new();
+        [value.len() as u32, 0, how, 0].iter().for_each(|field| args.u32(*field));
+        args.extend(string(name));
+        args.extend(value);
+        self.call(opcode::SETXATTR, node, &args).map(drop)
     }
 
     pub fn read(&self, handle: u64, offset: u64, size: u32) -> Answer<Vec<u8>> {

@@ -9,4 +9,6 @@ mod hostile;
 mod message;
 mod model;
 mod programs;
+mod rights;
 mod semantics;
+mod unusual;

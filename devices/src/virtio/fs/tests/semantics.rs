@@ -110,7 +110,7 @@ fn a_rename_replaces_keeps_or_swaps_as_it_is_told() {
     assert_eq!(guest.read(handle, 0, 10).unwrap(), b"two");
     assert_eq!(guest.attributes(two.node).unwrap().nlink, 0);
     assert_eq!(guest.lookup(1, "two").unwrap().node, one.node);
-    assert_eq!(guest.rename((1, "two"), (1, "x"), 4), Err(libc::EINVAL));
+    assert_eq!(guest.rename((1, "two"), (1, "x"), 8), Err(libc::EINVAL));
     assert_eq!(guest.rename((1, "none"), (1, "x"), 0), Err(libc::ENOENT));
 }
 
