@@ -263,3 +263,24 @@ fn list_kernels() -> Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_xtask_of_the_readme_is_one() {
+        let readme = std::fs::read_to_string(host::root().join("README.md")).unwrap();
+        let mut count = 0;
+        for after in readme.split("cargo xtask ").skip(1) {
+            // Up to a comment, the end of the line, or of the sentence's code.
+            let line = after.split(['#', '\n', '`']).next().unwrap_or_default();
+            let words = line.split_whitespace().filter(|word| !word.ends_with("..."));
+            if let Err(error) = Cli::try_parse_from(["xtask"].into_iter().chain(words)) {
+                panic!("cargo xtask {line}: {error}");
+            }
+            count += 1;
+        }
+        assert!(count >= 8, "only {count}");
+    }
+}
