@@ -130,8 +130,8 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct RunOptions {
     /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image; a folder that one was built in; or the version of an
-    /// installed one, or its beginning, as in 6.12, unless a file has that name [default: $KITE_KERNEL, else the newest
-    /// of /boot/vmlinuz-*, /usr/lib/modules/*/vmlinuz and /lib/modules/*/vmlinuz]
+    /// installed one, or its beginning, as in 6.12, unless a file has that name [default: $KITE_KERNEL, else the one
+    /// built in the current folder, else the newest of /boot/vmlinuz-*, /usr/lib/modules/*/vmlinuz and /lib/modules/*/vmlinuz]
     #[arg(short, long, value_name = "PATH")]
     pub kernel: Option<PathBuf>,
     /// Use this initrd as it is, for a Multiboot image as its module [default: kite itself as /init, and the modules it

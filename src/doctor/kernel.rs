@@ -18,9 +18,11 @@ pub(super) struct Kernel {
     pub modules: Verdict,
 }
 
-/// The kernel that is `named` (`$KITE_KERNEL`), else the newest that is installed below `root`.
+/// The kernel that is `named` (`$KITE_KERNEL`), else the one built in the current folder, else the newest that is
+/// installed below `root`.
 pub(super) fn kernel(named: Option<OsString>, root: &Path) -> Kernel {
     let named = named.filter(|path| !path.is_empty()).map(PathBuf::from);
+    let named = named.or_else(|| kernel::built(Path::new("")));
     let found = kernel::choose(named.as_deref(), root);
     let opened = found.map_err(|error| Problem::new(error.to_string(), error.fix())).and_then(|path| {
         let image = open(&path).map_err(|error| refused(&path, &error))?;

@@ -16,7 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::devices::Devices;
 use super::modules;
-use crate::cli::{ConsoleDevice, KERNEL_VARIABLE, RunOptions};
+use crate::cli::{self, ConsoleDevice, KERNEL_VARIABLE, RunOptions};
 use crate::memory::SystemFiles;
 use crate::task;
 
@@ -106,9 +106,19 @@ pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> an
     }
 }
 
+/// Tells the user of a kernel that only the current folder names.
+pub(super) fn tell_of_built(options: &RunOptions) {
+    let is_named =
+        options.kernel.is_some() || env::var_os(KERNEL_VARIABLE).is_some_and(|path| !path.is_empty());
+    if let Some(path) = kernel::built(Path::new("")).filter(|_| !is_named) {
+        cli::complain(&format!("the kernel is {}, built in this folder", path.display()));
+    }
+}
+
+/// The kernel that is named, else the one that was built in the current folder, else the newest that is installed.
 pub(super) fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
     let variable = env::var_os(KERNEL_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let named = option.map(Path::to_owned).or(variable);
+    let named = option.map(Path::to_owned).or(variable).or_else(|| kernel::built(Path::new("")));
     kernel::choose(named.as_deref(), Path::new("/")).map_err(|error| anyhow!("{error}: {}", error.fix()))
 }
 

@@ -45,6 +45,7 @@ pub(crate) use prepared::Prepared;
 pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     // Told before anything is made.
     options.sandbox()?;
+    image::tell_of_built(options);
     confined::run(options, begun)
 }
 

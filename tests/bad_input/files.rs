@@ -70,6 +70,24 @@ fn a_kernel_in_the_environment_is_looked_for_there_and_nowhere_else() {
 }
 
 #[test]
+fn the_kernel_of_a_tree_is_found_in_it_and_named() {
+    let attempt = Attempt::new();
+    attempt.file("arch/x86/boot/bzImage", b"no kernel");
+    let end = attempt.run(["run"]);
+    let lines: Vec<_> = end.stderr.lines().collect();
+    assert_eq!(lines[0], "kite: the kernel is arch/x86/boot/bzImage, built in this folder");
+    assert!(lines[1].starts_with("kite: cannot boot arch/x86/boot/bzImage: "), "{}", end.stderr);
+    // What is named comes first.
+    attempt.refused(["run", "-k", "none"], "cannot boot none");
+    attempt.file("kite.toml", b"kernel = './other'\n");
+    attempt.refused(["run"], "/./other: ");
+    let mut command = std::process::Command::new("env");
+    attempt
+        .end_of(command.args(["KITE_KERNEL=none", KITE, "run", "--no-config"]))
+        .assert_refusal("cannot boot none");
+}
+
+#[test]
 fn a_missing_initrd_is_named() {
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
