@@ -326,9 +326,10 @@ fn main() {
             a_file_is_written_where_it_was_named_and_nowhere_else,
         ),
     ];
-    // As the usual harness: a word picks tests by their names.
-    let word = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    let chosen: Vec<_> = tests.into_iter().filter(|(name, _)| name.contains(&word)).collect();
+    // As the usual harness: words pick tests by their names.
+    let words: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_chosen = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word));
+    let chosen: Vec<_> = tests.into_iter().filter(|(name, _)| is_chosen(name)).collect();
     for (name, test) in &chosen {
         if let Some(why) = forbidden() {
             println!("skipped: {name}: {why}");

@@ -148,14 +148,14 @@ impl<W: Write> Lines<W> {
 impl<W: Write> Write for Lines<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for &byte in bytes {
-            match byte {
-                b'\n' => {
-                    self.lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.part)).into_owned())
-                }
-                _ => self.part.push(byte),
+            self.part.push(byte);
+            if byte == b'\n' {
+                let line = std::mem::take(&mut self.part);
+                // Whole lines: another batch may write at the same time.
+                self.out.write_all(&line)?;
+                self.lines.push(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned());
             }
         }
-        self.out.write_all(bytes)?;
         Ok(bytes.len())
     }
 

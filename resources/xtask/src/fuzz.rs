@@ -39,6 +39,27 @@ pub struct Options {
     inputs: Vec<PathBuf>,
 }
 
+impl Options {
+    /// This target for so many seconds.
+    pub fn brief(target: &str, seconds: u64) -> Self {
+        Self { target: target.to_owned(), seconds, inputs: Vec::new() }
+    }
+}
+
+/// The names of all targets, as their list has them.
+///
+/// # Errors
+/// It cannot be read.
+pub fn targets() -> Result<Vec<String>> {
+    let path = host::root().join("tests/fuzz/src/lib.rs");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let (_, list) = text.split_once("TARGETS").context("there is no list of fuzz targets")?;
+    let lines = list.split_once("];").map_or("", |(list, _)| list).lines();
+    Ok(lines
+        .filter_map(|line| Some(line.trim().strip_prefix("(\"")?.split_once('"')?.0.to_owned()))
+        .collect())
+}
+
 /// Builds the target and runs it.
 ///
 /// # Errors
@@ -97,4 +118,16 @@ fn build() -> Result<PathBuf> {
 fn files(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     Ok(entries.flatten().map(|entry| entry.path()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_target_is_read_from_their_list() {
+        let targets = targets().unwrap();
+        assert!(targets.len() >= 12 && targets.iter().any(|it| it == "queue"), "{targets:?}");
+        assert!(targets.iter().all(|it| it.chars().all(|it| it.is_ascii_alphanumeric() || it == '_')));
+    }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use boot::modules::Modules;
 
 use crate::setup::{Kernel, LAB, TODAY};
+use crate::tier::Tier;
 use crate::user;
 use crate::vmm::sandbox;
 
@@ -80,13 +81,22 @@ impl fmt::Display for Case {
     }
 }
 
-/// The guests to try: all combinations, or few that take each value once or more. Where root can run them and an ordinary
-/// user, too, all are run by both and the few by the user.
-pub fn cases(kernels: &[Kernel], all: bool, both: bool) -> Vec<Case> {
-    let cases = machines(kernels, all);
-    let by_root = if all || !both { cases.clone() } else { Vec::new() };
-    let by_user = cases.into_iter().filter(|_| both).map(|case| Case { user: true, ..case });
-    by_root.into_iter().chain(by_user).collect()
+/// Every guest with its tier: all combinations, and few that take each value once or more. Where root can run them and an
+/// ordinary user, too, the few are the user's first.
+pub fn cases(kernels: &[Kernel], both: bool) -> Vec<(Case, Tier)> {
+    let few = machines(kernels, false);
+    let is_new = |case: &Case| few.iter().all(|known| known.to_string() != case.to_string());
+    let rest: Vec<_> = machines(kernels, true).into_iter().filter(is_new).collect();
+    let theirs = |case: &Case| Case { user: true, ..case.clone() };
+    let mut cases = Vec::new();
+    if both {
+        cases.extend(few.iter().map(|case| (theirs(case), Tier::Quick)));
+    }
+    let own = if both { Tier::Nightly } else { Tier::Quick };
+    cases.extend(few.iter().map(|case| (case.clone(), own)));
+    cases.extend(rest.iter().map(|case| (case.clone(), Tier::All)));
+    cases.extend(rest.iter().filter(|_| both).map(|case| (theirs(case), Tier::All)));
+    cases
 }
 
 /// The machines to try. The lab's own kernel is the one that reads an MP table.
@@ -98,7 +108,9 @@ fn machines(kernels: &[Kernel], all: bool) -> Vec<Case> {
             cases.push(Case { kernel: kernel.clone(), format, cpus, memory, end, acpi, user: false });
         };
         if kernel.name == LAB {
-            add(Elf, 2, 1024, End::Reboot(""), false);
+            if all {
+                add(Elf, 2, 1024, End::Reboot(""), false);
+            }
         } else if all {
             for format in [BzImage, Pvh, Elf] {
                 for cpus in [1, 2, 4] {
@@ -122,16 +134,13 @@ fn machines(kernels: &[Kernel], all: bool) -> Vec<Case> {
             add(Pvh, 1, 1024, End::PowerOff, true);
             add(BzImage, 2, 1024, End::Panic(""), true);
         } else if index % 2 == 0 {
-            add(BzImage, 1, 128, End::PowerOff, true);
+            add(BzImage, 1, 128, End::Panic(STANDS), true);
             add(Pvh, 2, 1024, End::PowerOff, true);
-            add(Elf, 4, 5120, End::PowerOff, true);
-            add(BzImage, 2, 1024, End::Reboot(""), true);
-            add(BzImage, 2, 128, End::Panic(STANDS), true);
+            add(Elf, 4, 5120, End::Reboot(""), true);
         } else {
             add(BzImage, 4, 1024, End::PowerOff, true);
-            add(Pvh, 1, 5120, End::PowerOff, true);
+            add(Pvh, 1, 5120, End::Panic(""), true);
             add(Elf, 2, 128, End::PowerOff, true);
-            add(Pvh, 1, 1024, End::Panic(""), true);
         }
     }
     cases
@@ -307,11 +316,18 @@ mod tests {
         ["6.1", "6.12"].map(|name| Kernel::at(name, &format!("{name}.0"), Path::new("/nowhere")))
     }
 
+    /// Those up to a tier, as they are called.
+    fn names(kernels: &[Kernel], both: bool, tier: Tier) -> Vec<String> {
+        let taken = cases(kernels, both).into_iter().filter(|(_, of)| *of <= tier);
+        taken.map(|(case, _)| case.to_string()).collect()
+    }
+
     #[test]
     fn the_quick_cases_take_every_value_of_every_axis() {
-        let (quick, all) = (cases(&kernels(), false, false), cases(&kernels(), true, false));
-        assert_eq!((quick.len(), all.len()), (9, 78));
-        for case in all.iter().filter(|case| case.end == End::PowerOff) {
+        let cases = cases(&kernels(), false);
+        let quick: Vec<_> = cases.iter().filter(|(_, tier)| *tier == Tier::Quick).map(|it| &it.0).collect();
+        assert_eq!((quick.len(), cases.len()), (6, 81));
+        for (case, _) in cases.iter().filter(|(case, _)| case.end == End::PowerOff) {
             for same in [
                 |a: &Case, b: &Case| a.kernel.name == b.kernel.name && a.format == b.format,
                 |a: &Case, b: &Case| a.kernel.name == b.kernel.name && a.cpus == b.cpus,
@@ -320,47 +336,47 @@ mod tests {
                 assert!(quick.iter().any(|one| same(one, case)), "{case}");
             }
         }
+        for end in ["poweroff", "reboot", "panic", "panic,panic=0"] {
+            assert!(quick.iter().any(|case| case.to_string().ends_with(&format!("/{end}"))), "{end}");
+        }
     }
 
     #[test]
-    fn an_ordinary_user_runs_what_root_runs_and_few_machines_alone() {
-        let names =
-            |all, both| -> Vec<_> { cases(&kernels(), all, both).iter().map(Case::to_string).collect() };
-        let theirs =
-            |names: Vec<String>| -> Vec<_> { names.iter().map(|name| format!("user/{name}")).collect() };
-        assert_eq!(names(false, true), theirs(names(false, false)));
-        assert_eq!(names(true, true), [names(true, false), theirs(names(true, false))].concat());
+    fn an_ordinary_user_runs_the_few_before_root_and_each_all() {
+        let alone = names(&kernels(), false, Tier::Quick);
+        let theirs: Vec<_> = alone.iter().map(|name| format!("user/{name}")).collect();
+        assert_eq!(names(&kernels(), true, Tier::Quick), theirs);
+        assert_eq!(names(&kernels(), true, Tier::Nightly), [theirs, alone].concat());
+        let all = names(&kernels(), true, Tier::All);
+        assert_eq!(all.len(), 2 * names(&kernels(), false, Tier::All).len());
     }
 
     #[test]
     fn todays_kernel_has_one_boot_and_one_crash_in_the_quick_run() {
         let [first, second] = kernels();
         let kernels = [first, second, Kernel::at(TODAY, "7.3.4", Path::new("/nowhere"))];
-        let names = |all| -> Vec<_> {
-            let names = cases(&kernels, all, false).into_iter().map(|case| case.to_string());
-            names.filter(|name| name.starts_with("linux-7.3/")).collect()
+        let of = |tier| -> Vec<_> {
+            names(&kernels, false, tier).into_iter().filter(|name| name.starts_with("linux-7.3/")).collect()
         };
         assert_eq!(
-            names(false),
+            of(Tier::Quick),
             ["linux-7.3/ELF-PVH/1cpu/1024M/poweroff", "linux-7.3/bzImage/2cpu/1024M/panic"]
         );
-        assert_eq!(names(true).len(), 39);
-        assert!(names(false).iter().all(|name| names(true).contains(name)));
+        assert_eq!(of(Tier::All).len(), 39);
     }
 
     #[test]
     fn the_labs_kernel_is_tried_with_an_mp_table() {
-        let cases = cases(&[Kernel::at(LAB, "6.1.0", Path::new("/nowhere"))], true, false);
-        let names: Vec<String> = cases.iter().map(Case::to_string).collect();
-        assert_eq!(names, ["linux-lab/ELF/2cpu/1024M/reboot/no-acpi"]);
+        let kernel = Kernel::at(LAB, "6.1.0", Path::new("/nowhere"));
+        assert_eq!(names(&[kernel], false, Tier::All), ["linux-lab/ELF/2cpu/1024M/reboot/no-acpi"]);
     }
 
     #[test]
     fn names_tell_cases_apart() {
-        let mut names: Vec<String> = cases(&kernels(), true, true).iter().map(Case::to_string).collect();
+        let mut names = names(&kernels(), true, Tier::All);
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 156);
+        assert_eq!(names.len(), 162);
         for name in ["reboot,reboot=t", "panic,panic=0", "panic,panic=0,module_blacklist=pvpanic_mmio"] {
             assert!(names.contains(&format!("linux-6.1/bzImage/2cpu/1024M/{name}")), "{name}");
         }
@@ -376,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_ends_otherwise_or_says_nothing_fails() {
-        let case = &cases(&kernels(), false, false)[0];
+        let case = &machines(&kernels(), true)[0];
         assert!(judge(case, None, "").unwrap_err().contains("no end"));
         assert!(judge(case, Some(ExitStatus::from_raw(255 << 8)), "").unwrap_err().contains("instead of 0"));
         assert!(judge(case, Some(ExitStatus::from_raw(0)), "").unwrap_err().contains("did not say"));

@@ -15,6 +15,7 @@ mod running;
 mod setup;
 mod step;
 mod test;
+mod tier;
 mod user;
 mod vmlinux;
 mod vmm;
@@ -51,18 +52,17 @@ enum Task {
         #[command(subcommand)]
         what: Option<Demo>,
     },
-    /// Run everything: format, lints, unit tests, tiny guests, Linux guests
+    /// Run the tests: format, lints, unit tests, tiny guests, Linux guests
     ///
-    /// Linux guests run on /dev/kvm if that can run them, else in the lab. Every kite has to be locked in with all that
-    /// Linux has, if this host allows that. What root can run is run by an ordinary user who may use KVM, too: kite's own
-    /// tests all, of the others a part; their names begin with user/. The last line counts; what was skipped is listed above
-    /// it with the reason. The exit status is 1 if anything failed.
-    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --all")]
-    Test {
-        /// Try every combination of kernel, format, CPUs and memory, as both users
-        #[arg(long)]
-        all: bool,
-    },
+    /// What every push runs takes twenty minutes on two processors; --nightly adds what takes longer, --all every
+    /// combination. Linux guests run on /dev/kvm if that can run them, else in the lab. Every kite has to be locked in with
+    /// all that Linux has, if this host allows that. Root's tests are run by an ordinary user who may use KVM, and by root
+    /// those that take root; names of the former begin with user/. A table of minutes comes at the end. The last line
+    /// counts; what was skipped is listed above it with the reason. The exit status is 1 if anything failed.
+    #[command(after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --nightly\n  \
+                            cargo xtask test clippy net/tap linux-6.12/ a_disk_that_is_reset\n  \
+                            cargo xtask test --list")]
+    Test(test::Options),
     /// Run a command as root on an emulated machine with hardware-style KVM
     ///
     /// The machine sees this one's root folder; what it writes there is lost, but in /out (--out). Standard
@@ -104,14 +104,14 @@ enum Task {
         /// The program under test
         #[arg(long)]
         kite: PathBuf,
-        /// Try every combination
-        #[arg(long)]
-        all: bool,
+        /// The names below target/kernels of their kernels
+        #[arg(long = "kernel")]
+        kernels: Vec<String>,
         /// Leave out the first of them
         #[arg(long, default_value_t = 0)]
         skip: usize,
-        /// Their names below target/kernels
-        kernels: Vec<String>,
+        /// Which
+        names: Vec<String>,
     },
     /// Prove devices on Linux guests where there is hardware KVM, a line about each
     #[command(hide = true)]
@@ -119,20 +119,17 @@ enum Task {
         /// The program under test, or `qemu`
         #[arg(long)]
         kite: PathBuf,
-        /// Run all
+        /// The name below target/kernels of the kernel
         #[arg(long)]
-        all: bool,
+        kernel: String,
         /// Leave out the first of them
         #[arg(long, default_value_t = 0)]
         skip: usize,
-        /// Run those whose name begins with this
-        #[arg(long, default_value = "")]
-        only: String,
         /// Show what guests say
         #[arg(long)]
         shown: bool,
-        /// The name below target/kernels of the kernel
-        kernel: String,
+        /// Which
+        names: Vec<String>,
     },
     /// Become an ordinary user who may use KVM, in a mount namespace, and then this command
     #[command(hide = true)]
@@ -204,20 +201,20 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { what: None } => demo::run(),
         Task::Demo { what: Some(Demo::Debian { here: None }) } => demo::debian::run(),
         Task::Demo { what: Some(Demo::Debian { here: Some(kite) }) } => demo::debian::in_lab(&kite),
-        Task::Test { all } => test::run(all),
+        Task::Test(options) => test::run(options),
         Task::Lab(options) => run_lab(options),
         Task::Kernels => list_kernels(),
         Task::Bench(task) => bench::run(task),
         Task::Calls { own } => calls::run(&mut Setup::new(), !own).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(options) => fuzz::run(&options),
-        Task::Guests { kite, all, skip, kernels } => run_guests(&kite, all, skip, &kernels),
-        Task::Proofs { kite, all, skip, only, shown, kernel } => {
+        Task::Guests { kite, kernels, skip, names } => run_guests(&kite, &kernels, names.get(skip..)),
+        Task::Proofs { kite, kernel, skip, shown, names } => {
             proof::go_alone()?;
             let mut ground = proof::Ground::new(Vmm::named(&kite), &kernel)?;
             ground.shown = shown;
-            let mut proofs = proof::proofs(all, user::is_another());
-            proofs.retain(|proof| proof.to_string().starts_with(&only));
-            proof::run(&ground, proofs.get(skip..).unwrap_or_default(), &mut io::stdout())?;
+            let known = proof::proofs(true);
+            let proofs = named(known.into_iter().map(|(proof, _)| proof).collect(), names.get(skip..))?;
+            proof::run(&ground, &proofs, &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         Task::AsUser { command } => match user::run(&command)? {},
@@ -239,12 +236,19 @@ fn run_lab(options: LabOptions) -> Result<ExitCode> {
     Ok(ExitCode::from(lab.run(&options.command, &mut io::stdout(), &mut io::stderr())?))
 }
 
-fn run_guests(kite: &Path, all: bool, skip: usize, names: &[String]) -> Result<ExitCode> {
+fn run_guests(kite: &Path, kernels: &[String], names: Option<&[String]>) -> Result<ExitCode> {
     let open = |name: &String| Kernel::open(name)?.with_context(|| format!("no kernel {name}"));
-    let kernels = names.iter().map(open).collect::<Result<Vec<_>>>()?;
-    let cases = guests::cases(&kernels, all, user::is_another());
-    guests::run(kite, cases.get(skip..).unwrap_or_default(), &mut io::stdout())?;
+    let kernels = kernels.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let known = guests::cases(&kernels, true);
+    guests::run(kite, &named(known.into_iter().map(|(case, _)| case).collect(), names)?, &mut io::stdout())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Those of these names, in their order.
+fn named<T: Clone + ToString>(known: Vec<T>, names: Option<&[String]>) -> Result<Vec<T>> {
+    let find = |name: &String| known.iter().find(|it| it.to_string() == *name).cloned();
+    let names = names.unwrap_or_default().iter();
+    names.map(|name| find(name).with_context(|| format!("no test {name}"))).collect()
 }
 
 fn list_kernels() -> Result<ExitCode> {

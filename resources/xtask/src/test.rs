@@ -1,65 +1,177 @@
-//! `cargo xtask test`: everything. What passed, failed and was skipped is counted; why is told at the end.
+//! `cargo xtask test`: everything of a tier, or what is named. What passed, failed and was skipped is counted; why, and how
+//! many minutes each part took, is told at the end.
+//!
+//! Two lanes run side by side, of about a processor each: one compiles and runs what needs no Linux guest, the other what
+//! does; who is done first helps with what is left of the guests.
 
+mod lab;
 mod native;
+mod sources;
+mod tally;
+mod watched;
 
 pub use native::Programs;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
 
-use crate::batch::{Batch, Outcome};
-use crate::bench::latency;
-use crate::calls;
-use crate::guests;
+use self::lab::Queue;
+use self::tally::Tally;
+use crate::fuzz;
 use crate::host;
-use crate::proof;
-use crate::setup::{Kernel, Setup, Unavailable};
+use crate::setup::Setup;
 use crate::step::{open_step, output, shown, step};
-use crate::user;
+use crate::tier::{Choice, Tier};
 
-/// What was found so far.
-#[derive(Debug, Default)]
-struct Tally {
-    passed: usize,
-    /// What failed, and how.
-    failed: Vec<String>,
-    /// What was skipped, and why.
-    skipped: Vec<String>,
-    /// What was not run again as an ordinary user, since it takes root.
-    left_to_root: usize,
+/// What to run.
+#[derive(Args)]
+pub struct Options {
+    /// Run what takes hours, too
+    #[arg(long, conflicts_with = "all")]
+    nightly: bool,
+    /// And every combination of kernel, format, CPUs and memory, as both users
+    #[arg(long)]
+    all: bool,
+    /// List the tests with their tiers instead
+    #[arg(long)]
+    list: bool,
+    /// Run these instead, of whatever tier: parts by their names, Linux guests by what their names begin with, others by a
+    /// part of their names
+    names: Vec<String>,
 }
 
-/// Runs everything; with `all`, every Linux guest.
+/// A part of a run that is not for the lab.
+struct Part {
+    name: &'static str,
+    tier: Tier,
+    run: fn(&mut Tally) -> Result<()>,
+}
+
+/// The parts that need neither Linux guests nor what tests are built from.
+const PARTS: [Part; 4] = [
+    Part { name: "format", tier: Tier::Quick, run: format },
+    Part { name: "clippy", tier: Tier::Quick, run: clippy },
+    Part { name: "docs", tier: Tier::Nightly, run: docs },
+    Part { name: "fuzz", tier: Tier::Nightly, run: fuzzers },
+];
+/// Unit tests and tests of the binary.
+const NATIVE: (&str, Tier) = ("native", Tier::Quick);
+/// How long each fuzzer looks for what breaks its target, in seconds.
+const FUZZED: u64 = 20;
+
+/// Runs what is chosen.
 ///
 /// # Errors
 /// Something that all tests need cannot be made.
-pub fn run(all: bool) -> Result<ExitCode> {
-    let mut tally = Tally::default();
-    let mut setup = Setup::new();
-    components()?;
-    // Tests read kernels, too, and have the script for CI checked.
-    let (mut kernels, missing) = setup.kernels()?;
-    let lab = setup.lab_kernel()?;
-    kernels.extend(all.then_some(lab));
-    for kernel in missing {
-        tally.skipped.push(format!("linux-{}: {}", kernel.name, kernel.reason));
+pub fn run(options: Options) -> Result<ExitCode> {
+    let tier = match (options.all, options.nightly) {
+        (true, _) => Tier::All,
+        (_, true) => Tier::Nightly,
+        _ => Tier::Quick,
+    };
+    let choice = Choice { tier, names: options.names };
+    if options.list {
+        return list(&choice);
     }
-    setup.programs(&[("shellcheck", "shellcheck")])?;
-    tally.command("format", cargo().args(["fmt", "--all", "--check"]));
-    let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    tally.command("clippy", cargo().args(lints));
-    tally.native()?;
-    tally.native_as_user()?;
-    tally.linux_guests(&mut setup, all, &kernels)?;
-    tally.proofs(&mut setup, all)?;
-    tally.calls(&mut setup, all);
-    tally.count(&mut setup)?;
+    components()?;
+    let queue = Queue::default();
+    let (ready, set_up) = channel();
+    let (mut tally, guests) = thread::scope(|scope| {
+        let guests = scope.spawn(|| {
+            let mut tally = Tally::default();
+            lab::prepare(&choice, &mut tally, &queue)?;
+            // Who waits for it may have failed.
+            let _ = ready.send(());
+            drop(ready);
+            queue.work(&mut tally);
+            Ok(tally)
+        });
+        let mut tally = Tally::default();
+        native_lane(&choice, &mut tally, &set_up);
+        queue.work(&mut tally);
+        (tally, guests.join().unwrap_or_else(|_| Err(anyhow!("the lane of Linux guests has panicked"))))
+    });
+    tally.add(guests?);
+    for name in &choice.names {
+        if !tally.found.contains(name) {
+            tally.failed.push(format!("{name}: no test is called that: see cargo xtask test --list"));
+        }
+    }
     tally.close();
     Ok(if tally.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What no Linux guest takes part in.
+fn native_lane(choice: &Choice, tally: &mut Tally, set_up: &Receiver<()>) {
+    for part in &PARTS {
+        if tally.wants(choice, part.name, part.tier) {
+            tally.check(part.name, part.run);
+        }
+    }
+    let filters = tally.native_filters(choice);
+    if filters.is_none() {
+        return;
+    }
+    let built = tally.part("building the tests", |tally| {
+        let built = Programs::built();
+        if let Err(error) = &built {
+            tally.failed.push(format!("native: {error:#}"));
+        }
+        built.ok()
+    });
+    // Tests read kernels, too, and use programs that are installed.
+    let Some(programs) = built.filter(|_| set_up.recv().is_ok()) else { return };
+    if choice.names.is_empty() {
+        tally.check("every source file is part of a test or a program", |tally| {
+            sources::check(tally, &programs)
+        });
+    }
+    tally.native(&programs, choice.tier, &filters.unwrap_or_default());
+}
+
+/// How kite is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// As users get it.
+    Release,
+    /// In a third of the time.
+    Ci,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Ci => "ci",
+        }
+    }
+
+    /// kite; answers where it is.
+    ///
+    /// # Errors
+    /// It does not build.
+    pub fn build(self) -> Result<PathBuf> {
+        step(format!("building kite ({})", self.name()), || shown(self.command().arg("--quiet")))?;
+        self.built()
+    }
+
+    fn command(self) -> Command {
+        let mut cargo = cargo();
+        cargo.args(["build", "--profile", self.name(), "--package", "kite"]);
+        cargo
+    }
+
+    /// Where it is: this program lies beside it, in the folder of its own profile.
+    fn built(self) -> Result<PathBuf> {
+        let own = std::env::current_exe().context("finding this program")?;
+        let profiles = own.parent().and_then(Path::parent).context("this program is in no build folder")?;
+        Ok(profiles.join(self.name()).join("kite"))
+    }
 }
 
 /// kite as users get it; answers where it is.
@@ -67,8 +179,7 @@ pub fn run(all: bool) -> Result<ExitCode> {
 /// # Errors
 /// It does not build.
 pub fn build_kite() -> Result<PathBuf> {
-    step("building kite", || shown(release().arg("--quiet")))?;
-    released()
+    Profile::Release.build()
 }
 
 /// The same with what Cargo says, as it takes minutes the first time.
@@ -76,21 +187,9 @@ pub fn build_kite() -> Result<PathBuf> {
 /// # Errors
 /// It does not build.
 pub fn build_kite_for_all_to_see() -> Result<PathBuf> {
-    open_step("building kite, which takes two to four minutes the first time", || shown(&mut release()))?;
-    released()
-}
-
-fn release() -> Command {
-    let mut cargo = cargo();
-    cargo.args(["build", "--release", "--package", "kite"]);
-    cargo
-}
-
-/// Where it is: this program lies beside it, in the folder of its own profile.
-fn released() -> Result<PathBuf> {
-    let own = std::env::current_exe().context("finding this program")?;
-    let profiles = own.parent().and_then(Path::parent).context("this program is in no build folder")?;
-    Ok(profiles.join("release/kite"))
+    let what = "building kite, which takes two to four minutes the first time";
+    open_step(what, || shown(&mut Profile::Release.command()))?;
+    Profile::Release.built()
 }
 
 /// Cargo, in the root folder of this tree.
@@ -114,89 +213,49 @@ fn components() -> Result<()> {
     Ok(())
 }
 
-impl Tally {
-    /// One check that is a command.
-    fn command(&mut self, name: &str, command: &mut Command) {
-        match step(name, || shown(command)) {
-            Ok(()) => self.passed += 1,
-            Err(error) => self.failed.push(format!("{name}: {error:#}")),
-        }
-    }
+fn format(tally: &mut Tally) -> Result<()> {
+    shown(cargo().args(["fmt", "--all", "--check"]))?;
+    tally.passed += 1;
+    Ok(())
+}
 
-    /// Whether each rule of the sandbox is needed; with `all`, by either C library.
-    fn calls(&mut self, setup: &mut Setup, all: bool) {
-        match step("tracing kite's system calls", || calls::run(setup, all)) {
-            Ok(()) => self.passed += 1,
-            Err(error) if error.is::<Unavailable>() => self.skipped.push(format!("system calls: {error}")),
-            Err(error) => self.failed.push(format!("system calls: {error:#}")),
-        }
-    }
+fn clippy(tally: &mut Tally) -> Result<()> {
+    shown(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    tally.passed += 1;
+    Ok(())
+}
 
-    /// How many instructions kite adds to an exit.
-    fn count(&mut self, setup: &mut Setup) -> Result<()> {
-        let kite = build_kite()?;
-        match step("counting instructions of VM exits", || latency::count(setup, &kite)) {
-            Ok(()) => self.passed += 1,
-            Err(error) => self.failed.push(format!("instructions of VM exits: {error:#}")),
-        }
-        Ok(())
-    }
+/// What documentation comments say, and the examples in them.
+fn docs(tally: &mut Tally) -> Result<()> {
+    let mut doc = cargo();
+    doc.args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
+    shown(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    shown(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
+    tally.passed += 1;
+    Ok(())
+}
 
-    fn linux_guests(&mut self, setup: &mut Setup, all: bool, kernels: &[Kernel]) -> Result<()> {
-        let mut arguments: Vec<OsString> = vec!["guests".into(), "--kite".into(), build_kite()?.into()];
-        arguments.extend(all.then(|| "--all".into()));
-        arguments.extend(kernels.iter().map(|kernel| OsString::from(&kernel.name)));
-        let names = guests::cases(kernels, all, user::is_another()).iter().map(ToString::to_string).collect();
-        let (limit, usual) = (guests::LIMIT, Duration::from_secs(90));
-        self.batch(setup, &Batch { what: "Linux guests", names, arguments, limit, usual })
+/// Each fuzz target in libFuzzer's hands, for a moment.
+fn fuzzers(tally: &mut Tally) -> Result<()> {
+    for target in fuzz::targets()? {
+        match fuzz::run(&fuzz::Options::brief(&target, FUZZED)) {
+            Ok(ExitCode::SUCCESS) => tally.passed += 1,
+            Ok(_) => tally.failed.push(format!("fuzz {target}: it found something")),
+            Err(error) => tally.failed.push(format!("fuzz {target}: {error:#}")),
+        }
     }
+    Ok(())
+}
 
-    /// Devices on real guests.
-    fn proofs(&mut self, setup: &mut Setup, all: bool) -> Result<()> {
-        let proofs = proof::proofs(all, user::is_another());
-        let names: Vec<String> = proofs.iter().map(ToString::to_string).collect();
-        match setup.debian() {
-            Ok(_) => {}
-            Err(error) if error.is::<Unavailable>() => {
-                self.skipped.extend(names.iter().map(|name| format!("{name}: {error}")));
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        }
-        setup.programs(&proof::PROGRAMS)?;
-        if all {
-            setup.selftests()?;
-        }
-        let kernel = setup.kernel()?;
-        let mut arguments: Vec<OsString> = vec!["proofs".into(), "--kite".into(), build_kite()?.into()];
-        arguments.extend(all.then(|| "--all".into()));
-        arguments.push(kernel.name.into());
-        let (limit, usual) = (proof::LIMIT, Duration::from_secs(300));
-        self.batch(setup, &Batch { what: "Devices on Linux guests", names, arguments, limit, usual })
+/// Every test with its tier.
+fn list(choice: &Choice) -> Result<ExitCode> {
+    let (kernels, _) = Setup::new().kernels()?;
+    let mut tests: Vec<(Tier, String)> = PARTS.iter().map(|part| (part.tier, part.name.to_owned())).collect();
+    tests.push((NATIVE.1, format!("{}: what cargo test runs", NATIVE.0)));
+    tests.extend(lab::tests(&kernels).into_iter().map(|(name, tier)| (tier, name)));
+    tests.retain(|(tier, name)| choice.names.is_empty() || choice.takes(name, *tier));
+    for (tier, name) in tests {
+        println!("{tier:<8} {name}");
     }
-
-    fn batch(&mut self, setup: &mut Setup, batch: &Batch) -> Result<()> {
-        for outcome in batch.run(setup)? {
-            match outcome {
-                Outcome::Passed => self.passed += 1,
-                Outcome::Failed(why) => self.failed.push(why),
-                Outcome::Skipped(why) => self.skipped.push(why),
-            }
-        }
-        Ok(())
-    }
-
-    fn close(&self) {
-        println!();
-        for skipped in &self.skipped {
-            println!("skipped: {skipped}");
-        }
-        for failed in &self.failed {
-            println!("failed: {failed}");
-        }
-        if self.left_to_root > 0 {
-            println!("run by root alone, not again as an ordinary user: {} tests", self.left_to_root);
-        }
-        println!("{} passed, {} failed, {} skipped", self.passed, self.failed.len(), self.skipped.len());
-    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -30,6 +30,7 @@ pub use self::wire::{GUEST, HERE, TAP, Wire};
 use crate::inside::{self, STATUS};
 use crate::running::Running;
 use crate::setup::{Debian, Kernel};
+use crate::tier::{Tier, Tiers};
 use crate::user;
 use crate::vmm::{Access, Machine, Vmm};
 
@@ -38,11 +39,6 @@ pub const LIMIT: Duration = Duration::from_secs(2400);
 /// The programs of the host's that they use, with their packages.
 pub const PROGRAMS: [(&str, &str); 4] =
     [("ip", "iproute2"), ("iperf3", "iperf3"), ("passt", "passt"), ("e2fsck", "e2fsprogs")];
-/// Those of the quick run that an ordinary user's kite does, too.
-const QUICK_BY_USER: [&str; 6] =
-    ["debian/2cpu", "net/tap", "net/user", "command/streams/6.1", "command/files/6.12", "command/rights"];
-/// What takes root, who makes groups.
-const BY_ROOT: &str = "limits/";
 /// What a guest's script may take.
 const SCRIPT: Duration = Duration::from_secs(300);
 
@@ -53,8 +49,6 @@ type Run = fn(&Ground) -> Result<String>;
 #[derive(Clone, Copy)]
 pub struct Proof {
     name: &'static str,
-    /// Part of the quick run.
-    quick: bool,
     /// With a kite that an ordinary user runs, where another could.
     user: bool,
     run: Run,
@@ -67,54 +61,54 @@ impl fmt::Display for Proof {
     }
 }
 
-/// The proofs: all, or those of the quick run; and, where root can do them and an ordinary user, too, the user's.
-pub fn proofs(all: bool, both: bool) -> Vec<Proof> {
-    let list: [(&'static str, bool, Run); 35] = [
-        ("debian/1cpu", false, |ground| disk::debian(ground, 1)),
-        ("debian/2cpu", true, |ground| disk::debian(ground, 2)),
-        ("debian/4cpu", false, |ground| disk::debian(ground, 4)),
-        ("disk/verified/1cpu", false, |ground| disk::verified(ground, 1)),
-        ("disk/verified/2cpu", true, |ground| disk::verified(ground, 2)),
-        ("disk/verified/4cpu", false, |ground| disk::verified(ground, 4)),
-        ("disk/ephemeral", true, disk::ephemeral),
-        ("disk/killed-5-times", true, |ground| killed::killed(ground, 5)),
-        ("disk/killed-50-times", false, |ground| killed::killed(ground, 50)),
-        ("net/tap", true, network::tap),
-        ("net/user", true, network::user),
-        ("net/flooded", true, network::flooded),
-        ("stats/6.1", true, |ground| stats::boot(ground, "6.1")),
-        ("stats/6.12", false, |ground| stats::boot(ground, "6.12")),
-        ("command/streams/6.1", true, |ground| command::streams(ground, "6.1")),
-        ("command/streams/6.12", false, |ground| command::streams(ground, "6.12")),
-        ("command/bytes/64M", true, |ground| command::bytes(ground, "6.12", 64)),
-        ("command/bytes/1G", false, |ground| command::bytes(ground, "6.1", 1024)),
-        ("command/files/6.1", false, |ground| command::files(ground, "6.1")),
-        ("command/files/6.12", true, |ground| command::files(ground, "6.12")),
-        ("command/rights", true, |ground| rights::rights(ground, "6.12")),
-        ("command/terminal", true, |ground| terminal::session(ground, "6.12")),
-        ("command/crash", true, |ground| command::crash(ground, "6.12")),
-        ("command/tools", true, |ground| tools::tools(ground, "6.1")),
-        ("command/selftests/6.1", false, |ground| tools::selftests(ground, "6.1")),
-        ("command/selftests/6.12", false, |ground| tools::selftests(ground, "6.12")),
-        // In the quick run these are traced: see `calls`.
-        ("jail/devices", false, every::devices),
-        ("jail/share", false, |ground| every::share(ground, "6.12")),
-        ("limits/cpu", true, limits::cpu),
-        ("limits/memory", true, |ground| limits::memory(ground, "6.12")),
-        ("limits/io", true, |ground| limits::io(ground, "6.12")),
-        ("limits/streams", true, |ground| limits::streams(ground, "6.12")),
-        ("limits/delegated", true, limits::delegated),
-        ("command/many/3", true, |ground| command::many(ground, "6.12", 3)),
-        ("command/many/200", false, |ground| command::many(ground, "6.1", 200)),
-    ];
-    let proofs = list.map(|(name, quick, run)| Proof { name, quick, user: false, run });
-    let is_theirs = |proof: &Proof| match all {
-        true => !proof.name.starts_with(BY_ROOT),
-        false => QUICK_BY_USER.contains(&proof.name),
+/// Every proof, with its tiers. A boot costs six seconds, and ten commands in one guest no more than one: a proof of the
+/// quick tier proves much in one boot.
+const PROOFS: &[(&str, Tiers, Run)] = &[
+    ("debian/1cpu", Tiers::ALL, |ground| disk::debian(ground, 1)),
+    ("debian/2cpu", Tiers::USER, |ground| disk::debian(ground, 2)),
+    ("debian/4cpu", Tiers::ALL, |ground| disk::debian(ground, 4)),
+    ("disk/verified/1cpu", Tiers::ALL, |ground| disk::verified(ground, 1)),
+    ("disk/verified/2cpu", Tiers::ROOT, |ground| disk::verified(ground, 2)),
+    ("disk/verified/4cpu", Tiers::ALL, |ground| disk::verified(ground, 4)),
+    ("disk/ephemeral", Tiers::ROOT, disk::ephemeral),
+    ("disk/killed-2-times", Tiers::ROOT, |ground| killed::killed(ground, 2)),
+    ("disk/killed-50-times", Tiers::ALL, |ground| killed::killed(ground, 50)),
+    ("net/tap", Tiers::ROOT, network::tap),
+    ("net/user", Tiers::USER, network::user),
+    ("net/flooded", Tiers::NIGHTLY, network::flooded),
+    ("stats/6.1", Tiers::ROOT, |ground| stats::boot(ground, "6.1")),
+    ("stats/6.12", Tiers::NIGHTLY, |ground| stats::boot(ground, "6.12")),
+    ("command/streams/6.1", Tiers::USER, |ground| command::streams(ground, "6.1")),
+    ("command/streams/6.12", Tiers::NIGHTLY, |ground| command::streams(ground, "6.12")),
+    ("command/bytes/64M", Tiers::ROOT, |ground| command::bytes(ground, "6.12", 64)),
+    ("command/bytes/1G", Tiers::NIGHTLY, |ground| command::bytes(ground, "6.1", 1024)),
+    ("command/files/6.1", Tiers::NIGHTLY, |ground| command::files(ground, "6.1")),
+    ("command/files/6.12", Tiers::USER, |ground| command::files(ground, "6.12")),
+    ("command/rights", Tiers::BOTH, |ground| rights::rights(ground, "6.12")),
+    ("command/terminal", Tiers::ROOT, |ground| terminal::session(ground, "6.12")),
+    ("command/crash", Tiers::ROOT, |ground| command::crash(ground, "6.12")),
+    ("command/tools", Tiers::ROOT, |ground| tools::tools(ground, "6.1")),
+    ("command/selftests/6.1", Tiers::NIGHTLY, |ground| tools::selftests(ground, "6.1")),
+    ("command/selftests/6.12", Tiers::NIGHTLY, |ground| tools::selftests(ground, "6.12")),
+    // These are traced, too: see `calls`.
+    ("jail/devices", Tiers::ROOT, every::devices),
+    ("jail/share", Tiers::ROOT, |ground| every::share(ground, "6.12")),
+    ("limits/cpu", Tiers::ROOT_ALONE, limits::cpu),
+    ("limits/memory", Tiers::ROOT_ALONE, |ground| limits::memory(ground, "6.12")),
+    ("limits/io", Tiers::ROOT_ALONE, |ground| limits::io(ground, "6.12")),
+    ("limits/streams", Tiers::ROOT_ALONE, |ground| limits::streams(ground, "6.12")),
+    ("limits/delegated", Tiers::ROOT_ALONE, limits::delegated),
+    ("command/many/3", Tiers::ROOT, |ground| command::many(ground, "6.12", 3)),
+    ("command/many/200", Tiers::ALL, |ground| command::many(ground, "6.1", 200)),
+];
+
+/// The proofs by both, where root could do them and an ordinary user, too; with their tiers.
+pub fn proofs(both: bool) -> Vec<(Proof, Tier)> {
+    let runs = |&(name, tiers, run): &(&'static str, Tiers, Run)| {
+        tiers.runs(both).into_iter().map(move |(user, tier)| (Proof { name, user, run }, tier))
     };
-    let theirs = proofs.iter().filter(|proof| both && is_theirs(proof));
-    let theirs: Vec<_> = theirs.map(|proof| Proof { user: true, ..*proof }).collect();
-    [proofs.into_iter().filter(|proof| all || proof.quick).collect(), theirs].concat()
+    let (theirs, own): (Vec<_>, Vec<_>) = PROOFS.iter().flat_map(runs).partition(|(proof, _)| proof.user);
+    [own, theirs].concat()
 }
 
 /// What proofs stand on.

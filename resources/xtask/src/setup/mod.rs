@@ -24,7 +24,7 @@ const QEMU_MAJOR: u32 = 10;
 
 /// What is missing and no package of this distribution has.
 #[derive(Debug)]
-pub struct Unavailable(String);
+pub struct Unavailable(pub String);
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,82 +1,157 @@
-//! The tests that need no Linux guest: all that `cargo test` runs, and kite's own once more as an ordinary user. Where this
-//! host lets anybody have namespaces, each kite in them has to be locked in with everything.
+//! The tests that need no Linux guest: all that Cargo builds, run by an ordinary user who may use KVM, and what they cannot
+//! run by root. Where this host lets anybody have namespaces, each kite in them has to be locked in with everything.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, pipe};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write, pipe, stdout};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use nix::unistd::geteuid;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use super::{Tally, cargo};
+use super::tally::Tally;
+use super::{cargo, lab};
 use crate::host;
 use crate::step::output;
+use crate::tier::{Choice, Tier};
 use crate::user;
 use crate::vmm::namespaces;
 
 /// What `kite run` does without `--sandbox`.
 const SANDBOX: (&str, &str) = ("KITE_SANDBOX", "require");
-/// What tests say that only root can run.
-const NOT_ROOT: &str = "not root";
+/// What the reason begins with why a test is ignored that is not for the quick run.
+const LATER: &str = ", nightly: ";
 
-/// The programs that `cargo test` has built of kite.
+/// The programs that Cargo has built for tests.
 pub struct Programs {
     /// kite itself, as they run it.
     pub kite: PathBuf,
-    /// Those of the integration tests, in the order of their names.
-    tests: BTreeMap<String, PathBuf>,
+    tests: Vec<Program>,
+}
+
+/// A program of tests.
+pub struct Program {
+    name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The folder of its package, in which it is run.
+    folder: PathBuf,
+    /// It tests kite from outside.
+    is_integration: bool,
+}
+
+/// What runs programs as an ordinary user.
+struct AsUser {
+    /// Of theirs.
+    folder: TempDir,
+    own: PathBuf,
+}
+
+impl AsUser {
+    /// If this is root, who can become them.
+    fn new(programs: &Programs, tally: &mut Tally) -> Result<Option<Self>> {
+        if !geteuid().is_root() {
+            return Ok(None);
+        }
+        let own = std::env::current_exe().context("finding this program")?;
+        let this = Self { folder: user::folder()?, own };
+        match output(this.command(&programs.kite).arg("--version")) {
+            Ok(_) => Ok(Some(this)),
+            Err(why) => {
+                tally.skipped.push(format!("tests as an ordinary user: {why:#}"));
+                Ok(None)
+            }
+        }
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = command();
+        command.arg(&self.own).args(["as-user", "--"]).arg(program).env("TMPDIR", self.folder.path());
+        command
+    }
 }
 
 impl Tally {
-    /// `cargo test`, with its output but for the names of what passed.
-    pub(super) fn native(&mut self) -> Result<()> {
-        eprintln!("xtask: unit tests and tiny guests …");
+    /// The parts of names by which tests are chosen here; all, if there are none; nothing, if the choice is of others.
+    pub(super) fn native_filters(&mut self, choice: &Choice) -> Option<Vec<String>> {
+        let (name, tier) = super::NATIVE;
+        if choice.names.is_empty() || choice.names.iter().any(|wanted| wanted == name) {
+            self.found.insert(name.to_owned());
+            return choice.takes(name, tier).then(Vec::new);
+        }
+        // What means something else is no part of a test's name.
+        let is_ours = |name: &&String| {
+            super::PARTS.iter().all(|part| !part.name.starts_with(*name)) && !lab::means(name)
+        };
+        let filters: Vec<_> = choice.names.iter().filter(is_ours).cloned().collect();
+        (!filters.is_empty()).then_some(filters)
+    }
+
+    /// Runs all, or those with such a part in their names: by an ordinary user, and by root what that user could not run;
+    /// in a nightly run all.
+    pub(super) fn native(&mut self, programs: &Programs, tier: Tier, filters: &[String]) {
         if let Err(why) = namespaces() {
             self.skipped.push(format!("tests with the whole sandbox: this host does not allow it: {why}"));
         }
-        let mut tests = command();
-        tests.arg(cargo().get_program()).args([
-            "test",
-            "--workspace",
-            "--no-fail-fast",
-            "--",
-            "--show-output",
-        ]);
-        let mut reader = TestOutput::default();
-        if !read(self, &mut reader, &mut tests)? && !reader.failed {
-            self.failed.push("cargo test: a test does not build or ended early".to_owned());
+        if let Err(error) = self.by_both(programs, tier, filters) {
+            self.failed.push(format!("native tests: {error:#}"));
         }
-        Ok(())
     }
 
-    /// The same of kite's integration tests as an ordinary user, unless this is one.
-    pub(super) fn native_as_user(&mut self) -> Result<()> {
-        if !geteuid().is_root() {
-            return Ok(());
-        }
-        eprintln!("xtask: kite's tests as an ordinary user …");
-        let folder = user::folder()?;
-        let own = std::env::current_exe().context("finding this program")?;
-        let as_user = |program: &Path| {
-            let mut command = command();
-            command.arg(&own).args(["as-user", "--"]).arg(program).env("TMPDIR", folder.path());
-            command
+    fn by_both(&mut self, programs: &Programs, tier: Tier, filters: &[String]) -> Result<()> {
+        let Some(user) = AsUser::new(programs, self)? else {
+            return self.part("native tests", |tally| {
+                programs.tests.iter().try_for_each(|program| {
+                    tally.program(program, command().arg(&program.path), filters, tier, false).map(drop)
+                })
+            });
         };
-        let programs = Programs::built()?;
-        if let Err(why) = output(as_user(&programs.kite).arg("--version")) {
-            self.skipped.push(format!("kite's tests as an ordinary user: {why:#}"));
-            return Ok(());
-        }
-        for (name, test) in &programs.tests {
-            println!("     Running {name} as an ordinary user");
-            let mut reader = TestOutput { user: true, ..TestOutput::default() };
-            if !read(self, &mut reader, as_user(test).arg("--show-output"))? && !reader.failed {
-                self.failed.push(format!("{}{name}: it ended early", user::MARK));
+        let mut left = Vec::new();
+        self.part("native tests as an ordinary user", |tally| {
+            programs.tests.iter().try_for_each(|program| {
+                let mut command = user.command(&program.path);
+                left.push((program, tally.program(program, &mut command, filters, tier, true)?));
+                anyhow::Ok(())
+            })
+        })?;
+        self.part("native tests as root", |tally| {
+            for (program, skipped) in &left {
+                let filters = if tier >= Tier::Nightly { filters } else { skipped.as_slice() };
+                if tier >= Tier::Nightly || !skipped.is_empty() {
+                    tally.program(program, command().arg(&program.path), filters, tier, false)?;
+                }
             }
+            Ok(())
+        })
+    }
+
+    /// Runs a program's tests; answers which were skipped by a user whose skipped tests root runs.
+    fn program(
+        &mut self,
+        program: &Program,
+        tests: &mut Command,
+        filters: &[String],
+        tier: Tier,
+        user: bool,
+    ) -> Result<Vec<String>> {
+        tests.args(filters).arg("--show-output").args((tier >= Tier::Nightly).then_some("--include-ignored"));
+        tests.current_dir(&program.folder).env("CARGO_MANIFEST_DIR", &program.folder);
+        let mut reader = TestOutput { user, ..TestOutput::default() };
+        let (whole, shown) = read(self, &mut reader, tests)?;
+        if !whole && !reader.failed {
+            self.failed.push(format!("{}{}: it ended early", reader.mark(), program.name));
         }
-        Ok(())
+        let runs = |filter: &&String| reader.ran.iter().any(|name| name.contains(*filter));
+        self.found.extend(filters.iter().filter(runs).cloned());
+        if !reader.ran.is_empty() || !whole {
+            // In one piece, as another lane speaks at the same time.
+            let who = if user { " as an ordinary user" } else { "" };
+            let text = format!("     Running {}{who}\n{shown}", program.name);
+            stdout().write_all(text.as_bytes()).context("showing what tests print")?;
+        }
+        Ok(reader.left.into_iter().collect())
     }
 }
 
@@ -88,21 +163,23 @@ fn command() -> Command {
     command
 }
 
-/// Runs tests; answers whether all went well. What has to be said past the harness comes by standard error.
-fn read(tally: &mut Tally, reader: &mut TestOutput, tests: &mut Command) -> Result<bool> {
+/// Runs tests; answers whether all went well, and what is worth showing. What has to be said past the harness comes by
+/// standard error.
+fn read(tally: &mut Tally, reader: &mut TestOutput, tests: &mut Command) -> Result<(bool, String)> {
     let (from, into) = pipe().context("making a pipe")?;
     tests.stdin(Stdio::null()).stdout(into.try_clone().context("sharing a pipe")?).stderr(into);
     let mut child = tests.spawn().context("running tests")?;
     // The pipe ends when the tests do, not with these copies of it.
     tests.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut shown = String::new();
     for line in BufReader::new(from).split(b'\n') {
         let line = line.context("reading what tests print")?;
         let line = String::from_utf8_lossy(&line);
         if reader.line(tally, &line) {
-            println!("{line}");
+            shown += &format!("{line}\n");
         }
     }
-    Ok(child.wait().context("waiting for tests")?.success())
+    Ok((child.wait().context("waiting for tests")?.success(), shown))
 }
 
 impl Programs {
@@ -112,23 +189,27 @@ impl Programs {
     /// They do not build.
     pub fn built() -> Result<Self> {
         let messages = output(cargo().args(["test", "--workspace", "--no-run", "--message-format=json"]))?;
-        let manifest = host::root().canonicalize().context("finding the source tree")?.join("Cargo.toml");
-        let (mut kite, mut tests) = (None, BTreeMap::new());
+        let root = host::root().canonicalize().context("finding the source tree")?;
+        let (mut kite, mut tests) = (None, Vec::new());
         for message in messages.lines() {
             let message: Value = serde_json::from_str(message).context("reading what Cargo says")?;
-            let Some(program) = message["executable"].as_str().map(PathBuf::from) else { continue };
-            if message["manifest_path"].as_str().map(Path::new) != Some(&manifest) {
-                continue;
-            }
-            match message["target"]["kind"][0].as_str() {
-                Some("test") => {
-                    tests.insert(message["target"]["name"].as_str().unwrap_or_default().to_owned(), program);
-                }
-                Some("bin") if message["profile"]["test"] == false => kite = Some(program),
-                _ => {}
+            let Some(path) = message["executable"].as_str().map(PathBuf::from) else { continue };
+            let manifest = Path::new(message["manifest_path"].as_str().unwrap_or_default());
+            let folder = manifest.parent().context("a manifest is in a folder")?.to_owned();
+            let name = message["target"]["name"].as_str().unwrap_or_default().to_owned();
+            if message["profile"]["test"] == true {
+                let is_integration = folder == root && message["target"]["kind"][0] == "test";
+                tests.push(Program { name, path, folder, is_integration });
+            } else if folder == root {
+                kite = Some(path);
             }
         }
         Ok(Self { kite: kite.context("Cargo has built no kite")?, tests })
+    }
+
+    /// All programs of tests.
+    pub fn tests(&self) -> &[Program] {
+        &self.tests
     }
 
     /// The integration test of this name.
@@ -136,15 +217,20 @@ impl Programs {
     /// # Errors
     /// There is none.
     pub fn test(&self, name: &str) -> Result<&Path> {
-        self.tests.get(name).map(PathBuf::as_path).with_context(|| format!("there are no tests {name}"))
+        let test = self.tests.iter().find(|test| test.is_integration && test.name == name);
+        test.map(|test| test.path.as_path()).with_context(|| format!("there are no tests {name}"))
     }
 }
 
 /// Reads what libtest prints with `--show-output`.
 #[derive(Default)]
 struct TestOutput {
-    /// The tests run as an ordinary user, and root has run them before.
+    /// The tests run as an ordinary user, and root runs what they skip.
     user: bool,
+    /// What is left to root.
+    left: BTreeSet<String>,
+    /// The names of the tests that were run.
+    ran: Vec<String>,
     /// Within what tests that passed have printed.
     successes: bool,
     /// Tests of this binary that passed without having tested.
@@ -177,9 +263,12 @@ impl TestOutput {
         else {
             return !self.successes && !line.is_empty();
         };
+        self.ran.push(name.to_owned());
         if let Some(reason) = outcome.strip_prefix("ignored") {
-            if !self.user {
-                tally.skipped.push(format!("{name}: ignored{reason}"));
+            match (self.user, reason.starts_with(LATER)) {
+                (true, _) => {}
+                (false, true) => tally.later += 1,
+                (false, false) => tally.failed.push(format!("{name}: it is in no tier: ignored{reason}")),
             }
         } else if outcome.ends_with("FAILED") {
             self.failed = true;
@@ -191,13 +280,11 @@ impl TestOutput {
 
     /// A test, or in parentheses a part of it, was skipped: `NAME: WHY`.
     fn skip(&mut self, tally: &mut Tally, skipped: &str) {
-        let (name, why) = skipped.split_once(": ").unwrap_or((skipped, ""));
+        let name = skipped.split_once(": ").map_or(skipped, |(name, _)| name);
         self.skipped += usize::from(!name.ends_with(')'));
         match self.user {
-            true if why.starts_with(NOT_ROOT) => tally.left_to_root += 1,
-            // It is as impossible for anybody.
-            true if tally.skipped.iter().any(|known| known == skipped) => {}
-            _ => tally.skipped.push(format!("{}{skipped}", self.mark())),
+            true => _ = self.left.insert(name.split(' ').next().unwrap_or(name).to_owned()),
+            false => tally.skipped.push(skipped.to_owned()),
         }
     }
 
@@ -220,21 +307,28 @@ mod tests {
         let (mut tally, mut reader) = (Tally::default(), TestOutput::default());
         let shown: Vec<&str> = text.lines().filter(|line| reader.line(&mut tally, line)).collect();
         assert_eq!((tally.passed, reader.failed), (1, true));
-        assert_eq!(tally.failed, ["b"]);
-        assert_eq!(tally.skipped, ["c: ignored, slow", "d: no KVM"]);
+        assert_eq!(tally.failed, ["b", "c: it is in no tier: ignored, slow"]);
+        assert_eq!(tally.skipped, ["d: no KVM"]);
         assert!(shown.contains(&"why") && !shown.contains(&"test a ... ok") && !shown.contains(&"    a"));
     }
 
     #[test]
-    fn what_an_ordinary_user_skips_that_nobody_can_run_or_root_has_run_is_not_told_again() {
-        let text = "skipped: a: no tool\nskipped: b: not root\nskipped: c (part): not root\nskipped: d: no tap\n\
+    fn a_test_that_is_ignored_for_a_later_run_is_in_a_tier() {
+        let (mut tally, mut reader) = (Tally::default(), TestOutput::default());
+        reader.line(&mut tally, "test a ... ignored, nightly: it takes a minute");
+        assert_eq!((tally.later, tally.failed.len()), (1, 0));
+    }
+
+    #[test]
+    fn what_an_ordinary_user_skips_is_left_to_root() {
+        let text = "skipped: a: no tool\nskipped: b: not root\nskipped: c (part): not root\n\
                     test e ... FAILED\ntest f ... ignored, slow\n\
                     test result: FAILED. 5 passed; 1 failed; 1 ignored;\n";
-        let mut tally = Tally { skipped: vec!["a: no tool".to_owned()], ..Tally::default() };
+        let mut tally = Tally::default();
         let mut reader = TestOutput { user: true, ..TestOutput::default() };
         text.lines().for_each(|line| _ = reader.line(&mut tally, line));
-        assert_eq!((tally.passed, tally.left_to_root), (2, 2));
-        assert_eq!(tally.skipped, ["a: no tool", "user/d: no tap"]);
+        assert_eq!((tally.passed, tally.skipped.len()), (3, 0));
+        assert_eq!(reader.left, ["a", "b", "c"].map(str::to_owned).into());
         assert_eq!(tally.failed, ["user/e"]);
     }
 }

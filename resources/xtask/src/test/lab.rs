@@ -1,0 +1,225 @@
+//! The lane of Linux guests: batches that a lab each runs, in a queue that both lanes take from.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Profile;
+use super::tally::Tally;
+use super::watched::Watched;
+use crate::batch::Batch;
+use crate::bench::latency;
+use crate::calls;
+use crate::guests;
+use crate::host;
+use crate::proof;
+use crate::setup::{Kernel, Setup, Unavailable};
+use crate::tier::{Choice, Tier};
+use crate::user;
+
+/// A part of the lane.
+type Work = Box<dyn FnOnce(&mut Tally) -> Result<()> + Send>;
+
+/// What is left to be done, by whichever lane has time.
+#[derive(Default)]
+pub struct Queue(Mutex<VecDeque<(String, Work)>>);
+
+impl Queue {
+    fn push(&self, what: &str, work: impl FnOnce(&mut Tally) -> Result<()> + Send + 'static) {
+        let mut queue = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.push_back((what.to_owned(), Box::new(work)));
+    }
+
+    fn pop(&self) -> Option<(String, Work)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Does what is left.
+    pub fn work(&self, tally: &mut Tally) {
+        while let Some((what, work)) = self.pop() {
+            tally.check(&what, work);
+        }
+    }
+}
+
+/// The gates of which each is due in the quick run if what it watches has changed.
+const CALLS: (&str, Tier) = ("calls", Tier::Nightly);
+const INSTRUCTIONS: (&str, Tier) = ("instructions", Tier::Nightly);
+
+/// Whether a name of the command line is of tests here, whatever kernels there are.
+pub fn means(wanted: &str) -> bool {
+    const GUESTS: &str = "linux-";
+    let choice = Choice { tier: Tier::All, names: vec![wanted.to_owned()] };
+    let proofs = || proof::proofs(true).into_iter().map(|(proof, _)| proof.to_string());
+    let gates = [CALLS.0, INSTRUCTIONS.0];
+    wanted.starts_with(GUESTS)
+        || GUESTS.starts_with(wanted)
+        || wanted.starts_with(user::MARK)
+        || gates.iter().any(|gate| choice.takes(gate, Tier::All))
+        || proofs().any(|name| choice.takes(&name, Tier::All))
+}
+
+/// The names of all tests here, with their tiers.
+pub fn tests(kernels: &[Kernel]) -> Vec<(String, Tier)> {
+    let both = user::is_another();
+    let guests = guests::cases(kernels, both).into_iter().map(|(case, tier)| (case.to_string(), tier));
+    let proofs = proof::proofs(both).into_iter().map(|(proof, tier)| (proof.to_string(), tier));
+    let gates = [CALLS, INSTRUCTIONS].map(|(name, tier)| (name.to_owned(), tier));
+    guests.chain(proofs).chain(gates).collect()
+}
+
+/// Makes everything ready, and puts what is chosen into the queue.
+///
+/// # Errors
+/// Set-up fails, or kite does not build.
+pub fn prepare(choice: &Choice, tally: &mut Tally, queue: &Queue) -> Result<()> {
+    let mut setup = Setup::new();
+    let kernels = tally.part("set-up", |tally| set_up(&mut setup, choice, tally))?;
+    let both = user::is_another();
+    let cases = guests::cases(&kernels, both);
+    let cases: Vec<_> = cases.into_iter().map(|(case, tier)| (case.to_string(), tier)).collect();
+    let cases: Vec<_> = cases.into_iter().filter(|(name, tier)| tally.wants(choice, name, *tier)).collect();
+    let proofs = proof::proofs(both).into_iter().map(|(proof, tier)| (proof.to_string(), tier));
+    let proofs: Vec<_> = proofs.filter(|(name, tier)| tally.wants(choice, name, *tier)).collect();
+    let gates = [CALLS, INSTRUCTIONS].map(|(name, tier)| {
+        let due = choice.names.is_empty() && Watched::of(name).is_some_and(|watched| watched.has_changed());
+        (name, tally.wants(choice, name, if due { Tier::Quick } else { tier }))
+    });
+    let names = |list: Vec<(String, Tier)>| list.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let (cases, proofs) = (names(cases), names(proofs));
+    if !cases.is_empty() || !proofs.is_empty() {
+        let profile = if choice.tier == Tier::Quick { Profile::Ci } else { Profile::Release };
+        let kite = tally.part("building kite", |_| profile.build())?;
+        push_proofs(&mut setup, &kite, proofs, tally, queue)?;
+        push_guests(&kite, &kernels, cases, queue);
+    }
+    push_gates(gates, choice.tier, queue);
+    Ok(())
+}
+
+/// The kernels to be tried, and all that tests here and of the other lane use.
+fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<Kernel>> {
+    let (mut kernels, missing) = setup.kernels()?;
+    for kernel in missing {
+        tally.skipped.push(format!("linux-{}: {}", kernel.name, kernel.reason));
+    }
+    let lab = setup.lab_kernel()?;
+    kernels.push(lab);
+    // The script for CI is checked.
+    setup.programs(&[("shellcheck", "shellcheck")])?;
+    setup.programs(&proof::PROGRAMS)?;
+    if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
+        setup.selftests()?;
+    }
+    if host::hardware_kvm().is_err() {
+        match setup.qemu() {
+            // Each batch says so.
+            Err(error) if !error.is::<Unavailable>() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(kernels)
+}
+
+fn push_guests(kite: &Path, kernels: &[Kernel], names: Vec<String>, queue: &Queue) {
+    if names.is_empty() {
+        return;
+    }
+    let mut arguments: Vec<OsString> = vec!["guests".into(), "--kite".into(), kite.into()];
+    for kernel in kernels {
+        arguments.extend(["--kernel".into(), OsString::from(&kernel.name)]);
+    }
+    let (limit, usual) = (guests::LIMIT, Duration::from_secs(90));
+    push(queue, Batch { what: "Linux guests", names, arguments, limit, usual });
+}
+
+/// Devices on real guests: root's in one batch, the user's in another.
+fn push_proofs(
+    setup: &mut Setup,
+    kite: &Path,
+    names: Vec<String>,
+    tally: &mut Tally,
+    queue: &Queue,
+) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    match tally.part("making a Debian", |_| setup.debian()) {
+        Ok(_) => {}
+        Err(error) if error.is::<Unavailable>() => {
+            tally.skipped.extend(names.iter().map(|name| format!("{name}: {error}")));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    let kernel = setup.kernel()?;
+    let arguments: Vec<OsString> =
+        vec!["proofs".into(), "--kite".into(), kite.into(), "--kernel".into(), kernel.name.into()];
+    let (limit, usual) = (proof::LIMIT, Duration::from_secs(300));
+    let (theirs, own): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.starts_with(user::MARK));
+    for (what, names) in [("Proofs by root", own), ("Proofs by an ordinary user", theirs)] {
+        if !names.is_empty() {
+            push(queue, Batch { what, names, arguments: arguments.clone(), limit, usual });
+        }
+    }
+    Ok(())
+}
+
+fn push(queue: &Queue, batch: Batch) {
+    queue.push(batch.what, move |tally| {
+        batch.run(&mut Setup::new())?.into_iter().for_each(|outcome| tally.count(outcome));
+        Ok(())
+    });
+}
+
+/// Whether each rule of the sandbox is needed, with either C library in the last tier; and how many instructions kite adds
+/// to an exit.
+fn push_gates(gates: [(&'static str, bool); 2], tier: Tier, queue: &Queue) {
+    for (name, _) in gates.into_iter().filter(|(_, wanted)| *wanted) {
+        queue.push(name, move |tally| {
+            match name == CALLS.0 {
+                true => calls::run(&mut Setup::new(), tier == Tier::All)?,
+                false => latency::count(&mut Setup::new(), &Profile::Release.build()?)?,
+            }
+            tally.passed += 1;
+            // Only what is run as users get it counts for later runs.
+            if let Some(watched) = Watched::of(name).filter(|_| tier >= Tier::Nightly) {
+                watched.record()?;
+            }
+            Ok(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_done_once_by_whoever_has_time() {
+        let queue = Queue::default();
+        for name in ["a", "b"] {
+            queue.push(name, |tally| {
+                tally.passed += 1;
+                Ok(())
+            });
+        }
+        let (mut first, mut second) = (Tally::default(), Tally::default());
+        queue.work(&mut first);
+        queue.work(&mut second);
+        first.add(second);
+        assert_eq!((first.passed, first.failed.len()), (2, 0));
+    }
+
+    #[test]
+    fn names_of_linux_guests_proofs_and_gates_are_no_parts_of_native_tests_names() {
+        for name in ["linux-6.1/bzImage", "net/tap", "net/", "user/command/", "calls", "instructions"] {
+            assert!(means(name), "{name}");
+        }
+        assert!(!means("a_disk_that_is_reset") && !means("nosuch"));
+    }
+}
