@@ -294,7 +294,7 @@ pub fn files(ground: &Ground, name: &str) -> Result<String> {
 }
 
 /// What programs expect to find.
-const WHAT_IS_THERE: &str = "set -e
+pub(super) const WHAT_IS_THERE: &str = "set -e
 for kind in proc:/proc sysfs:/sys devtmpfs:/dev devpts:/dev/pts tmpfs:/run tmpfs:/dev/shm cgroup2:/sys/fs/cgroup; do
     grep -q \" ${kind#*:} ${kind%%:*} \" /proc/mounts || { echo \"no $kind\"; exit 1; }
 done
@@ -327,26 +327,30 @@ pub fn crash(ground: &Ground, name: &str) -> Result<String> {
     Ok(String::new())
 }
 
+/// What [`left`] counts.
+pub(super) const LEFT: &str = "processes, mounts, and files in $TMPDIR and /dev/shm";
+
+/// What there is on this machine that a run could leave behind.
+pub(super) fn left(temporary: &Path) -> Result<[usize; 4]> {
+    let count = |path: &Path| {
+        Ok::<_, anyhow::Error>(fs::read_dir(path).with_context(|| path.display().to_string())?.count())
+    };
+    let mounts = fs::read_to_string("/proc/mounts").context("reading the mounts")?.lines().count();
+    let processes = fs::read_dir("/proc").context("reading the processes")?;
+    let number = |it: &fs::DirEntry| it.file_name().to_string_lossy().parse::<u32>().is_ok();
+    // Threads of the kernel's own come and go; they have no memory.
+    let alive = |it: &fs::DirEntry| fs::read(it.path().join("cmdline")).is_ok_and(|line| !line.is_empty());
+    let processes = processes.filter_map(Result::ok).filter(number).filter(alive).count();
+    Ok([processes, mounts, count(temporary)?, count(Path::new("/dev/shm")).unwrap_or(0)])
+}
+
 /// So many runs, one after the other, and nothing of them is left.
 pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
     let kernel = kernel(name)?;
     // Where nobody else leaves anything.
-    let temporary = ground.file("temporary");
-    fs::create_dir(&temporary).context("making a folder")?;
-    let left = || -> Result<[usize; 4]> {
-        let count = |path: &Path| {
-            Ok::<_, anyhow::Error>(fs::read_dir(path).with_context(|| path.display().to_string())?.count())
-        };
-        let mounts = fs::read_to_string("/proc/mounts").context("reading the mounts")?.lines().count();
-        let processes = fs::read_dir("/proc").context("reading the processes")?;
-        let number = |it: &fs::DirEntry| it.file_name().to_string_lossy().parse::<u32>().is_ok();
-        // Threads of the kernel's own come and go; they have no memory.
-        let alive =
-            |it: &fs::DirEntry| fs::read(it.path().join("cmdline")).is_ok_and(|line| !line.is_empty());
-        let processes = processes.filter_map(Result::ok).filter(number).filter(alive).count();
-        Ok([processes, mounts, count(&temporary)?, count(Path::new("/dev/shm")).unwrap_or(0)])
-    };
-    let before = left()?;
+    let temporary = ground.file("many");
+    fs::create_dir_all(&temporary).context("making a folder")?;
+    let before = left(&temporary)?;
     let start = Instant::now();
     for time in 0..times {
         let mut command = kite(ground, &kernel)?;
@@ -356,10 +360,7 @@ pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
         ensure!(ended.code == Some(0) && silent, "run {time}: {ended:#?}");
     }
     let each = start.elapsed().as_secs_f64() / f64::from(times);
-    let after = left()?;
-    ensure!(
-        before == after,
-        "processes, mounts, and files in $TMPDIR and /dev/shm: {before:?} before, {after:?} after"
-    );
+    let after = left(&temporary)?;
+    ensure!(before == after, "{LEFT}: {before:?} before, {after:?} after");
     Ok(format!("{times} times, {each:.2} s each"))
 }

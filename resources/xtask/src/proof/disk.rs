@@ -35,13 +35,14 @@ blkdiscard --zeroout --offset 16M --length 8M /dev/vdb
 zero 16777216 8388608
 echo 'guest: what was zeroed is zero'
 "#;
+/// Writes to a disk that forgets, and reads it.
 const SCRIBBLE: &str = r#"
-set -e
 head -c 24M /dev/urandom >/tmp/noise
-dd if=/tmp/noise of=/dev/vdb bs=64k conv=fsync,notrunc status=none
-blockdev --flushbufs /dev/vdb
-cmp -n 25165824 /tmp/noise /dev/vdb
-blkdiscard --offset 32M --length 8M /dev/vdb || true
+dd if=/tmp/noise of=/dev/vdc bs=64k conv=fsync,notrunc status=none
+blockdev --flushbufs /dev/vdc
+cmp -n 25165824 /tmp/noise /dev/vdc
+blkdiscard --offset 32M --length 8M /dev/vdc || true
+echo 'guest: the disk that forgets is read back'
 "#;
 
 /// A whole Debian boots to its login prompt, finds its network, and leaves a clean file system behind.
@@ -70,33 +71,26 @@ pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
     Ok(format!("prompt after {:.1} s, {}; {told}", visit.prompt.as_secs_f64(), visit.addresses))
 }
 
-/// What is written is what is read.
+/// What is written is what is read; and of a disk that forgets, the file is what it was.
 pub fn verified(ground: &Ground, cpus: u32) -> Result<String> {
-    let disk = ground.file("data.img");
+    let (disk, kept) = (ground.file("data.img"), ground.file("kept.img"));
     File::create(&disk).and_then(|file| file.set_len(SIZE)).context("making a disk")?;
-    let mut machine = ground.machine(VERIFY)?;
+    let before = noise(&kept, 48 << 20)?;
+    let listing = || -> Result<usize> { Ok(fs::read_dir(ground.folder.path())?.count()) };
+    let mut machine = ground.machine(&format!("{VERIFY}{SCRIBBLE}"))?;
     machine.cpus = cpus;
     machine.disks.push((disk.clone(), Access::Write));
-    watched(ground.start(&machine)?, finish)?;
-    fs::remove_file(&disk).context("removing a disk")?;
-    Ok(String::new())
-}
-
-/// The guest reads what it wrote, and the file is what it was.
-pub fn ephemeral(ground: &Ground) -> Result<String> {
-    let disk = ground.file("kept.img");
-    let before = noise(&disk, 48 << 20)?;
-    let listing = || -> Result<usize> { Ok(fs::read_dir(ground.folder.path())?.count()) };
-    let mut machine = ground.machine(SCRIBBLE)?;
-    machine.disks.push((disk.clone(), Access::Ephemeral));
+    machine.disks.push((kept.clone(), Access::Ephemeral));
     let files = listing()?;
     watched(ground.start(&machine)?, finish)?;
-    if fs::read(&disk).context("reading the disk again")? != before {
-        bail!("the file has changed");
+    if fs::read(&kept).context("reading the disk again")? != before {
+        bail!("the file of a disk that forgets has changed");
     }
     if listing()? != files {
         bail!("something was left behind in the folder");
     }
-    fs::remove_file(&disk).context("removing a disk")?;
+    for disk in [disk, kept] {
+        fs::remove_file(&disk).context("removing a disk")?;
+    }
     Ok(String::new())
 }
