@@ -28,6 +28,7 @@ pub mod matrix;
 pub mod memory;
 pub mod net;
 pub mod passt;
+pub mod pic;
 pub mod pit;
 pub mod port;
 pub mod results;

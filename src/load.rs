@@ -4,7 +4,7 @@
 use anyhow::{Context, ensure};
 use boot::kernel::Image;
 use boot::params::Params;
-use boot::{Piece, acpi, layout, mptable};
+use boot::{Piece, acpi, firmware, layout, mptable};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::Board;
@@ -39,6 +39,9 @@ impl Guest<'_> {
         let memory = ram.memory();
         let rsdp = timeline.phase(if board.acpi { "ACPI" } else { "MP table" }, || tables(board, ram))?;
         memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
+        if board.test_devices {
+            firmware::write(memory).context("cannot write real mode's interrupt vectors")?;
+        }
         let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: board.ram };
         params.write(memory, self.image).context("cannot write the boot parameters")
     }

@@ -32,6 +32,7 @@ pub fn add(
     mmio: &mut Bus,
 ) -> anyhow::Result<()> {
     vm.create_pit()?;
+    vm.start_timer()?;
     let start = Instant::now();
     let elapsed = Box::new(move || start.elapsed());
     let cpus = u16::try_from(board.cpus).unwrap_or(u16::MAX);

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::coalesced::Coalesced;
 use crate::exit::ExitRequest;
 use crate::memory::GuestRam;
+use crate::pic;
 use crate::pit::{self, Pit, Ports};
 use crate::testdev::{Ioeventfd, Levels};
 
@@ -145,6 +146,15 @@ impl Vm {
     /// The host's KVM refuses it.
     pub fn create_pit(&self) -> anyhow::Result<()> {
         pit::make(&self.fd).context("cannot create the interval timer")
+    }
+
+    /// Sets interrupt controllers and interval timer as a PC's firmware leaves them.
+    ///
+    /// # Errors
+    /// The host's KVM refuses it.
+    pub fn start_timer(&self) -> anyhow::Result<()> {
+        pic::set_up(&self.fd).context("cannot set up the interrupt controllers")?;
+        pit::start(&self.fd).context("cannot start the interval timer")
     }
 
     /// The lines, by their level.

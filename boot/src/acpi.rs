@@ -16,8 +16,8 @@ use crate::{GuestMemory, layout};
 /// The tables could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The tables would reach the reset vector, 16 bytes below [`layout::ACPI_END`].
-    #[error("the ACPI tables of {cpus} CPUs end at {end:#x}, past {RESET_VECTOR:#x}")]
+    /// The tables would reach what real mode's vectors point at.
+    #[error("the ACPI tables of {cpus} CPUs end at {end:#x}, past {END:#x}")]
     TooLong {
         /// How many CPUs they describe.
         cpus: u32,
@@ -40,6 +40,8 @@ const TABLES: u64 = XSDT_ADDRESS + 56;
 
 /// Where a PC's BIOS is entered to reset, f000:fff0.
 const RESET_VECTOR: u64 = layout::ACPI_END - 16;
+/// The tables end before this.
+const END: u64 = layout::INTERRUPT_STUBS;
 /// The reset register.
 const RESET_PORT: u16 = layout::POWER_PORT + 2;
 
@@ -65,7 +67,7 @@ pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32, pm_timer: Option<u16>
     let dsdt = tables.push(dsdt(virtio).as_slice());
     let fadt = tables.push(&bytes_of(&fadt(dsdt, pm_timer)));
     let end = tables.next() + madt_len(cpus);
-    if end > RESET_VECTOR {
+    if end > END {
         return Err(Error::TooLong { cpus, end });
     }
     let madt = tables.push(madt(cpus).as_slice());

@@ -33,8 +33,14 @@ pub const LOW_TABLES: u64 = 0x9_fc00;
 pub const MP_TABLE: u64 = LOW_TABLES;
 /// The ACPI root pointer (ACPI 6.5 §5.2.5.1: it is searched for from here up); the tables follow it.
 pub const RSDP: u64 = 0xe_0000;
-/// The tables end before this; its last 16 bytes are a PC's reset vector.
+/// The tables end before [`INTERRUPT_STUBS`]; the last 16 bytes before this are a PC's reset vector.
 pub const ACPI_END: u64 = 0x10_0000;
+/// Real mode's interrupt vectors, as a PC's firmware leaves them.
+pub const INTERRUPT_VECTORS: u64 = 0;
+/// What real mode's vectors point at.
+pub const INTERRUPT_STUBS: u64 = ACPI_END - 0x40;
+/// The vectors of the first interrupt controller's lines, and of the second's, as a PC's firmware sets them.
+pub const PIC_VECTORS: [u8; 2] = [0x08, 0x70];
 /// Where kernels are loaded that do not say where: 1 MiB.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

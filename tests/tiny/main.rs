@@ -11,6 +11,7 @@ mod console;
 mod crash;
 mod exits;
 mod files;
+mod firmware;
 mod flow;
 #[macro_use]
 mod interrupts;

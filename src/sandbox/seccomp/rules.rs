@@ -108,6 +108,7 @@ mod kvm {
     pub const SET_TSS_ADDR: u64 = 0xae47;
     pub const SET_IDENTITY_MAP_ADDR: u64 = 0x4008_ae48;
     pub const CREATE_IRQCHIP: u64 = 0xae60;
+    pub const SET_IRQCHIP: u64 = 0x8208_ae63;
     pub const IRQFD: u64 = 0x4020_ae76;
     pub const ENABLE_CAP: u64 = 0x4068_aea3;
     pub const SET_REGS: u64 = 0x4090_ae82;
@@ -282,6 +283,7 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_ioctl, Request(kvm::SET_TSS_ADDR)),
     (SYS_ioctl, Request(kvm::SET_IDENTITY_MAP_ADDR)),
     (SYS_ioctl, Request(kvm::CREATE_IRQCHIP)),
+    (SYS_ioctl, Request(kvm::SET_IRQCHIP)),
     (SYS_ioctl, Request(kvm::IRQFD)),
     (SYS_ioctl, Request(kvm::ENABLE_CAP)),
     (SYS_ioctl, Request(kvm::SET_REGS)),
