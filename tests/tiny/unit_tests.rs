@@ -77,6 +77,33 @@ guest!(
     passed!(),
 );
 
+// Passes with the command line "clock.flat 10 N", where N is ten digits.
+guest!(
+    UNIT_CLOCK,
+    ".code32
+     mov esp, 0x210000
+     mov esi, [ebx + 16]
+     call 2f
+     .ascii \"clock.flat 10 \"
+     2: pop edi
+     mov ecx, 14
+     cld
+     repe cmpsb",
+    check!(1, "je"),
+    "mov ecx, 10
+     3: lodsb
+     cmp al, '0'
+     jb 4f
+     cmp al, '9'
+     ja 4f
+     loop 3b
+     lodsb
+     test al, al
+     4: mov ecx, ecx",
+    check!(2, "jz"),
+    passed!(),
+);
+
 fn write(folder: &Path, name: &str, content: &[u8]) {
     std::fs::write(folder.join(name), content).unwrap();
 }
@@ -220,6 +247,22 @@ smp = $(reboot)
 [missing]
 file = missing.flat
 
+[clock]
+file = clock.flat
+extra_params = --append "10 `date +%s`"
+
+[clock_too]
+file = clock.flat
+test_args = "10 $(date +%s)"
+
+[evil]
+file = pass.flat
+extra_params = -append "`touch evil` 1"
+
+[evil_too]
+file = pass.flat
+test_args = "$(touch evil)"
+
 [last]
 file = pass.flat
 groups = quick"#;
@@ -229,7 +272,12 @@ fn a_configuration_is_followed_where_kite_has_what_it_asks_for() {
     if no_kvm("a_configuration_is_followed_where_kite_has_what_it_asks_for") {
         return;
     }
-    let folder = folder(&[("arguments", &UNIT_ARGUMENTS), ("pass", &UNIT_PASS), ("z_alone", &UNIT_PASS)]);
+    let folder = folder(&[
+        ("arguments", &UNIT_ARGUMENTS),
+        ("pass", &UNIT_PASS),
+        ("clock", &UNIT_CLOCK),
+        ("z_alone", &UNIT_PASS),
+    ]);
     write(folder.path(), "unittests.cfg", CONFIGURATION.as_bytes());
     write(folder.path(), "env", b"A=1\n");
     let mut expected = String::new();
@@ -246,9 +294,13 @@ fn a_configuration_is_followed_where_kite_has_what_it_asks_for() {
         "SKIP other_option (needs -display none)",
         "SKIP many (kite cannot tell how many CPUs '$(reboot)' are)",
         "SKIP missing (missing.flat is not built)",
+        "PASS clock",
+        "PASS clock_too",
+        "SKIP evil (kite evaluates nothing but date +%s in '-append \"`touch evil` 1\"')",
+        "SKIP evil_too (kite evaluates nothing but date +%s in '$(touch evil)')",
         "PASS last (3 tests)",
         "PASS z_alone (3 tests)",
-        "4 passed, 0 failed, 10 skipped",
+        "6 passed, 0 failed, 12 skipped",
     ] {
         writeln!(expected, "{row}").unwrap();
     }
@@ -259,6 +311,22 @@ fn a_configuration_is_followed_where_kite_has_what_it_asks_for() {
     assert_eq!(quick, ["PASS arguments", "PASS last (3 tests)", "2 passed, 0 failed, 0 skipped"]);
     let named = rows(&run(folder.path(), &["FOLDER", "named"]));
     assert_eq!(named, ["PASS named (3 tests)", "1 passed, 0 failed, 0 skipped"]);
+}
+
+#[test]
+fn options_that_cannot_be_read_end_the_run() {
+    if no_kvm("options_that_cannot_be_read_end_the_run") {
+        return;
+    }
+    let folder = folder(&[("pass", &UNIT_PASS)]);
+    write(folder.path(), "unittests.cfg", b"[broken]\nfile = pass.flat\nextra_params = -append 'no end\n");
+    let output = run(folder.path(), &["FOLDER"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("broken: cannot split -append 'no end: xargs: unmatched single quote"), "{text}");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]));
+    // Nothing here needs /dev/fd, which a process substitution does.
+    let script = std::fs::read_to_string(WRAPPER).unwrap();
+    assert!(!script.contains("<(") && !script.contains(">("), "a process substitution fails without a word");
 }
 
 #[test]
