@@ -38,6 +38,8 @@ Defaults:
 
 const PROJECT: &str = "kite.toml";
 const USER: &str = "kite/config.toml";
+/// The options that a `kite run` of a command refuses: as defaults they are for boots.
+const NOT_WITH_COMMAND: [&str; 5] = ["console", "initrd", "no-acpi", "on-reboot", "test-devices"];
 /// How long a file may be, in bytes.
 const LONGEST: u64 = 64 << 10;
 
@@ -73,11 +75,13 @@ pub(super) fn complete(
     let mut command = Cli::command();
     command.build();
     let run = command.find_subcommand("run").ok_or("there is no `kite run`")?;
+    let has_command = given.contains_id("command");
     let mut chosen: Vec<Setting> = Vec::new();
     for source in &sources {
         for setting in settings(source, run)? {
             let is_taken = chosen.iter().any(|it| it.name == setting.name);
-            if !is_taken && !is_given(&setting.name, run, given) {
+            let is_for_boot = has_command && NOT_WITH_COMMAND.contains(&&*setting.name);
+            if !is_taken && !is_for_boot && !is_given(&setting.name, run, given) {
                 chosen.push(setting);
             }
         }

@@ -55,6 +55,17 @@ fn the_command_line_comes_before_the_environment_then_the_project_then_the_user(
 }
 
 #[test]
+fn defaults_of_a_boot_do_not_stand_in_the_way_of_a_command() {
+    let attempt = Attempt::new();
+    with(
+        &attempt,
+        "console = 'serial'\non-reboot = 'restart'\nno-acpi = true\ninitrd = 'x'\ntest-devices = true\n",
+    );
+    attempt.refused(["run", "-k", "none", "--", "true"], "cannot boot none");
+    attempt.refused(["run", "-k", "none", "--disk", "none"], "cannot boot none");
+}
+
+#[test]
 fn the_nearest_project_above_is_this_one() {
     let attempt = Attempt::new();
     with(&attempt, "kernel = 'a/outer'\n");

@@ -25,8 +25,12 @@ pub fn targets() -> Result<PathBuf> {
     above.map_or_else(|| Ok(fs::canonicalize(root()).context("finding the source tree")?.join("target")), Ok)
 }
 
+/// Cargo marks the folder of a named target, too, which lies in the one that is meant.
 fn built_in(program: &Path) -> Option<&Path> {
-    program.ancestors().skip(1).find(|folder| folder.join(BUILT).is_file())
+    let is_marked = |folder: &&Path| folder.join(BUILT).is_file();
+    let folder = program.ancestors().skip(1).find(is_marked)?;
+    let is_target = folder.file_name().is_some_and(|name| name.to_string_lossy().contains("-linux-"));
+    folder.parent().filter(is_marked).filter(|_| is_target).or(Some(folder))
 }
 
 /// A folder of the one that Cargo builds in, made if missing.
@@ -138,11 +142,15 @@ mod tests {
     #[test]
     fn what_is_made_lies_where_cargo_has_built_this() {
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("elsewhere/x/debug/xtask");
+        let program = folder.path().join("elsewhere/x86_64-unknown-linux-gnu/debug/xtask");
         fs::create_dir_all(program.parent().unwrap()).unwrap();
         assert_eq!(built_in(&program).filter(|it| it.starts_with(folder.path())), None);
-        fs::write(folder.path().join("elsewhere").join(BUILT), "").unwrap();
-        assert_eq!(built_in(&program), Some(folder.path().join("elsewhere").as_path()));
+        let elsewhere = folder.path().join("elsewhere");
+        for marked in [&elsewhere, &elsewhere.join("x86_64-unknown-linux-gnu"), folder.path()] {
+            fs::write(marked.join(BUILT), "").unwrap();
+            assert_eq!(built_in(&program), Some(elsewhere.as_path()), "{}", marked.display());
+        }
+        assert_eq!(built_in(&elsewhere.join("debug/xtask")), Some(elsewhere.as_path()));
     }
 
     #[test]
