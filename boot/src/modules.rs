@@ -13,6 +13,8 @@ use std::path::{Component, Path, PathBuf};
 
 mod folder;
 mod tree;
+mod whole;
+pub mod zstd;
 
 pub use folder::of_kernel;
 
@@ -68,6 +70,14 @@ pub enum Error {
     /// A module's file is a folder, device or pipe.
     #[error("kernel module {} is no regular file", .0.display())]
     NotRegular(PathBuf),
+    /// A module's file cannot be loaded as it is.
+    #[error("kernel module {} cannot be used: {what}", .path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
 }
 
 /// One kernel module.
@@ -85,14 +95,18 @@ impl ModuleFile {
         self.path.file_name().and_then(OsStr::to_str).unwrap_or(&self.name)
     }
 
-    /// Opens the file for reading.
+    /// Opens the file for reading, if all of it is there.
     pub fn open(&self) -> Result<File, Error> {
         // Before opening: opening a pipe would wait for its writer.
         let metadata = fs::metadata(&self.path).map_err(|error| Error::Open(self.path.clone(), error))?;
         if !metadata.is_file() {
             return Err(Error::NotRegular(self.path.clone()));
         }
-        File::open(&self.path).map_err(|error| Error::Open(self.path.clone(), error))
+        let file = File::open(&self.path).map_err(|error| Error::Open(self.path.clone(), error))?;
+        match whole::check(&file).map_err(|error| Error::Read(self.path.clone(), error))? {
+            Ok(()) => Ok(file),
+            Err(what) => Err(Error::Broken { path: self.path.clone(), what }),
+        }
     }
 }
 
@@ -267,8 +281,12 @@ fn scan(path: &Path, mut each: impl FnMut(&[u8]) -> ControlFlow<()>) -> Result<(
             rest = after;
         }
         if count == 0 {
-            let _last_line_without_its_end = each(rest);
-            return Ok(());
+            // depmod and the kernel's build end every line.
+            return if rest.is_empty() {
+                Ok(())
+            } else {
+                Err(malformed("no end of its last line: it is cut short"))
+            };
         }
         if rest.len() == buffer.len() {
             return Err(malformed("a line of 32 KiB and more"));

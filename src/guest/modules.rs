@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use boot::initramfs::{MANIFEST, MODULES};
-use flate2::read::MultiGzDecoder;
+use boot::modules::zstd;
+use flate2::bufread::GzDecoder;
 use lzma_rust2::XzReader;
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module, init_module};
@@ -17,8 +18,6 @@ use super::say;
 
 /// What a module may measure once it is decompressed.
 const IMAGE_MAX: u64 = 1 << 28;
-/// What a decompressor may keep of what it has written: distributions' modules ask for 2 MiB at most.
-const WINDOW_MAX: u64 = 1 << 26;
 const NO_PARAMETERS: &CStr = c"";
 
 /// Loads the modules of the manifest in its order and returns their names. One that fails is reported, and the
@@ -81,21 +80,47 @@ impl Compression {
     fn image(self, mut file: impl Read, max: u64) -> io::Result<Vec<u8>> {
         let mut compressed = Vec::new();
         file.by_ref().take(max).read_to_end(&mut compressed)?;
-        let source = compressed.as_slice();
-        let mut decoder: Box<dyn Read> = match self {
-            Self::Xz => Box::new(XzReader::new_mem_limit(source, true, (WINDOW_MAX >> 10) as u32)),
-            Self::Zstd => Box::new(
-                StreamingDecoder::new_with_max_window_size(source, WINDOW_MAX).map_err(io::Error::other)?,
-            ),
-            Self::Gzip => Box::new(MultiGzDecoder::new(source)),
-        };
         let mut image = Vec::with_capacity(compressed.len().saturating_mul(4));
-        decoder.by_ref().take(max).read_to_end(&mut image)?;
-        if image.len() as u64 == max && decoder.read(&mut [0])? > 0 {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "decompressed module is too large"));
+        match self {
+            // It takes as much memory as it has unpacked, whatever it is asked for.
+            Self::Xz => unpack(XzReader::new(compressed.as_slice(), true), &mut image, max)?,
+            Self::Zstd => unpack_zstd(&mut compressed, &mut image, max)?,
+            Self::Gzip => unpack_gzip(&compressed, &mut image, max)?,
         }
         Ok(image)
     }
+}
+
+/// Appends what `decoder` gives to `image`, which has at most `max` bytes then.
+fn unpack(mut decoder: impl Read, image: &mut Vec<u8>, max: u64) -> io::Result<()> {
+    decoder.by_ref().take(max - image.len() as u64).read_to_end(image)?;
+    match image.len() as u64 == max && decoder.read(&mut [0])? > 0 {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, "decompressed module is too large")),
+        false => Ok(()),
+    }
+}
+
+/// A frame may ask for a window of some GiB, which the decoder would take at once, and the guest may not have. It needs none
+/// larger than what it holds.
+fn unpack_zstd(compressed: &mut [u8], image: &mut Vec<u8>, max: u64) -> io::Result<()> {
+    let frames = zstd::frames(compressed).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+    for frame in frames {
+        if let Some(at) = frame.window {
+            compressed[at] = frame.enough(compressed[at]);
+        }
+        let source = &compressed[frame.range];
+        let decoder = StreamingDecoder::new_with_max_window_size(source, 2 * IMAGE_MAX);
+        unpack(decoder.map_err(io::Error::other)?, image, max)?;
+    }
+    Ok(())
+}
+
+/// Members one after the other; what follows them does not matter, as for gzip(1).
+fn unpack_gzip(mut compressed: &[u8], image: &mut Vec<u8>, max: u64) -> io::Result<()> {
+    while Compression::of(compressed) == Some(Compression::Gzip) {
+        unpack(GzDecoder::new(&mut compressed), image, max)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -107,6 +132,12 @@ mod tests {
         \xfd7zXZ\0\0\x01i\"\xde6\x02\0!\x01\x10\0\0\0\xa8p\x8e\x86\xe0\x03$\0#]\0?\x91E\x84iM\x8d\
         \xc5^&\x0e\xd5\xe0\xe5\x13\xbcnA\x14\xcc-_Pd\xb1}\xaf#\x8e]\xab\xe9=\xf0\0\0\0\x9c\xd0V\
         \xd3\0\x01;\xa5\x06\0\0\0\x89lD0>0\x0d\x8b\x02\0\0\0\0\x01YZ";
+    /// By `xz -9`, which asks for a dictionary of 64 MiB.
+    const XZ_9: &[u8] = b"\
+        \xfd\x37\x7a\x58\x5a\x00\x00\x01\x69\x22\xde\x36\x02\x00\x21\x01\x1c\x00\x00\x00\x10\xcf\x58\xcc\
+        \xe0\x03\x24\x00\x23\x5d\x00\x3f\x91\x45\x84\x69\x4d\x8d\xc5\x5e\x26\x0e\xd5\xe0\xe5\x13\xbc\x6e\
+        \x41\x14\xcc\x2d\x5f\x50\x64\xb1\x7d\xaf\x23\x8e\x5d\xab\xe9\x3d\xf0\x00\x00\x00\x9c\xd0\x56\xd3\
+        \x00\x01\x3b\xa5\x06\x00\x00\x00\x89\x6c\x44\x30\x3e\x30\x0d\x8b\x02\x00\x00\x00\x00\x01\x59\x5a";
     const ZSTD: &[u8] =
         b"(\xb5/\xfd\x04h\x05\x01\0\xc0\x7fELF kite loads modules.\x01\0(\xbcj\x8e\x01\"g\xfc<";
     const GZIP: &[u8] = b"\
@@ -126,6 +157,25 @@ mod tests {
         for bytes in [XZ, ZSTD, GZIP] {
             assert_eq!(decompress(bytes, IMAGE_MAX).unwrap(), image());
         }
+    }
+
+    #[test]
+    fn a_window_larger_than_the_module_takes_no_memory() {
+        assert_eq!(decompress(XZ_9, IMAGE_MAX).unwrap(), image());
+        // Windows of 128 MiB, 2 GiB and 1 TiB, as of `zstd --long`.
+        for window in [0x88, 0xa8, 0xf0] {
+            let mut bytes = ZSTD.to_vec();
+            bytes[5] = window;
+            assert_eq!(decompress(&bytes, IMAGE_MAX).unwrap(), image());
+        }
+    }
+
+    #[test]
+    fn parts_one_after_the_other_are_one_module() {
+        for bytes in [XZ, ZSTD, GZIP] {
+            assert_eq!(decompress(&[bytes, bytes].concat(), IMAGE_MAX).unwrap(), [image(), image()].concat());
+        }
+        assert_eq!(decompress(&[GZIP, &[0; 100], b"more"].concat(), IMAGE_MAX).unwrap(), image());
     }
 
     #[test]

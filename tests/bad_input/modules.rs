@@ -61,7 +61,19 @@ fn lists_without_the_modules_that_are_needed_are_refused() {
 fn modules_that_are_listed_and_not_there_are_refused() {
     let (attempt, kernel) = with_list(b"a/virtio_mmio.ko: a/virtio.ko\n");
     attempt.kernel_refused(&kernel, &["--modules", "modules"], "virtio.ko");
-    attempt.file("modules/a/virtio.ko", b"");
+    for (bytes, what) in
+        [(&b""[..], "it is empty"), (b"\x7fEL", "it is cut short"), (b"text\n\n", "it is neither")]
+    {
+        attempt.file("modules/a/virtio.ko", bytes);
+        attempt.kernel_refused(
+            &kernel,
+            &["--modules", "modules"],
+            &format!("virtio.ko cannot be used: {what}"),
+        );
+    }
+    let mut header = [0; 64];
+    header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    attempt.file("modules/a/virtio.ko", &header);
     attempt.kernel_refused(&kernel, &["--modules", "modules"], "virtio_mmio.ko");
     attempt.pipe("modules/a/virtio_mmio.ko");
     attempt.kernel_refused(&kernel, &["--modules", "modules"], "no regular file");

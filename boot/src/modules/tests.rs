@@ -123,14 +123,16 @@ fn needs_that_are_no_modules_are_refused() {
 
 #[test]
 fn nonsense_around_a_line_is_passed_over() {
-    let (_dir, modules) = folder(b"\n\n:\n\xff\xff: \xfe\nno colon\n.ko:\nx.ko: y.ko  \ny.ko: \0");
+    let (_dir, modules) = folder(b"\n\n:\n\xff\xff: \xfe\nno colon\n.ko:\nx.ko: y.ko  \ny.ko: \0\n");
     assert_eq!(names(&modules, &["x"]), ["y", "x"]);
 }
 
 #[test]
-fn the_last_line_may_lack_its_end() {
+fn a_list_that_is_cut_short_is_no_list() {
     let (_dir, modules) = folder("a.ko:\nb.ko: a.ko");
-    assert_eq!(names(&modules, &["b"]), ["a", "b"]);
+    assert_eq!(names(&modules, &["a"]), ["a"]);
+    let error = modules.resolve(&["b"], &[]).unwrap_err().to_string();
+    assert!(error.ends_with("it has no end of its last line: it is cut short"), "{error}");
 }
 
 #[test]

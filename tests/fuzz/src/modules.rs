@@ -72,7 +72,10 @@ fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("kernel")).unwrap();
     for name in ["a.ko", "b-c.ko.xz", "b_c.ko"] {
-        fs::write(folder.path().join("kernel").join(name), name).unwrap();
+        // The header of an ELF file without sections.
+        let mut header = [0; 64];
+        header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        fs::write(folder.path().join("kernel").join(name), header).unwrap();
     }
     folder
 }
