@@ -6,9 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{Ground, kernel};
 use crate::setup::Kernel;
@@ -210,7 +213,16 @@ pub fn bytes(ground: &Ground, name: &str, mib: u64) -> Result<String> {
         (child.stdin.take().context("an input")?, child.stdout.take().context("an output")?);
     let start = Instant::now();
     let count = mib << 20 >> CHUNK.trailing_zeros();
+    let (whole, ended) = mpsc::channel::<()>();
+    let pid = Pid::from_raw(child.id() as i32);
     std::thread::scope(|scope| -> Result<()> {
+        let _whole = whole;
+        scope.spawn(move || {
+            if ended.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                // It is waited for below, so that the number is nobody else's.
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+        });
         scope.spawn(move || {
             let (mut noise, mut chunk) = (Noise(SEED), vec![0; CHUNK]);
             for _ in 0..count {

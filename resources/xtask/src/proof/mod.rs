@@ -36,8 +36,10 @@ use crate::tier::{Tier, Tiers};
 use crate::user;
 use crate::vmm::{Access, Machine, Vmm};
 
-/// What any one of them takes at most, with its machine emulated: fifty kills take the longest.
+/// What any one of the last tier takes at most, with its machine emulated: fifty kills take the longest.
 pub const LIMIT: Duration = Duration::from_secs(2400);
+/// And what one of the others does: a gibibyte there and back, or all that a file can be on a busy machine.
+pub const USUAL_LIMIT: Duration = Duration::from_secs(900);
 /// The programs of the host's that they use, with their packages.
 pub const PROGRAMS: [(&str, &str); 4] =
     [("ip", "iproute2"), ("iperf3", "iperf3"), ("passt", "passt"), ("e2fsck", "e2fsprogs")];

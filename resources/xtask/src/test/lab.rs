@@ -94,7 +94,8 @@ pub fn prepare(choice: &Choice, tally: &mut Tally, queue: &Queue) -> Result<()> 
     if !cases.is_empty() || !proofs.is_empty() {
         let profile = if choice.tier == Tier::Quick { Profile::Ci } else { Profile::Release };
         let kite = tally.part("building kite", |_| profile.build())?;
-        push_proofs(&mut setup, &kite, proofs, tally, queue)?;
+        let limit = if choice.tier == Tier::All { proof::LIMIT } else { proof::USUAL_LIMIT };
+        push_proofs(&mut setup, (&kite, limit), proofs, tally, queue)?;
         push_guests(&kite, &kernels, cases, queue);
     }
     push_gates(gates, choice.tier, queue);
@@ -140,7 +141,7 @@ fn push_guests(kite: &Path, kernels: &[Kernel], names: Vec<String>, queue: &Queu
 /// Devices on real guests: root's in one batch, the user's in another.
 fn push_proofs(
     setup: &mut Setup,
-    kite: &Path,
+    (kite, limit): (&Path, Duration),
     names: Vec<String>,
     tally: &mut Tally,
     queue: &Queue,
@@ -159,7 +160,7 @@ fn push_proofs(
     let kernel = setup.kernel()?;
     let arguments: Vec<OsString> =
         vec!["proofs".into(), "--kite".into(), kite.into(), "--kernel".into(), kernel.name.into()];
-    let (limit, usual) = (proof::LIMIT, Duration::from_secs(300));
+    let usual = Duration::from_secs(300);
     let (theirs, own): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.starts_with(user::MARK));
     for (what, names) in [("Proofs by root", own), ("Proofs by an ordinary user", theirs)] {
         if !names.is_empty() {
