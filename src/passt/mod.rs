@@ -2,33 +2,37 @@
 //! socket. It ends when that is closed, so it goes with kite, whatever ends kite.
 
 mod options;
+mod probe;
 mod program;
 
-use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{Mode, fchmod};
 
 use crate::doctor::Confinement;
 use crate::net::Forward;
 use crate::sandbox;
 use options::Resolvers;
+use probe::Answer;
 pub use program::find;
 
 /// The stack of the thread that waits for passt, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
 /// The longest line of passt's that is told at once, in bytes.
 const LINE: usize = 1024;
+/// How many of its lines are shown.
+const MOST_LINES: u64 = 10;
 /// The most that is read of what it says before it is ready, in bytes.
 const START: usize = 4096;
-/// What passt may take to be ready, in milliseconds. It takes milliseconds.
-const STARTS_IN: u16 = 30_000;
+/// What passt may take to be ready. It takes milliseconds.
+const STARTS_IN: Duration = Duration::from_secs(30);
 /// What passt says of itself in any case, when all is well.
 const CHATTER: [&str; 4] = ["Don't run as root", "to syslog", "Started as root", "AVX2 build"];
 
@@ -43,23 +47,37 @@ pub fn start(forwards: &[Forward], mtu: Option<u16>) -> anyhow::Result<(UnixStre
         "cannot find passt, which `--net user` needs; install it with `apt install passt` (or dnf, pacman, zypper)",
     )?;
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket")?;
-    let (ready, tell) = io::pipe().context("cannot make a pipe")?;
-    // Started by root it opens the pipe as nobody.
-    fchmod(&tell, Mode::from_bits_truncate(0o622)).context("cannot let passt write to a pipe")?;
-    let mut command = program::command(&program, [theirs.as_fd(), tell.as_fd()]);
+    let mut command = program::command(&program, theirs.as_fd());
     command.args(options::all(forwards, mtu));
     command.args(["--fd", &theirs.as_raw_fd().to_string()]);
-    command.args(["--pid", &format!("/proc/self/fd/{}", tell.as_raw_fd())]);
     let started = command.spawn();
-    drop((theirs, tell));
+    drop(theirs);
     let mut child = started.with_context(|| format!("cannot start {}", program.display()))?;
-    wait_until_ready(ready, &mut child)?;
+    wait_until_ready(&ours, &mut child)?;
     Ok((ours, child))
 }
 
 /// The resolver of this host's that passt asks for the guest and does not name to it, if there is one.
 pub fn resolver() -> Option<IpAddr> {
     Resolvers::here().unnamed()
+}
+
+/// Hands on what passt says until its end: the first lines, for a guest may have it say any number, and how many more.
+fn pass_on(from: &mut impl BufRead, mut tell: impl FnMut(&str)) {
+    let mut count = 0_u64;
+    while let Some(line) = next_line(from) {
+        if is_news(&line) {
+            count += 1;
+            match count {
+                ..=MOST_LINES => tell(&line),
+                _ if count == MOST_LINES + 1 => tell("and so on"),
+                _ => {}
+            }
+        }
+    }
+    if count > MOST_LINES {
+        tell(&format!("{} more lines were not shown", count - MOST_LINES));
+    }
 }
 
 /// passt says nothing if it gets a port for IPv6 alone.
@@ -81,16 +99,15 @@ fn next_line(from: &mut impl BufRead) -> Option<String> {
     (count > 0).then(|| String::from_utf8_lossy(&line).trim_end().to_owned())
 }
 
-/// passt writes its process id when it is ready. If it ends instead, there is nothing to read.
-fn wait_until_ready(mut ready: PipeReader, child: &mut Child) -> anyhow::Result<()> {
-    let mut fds = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
-    if poll(&mut fds, PollTimeout::from(STARTS_IN)).context("cannot hear from passt")? == 0 {
-        child.kill().and_then(|()| child.wait()).context("cannot end passt")?;
-        bail!("passt doesn't start: it said nothing for {} s", STARTS_IN / 1000);
-    }
-    let mut id = [0; 1];
-    if ready.read(&mut id).context("cannot hear from passt")? > 0 {
-        return child.stderr.as_mut().map_or(Ok(()), pass_over);
+/// Waits until passt serves. If it ends instead, it says why.
+fn wait_until_ready(socket: &UnixStream, child: &mut Child) -> anyhow::Result<()> {
+    match probe::ask(socket, STARTS_IN).context("cannot ask passt")? {
+        Answer::Ready => return child.stderr.as_mut().map_or(Ok(()), pass_over),
+        Answer::Gone => {}
+        Answer::Late => {
+            child.kill().and_then(|()| child.wait()).context("cannot end passt")?;
+            bail!("passt doesn't start: it said nothing for {} s", STARTS_IN.as_secs());
+        }
     }
     let mut said = String::new();
     if let Some(stderr) = &mut child.stderr {
@@ -135,12 +152,7 @@ pub fn watch(mut child: Child) -> anyhow::Result<()> {
     let run = move || {
         entry.confine(sandbox::Thread::Outside);
         if let Some(stderr) = child.stderr.take() {
-            let mut lines = BufReader::with_capacity(LINE, stderr);
-            while let Some(line) = next_line(&mut lines) {
-                if is_news(&line) {
-                    log::warn!("passt: {line}");
-                }
-            }
+            pass_on(&mut BufReader::with_capacity(LINE, stderr), |line| log::warn!("passt: {line}"));
         }
         match child.wait() {
             Ok(status) if status.success() => {}
@@ -156,7 +168,6 @@ pub fn watch(mut child: Child) -> anyhow::Result<()> {
 mod tests {
     use std::fs;
     use std::thread::sleep;
-    use std::time::Duration;
 
     use devices::virtio::testing::{BUFFERS, Driver};
 
@@ -246,6 +257,19 @@ mod tests {
         let host = taken.local_addr().unwrap().port();
         let error = start(&[Forward { host, guest: 80, udp: true }], None).map(drop).unwrap_err().to_string();
         assert!(error.starts_with(&format!("cannot forward UDP port {host}: ")), "{error}");
+    }
+
+    #[test]
+    fn what_a_guest_has_passt_say_is_shown_to_a_limit() {
+        let shown = |text: &str| {
+            let mut shown = Vec::new();
+            pass_on(&mut text.as_bytes(), |line| shown.push(line.to_owned()));
+            shown
+        };
+        assert_eq!(shown("Failed to send 9 bytes to syslog\none\n"), ["one"]);
+        let shown = shown(&"again\n".repeat(1000));
+        assert_eq!(shown.len() as u64, MOST_LINES + 2);
+        assert_eq!(shown[MOST_LINES as usize..], ["and so on", "990 more lines were not shown"]);
     }
 
     #[test]

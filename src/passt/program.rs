@@ -29,22 +29,22 @@ fn find_in(path: &OsString) -> Option<PathBuf> {
         .find(|file| file.is_file() && eaccess(file, AccessFlags::X_OK).is_ok())
 }
 
-/// Its command, which has no environment, no input and output but standard error, and no descriptors but `files`.
-pub(super) fn command(program: &Path, files: [BorrowedFd<'_>; 2]) -> Command {
+/// Its command, which has no environment, no input and output but standard error, and no descriptor but `file`.
+pub(super) fn command(program: &Path, file: BorrowedFd<'_>) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     // Of its own, so that a key that interrupts kite doesn't end it first.
     command.process_group(0);
-    let files = files.map(|file| file.as_raw_fd());
+    let file = file.as_raw_fd();
     let most = getrlimit(Resource::RLIMIT_NOFILE).map_or(RawFd::MAX, |(soft, _)| soft.min(1 << 20) as RawFd);
     // SAFETY: between fork and exec the closure makes system calls and nothing else: it neither allocates nor locks.
-    unsafe { command.pre_exec(move || keep_only(files, most)) };
+    unsafe { command.pre_exec(move || keep_only(file, most)) };
     command
 }
 
-/// Has the next program get standard streams and `files`, and none of what whoever started kite has left open.
-fn keep_only(files: [RawFd; 2], most: RawFd) -> io::Result<()> {
+/// Has the next program get standard streams and `file`, and none of what whoever started kite has left open.
+fn keep_only(file: RawFd, most: RawFd) -> io::Result<()> {
     const FIRST: RawFd = 3;
     // SAFETY: takes no pointer, and closes nothing in this process.
     let all =
@@ -54,13 +54,11 @@ fn keep_only(files: [RawFd; 2], most: RawFd) -> io::Result<()> {
         // SAFETY: takes no pointer, and closes nothing in this process.
         (FIRST..most).for_each(|file| unsafe { _ = libc::fcntl(file, libc::F_SETFD, libc::FD_CLOEXEC) });
     }
-    for file in files {
-        // SAFETY: takes no pointer.
-        if unsafe { libc::fcntl(file, libc::F_SETFD, 0) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+    // SAFETY: takes no pointer.
+    match unsafe { libc::fcntl(file, libc::F_SETFD, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -80,15 +78,14 @@ mod tests {
         let script = "#!/bin/sh\ncat /proc/$$/environ >$1/environ; ls -l /proc/$$/fd >$1/files\n";
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let [one, other, leaked] =
-            ["one", "other", "leaked"].map(|name| fs::File::create(folder.path().join(name)).unwrap());
+        let [its, leaked] = ["its", "leaked"].map(|name| fs::File::create(folder.path().join(name)).unwrap());
         fcntl(&leaked, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-        let mut command = command(&program, [one.as_fd(), other.as_fd()]);
+        let mut command = command(&program, its.as_fd());
         let done = command.arg(folder.path()).spawn().unwrap().wait_with_output().unwrap();
         assert!(done.status.success(), "{done:?}");
         assert_eq!(fs::read_to_string(folder.path().join("environ")).unwrap(), "");
         let files = fs::read_to_string(folder.path().join("files")).unwrap();
-        assert!(files.contains("/one\n") && files.contains("/other\n"), "{files}");
+        assert!(files.contains("/its\n"), "{files}");
         assert!(!files.contains("/leaked"), "{files}");
     }
 
