@@ -164,8 +164,10 @@ pub struct RunOptions {
     /// [,id=SERIAL]; what the guest writes to an ephemeral one is dropped at the end; may be given more than once
     #[arg(long = "disk", value_name = "DISK", value_parser = ValueParser::new(disk::parse), conflicts_with = "no_acpi")]
     pub disks: Vec<disk::Spec>,
-    /// Add a network: tap=NAME[,mac=MAC][,queues=N], a tap device of this host, made if need be; or
-    /// user[,mac=MAC][,forward=HOST:GUEST[/udp]...], through passt, without privileges; may be given more than once
+    /// Add a network: user[,mac=MAC][,mtu=N][,forward=HOST:GUEST[/udp]...], through passt, without privileges; or
+    /// tap=NAME[,mac=MAC][,mtu=N][,queues=N], a tap device of this host, made if need be. A command finds it set up:
+    /// by passt, by a DHCP server or a router behind the tap, or by ip=ADDR/LEN[,gw=ADDR][,dns=ADDR...], in IPv4 or
+    /// IPv6; ip=none leaves it to the command. May be given more than once
     #[arg(long = "net", value_name = "NETWORK", value_parser = ValueParser::new(net::parse), conflicts_with = "no_acpi")]
     pub networks: Vec<net::Spec>,
     /// Where the guest's console is [default: with kite's own initrd, serial for the kernel and virtio for its user

@@ -5,6 +5,7 @@
 //! says nothing known is not heard.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 
 use nix::sys::resource::Resource;
 use serde::de::DeserializeOwned;
@@ -40,6 +41,8 @@ pub struct Task {
     pub root: Root,
     /// Folders to be mounted below it, in this order.
     pub shares: Vec<Share>,
+    /// Its networks, in the order of their devices.
+    pub networks: Vec<Network>,
     /// The terminal, if the command gets one for standard input and output.
     pub terminal: Option<Terminal>,
 }
@@ -55,6 +58,38 @@ pub const LIMITS: [Resource; 7] = [
     Resource::RLIMIT_DATA,
     Resource::RLIMIT_AS,
 ];
+
+/// A network of the guest's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The address of its interface, by which that is found.
+    pub mac: [u8; 6],
+    /// How the interface is set up.
+    pub setup: Setup,
+}
+
+/// How an interface gets its addresses, routes and resolvers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Setup {
+    /// As a DHCP server and a router on the network say.
+    Automatic {
+        /// There is nobody else on the network, so that no address is taken.
+        alone: bool,
+        /// Resolvers beside those that are named there.
+        dns: Vec<IpAddr>,
+    },
+    /// As the command line says.
+    Fixed {
+        /// Addresses, each with the length of its network.
+        addresses: Vec<(IpAddr, u8)>,
+        /// Gateways, at most one a family.
+        gateways: Vec<IpAddr>,
+        /// Resolvers.
+        dns: Vec<IpAddr>,
+    },
+    /// Not at all: the command may do it.
+    None,
+}
 
 /// Who runs the command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +176,8 @@ impl Output {
 /// What the guest tells kite.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
+    /// What the command does without; a line says what and why.
+    Lacks(String),
     /// The command is about to be started.
     Started,
     /// Nobody writes to the output any more. Its port and this message travel apart: so many bytes went that way.
@@ -271,6 +308,10 @@ mod tests {
             limits: vec![(0, u64::MAX)],
             root: Root::Share { tag: "root".to_owned() },
             shares: vec![Share { tag: "s".to_owned(), at: odd, writable: true, nosuid: true }],
+            networks: vec![Network {
+                mac: [2, 0, 0, 0, 0, 1],
+                setup: Setup::Automatic { alone: true, dns: vec![IpAddr::from([192, 0, 2, 1])] },
+            }],
             terminal: Some(Terminal { columns: 80, rows: 24, stderr: false }),
         };
         assert_eq!(serde_json::from_slice::<Task>(&encode(&task)).unwrap(), task);

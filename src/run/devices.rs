@@ -160,14 +160,14 @@ impl Devices {
 
     /// The kernel modules of devices that the guest cannot do without, and of those that it can.
     pub fn modules(&self) -> (Vec<&'static str>, Vec<&'static str>) {
-        let mut needed = Vec::new();
+        let (mut needed, mut optional) = (Vec::new(), vec![PANIC_NOTIFIER]);
         if !self.disks.is_empty() {
             needed.push("virtio_blk");
         }
         if !self.networks.is_empty() {
             needed.push("virtio_net");
+            optional.extend(["af_packet", "ipv6"]);
         }
-        let mut optional = vec![PANIC_NOTIFIER];
         if !self.shares.is_empty() {
             needed.extend(["virtiofs", "overlay"]);
         }

@@ -27,6 +27,7 @@ use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
+use crate::net;
 use crate::sandbox::{self, Inherited, Inside, Outside, Side};
 use crate::signals::Signals;
 use crate::terminal;
@@ -61,6 +62,7 @@ fn machine(
     if options.has_command() {
         return command::run(options, gauges, inherited, group);
     }
+    options.networks.iter().try_for_each(net::Spec::check_without_command)?;
     footprint::keep_one_heap();
     check_memory(options.memory())?;
     let timeline = gauges.timeline().clone();

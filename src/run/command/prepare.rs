@@ -86,6 +86,7 @@ pub(super) fn task(
         limits: inherited.limits,
         root: shares.root(options),
         shares: shares.mounts.clone(),
+        networks: options.networks.iter().zip(0..).map(|(spec, index)| spec.task(index)).collect(),
         terminal,
     })
 }

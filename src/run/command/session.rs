@@ -31,6 +31,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How many bytes wait for a guest that does not listen; more are news of a terminal that comes and goes.
 const ORDERS_MAX: usize = 4096;
 
+/// How many lacks the user hears of: a guest may make up any number.
+const LACKS_MAX: usize = 10;
+
 /// A command's session. It lasts as long as its one machine.
 pub(super) struct Session {
     signals: Signals,
@@ -44,6 +47,8 @@ pub(super) struct Session {
     /// How the command ended, once that is known, and when something arrived last.
     ended: Option<(End, Instant)>,
     arrived: u64,
+    /// How often the guest has said that it lacks something.
+    lacks: usize,
     terminal: Option<task::Terminal>,
     timeline: Arc<Timeline>,
 }
@@ -73,6 +78,7 @@ impl Session {
             orders: Vec::new(),
             ended: None,
             arrived: 0,
+            lacks: 0,
             terminal,
             timeline,
         })
@@ -154,8 +160,14 @@ impl Session {
         let mut bytes = Vec::new();
         self.control.take_output(&mut bytes);
         let (outputs, stdin, ended) = (&self.outputs, &self.stdin, &mut self.ended);
-        let timeline = &self.timeline;
+        let (timeline, lacks) = (&self.timeline, &mut self.lacks);
         self.messages.feed(&bytes, |report| match report {
+            Report::Lacks(what) => {
+                if *lacks < LACKS_MAX {
+                    terminal::tell(&what);
+                }
+                *lacks = lacks.saturating_add(1);
+            }
             Report::Started => timeline.mark(Mark::CommandStart),
             Report::Closed { output, bytes } => outputs[output as usize].close_after(bytes),
             Report::Unread => stdin.stop(),

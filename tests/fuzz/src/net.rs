@@ -71,14 +71,14 @@ fn backend(stream: bool, pairs: usize) -> (Box<dyn Backend>, Peer) {
     if stream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
-        return (Box::new(Stream::new(ours).unwrap()), Peer::Stream(theirs));
+        return (Box::new(Stream::new(ours, None).unwrap()), Peer::Stream(theirs));
     }
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
     let file = File::from(OwnedFd::from(ours));
     let files = (0..pairs).map(|_| file.try_clone().unwrap()).collect();
-    (Box::new(Tap::new(files)), Peer::Tap(theirs))
+    (Box::new(Tap::new(files, None)), Peer::Tap(theirs))
 }
 
 pub fn run(data: &[u8]) {

@@ -33,10 +33,14 @@ const LONGEST: usize = 65562;
 const QUEUE_SIZE: u16 = 256;
 /// Entries of the control queue.
 const CONTROL_QUEUE_SIZE: u16 = 64;
+/// The least MTU that a device may offer (§5.1.4.1): every link carries that much.
+const LEAST_MTU: u16 = 68;
 /// How many packets a backend is given at once.
 const BATCH: usize = 32;
 /// Where the configuration space has the status (§5.1.4).
 const STATUS: usize = 6;
+/// Where it has the MTU, its last field here.
+const MTU: usize = 10;
 
 /// A feature's bit.
 const fn bit(feature: u32) -> u64 {
@@ -123,7 +127,8 @@ impl Net {
         config[..STATUS].copy_from_slice(&mac);
         config[STATUS] = VIRTIO_NET_S_LINK_UP as u8;
         config[8..10].copy_from_slice(&pairs.to_le_bytes());
-        config[10..].copy_from_slice(&backend.mtu().unwrap_or(0).to_le_bytes());
+        let mtu = backend.mtu().filter(|mtu| *mtu >= LEAST_MTU);
+        config[MTU..].copy_from_slice(&mtu.unwrap_or(0).to_le_bytes());
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * usize::from(pairs)];
         if pairs > 1 {
             queue_sizes.push(CONTROL_QUEUE_SIZE);
@@ -206,7 +211,7 @@ impl VirtioDevice for Net {
     fn features(&self) -> u64 {
         let mut features = self.backend.features();
         features |= bit(VIRTIO_NET_F_MAC) | bit(VIRTIO_NET_F_STATUS) | bit(VIRTIO_NET_F_MRG_RXBUF);
-        if self.backend.mtu().is_some() {
+        if self.config[MTU..] != [0; 2] {
             features |= bit(VIRTIO_NET_F_MTU);
         }
         if self.receivers.len() > 1 {

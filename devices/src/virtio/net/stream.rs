@@ -23,6 +23,7 @@ const MTU: u16 = 65520;
 /// A socket that carries frames.
 pub struct Stream {
     socket: UnixStream,
+    mtu: u16,
     state: Arc<Mutex<State>>,
 }
 
@@ -37,15 +38,16 @@ struct State {
 }
 
 impl Stream {
-    /// Sends and receives over `socket`, which is connected.
+    /// Sends and receives over `socket`, which is connected. The guest should send no packets longer than `mtu`, or than
+    /// what frames have room for.
     ///
     /// # Errors
     /// The socket cannot be made non-blocking.
-    pub fn new(socket: UnixStream) -> io::Result<Self> {
+    pub fn new(socket: UnixStream, mtu: Option<u16>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let incoming = vec![0; INCOMING].into_boxed_slice();
         let state = State { incoming, start: 0, end: 0, outgoing: Vec::new() };
-        Ok(Self { socket, state: Arc::new(Mutex::new(state)) })
+        Ok(Self { socket, mtu: mtu.unwrap_or(MTU), state: Arc::new(Mutex::new(state)) })
     }
 
     /// The same connection for the next machine, which goes on in the middle of a frame if need be. Of one connection there
@@ -54,7 +56,7 @@ impl Stream {
     /// # Errors
     /// The process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { socket: self.socket.try_clone()?, state: self.state.clone() })
+        Ok(Self { socket: self.socket.try_clone()?, mtu: self.mtu, state: self.state.clone() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -113,7 +115,7 @@ impl Backend for Stream {
     }
 
     fn mtu(&self) -> Option<u16> {
-        Some(MTU)
+        Some(self.mtu)
     }
 
     fn sources(&self) -> Vec<Source<'_>> {

@@ -33,6 +33,7 @@ const GUEST_OFFLOADS: u64 = bit(VIRTIO_NET_F_CSUM)
 pub struct Tap {
     queues: Vec<File>,
     features: u64,
+    mtu: Option<u16>,
     /// Packets that the tap didn't take, since the driver came up.
     lost: u64,
     warned: bool,
@@ -40,9 +41,9 @@ pub struct Tap {
 
 impl Tap {
     /// A tap of which `queues`, at least one, are open for this device alone: non-blocking, with headers of
-    /// [`super::HEADER`] bytes and no packet information.
-    pub fn new(queues: Vec<File>) -> Self {
-        let mut tap = Self { queues, features: 0, lost: 0, warned: false };
+    /// [`super::HEADER`] bytes and no packet information. `mtu` is the interface's, where it is known.
+    pub fn new(queues: Vec<File>, mtu: Option<u16>) -> Self {
+        let mut tap = Self { queues, features: 0, mtu, lost: 0, warned: false };
         let all = OFFLOADS.iter().fold(0, |all, (_, flag)| all | flag);
         if tap.set_offloads(all).is_ok() {
             tap.features = OFFLOADS.iter().fold(GUEST_OFFLOADS, |all, (feature, _)| all | bit(*feature));
@@ -94,6 +95,10 @@ impl Backend for Tap {
 
     fn pairs(&self) -> u16 {
         self.queues.len() as u16
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        self.mtu
     }
 
     fn sources(&self) -> Vec<Source<'_>> {

@@ -28,7 +28,7 @@ fn tap(features: u64) -> (Driver, UnixDatagram) {
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
     let file = File::from(OwnedFd::from(ours));
-    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Tap::new(vec![file])), MAC)));
+    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Tap::new(vec![file], None)), MAC)));
     driver.start(features);
     (driver, theirs)
 }
@@ -192,4 +192,17 @@ fn what_is_held_goes_back_when_the_device_settles() {
     peer.send(&packet(700, 1)).unwrap();
     driver.serve_source(0);
     assert_eq!(received(&mut driver, place), [frame(700, 1)]);
+}
+
+#[test]
+fn the_mtu_of_a_tap_is_offered_unless_no_link_has_so_little() {
+    for (mtu, offered) in [(None, 0), (Some(0), 0), (Some(67), 0), (Some(68), 68), (Some(9000), 9000)] {
+        let (ours, _theirs) = UnixDatagram::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let backend = Tap::new(vec![File::from(OwnedFd::from(ours))], mtu);
+        let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(backend), MAC)));
+        assert_eq!(driver.offered() & bit(VIRTIO_NET_F_MTU) != 0, offered != 0, "{mtu:?}");
+        driver.start(if offered == 0 { 0 } else { bit(VIRTIO_NET_F_MTU) });
+        assert_eq!(driver.config(10, 2), u16::to_le_bytes(offered));
+    }
 }

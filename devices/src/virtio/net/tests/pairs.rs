@@ -41,7 +41,7 @@ fn two(features: u64) -> (Driver, [UnixDatagram; 2]) {
         files.push(File::from(OwnedFd::from(ours)));
         peers.push(theirs);
     }
-    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Two(Tap::new(files))), MAC)));
+    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Two(Tap::new(files, None))), MAC)));
     driver.start(features);
     (driver, peers.try_into().unwrap())
 }
