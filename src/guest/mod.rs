@@ -7,6 +7,7 @@ mod command;
 mod console;
 mod job;
 mod modules;
+mod network;
 mod power;
 mod report;
 

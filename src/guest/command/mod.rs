@@ -2,6 +2,7 @@
 //! ended.
 
 mod child;
+mod names;
 mod net;
 mod ports;
 mod root;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::power;
+use super::{network, power};
 use crate::task::{End, Report, Task};
 use ports::{Control, Ports};
 
@@ -43,10 +44,27 @@ fn carry_out(task: &Task, ports: Ports) -> anyhow::Result<End> {
     root::enter(task)?;
     // Neither is worth failing for: a kernel without networking has no loopback either.
     let _ = net::bring_up_loopback();
+    connect(task, &ports.control);
     let _ = fs::write("/proc/sys/kernel/printk", LOG_LEVEL);
     let end = child::run(task, ports);
     root::leave(task);
     end
+}
+
+/// Sets up the guest's networks, and its names. What cannot be is said, and the command goes without it.
+fn connect(task: &Task, control: &Control) {
+    let lacks = |what| control.tell(&Report::Lacks(what));
+    if let Err(error) = names::add_own(&task.root, root::HOST_NAME) {
+        lacks(format!("the guest does not know its own name: cannot write /etc/hosts in it: {error}"));
+    }
+    if task.networks.is_empty() {
+        return;
+    }
+    let known = network::set_up(&task.networks);
+    if let Err(error) = names::set_resolvers(&task.root, &known) {
+        lacks(format!("the guest has no resolvers: cannot write /etc/resolv.conf in it: {error}"));
+    }
+    known.lacks.into_iter().for_each(lacks);
 }
 
 /// Something both threads and the main program tell kite.

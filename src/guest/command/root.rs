@@ -15,6 +15,8 @@ use nix::unistd::{chdir, chroot, sethostname, sync};
 
 use crate::task::{Root, Share, Task};
 
+/// The guest's own name.
+pub(super) const HOST_NAME: &str = "kite";
 /// The shared folder as it is.
 const LOWER: &str = "/lower";
 /// The memory that takes what is written.
@@ -48,7 +50,7 @@ pub(super) fn enter(task: &Task) -> anyhow::Result<()> {
     chdir("/").context("cannot enter the root folder")?;
     // From inside, so that no symbolic link leads elsewhere.
     task.shares.iter().try_for_each(mount_share)?;
-    sethostname("kite").context("cannot set the host's name")?;
+    sethostname(HOST_NAME).context("cannot set the host's name")?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
         .context("cannot raise the limit of open files")
 }
