@@ -82,7 +82,10 @@ impl Server {
         let node = call.header.node;
         let attr = if flags & flag::GETATTR_FH != 0 {
             let open = self.table().handle(node, handle)?;
-            self.stat_open(node, &open.file)?
+            match open.descriptor() {
+                Some(file) => self.stat_open(node, &file)?,
+                None => self.stat(node)?,
+            }
         } else {
             self.stat(node)?
         };
@@ -105,14 +108,18 @@ impl Server {
     pub(super) fn set_attributes(&self, call: &mut Call<'_>) -> Placed {
         let change = Change::parse(call)?;
         let node = call.header.node;
-        let open =
-            if change.has(flag::FATTR_FH) { Some(self.table().handle(node, change.handle)?) } else { None };
-        let held = match open {
-            Some(open) => Held::Open(open),
-            None => self.folder(node)?,
+        let own = change.has(flag::FATTR_FH);
+        let held = if own {
+            let open = self.table().handle(node, change.handle)?;
+            self.file(call, &open)?
+        } else {
+            self.folder(node)?
         };
+        if change.has(flag::FATTR_MODE | flag::FATTR_UID | flag::FATTR_GID) {
+            self.reclaim(node, &held)?;
+        }
         if change.has(flag::FATTR_SIZE) {
-            self.resize(node, &held, &change)?;
+            self.resize(node, &held, own, &change)?;
         }
         if change.has(flag::FATTR_UID | flag::FATTR_GID) {
             self.set_owner(&held, &change)?;
@@ -140,11 +147,11 @@ impl Server {
         host::chown(held, id(flag::FATTR_UID, change.uid), gid)
     }
 
-    fn resize(&self, node: u64, held: &Held, change: &Change) -> Result<(), Stop> {
+    fn resize(&self, node: u64, held: &Held, own: bool, change: &Change) -> Result<(), Stop> {
         let size = i64::try_from(change.size).map_err(|_| Errno::EFBIG)?;
-        match held {
-            Held::Open(open) if change.has(flag::FATTR_FH) => ftruncate(&open.file, size)?,
-            _ => ftruncate(self.reopen(node, held, OFlag::O_WRONLY.bits())?, size)?,
+        match own {
+            true => ftruncate(held, size)?,
+            false => ftruncate(self.reopen(node, held, OFlag::O_WRONLY.bits())?, size)?,
         }
         Ok(self.written(held, change.has(flag::FATTR_KILL_SUIDGID))?)
     }
@@ -232,6 +239,7 @@ impl Server {
             return Err(Errno::EPERM.into());
         }
         let file = self.folder(call.header.node)?;
+        self.reclaim(call.header.node, &file)?;
         self.descriptors.set_attribute(&file, name, value, flags)?;
         if how & flag::SETXATTR_ACL_KILL_SGID != 0 {
             let mode = host::stat(&file)?.attr.mode & 0o7777;
@@ -260,7 +268,9 @@ impl Server {
     /// Removes an extended attribute.
     pub(super) fn remove_xattr(&self, call: &mut Call<'_>) -> Placed {
         let name = call.args.string()?;
-        self.descriptors.remove_attribute(self.folder(call.header.node)?, name)?;
+        let file = self.folder(call.header.node)?;
+        self.reclaim(call.header.node, &file)?;
+        self.descriptors.remove_attribute(&file, name)?;
         Ok(0)
     }
 }

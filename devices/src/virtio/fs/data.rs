@@ -59,12 +59,13 @@ impl Server {
         } else if let Some(handle) = self.table().open_shared(node)? {
             return self.opened(call, handle, flag::FOPEN_KEEP_CACHE);
         }
+        self.have_room(call)?;
         let held = self.held(node)?;
         let file = self.reopen(node, &held, access | truncate)?;
         if truncate != 0 {
             self.written(&file, how & flag::OPEN_KILL_SUIDGID != 0)?;
         }
-        let handle = self.table().open(node, Open::file(file, writable))?;
+        let handle = self.handle(node, Open::file(access), file)?;
         self.opened(call, handle, flag::FOPEN_KEEP_CACHE)
     }
 
@@ -84,6 +85,7 @@ impl Server {
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
         let access = asked & libc::O_ACCMODE;
+        self.make_room()?;
         let made = {
             let _masked = self.descriptors.masked(mask)?;
             let _caller = Caller::new(call.header.uid, call.header.gid);
@@ -96,8 +98,7 @@ impl Server {
         };
         let node = self.entry(call, (call.header.node, &parent), name, stat)?;
         let opened = self.open_created(node, file, asked, how);
-        let writable = access != libc::O_RDONLY;
-        let opened = opened.and_then(|file| Ok(self.table().open(node, Open::file(file, writable))?));
+        let opened = opened.and_then(|file| Ok(self.handle(node, Open::file(access), file)?));
         match opened {
             Ok(handle) => self.opened(call, handle, 0),
             Err(stop) => {
@@ -113,6 +114,7 @@ impl Server {
         let mask = call.args.u32()?;
         let parent = self.folder(call.header.node)?;
         let access = asked & libc::O_ACCMODE;
+        self.make_room()?;
         let file = {
             let _masked = self.descriptors.masked(mask)?;
             let _caller = Caller::new(call.header.uid, call.header.gid);
@@ -121,7 +123,7 @@ impl Server {
         let stat = host::stat(&file)?;
         let (node, ino) = self.table().found(call.header.node, c"", stat.identity)?;
         let attr = Attr { ino, ..self.shown(stat.attr, &file, c"") };
-        match self.table().open(node, Open::file(file, access != libc::O_RDONLY)) {
+        match self.handle(node, Open::file(access), file) {
             Ok(handle) => {
                 call.out.entry_out(node, &attr, self.valid());
                 self.opened(call, handle, 0)
@@ -139,12 +141,14 @@ impl Server {
         let _address = call.args.u64()?;
         let (_given, room) = (call.args.u32()?, call.args.u32()? as usize);
         let open = self.table().handle(call.header.node, handle)?;
+        let file = self.file(call, &open)?;
         let mut answer = match libc::Ioctl::from(code) {
-            libc::FS_IOC_GETFLAGS => host::flags(&open.file)?.to_le_bytes().to_vec(),
-            host::GET_EXTENDED => host::extended_flags(&open.file)?.to_vec(),
+            libc::FS_IOC_GETFLAGS => host::flags(&file)?.to_le_bytes().to_vec(),
+            host::GET_EXTENDED => host::extended_flags(&file)?.to_vec(),
             libc::FS_IOC_SETFLAGS if !self.share.writable => return Err(Errno::EROFS.into()),
             libc::FS_IOC_SETFLAGS => {
-                host::set_flags(&open.file, call.args.u32()?)?;
+                self.reclaim(call.header.node, &file)?;
+                host::set_flags(&file, call.args.u32()?)?;
                 Vec::new()
             }
             _ => return Err(Errno::ENOTTY.into()),
@@ -178,8 +182,8 @@ impl Server {
             call.may_wait()?;
         }
         // Two statements: the table is not locked meanwhile.
-        let open = self.table().release(call.header.node, handle);
-        drop(open?);
+        let file = self.table().release(call.header.node, handle);
+        drop(file?);
         Ok(0)
     }
 
@@ -196,7 +200,8 @@ impl Server {
         if len > MOST_AT_ONCE {
             call.may_wait()?;
         }
-        let file = &open.file;
+        let file = self.file(call, &open)?;
+        let file = &file;
         if call.wait {
             return Ok(call.exchange.fill(OUT_HEADER, len, file, offset, true)?);
         }
@@ -220,17 +225,18 @@ impl Server {
             return Err(Errno::EINVAL.into());
         }
         check_offset(offset)?;
+        let file = self.file(call, &open)?;
         let mut done = 0;
         while done < size {
             let at = offset + done as u64;
-            match call.exchange.drain(IN_HEADER + WRITE_IN + done, size - done, &open.file, at, append) {
+            match call.exchange.drain(IN_HEADER + WRITE_IN + done, size - done, &file, at, append) {
                 Ok(0) => break,
                 Ok(more) => done += more,
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error.into()),
             }
         }
-        self.written(&open.file, how & flag::WRITE_KILL_SUIDGID != 0)?;
+        self.written(&file, how & flag::WRITE_KILL_SUIDGID != 0)?;
         call.out.u32(done as u32);
         call.out.u32(0);
         Ok(0)
@@ -243,9 +249,11 @@ impl Server {
         }
         let (handle, flags) = (call.args.u64()?, call.args.u32()?);
         let open = self.table().handle(call.header.node, handle)?;
+        // One that has given its descriptor back may have been written to through it.
+        let file = self.file(call, &open)?;
         match flags & flag::FSYNC_FDATASYNC {
-            0 => fsync(&open.file)?,
-            _ => fdatasync(&open.file)?,
+            0 => fsync(&file)?,
+            _ => fdatasync(&file)?,
         }
         Ok(0)
     }
@@ -266,7 +274,8 @@ impl Server {
         }
         let handle = call.args.u64()?;
         let open = self.table().handle(call.header.node, handle)?;
-        close(dup(&open.file)?)?;
+        let file = self.file(call, &open)?;
+        close(dup(&file)?)?;
         Ok(0)
     }
 
@@ -275,8 +284,9 @@ impl Server {
         let (handle, offset, len) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
         let mode = FallocateFlags::from_bits_retain(call.args.u32()?.cast_signed());
         let open = self.table().handle(call.header.node, handle)?;
-        fallocate(&open.file, mode, offset.cast_signed(), len.cast_signed())?;
-        self.written(&open.file, false)?;
+        let file = self.file(call, &open)?;
+        fallocate(&file, mode, offset.cast_signed(), len.cast_signed())?;
+        self.written(&file, false)?;
         Ok(0)
     }
 
@@ -287,7 +297,7 @@ impl Server {
         if open.listing.is_some() || ![libc::SEEK_DATA, libc::SEEK_HOLE].contains(&whence) {
             return Err(Errno::EINVAL.into());
         }
-        let at = host::seek(&open.file, offset, whence)?;
+        let at = host::seek(self.file(call, &open)?, offset, whence)?;
         call.out.u64(at);
         Ok(0)
     }
@@ -300,10 +310,11 @@ impl Server {
             let table = self.table();
             (table.handle(call.header.node, from)?, table.handle(to_node, to)?)
         };
-        let from = (from.file.as_fd(), at.cast_signed());
-        let target = (to.file.as_fd(), to_at.cast_signed());
-        let done = host::copy(from, target, len.min(MOST_COPIED) as usize)?;
-        self.written(&to.file, false)?;
+        let (from, to) = (self.file(call, &from)?, self.file_of(to_node, &to)?);
+        let source = (from.as_fd(), at.cast_signed());
+        let target = (to.as_fd(), to_at.cast_signed());
+        let done = host::copy(source, target, len.min(MOST_COPIED) as usize)?;
+        self.written(&to, false)?;
         call.out.u32(done as u32);
         call.out.u32(0);
         Ok(0)

@@ -76,6 +76,12 @@ impl Listing {
         Ok(())
     }
 
+    /// Forgets all but where the guest is: the directory is opened again when more is asked for.
+    pub(super) fn forget(&mut self) {
+        // No entry is there: whatever is asked for next is looked for.
+        *self = Self { position: u64::MAX, ..Self::default() };
+    }
+
     /// Hands entries to `take` until it does not take one, or they end.
     fn each(&mut self, dir: &OwnedFd, mut take: impl FnMut(&Entry<'_>) -> bool) -> Result<(), Errno> {
         loop {
@@ -107,8 +113,9 @@ impl Server {
             return Err(Errno::ENOTDIR.into());
         }
         let held = self.held(node)?;
+        self.have_room(call)?;
         let file = host::open_at(&held, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-        let handle = self.table().open(node, Open::directory(file))?;
+        let handle = self.handle(node, Open::directory(), file)?;
         self.opened(call, handle, flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR)
     }
 
@@ -126,13 +133,14 @@ impl Server {
         let room = (size.min(MOST_DATA) as usize).min(call.room()).min(MOST_REPLY);
         let node = call.header.node;
         let place = self.table().place(node)?.0;
-        if place != ROOT_PLACE && self.is_words(place, &open.file)? {
+        let file = self.file(call, &open)?;
+        if place != ROOT_PLACE && self.is_words(place, &file)? {
             return Ok(0);
         }
         let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
-        listing.go_to(&open.file, position)?;
+        listing.go_to(&file, position)?;
         let mut full = false;
-        let listed = listing.each(&open.file, |entry| {
+        let listed = listing.each(&file, |entry| {
             let name = entry.name.to_bytes();
             let len = DIRENT + name.len() + padding(name.len()) + if plus { ENTRY_OUT } else { 0 };
             full = call.out.len() + len > room;
@@ -140,7 +148,7 @@ impl Server {
                 return false;
             }
             if plus {
-                self.entry_plus(call, &open.file, entry.name);
+                self.entry_plus(call, &file, entry.name);
             }
             let ino = self.table().places.visible(place, entry.ino);
             call.out.dirent(ino, entry.next, u32::from(entry.kind), name);

@@ -23,6 +23,7 @@ mod places;
 mod pool;
 mod protocol;
 mod reach;
+mod room;
 mod server;
 mod table;
 #[cfg(test)]

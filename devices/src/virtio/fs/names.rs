@@ -119,18 +119,26 @@ impl Server {
         self.made(call, &parent, name)
     }
 
-    /// What will lose the name: the guest may still use it, by its node. Nothing is done if there is none, which the
-    /// call that follows will tell.
-    fn about_to_go(&self, parent: &Held, name: &CStr) -> Option<(Stat, std::os::fd::OwnedFd)> {
-        let fd = host::open_at(parent, name, libc::O_PATH, 0).ok()?;
-        Some((host::stat(&fd).ok()?, fd))
+    /// What will lose the name: the guest may still use it, by its node or by what it has open. Nothing is done if there is
+    /// none, which the call that follows will tell.
+    ///
+    /// # Errors
+    /// It has more open than there is room for (ENFILE).
+    fn about_to_go(&self, parent: &Held, name: &CStr) -> Result<Option<(Stat, Held)>, Errno> {
+        let Ok(fd) = host::open_at(parent, name, libc::O_PATH, 0).map(Arc::new) else { return Ok(None) };
+        let Ok(stat) = host::stat(&fd) else { return Ok(None) };
+        let node = self.table().node(stat.identity);
+        if let Some(node) = node {
+            self.reclaim(node, &fd)?;
+        }
+        Ok(Some((stat, fd)))
     }
 
     /// Removes a name.
     pub(super) fn unlink(&self, call: &mut Call<'_>, flags: i32) -> Placed {
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
-        let gone = self.about_to_go(&parent, name);
+        let gone = self.about_to_go(&parent, name)?;
         host::unlink_at(&parent, name, flags)?;
         if let Some((stat, fd)) = gone {
             self.table().keep_gone(stat.identity, fd);
@@ -154,7 +162,8 @@ impl Server {
         let source = call.header.node;
         let (from, to) = (self.folder(source)?, self.folder(target)?);
         let exchange = flags & libc::RENAME_EXCHANGE != 0;
-        let gone = if exchange { None } else { self.about_to_go(&to, new_name) };
+        let gone = if exchange { None } else { self.about_to_go(&to, new_name)? };
+        let moving = self.moving();
         host::rename_at((from.as_fd(), name), (to.as_fd(), new_name), flags)?;
         let moved = host::stat_at(&to, new_name);
         let back = if exchange { host::stat_at(&from, name).ok() } else { None };
@@ -165,6 +174,7 @@ impl Server {
         if let Some(back) = back {
             table.renamed(source, name, back.identity);
         }
+        drop(moving);
         // Two names of one file are left as they are.
         if let Some((stat, fd)) = gone
             && moved.is_ok_and(|moved| moved.identity != stat.identity)

@@ -1,8 +1,11 @@
 //! What the guest has open: a handle is one open file or directory of the host's.
+//!
+//! A file that is open takes a descriptor of the host's only while it is used: one that was idle gives it back when others
+//! need it, and is opened again, by its name, when it is used again (`room`).
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 
@@ -11,31 +14,70 @@ use super::table::NONE;
 
 /// An open file or directory.
 pub struct Open {
-    /// The host's.
-    pub file: OwnedFd,
+    /// The host's; none if it was given back.
+    file: Mutex<Option<Arc<OwnedFd>>>,
+    /// When the file was born whose descriptor was given back, if the host tells: the number of one that is gone may be
+    /// another's by then.
+    born: Mutex<Option<(i64, u32)>>,
+    /// What it may be used for (`O_ACCMODE`).
+    pub access: i32,
     /// Of a directory: how far it is listed.
     pub listing: Option<Mutex<Listing>>,
-    /// It is a regular file that can only be read: as every read says where, all handles of a file may have the same.
-    pub shareable: bool,
     /// How many handles have it.
     handles: AtomicU32,
+    /// It was used since the hand last passed.
+    recent: AtomicBool,
+    /// Its place among those that have a descriptor.
+    place: AtomicU32,
 }
 
 impl Open {
-    /// A regular file, that can be written to or not.
-    pub fn file(file: OwnedFd, writable: bool) -> Self {
-        Self { file, listing: None, shareable: !writable, handles: AtomicU32::new(0) }
+    fn new(access: i32, listing: Option<Mutex<Listing>>) -> Self {
+        let (handles, recent, place) = (AtomicU32::new(0), AtomicBool::new(true), AtomicU32::new(NONE));
+        let (file, born) = (Mutex::new(None), Mutex::new(None));
+        Self { file, born, access, listing, handles, recent, place }
+    }
+
+    /// A regular file, opened for `access`.
+    pub fn file(access: i32) -> Self {
+        Self::new(access, None)
     }
 
     /// A directory, at its beginning.
-    pub fn directory(file: OwnedFd) -> Self {
-        Self { file, listing: Some(Mutex::default()), shareable: false, handles: AtomicU32::new(0) }
+    pub fn directory() -> Self {
+        Self::new(libc::O_RDONLY, Some(Mutex::default()))
+    }
+
+    /// It is a regular file that can only be read: as every read says where, all handles of a file may have the same.
+    fn is_shareable(&self) -> bool {
+        self.access == libc::O_RDONLY && self.listing.is_none()
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its descriptor, unless that was given back.
+    pub fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.recent.store(true, Ordering::Relaxed);
+        self.slot().clone()
+    }
+
+    /// Whether this is the file whose descriptor was given back, as far as the host tells.
+    pub fn is(&self, born: Option<(i64, u32)>) -> bool {
+        let known = *self.born.lock().unwrap_or_else(PoisonError::into_inner);
+        known.is_none() || known == born
+    }
+
+    /// Nobody uses its descriptor at this moment.
+    fn is_idle(&self) -> bool {
+        self.slot().as_ref().is_some_and(|file| Arc::strong_count(file) == 1)
     }
 }
 
 /// The most handles, as long as they are of few files: 8 MiB.
 const MOST_HANDLES: usize = 1 << 18;
-/// How many handles of a file are looked at for one to share.
+/// How many handles of a file are looked at for one to share, or one that has a descriptor.
 const MOST_LOOKED_AT: usize = 4;
 
 struct Slot {
@@ -50,8 +92,9 @@ struct Slot {
 pub struct Opened {
     slots: Vec<Slot>,
     free: u32,
-    /// How many files are open.
-    files: usize,
+    /// What has a descriptor, with its node, and the hand of a clock that goes round among them.
+    present: Vec<(u32, Arc<Open>)>,
+    hand: usize,
     most: usize,
     /// The largest generation so far; a slot that is new begins there.
     newest: u32,
@@ -63,9 +106,10 @@ fn number(index: u32, generation: u32) -> u64 {
 }
 
 impl Opened {
-    /// None, and at most `most` files.
+    /// None, and at most `most` descriptors.
     pub fn new(most: usize) -> Self {
-        Self { slots: Vec::new(), free: NONE, files: 0, most: most.max(8), newest: 0, first: 0 }
+        let most = most.max(8);
+        Self { slots: Vec::new(), free: NONE, present: Vec::new(), hand: 0, most, newest: 0, first: 0 }
     }
 
     /// None, for another session: its numbers are none of these.
@@ -79,17 +123,26 @@ impl Opened {
         (slot.open.is_some() && number(index, slot.generation) == handle).then_some((index, slot))
     }
 
+    /// The files that a node has open whose first handle is `first`, from the last opened on.
+    fn of_node(&self, first: u32) -> impl Iterator<Item = &Arc<Open>> {
+        let slots =
+            std::iter::successors(self.slots.get(first as usize), |slot| self.slots.get(slot.next as usize));
+        slots.filter_map(|slot| slot.open.as_ref())
+    }
+
     /// What another handle of a node whose first is `first` has open to be read, if one has.
     pub fn shared(&self, first: u32) -> Option<Arc<Open>> {
-        let mut at = first;
-        for _ in 0..MOST_LOOKED_AT {
-            let slot = self.slots.get(at as usize)?;
-            match &slot.open {
-                Some(open) if open.shareable => return Some(open.clone()),
-                _ => at = slot.next,
-            }
-        }
-        None
+        self.of_node(first).take(MOST_LOOKED_AT).find(|open| open.is_shareable()).cloned()
+    }
+
+    /// A descriptor that a node whose first handle is `first` has.
+    pub fn descriptor(&self, first: u32) -> Option<Arc<OwnedFd>> {
+        self.of_node(first).take(MOST_LOOKED_AT).find_map(|open| open.descriptor())
+    }
+
+    /// What a node whose first handle is `first` has open without a descriptor.
+    pub fn without_descriptor(&self, first: u32) -> Vec<Arc<Open>> {
+        self.of_node(first).filter(|open| open.slot().is_none()).cloned().collect()
     }
 
     /// Opens one more handle of `node`, whose first is `first`.
@@ -97,10 +150,6 @@ impl Opened {
     /// # Errors
     /// There are too many (ENFILE).
     pub fn open(&mut self, node: u32, first: &mut u32, open: Arc<Open>) -> Result<u64, Errno> {
-        let new = open.handles.load(Ordering::Relaxed) == 0;
-        if new && self.files >= self.most {
-            return Err(Errno::ENFILE);
-        }
         let index = match self.slots.get_mut(self.free as usize) {
             Some(slot) => std::mem::replace(&mut self.free, slot.next),
             None => {
@@ -111,7 +160,6 @@ impl Opened {
                 self.slots.len() as u32 - 1
             }
         };
-        self.files += usize::from(new);
         open.handles.fetch_add(1, Ordering::Relaxed);
         let slot = &mut self.slots[index as usize];
         slot.generation = slot.generation.wrapping_add(1);
@@ -131,13 +179,8 @@ impl Opened {
         slot.and_then(|(_, slot)| slot.open.clone()).ok_or(Errno::EBADF)
     }
 
-    /// What a node whose first handle is `first` has open, last opened.
-    pub fn first(&self, first: u32) -> Option<Arc<Open>> {
-        self.slots.get(first as usize).and_then(|slot| slot.open.clone())
-    }
-
-    /// Closes a handle of the node whose first is `first`.
-    pub fn close(&mut self, handle: u64, first: &mut u32) -> Option<Arc<Open>> {
+    /// Closes a handle of the node whose first is `first`; answers the descriptor that nobody needs then.
+    pub fn close(&mut self, handle: u64, first: &mut u32) -> Option<Arc<OwnedFd>> {
         let index = self.slot(handle)?.0;
         let next = self.slots[index as usize].next;
         if *first == index {
@@ -155,9 +198,65 @@ impl Opened {
         let slot = &mut self.slots[index as usize];
         slot.next = std::mem::replace(&mut self.free, index);
         let open = slot.open.take()?;
-        if open.handles.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.files -= 1;
+        if open.handles.fetch_sub(1, Ordering::Relaxed) == 1 { self.take(&open) } else { None }
+    }
+
+    /// Whether there are as many descriptors as there may be.
+    pub fn is_full(&self) -> bool {
+        self.present.len() >= self.most
+    }
+
+    /// Gives a file of `node` its descriptor, unless it has one, or no handle has it any more; answers the one that is used.
+    pub fn give(&mut self, node: u32, open: &Arc<Open>, file: Arc<OwnedFd>) -> Arc<OwnedFd> {
+        let mut slot = open.slot();
+        if let Some(known) = &*slot {
+            return known.clone();
         }
-        Some(open)
+        if open.handles.load(Ordering::Relaxed) > 0 {
+            *slot = Some(file.clone());
+            open.recent.store(true, Ordering::Relaxed);
+            open.place.store(self.present.len() as u32, Ordering::Relaxed);
+            self.present.push((node, open.clone()));
+        }
+        file
+    }
+
+    /// Takes a file's descriptor, if it has one.
+    fn take(&mut self, open: &Open) -> Option<Arc<OwnedFd>> {
+        let file = open.slot().take()?;
+        let place = open.place.swap(NONE, Ordering::Relaxed);
+        if (place as usize) < self.present.len() {
+            self.present.swap_remove(place as usize);
+            if let Some((_, moved)) = self.present.get(place as usize) {
+                moved.place.store(place, Ordering::Relaxed);
+            }
+        }
+        Some(file)
+    }
+
+    /// As [`Self::take`], if nobody uses it at this moment. What is listed of a directory goes along. The file was `born`
+    /// then, if the host tells.
+    pub fn take_idle(&mut self, open: &Open, born: Option<(i64, u32)>) -> Option<Arc<OwnedFd>> {
+        if !open.is_idle() {
+            return None;
+        }
+        *open.born.lock().unwrap_or_else(PoisonError::into_inner) = born;
+        if let Some(listing) = &open.listing {
+            // Who lists it at this moment uses it.
+            listing.try_lock().ok()?.forget();
+        }
+        self.take(open)
+    }
+
+    /// The next that was not used for a round, with its node.
+    pub fn idle(&mut self) -> Option<(u32, Arc<Open>)> {
+        for _ in 0..2 * self.present.len() {
+            self.hand = if self.hand + 1 < self.present.len() { self.hand + 1 } else { 0 };
+            let (node, open) = &self.present[self.hand];
+            if !open.recent.swap(false, Ordering::Relaxed) && open.is_idle() {
+                return Some((*node, open.clone()));
+            }
+        }
+        None
     }
 }

@@ -1,7 +1,7 @@
 //! How the nodes of a [`Table`] are reached: by descriptors that are kept or open, or by the way to them.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -10,23 +10,8 @@ use super::host::Identity;
 use super::opened::Open;
 use super::table::{DEEPEST, NONE, ROOT, Table};
 
-/// A descriptor that a node has.
-#[derive(Clone)]
-pub enum Held {
-    /// One that is kept, with `O_PATH`.
-    Kept(Arc<OwnedFd>),
-    /// That of an open file.
-    Open(Arc<Open>),
-}
-
-impl AsFd for Held {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Kept(fd) => fd.as_fd(),
-            Self::Open(open) => open.file.as_fd(),
-        }
-    }
-}
+/// A descriptor of a node: one that is kept, with `O_PATH`, or that of an open file.
+pub type Held = Arc<OwnedFd>;
 
 /// A step from a directory to a node in it.
 pub struct Step {
@@ -65,9 +50,9 @@ impl Table {
     fn descriptor(&mut self, index: u32) -> Option<Held> {
         let node = &self.nodes[index as usize];
         if index == ROOT || node.kept != NONE {
-            return Some(Held::Kept(self.kept.get(node.kept)));
+            return Some(self.kept.get(node.kept));
         }
-        self.opened.first(node.opened).map(Held::Open)
+        self.opened.descriptor(node.opened)
     }
 
     /// The nearest descriptor on the way up from a node, and the steps from there down to it: none if it is the node's
@@ -76,10 +61,24 @@ impl Table {
     /// # Errors
     /// It is no node, or nobody knows where it is (ESTALE); it is too deep (ENAMETOOLONG).
     pub fn route(&mut self, node: u64) -> Result<(Held, Vec<Step>), Errno> {
+        let index = self.index(node)?;
+        match self.descriptor(index) {
+            Some(held) => Ok((held, Vec::new())),
+            None => self.way(node),
+        }
+    }
+
+    /// As [`Self::route`], but by the node's name, whatever descriptors it has itself; the root has no name.
+    ///
+    /// # Errors
+    /// As [`Self::route`].
+    pub fn way(&mut self, node: u64) -> Result<(Held, Vec<Step>), Errno> {
         let mut at = self.index(node)?;
         let mut steps = Vec::new();
         loop {
-            if let Some(held) = self.descriptor(at) {
+            if (at == ROOT || !steps.is_empty())
+                && let Some(held) = self.descriptor(at)
+            {
                 steps.reverse();
                 return Ok((held, steps));
             }
@@ -111,9 +110,9 @@ impl Table {
     }
 
     /// Keeps a descriptor of a file that loses a name, if the guest knows it.
-    pub fn keep_gone(&mut self, identity: Identity, fd: OwnedFd) {
+    pub fn keep_gone(&mut self, identity: Identity, fd: Held) {
         if let Some(index) = self.find(identity) {
-            self.keep(self.id(index), identity, Arc::new(fd), true);
+            self.keep(self.id(index), identity, fd, true);
         }
     }
 
@@ -130,9 +129,33 @@ impl Table {
     ///
     /// # Errors
     /// It is no node (ESTALE), or too much is open (ENFILE).
-    pub fn open(&mut self, node: u64, open: Open) -> Result<u64, Errno> {
+    pub fn open(&mut self, node: u64, open: Arc<Open>) -> Result<u64, Errno> {
         let index = self.index(node)?;
-        self.opened.open(index, &mut self.nodes[index as usize].opened, Arc::new(open))
+        self.opened.open(index, &mut self.nodes[index as usize].opened, open)
+    }
+
+    /// Gives an open file of a node its descriptor; answers the one that is used.
+    pub fn give(&mut self, node: u64, open: &Arc<Open>, file: Held) -> Held {
+        match self.index(node) {
+            Ok(index) => self.opened.give(index, open, file),
+            Err(_) => file,
+        }
+    }
+
+    /// What a node has open without a descriptor.
+    pub fn without_descriptor(&self, node: u64) -> Vec<Arc<Open>> {
+        self.index(node)
+            .map_or(Vec::new(), |index| self.opened.without_descriptor(self.nodes[index as usize].opened))
+    }
+
+    /// An open file that is idle, and its node.
+    pub fn idle(&mut self) -> Option<(u64, Arc<Open>)> {
+        self.opened.idle().map(|(index, open)| (self.id(index), open))
+    }
+
+    /// The node of a file, if the guest knows it.
+    pub fn node(&self, identity: Identity) -> Option<u64> {
+        self.find(identity).map(|index| self.id(index))
     }
 
     /// Opens a handle of a node, to be read, that shares the file of another; none if there is no such.
@@ -155,15 +178,15 @@ impl Table {
         self.opened.get(index, number)
     }
 
-    /// Closes handle `number` of a node; returns what it had open, as closing that may take its time.
+    /// Closes handle `number` of a node; returns the descriptor that nobody needs then, as closing that may take its time.
     ///
     /// # Errors
     /// As [`Self::handle`].
-    pub fn release(&mut self, node: u64, number: u64) -> Result<Option<Arc<Open>>, Errno> {
+    pub fn release(&mut self, node: u64, number: u64) -> Result<Option<Held>, Errno> {
         self.handle(node, number)?;
         let index = self.index(node)?;
-        let open = self.opened.close(number, &mut self.nodes[index as usize].opened);
+        let file = self.opened.close(number, &mut self.nodes[index as usize].opened);
         self.sweep(index);
-        Ok(open)
+        Ok(file)
     }
 }

@@ -113,6 +113,8 @@ pub struct Server {
     pub(super) local: bool,
     root: Arc<OwnedFd>,
     table: Mutex<Table>,
+    /// Held while a name is moved, until that is noted.
+    moving: Mutex<()>,
     /// Both sides have agreed (`FUSE_INIT`), and the guest has not ended it.
     session: AtomicBool,
     /// A request to set an extended attribute has flags of its own.
@@ -133,11 +135,17 @@ impl Server {
         let local = !is_remote(&host::stat_fs(&root)?);
         let table = Mutex::new(Table::new(stat.identity, root.clone(), share.limits));
         let (session, long_xattr) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { descriptors: Descriptors::open()?, local, root, table, share, session, long_xattr })
+        let (descriptors, moving) = (Descriptors::open()?, Mutex::default());
+        Ok(Self { descriptors, local, root, table, moving, share, session, long_xattr })
     }
 
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no name is being moved.
+    pub(super) fn moving(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the session: forgets every node and closes every file.
@@ -296,20 +304,8 @@ impl Server {
 
     /// A descriptor of a node: kept, open, or opened now.
     pub(super) fn held(&self, node: u64) -> Result<Held, Errno> {
-        let (mut held, steps) = self.table().route(node)?;
-        for step in steps {
-            let fd = host::open_at(&held, &step.name, libc::O_PATH, 0).map_err(stale)?;
-            let stat = host::stat(&fd)?;
-            if stat.identity != step.identity {
-                return Err(Errno::ESTALE);
-            }
-            let fd = Arc::new(fd);
-            if stat.is_dir() {
-                self.table().keep(step.node, step.identity, fd.clone(), false);
-            }
-            held = Held::Kept(fd);
-        }
-        Ok(held)
+        let (held, steps) = self.table().route(node)?;
+        self.follow(held, steps)
     }
 
     /// As [`Self::held`], of a node in whose folder, or in which, something is to be found or changed: there is nothing in

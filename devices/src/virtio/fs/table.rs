@@ -3,7 +3,7 @@
 //! A node is about 100 bytes and no descriptor: which file it is, and under which name in which other node it was seen
 //! last. From that it is opened again when something is to be done with it, and found to be the same file or stale
 //! (ESTALE, upon which a Linux guest looks its path up anew). Descriptors of directories, and of files whose name is gone,
-//! are kept in a cache of limited size (`kept`); an open file keeps its own (`opened`).
+//! are kept in a cache of limited size (`kept`); an open file has its own while it is used (`opened`).
 
 use std::collections::hash_map::RandomState;
 use std::ffi::CStr;
@@ -28,7 +28,7 @@ pub(super) const DEEPEST: usize = 2048;
 /// How much a share may use of the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Descriptors, of open files and of kept directories.
+    /// Descriptors, of open files and of kept directories. More files may be open, if their names lead to them.
     pub descriptors: usize,
     /// Nodes that the guest may know, at about 100 bytes each.
     pub nodes: usize,

@@ -8,6 +8,7 @@ mod escape;
 mod hostile;
 mod message;
 mod model;
+mod open;
 mod programs;
 mod rights;
 mod semantics;
