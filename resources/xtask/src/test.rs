@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 
 use self::lab::Queue;
@@ -53,11 +53,12 @@ struct Part {
 }
 
 /// The parts that need neither Linux guests nor what tests are built from.
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part { name: "format", tier: Tier::Quick, run: format },
     Part { name: "clippy", tier: Tier::Quick, run: clippy },
     Part { name: "docs", tier: Tier::Nightly, run: docs },
     Part { name: "fuzz", tier: Tier::Nightly, run: fuzzers },
+    Part { name: "demo", tier: Tier::Nightly, run: demo },
 ];
 /// Unit tests and tests of the binary.
 const NATIVE: (&str, Tier) = ("native", Tier::Quick);
@@ -77,6 +78,12 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let choice = Choice { tier, names: options.names };
     if options.list {
         return list(&choice);
+    }
+    if choice.names.is_empty() {
+        let time = if tier == Tier::Quick { "some twenty minutes" } else { "hours" };
+        println!(
+            "This takes {time} on two processors; cargo xtask test NAME... runs a part, --list names them."
+        );
     }
     components()?;
     let queue = Queue::default();
@@ -231,6 +238,17 @@ fn docs(tally: &mut Tally) -> Result<()> {
     doc.args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
     shown(doc.env("RUSTDOCFLAGS", "-D warnings"))?;
     shown(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
+    tally.passed += 1;
+    Ok(())
+}
+
+/// The README's first command, which a newcomer tries.
+fn demo(tally: &mut Tally) -> Result<()> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let said = output(Command::new(own).arg("demo"))?;
+    for expected in ["kite's demonstration: ", "\nkite: kernel ", "\nkite's exit code: 0\n", "\nNext:\n"] {
+        ensure!(said.contains(expected), "it does not say {expected:?}: {said}");
+    }
     tally.passed += 1;
     Ok(())
 }
