@@ -270,7 +270,7 @@ impl Line {
             Err(error) => {
                 // The client waits on, and asking again at once would not help it.
                 self.listening = false;
-                log::warn!("port {} takes no more clients: {error}", self.name);
+                log::warn!(target: "ports", "port {} takes no more clients: {error}", self.name);
             }
         }
     }

@@ -152,11 +152,12 @@ pub fn watch(mut child: Child) -> anyhow::Result<()> {
     let run = move || {
         entry.confine(sandbox::Thread::Outside);
         if let Some(stderr) = child.stderr.take() {
-            pass_on(&mut BufReader::with_capacity(LINE, stderr), |line| log::warn!("passt: {line}"));
+            let mut lines = BufReader::with_capacity(LINE, stderr);
+            pass_on(&mut lines, |line| log::warn!(target: "passt", "passt: {line}"));
         }
         match child.wait() {
             Ok(status) if status.success() => {}
-            Ok(status) => log::warn!("passt ended: {status}"),
+            Ok(status) => log::error!("passt ended: {status}"),
             Err(error) => log::warn!("cannot wait for passt: {error}"),
         }
     };

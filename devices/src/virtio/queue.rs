@@ -207,6 +207,8 @@ pub struct Queues<'a> {
     memory: &'a GuestMemory,
     rings: &'a mut [Ring],
     interrupt: &'a dyn Interrupt,
+    /// What the log calls the device.
+    pub(super) name: &'a str,
     /// The device's configuration has changed, and the driver is to know.
     pub(super) config_changed: bool,
 }
@@ -216,7 +218,12 @@ impl<'a> Queues<'a> {
         for ring in rings.iter_mut() {
             ring.budget = ring.queue.size();
         }
-        Self { memory, rings, interrupt, config_changed: false }
+        Self { memory, rings, interrupt, name: "", config_changed: false }
+    }
+
+    /// What the log calls the device: its target, by which what a guest can make it say is limited.
+    pub fn name(&self) -> &'a str {
+        self.name
     }
 
     /// The guest's memory.

@@ -24,6 +24,8 @@ const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// One lock guards it, held while a queue is served: whoever holds it, and has called [`Self::settle`], knows that the
 /// device is still.
 pub struct Virtio {
+    /// What the log calls the device.
+    name: String,
     device: Box<dyn VirtioDevice>,
     memory: GuestMemory,
     interrupt: Arc<dyn Interrupt>,
@@ -35,10 +37,18 @@ pub struct Virtio {
 }
 
 impl Virtio {
-    /// Wraps a device that is new.
+    /// Wraps a device that is new, and has no name.
     pub fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory, interrupt: Arc<dyn Interrupt>) -> Self {
         let rings = device.queue_sizes().iter().map(|max| Ring::new(*max)).collect();
-        Self { device, memory, interrupt, rings, status: 0, driver_features: 0, generation: 0 }
+        let name = format!("virtio device {}", device.id());
+        Self { name, device, memory, interrupt, rings, status: 0, driver_features: 0, generation: 0 }
+    }
+
+    /// The same by a name that no other device has: it is the target of what is logged, by which a device that its guest
+    /// makes complain can be limited.
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
     }
 
     /// The device.
@@ -207,6 +217,7 @@ impl Virtio {
             return false;
         }
         let mut queues = Queues::new(&self.memory, &mut self.rings, self.interrupt.as_ref());
+        queues.name = &self.name;
         let served = serve(self.device.as_mut(), &mut queues);
         if queues.config_changed {
             self.generation = self.generation.wrapping_add(1);
@@ -217,7 +228,7 @@ impl Virtio {
         }
         if let Err(error) = served {
             // Once until the driver resets the device.
-            log::warn!("virtio device {}: {error}; it waits for a reset", self.device.id());
+            log::warn!(target: &self.name, "{}: {error}; it waits for a reset", self.name);
             self.fail();
             return false;
         }

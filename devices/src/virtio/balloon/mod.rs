@@ -119,7 +119,7 @@ impl Balloon {
                 }
                 Err(error) if !self.complained => {
                     self.complained = true;
-                    log::warn!("memory that the guest does not need stays with it: {error}");
+                    log::warn!(target: "balloon", "memory that the guest does not need stays with it: {error}");
                 }
                 Err(_) => {}
             }

@@ -80,7 +80,8 @@ impl Block {
                 Ok(next) => next,
                 Err(error) => {
                     if !std::mem::replace(&mut self.told, true) {
-                        log::warn!("a disk fails ({error}); the guest gets I/O errors");
+                        let name = queues.name();
+                        log::warn!(target: name, "{name} fails: {error}; the guest gets I/O errors");
                     }
                     Next::Done(Status::IoErr)
                 }

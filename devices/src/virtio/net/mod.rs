@@ -196,7 +196,8 @@ impl Net {
 
     /// Tells the driver that there is no link any more, for good (§5.1.4.2).
     fn take_down(&mut self, error: &io::Error, queues: &mut Queues<'_>) {
-        log::warn!("network device: {error}; its link is down");
+        let name = queues.name();
+        log::warn!(target: name, "{name}: {error}; its link is down");
         self.link_up = false;
         self.config[STATUS] = 0;
         queues.config_changed();

@@ -62,7 +62,7 @@ impl Tap {
             _ => log::Level::Warn,
         };
         self.warned |= level == log::Level::Warn;
-        log::log!(level, "tap: {} packets are lost since the driver came up; now: {error}", self.lost);
+        log::log!(target: "tap", level, "tap: {} packets are lost since the driver came up; now: {error}", self.lost);
     }
 
     fn set_offloads(&self, flags: u32) -> io::Result<()> {
@@ -114,7 +114,7 @@ impl Backend for Tap {
             && let Err(error) = self.set_offloads(flags)
             && flags != 0
         {
-            log::warn!("tap: cannot set its offloads: {error}");
+            log::warn!(target: "tap", "tap: cannot set its offloads: {error}");
         }
     }
 
