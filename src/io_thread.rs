@@ -4,10 +4,13 @@
 //! set up by the thread when the driver comes up, as the kernel waits for every vCPU to see it: a guest without drivers
 //! does not pay for it.
 
+use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use anyhow::Context;
 use devices::virtio::{Doorbell, Virtio};
@@ -15,6 +18,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::sandbox;
+use crate::vcpu::LONGEST_STEP;
 use crate::vm::Registers;
 
 /// What the driver of one device has left for the thread that serves it.
@@ -81,7 +85,8 @@ const STACK: usize = 256 << 10;
 /// A thread that serves devices. Dropping it stops it.
 pub struct IoThread {
     stop: EventFd,
-    thread: Option<JoinHandle<()>>,
+    /// The thread, and what hears of its end.
+    thread: Option<(JoinHandle<()>, Receiver<Infallible>)>,
 }
 
 impl IoThread {
@@ -113,22 +118,34 @@ impl IoThread {
         let kind = devices.first().map_or(sandbox::Thread::Io, |device| device.confinement);
         let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
         let entry = sandbox::Entry::new();
+        let (alive, ended) = mpsc::channel();
         let run = move || {
+            let _alive = alive;
             entry.confine(kind);
             run(&epoll, devices);
         };
         let thread = builder.spawn(run).context("cannot start a device's thread")?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, thread: Some((thread, ended)) })
+    }
+
+    /// Stops it, and waits until it has ended or the time is over. Answers whether it has ended; if not, it keeps what it
+    /// uses, and ends with the process.
+    pub fn end(&mut self, until: Instant) -> bool {
+        let _ = self.stop.write(1);
+        let Some((thread, ended)) = self.thread.take() else { return true };
+        let left = until.saturating_duration_since(Instant::now());
+        if ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+            return false;
+        }
+        // The panic hook has told of a panic and ended the process.
+        let _ = thread.join();
+        true
     }
 }
 
 impl Drop for IoThread {
     fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            // The panic hook has told of a panic and ended the process.
-            let _ = thread.join();
-        }
+        self.end(Instant::now() + LONGEST_STEP);
     }
 }
 

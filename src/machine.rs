@@ -36,7 +36,7 @@ use crate::sandbox;
 use crate::stats::Stats;
 use crate::testdev;
 use crate::trace::Timeline;
-use crate::vcpu::{self, Shared, Vcpu, VcpuThread};
+use crate::vcpu::{self, LONGEST_STEP, Shared, Vcpu, VcpuThread};
 use crate::vm::{self, Vm};
 
 /// What to build.
@@ -197,7 +197,7 @@ impl Machine {
         }
         let threads = threads.into_iter().map(|(name, served)| IoThread::start(&name, served));
         let threads = threads.collect::<Result<_, _>>()?;
-        Ok(Running { vcpus, threads, devices, vm, shared, serial, states: Vec::new() })
+        Ok(Running { vcpus, threads, devices, vm, shared, serial, states: Vec::new(), stuck: false })
     }
 }
 
@@ -230,7 +230,7 @@ fn add_virtio(
         layout::VIRTIO_MAX
     );
     let line = Arc::new(InterruptLine::new(Box::new(vm.line(layout::VIRTIO_GSI + index)?)));
-    let virtio = Virtio::new(it.device, vm.ram().memory().clone(), line.clone());
+    let virtio = Virtio::new(it.device, vm.ram().memory().clone(), line.clone()).named(&name);
     let bell = Arc::new(Bell::new(virtio.queue_count())?);
     let virtio = Arc::new(Mutex::new(virtio));
     let window = shared(Mmio::new(virtio.clone(), line, Box::new(BellRope(bell.clone()))));
@@ -293,6 +293,8 @@ pub struct Running {
     serial: Arc<Mutex<Serial>>,
     /// How the vCPUs stood when they were stopped, if that is of interest.
     states: Vec<Option<State>>,
+    /// One of its threads did not end when it was stopped.
+    stuck: bool,
 }
 
 /// How Linux went into the reset that ended it, by the word it leaves.
@@ -312,10 +314,14 @@ impl Running {
         self.vcpus.iter().for_each(VcpuThread::release);
     }
 
-    /// Brings every vCPU to a halt between two instructions, with nothing half done.
-    pub fn pause(&self) {
-        vcpu::pause(&self.vcpus);
-        self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
+    /// Brings every vCPU to a halt between two instructions, with nothing half done. Answers whether it could: a vCPU may
+    /// be in a device that waits for the host.
+    pub fn pause(&self) -> bool {
+        let paused = vcpu::pause(&self.vcpus);
+        if paused {
+            self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
+        }
+        paused
     }
 
     /// Lets the vCPUs go on.
@@ -328,7 +334,10 @@ impl Running {
     /// # Errors
     /// The host is out of memory.
     pub fn detach_files(&self) -> io::Result<()> {
-        self.pause();
+        if !self.pause() {
+            self.resume();
+            return Err(io::Error::other("a device waits for the host"));
+        }
         // Devices write guest memory too.
         let still: Vec<_> = self.devices.iter().map(|device| settled(device)).collect();
         let detached = self.vm.ram().detach_files();
@@ -350,7 +359,8 @@ impl Running {
         }
     }
 
-    /// Ends the vCPUs, then the devices' threads. How the vCPUs stood is kept, unless the guest went in peace.
+    /// Ends the vCPUs, then the devices' threads; one that does not end in time is left to end with the process. How the
+    /// vCPUs stood is kept, unless the guest went in peace.
     pub fn stop(&mut self) {
         use Exit::{Command, PowerOff, Quit, Signal};
         let peaceful = matches!(self.exit().reason(), None | Some(Command(_) | PowerOff | Quit | Signal(_)));
@@ -358,9 +368,20 @@ impl Running {
             vcpu::pause(&self.vcpus);
             self.states = self.states();
         }
-        vcpu::stop(std::mem::take(&mut self.vcpus));
+        let mut ended = vcpu::stop(std::mem::take(&mut self.vcpus));
+        let until = Instant::now() + LONGEST_STEP;
+        self.threads.iter_mut().for_each(|thread| ended &= thread.end(until));
         self.threads.clear();
-        self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
+        if ended {
+            self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
+        } else if !std::mem::replace(&mut self.stuck, true) {
+            log::error!("a device waits for the host, and is given up");
+        }
+    }
+
+    /// Whether a thread did not end when the machine was stopped: it still has the machine's devices.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
     }
 
     /// What the guest left in the reset word. The vCPUs are stopped.

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use devices::bus::{Bus, Hint};
@@ -29,6 +29,8 @@ const STOP: u8 = 2;
 const HOLD: u8 = 3;
 /// How long an unanswered signal is waited for before the next.
 const PATIENCE: Duration = Duration::from_micros(500);
+/// How long a vCPU may take to answer: one that does not is in a device that waits for the host.
+pub const LONGEST_STEP: Duration = Duration::from_secs(5);
 
 /// What the machine wants of a vCPU, and whether the vCPU has complied.
 #[derive(Default)]
@@ -332,15 +334,27 @@ pub struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Signals the thread until the vCPU is still.
-    fn settled(&self) {
-        let Some(thread) = &self.thread else { return };
+    /// Signals the thread until the vCPU is still, or the time is over. Answers whether it is still.
+    fn settled(&self, until: Instant) -> bool {
+        let Some(thread) = &self.thread else { return true };
         let mut posture = self.gate.posture();
-        while !posture.still {
+        while !posture.still && Instant::now() < until {
             // Fails only for a thread that is gone, which has set `still`.
             let _ = thread.kill(SIGRTMIN());
             posture = self.gate.wait_a_little(posture);
         }
+        posture.still
+    }
+
+    /// Waits until the vCPU, which was asked to stop, has ended, or the time is over. Answers whether it has ended; if not,
+    /// its thread keeps what it uses, and ends with the process.
+    fn end(&mut self, until: Instant) -> bool {
+        let settled = self.settled(until);
+        if let Some(thread) = self.thread.take().filter(|_| settled) {
+            // The panic hook has told of a panic and ended the process.
+            let _ = thread.join();
+        }
+        settled
     }
 
     /// Lets a vCPU that is held begin.
@@ -387,24 +401,24 @@ impl VcpuThread {
 impl Drop for VcpuThread {
     fn drop(&mut self) {
         self.gate.want(STOP);
-        self.settled();
-        if let Some(thread) = self.thread.take() {
-            // The panic hook has told of a panic and ended the process.
-            let _ = thread.join();
-        }
+        self.end(Instant::now() + LONGEST_STEP);
     }
 }
 
-/// Pauses every vCPU; returns once all are still, their pending accesses completed.
-pub fn pause(vcpus: &[VcpuThread]) {
+/// Pauses every vCPU. Answers whether all are still, their pending accesses completed, or one did not answer in time.
+pub fn pause(vcpus: &[VcpuThread]) -> bool {
+    let until = Instant::now() + LONGEST_STEP;
     vcpus.iter().for_each(|vcpu| vcpu.gate.want(PAUSE));
-    vcpus.iter().for_each(VcpuThread::settled);
+    vcpus.iter().all(|vcpu| vcpu.settled(until))
 }
 
-/// Stops every vCPU; returns once all threads have ended.
-pub fn stop(vcpus: Vec<VcpuThread>) {
+/// Stops every vCPU. Answers whether all threads have ended, or one did not answer in time.
+pub fn stop(mut vcpus: Vec<VcpuThread>) -> bool {
+    let until = Instant::now() + LONGEST_STEP;
     vcpus.iter().for_each(|vcpu| vcpu.gate.want(STOP));
-    drop(vcpus);
+    let mut ended = true;
+    vcpus.iter_mut().for_each(|vcpu| ended &= vcpu.end(until));
+    ended
 }
 
 /// Resumes what [`pause`] paused.

@@ -91,7 +91,7 @@ fn a_paused_or_stopped_guest_has_sent_all_that_it_wrote() {
             let mut running = run(&HURRY);
             until("the guest to have printed", || counter(&running) == 1);
             if pause {
-                running.pause()
+                assert!(running.pause());
             } else {
                 running.stop()
             }
