@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::{bench, cgroup, disk, inspect, matrix, net, port, sandbox};
+use crate::{bench, cgroup, disk, inspect, matrix, messages, net, port, sandbox};
 
 mod command;
 mod config;
@@ -32,6 +32,8 @@ pub const FAILED: u8 = 125;
 pub const OUT_OF_MEMORY: u8 = 123;
 /// A command took longer than it may.
 pub const TIMED_OUT: u8 = 124;
+/// The user quit a command.
+pub const QUIT: u8 = 130;
 /// A command cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
 /// There is no such command.
@@ -49,12 +51,13 @@ pub(crate) const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0    the guest powered off or rebooted; or you quit with Ctrl-A X
+  0    the guest powered off or rebooted; or you quit its console with Ctrl-A X
   123  in a group: the machine was killed for more memory than --limit allows or the host had
   124  --timeout or --idle-timeout was over before the command was
-  125  kite or the host failed: usage, no KVM, no memory, unreadable image, a refused system call
+  125  kite or the host failed: usage, KVM, memory, image, lost output, a refused system call
   126  the command cannot be executed in the guest
   127  there is no such command in the guest
+  130  you quit a command with Ctrl-A X
   255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
   With --test-devices, a value that the guest writes to port 0xf4 ends it with (value << 1) | 1.
   A command that has ended gives its own status, or 128 + the number of the signal that killed it; --fail-on-ktap says
@@ -287,8 +290,13 @@ pub fn parse() -> Result<Command, ExitCode> {
     let refused = |error: clap::Error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // A reader who has gone needs no help.
-            let _ = error.print();
-            ExitCode::from(DONE)
+            match error.print() {
+                Err(why) if why.kind() != io::ErrorKind::BrokenPipe => {
+                    complain(&format!("cannot write to standard output: {why}"));
+                    ExitCode::from(FAILED)
+                }
+                _ => ExitCode::from(DONE),
+            }
         }
         // What there is, on standard error.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -349,7 +357,7 @@ pub fn check(arguments: &[OsString]) -> Result<(), String> {
 
 /// Tells the user on standard error, in one line. Whether anybody reads it changes nothing.
 pub fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "kite: {}", printable(message));
+    messages::say(format!("kite: {}\n", printable(message)).into_bytes());
 }
 
 /// Paths and arguments can hold control characters; a terminal must not obey them.

@@ -26,6 +26,7 @@ pub mod log;
 pub mod machine;
 pub mod matrix;
 pub mod memory;
+pub mod messages;
 pub mod net;
 pub mod passt;
 pub mod pic;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kite::cli::{self, Command};
 use kite::heap::Heap;
-use kite::{bench, doctor, guest, inspect, log, matrix, run, terminal};
+use kite::{bench, doctor, guest, inspect, log, matrix, messages, run, signals, terminal};
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         guest::main();
     }
     terminal::end_on_panic();
+    signals::survive_file_limits();
     log::start();
     let command = match cli::parse() {
         Ok(command) => command,
@@ -29,12 +30,14 @@ fn main() -> ExitCode {
         Command::Bench(command) => bench::run(&command),
         Command::Doctor { json } => doctor::run(json),
     };
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            terminal::restore();
-            cli::complain(&format!("{error:#}"));
-            ExitCode::from(cli::FAILED)
-        }
-    }
+    let code = result.unwrap_or_else(|error| {
+        terminal::restore();
+        signals::release();
+        cli::complain(&format!("{error:#}"));
+        cli::FAILED
+    });
+    log::sum_up();
+    messages::flush(|stuck| stuck > messages::PATIENCE);
+    let lost = code == cli::DONE && messages::failure().is_some();
+    ExitCode::from(if lost { cli::FAILED } else { code })
 }

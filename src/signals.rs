@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
-use vmm_sys_util::signal::SIGRTMIN;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 /// What is about files or the terminal, and ends nothing.
 const NEWS: [Signal; 2] = [Signal::SIGIO, Signal::SIGWINCH];
@@ -123,6 +123,23 @@ fn set<const N: usize>(parts: [&[i32]; N]) -> SigSet {
     }
 }
 
+/// Lets the signals that end kite do so again, of themselves: where nothing more is done than to say something to a reader
+/// who may not read.
+pub fn release() {
+    // One that is ignored stays so. Who may not unblock them cannot be ended by them.
+    let _ = ENDING.into_iter().filter(|signal| !is_question(*signal)).collect::<SigSet>().thread_unblock();
+}
+
+/// Makes a write beyond the limit of a file's size (`ulimit -f`) fail, as any other does, instead of ending kite. Programs
+/// that kite starts have the signal as kite had it: a handler is nothing that they take over.
+pub fn survive_file_limits() {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    if !is_ignored(Signal::SIGXFSZ) {
+        // A kernel that has no such signal sends none.
+        let _ = register_signal_handler(Signal::SIGXFSZ as libc::c_int, nothing);
+    }
+}
+
 /// Hands `signal` on to the machine's process.
 ///
 /// # Errors
@@ -146,10 +163,12 @@ pub(crate) fn ends(signal: i32) -> bool {
 
 /// The signals that are to end kite.
 pub(crate) fn ending() -> SigSet {
-    let is_asked = IS_ASKED.load(Ordering::SeqCst);
-    let is_question = |signal| is_asked && signal == Signal::SIGUSR1;
     let ends = |signal: &Signal| !is_ignored(*signal) && !is_question(*signal);
     ENDING.into_iter().filter(ends).collect()
+}
+
+fn is_question(signal: Signal) -> bool {
+    signal == Signal::SIGUSR1 && are_asked()
 }
 
 /// Whether who started kite wants it to outlive the signal, as `nohup` does.

@@ -1,6 +1,6 @@
 //! The user's terminal: raw while the guest has it, and as it was before on every way out.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
 
@@ -9,6 +9,7 @@ use nix::sys::termios::{self, SetArg, Termios};
 use nix::unistd::{getpgrp, read, tcgetpgrp};
 
 use crate::cli;
+use crate::messages;
 
 /// How the terminal was, while it is raw.
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
@@ -104,16 +105,24 @@ pub fn tell(message: &str) {
 
 /// Writes one line to standard error, also on a terminal that is raw.
 pub fn line(text: &str) {
-    let end = if lock().is_some() { "\r\n" } else { "\n" };
-    // In one write, so that it stays one line among the guest's. Whether anybody reads it changes nothing.
-    let _ = io::stderr().write_all(format!("{text}{end}").as_bytes());
+    messages::say(ended(text));
 }
 
-/// Writes several whole lines to what standard error is or was, also if that is a terminal that is raw.
-pub fn lines(mut to: impl Write, text: &str) {
+/// As [`line`], but on this thread, which may wait for the reader for ever.
+pub fn line_now(text: &str) {
+    messages::write_now(&ended(text));
+}
+
+/// A line with its end, for a terminal as it is now. In one piece, so that it stays one line among the guest's.
+pub fn ended(text: &str) -> Vec<u8> {
+    let end = if lock().is_some() { "\r\n" } else { "\n" };
+    format!("{text}{end}").into_bytes()
+}
+
+/// Writes several whole lines to standard error, also if that is a terminal that is raw, and keeps them together.
+pub fn lines(text: &str) {
     let text = if lock().is_some() { text.replace('\n', "\r\n") } else { text.to_owned() };
-    // In one write, so that they stay together. Whether anybody reads them changes nothing.
-    let _ = to.write_all(text.as_bytes());
+    messages::say(text.into_bytes());
 }
 
 /// From now on a panic in any thread, which is a bug of ours, ends the process as every other failure of kite does,

@@ -25,6 +25,7 @@ use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::{Exit, ExitRequest};
 use crate::footprint;
 use crate::machine::Running;
+use crate::messages;
 use crate::sandbox;
 use crate::signals::Signals;
 use crate::terminal::{self, RawTerminal};
@@ -133,6 +134,7 @@ impl Console {
     pub fn attend(&mut self, machine: &mut Running) -> anyhow::Result<Option<i32>> {
         self.terminal = RawTerminal::new()?;
         self.measure_terminal();
+        messages::start()?;
         let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
         let (ready, exit) = (self.ready.clone(), machine.exit().clone());
         let output = Output::start(serial, hvc, ready, exit, self.timeline.clone())?;
@@ -208,6 +210,16 @@ impl Console {
             }
         }
         None
+    }
+
+    /// Waits until the user has what kite had to say. A signal cuts it short, and is returned.
+    pub fn flush(&self) -> Option<i32> {
+        let mut signal = None;
+        messages::flush(|_| {
+            signal = self.ending_signal();
+            signal.is_some()
+        });
+        signal
     }
 
     fn take_signal(&self, machine: &Running) {

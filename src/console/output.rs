@@ -1,7 +1,7 @@
 //! The thread that writes what the guest prints.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::{keys::HELP, lock};
 use crate::crash::text::PanicText;
 use crate::exit::{Exit, ExitRequest};
+use crate::messages::{self, write_all};
 use crate::sandbox;
 use crate::signals::{self, Signals};
 use crate::trace::{Ear, Timeline};
@@ -195,8 +196,7 @@ impl Writer {
         loop {
             let wanted = self.ready.wait();
             if wanted.help {
-                // Whether there is a reader or not, the guest goes on.
-                let _ = write_all(io::stderr().as_fd(), HELP.as_bytes());
+                messages::say(HELP.as_bytes().to_vec());
             }
             self.take_output(wanted.first, &mut buffer);
             if written.is_ok() {
@@ -234,19 +234,4 @@ impl Writer {
         self.ears[1].feed(hvc, &self.timeline);
         heard.bytes += buffer.len() as u64;
     }
-}
-
-/// Writes everything, also to a descriptor that whoever opened it made non-blocking.
-fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
-    while !bytes.is_empty() {
-        match nix::unistd::write(to, bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                poll(&mut [PollFd::new(to, PollFlags::POLLOUT)], PollTimeout::NONE)?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -12,6 +12,7 @@ use crate::cgroup::{Cgroup, Limits, Name};
 use crate::cli::{self, RunOptions};
 use crate::port;
 use crate::sandbox::{Chores, End, Inherited};
+use crate::signals;
 
 /// Runs the guest to its end; returns the exit code.
 pub(super) fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
@@ -59,6 +60,8 @@ fn attend(options: &RunOptions, outer: Outer, group: Option<Cgroup>) -> anyhow::
     let killed = end == End::Signalled(Signal::SIGKILL as i32);
     let memory = group.as_ref().filter(|_| killed).and_then(Cgroup::told_of_memory);
     drop(group);
+    // All that is left is to say how it ended, to a reader who may not read.
+    signals::release();
     match (memory, end) {
         (Some(memory), _) => {
             let why = format!("the host killed the machine: {memory}");

@@ -1,8 +1,6 @@
 //! What the user wants to know of a run: its statistics and its trace. They are collected whatever happens to the guest,
 //! on a thread of their own while it runs, and told when the machine has stopped.
 
-use std::fs::File;
-use std::io;
 use std::os::fd::AsFd;
 use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +14,7 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::cli::MeasureOptions;
 use crate::machine::Machine;
+use crate::messages;
 use crate::sandbox;
 use crate::signals;
 use crate::stats::Stats;
@@ -41,7 +40,7 @@ pub(super) struct Gauges {
 /// Where statistics go.
 enum Target {
     /// Standard error. A command that closes its own has kite's closed, but for this.
-    Stderr(File),
+    Stderr,
     File(PathBuf),
 }
 
@@ -49,17 +48,14 @@ impl Target {
     fn open(path: Option<PathBuf>) -> anyhow::Result<Self> {
         match path {
             Some(path) => Ok(Self::File(path)),
-            None => {
-                let stderr = io::stderr().as_fd().try_clone_to_owned();
-                Ok(Self::Stderr(stderr.context("cannot duplicate standard error")?.into()))
-            }
+            None => messages::outlive_the_command().map(|()| Self::Stderr),
         }
     }
 
     fn tell(&self, stats: &Stats, finished: bool) -> anyhow::Result<()> {
         let report = stats.report();
         match self {
-            Self::Stderr(stderr) => terminal::lines(stderr, &report.to_string()),
+            Self::Stderr => terminal::lines(&report.to_string()),
             Self::File(path) => write(path, &report.to_json(finished))?,
         }
         Ok(())

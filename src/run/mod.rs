@@ -8,9 +8,8 @@ mod image;
 mod modules;
 mod prepared;
 
-use std::io::{self, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::devices::serial::Host;
 use anyhow::{Context, bail, ensure};
@@ -27,6 +26,7 @@ use crate::footprint;
 use crate::load::Guest;
 use crate::machine::{Board, Machine, ResetWord, Running};
 use crate::memory::GuestRam;
+use crate::messages;
 use crate::net;
 use crate::sandbox::{self, Inherited, Inside, Outside, Side};
 use crate::signals::Signals;
@@ -114,6 +114,7 @@ fn machine(
             report_lost_output(&running, &console);
         }
         let end = match end {
+            End::Reboot if running.is_stuck() => End::Failed("the guest cannot boot again".to_owned()),
             End::Reboot if options.on_reboot == OnReboot::Restart => match console.ending_signal() {
                 Some(signal) => End::Signal(signal),
                 None => continue,
@@ -127,7 +128,7 @@ fn machine(
                 terminal::restore();
                 cli::complain(&format!("the guest crashed: {what}"));
                 report_crash(&running, &boot);
-                return Ok(Run::Here(cli::CRASHED));
+                return console.flush().map_or(Ok(cli::CRASHED), die_by).map(Run::Here);
             }
             End::Failed(what) => bail!(what),
             End::Signal(signal) => {
@@ -140,6 +141,8 @@ fn machine(
     }
 }
 
+/// How long a reader who reads nothing holds up the end by a signal.
+const BRIEF: Duration = Duration::from_secs(1);
 /// The stack of the thread that loads, in bytes; the host gives what is touched of it.
 const LOADER_STACK: usize = 256 << 10;
 
@@ -315,7 +318,7 @@ fn check_memory(size: u64) -> anyhow::Result<()> {
 fn report_crash(running: &Running, boot: &Boot) {
     let mut text = Vec::new();
     if crash::report(running, &boot.symbols, &mut text).is_ok() {
-        let _ = io::stderr().write_all(&text);
+        messages::say(text);
     }
 }
 
@@ -336,6 +339,7 @@ pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
         return Ok(cli::FAILED);
     }
     let signal = Signal::try_from(signal).context("an unknown signal")?;
+    messages::flush(|stuck| stuck > BRIEF);
     let mut mask = SigSet::empty();
     mask.add(signal);
     // The standard library has a handler for these.

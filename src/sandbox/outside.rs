@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use ::landlock::Scope;
 use anyhow::{Context, anyhow, bail};
@@ -25,11 +26,15 @@ use super::split::Start;
 use super::{
     Inherited, Lacks, Layer, Options, Thread, close_as, landlock, no_new_privs, post, privileges, seccomp,
 };
+use crate::messages;
 use crate::signals;
 use crate::terminal::Saved;
 
 /// How often the post is looked at when the machine's process has ended: more often than its pipe can have left something.
 const LAST_LOOKS: usize = 64;
+
+/// How long the machine's process may take to end by a signal that was handed on to it.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// How the terminal was, if it is ours, for every way out.
 static TERMINAL: OnceLock<Saved> = OnceLock::new();
@@ -53,6 +58,8 @@ pub struct Outside {
     null: OwnedFd,
     /// The signal that kite is to end by.
     told: Option<i32>,
+    /// The first signal that was handed on to end the machine's process, and when that is to have ended.
+    handed_on: Option<(i32, Instant)>,
     end: Option<End>,
 }
 
@@ -102,7 +109,19 @@ impl Outside {
         // They are the machine's: whoever is at their other end is to see when it closes them.
         dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).context("cannot let go of standard output")?;
         let (start, locked) = (Some(start), Ok(()));
-        Ok(Self { options, machine, start, locked, news, post, signals, null, told: None, end: None })
+        Ok(Self {
+            options,
+            machine,
+            start,
+            locked,
+            news,
+            post,
+            signals,
+            null,
+            told: None,
+            handed_on: None,
+            end: None,
+        })
     }
 
     /// Gives up all that this process, which has one thread, does not need for its `chores`. Where a layer is required that
@@ -161,10 +180,11 @@ impl Outside {
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
             let pipes = self.news.more().into_iter().chain(self.post.more());
             fds.extend(pipes.map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, self.time_left()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(anyhow!(error).context("cannot wait for the machine's process")),
             }
+            self.end_if_late();
             while let Ok(Some(info)) = self.signals.read_signal() {
                 self.take_signal(info.ssi_signo as i32);
             }
@@ -199,14 +219,37 @@ impl Outside {
         Ok(self.end)
     }
 
-    fn take_signal(&self, signal: i32) {
+    /// How long to wait for the machine's process to end.
+    fn time_left(&self) -> PollTimeout {
+        let Some((_, until)) = self.handed_on else { return PollTimeout::NONE };
+        // Rounded up: a wait that is a little short would be repeated without rest.
+        let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// Ends the machine's process if it has not ended by the signal that was handed on to it: then kite does.
+    fn end_if_late(&mut self) {
+        if let Some((signal, _)) = self.handed_on.take_if(|(_, until)| Instant::now() >= *until) {
+            self.told.get_or_insert(signal);
+            let _ = kill(self.machine, Signal::SIGKILL);
+            let name = Signal::try_from(signal).map_or("the signal", Signal::as_str);
+            let seconds = GRACE.as_secs();
+            let why = format!("kite: the machine did not end within {seconds} s of {name}, and was killed\n");
+            messages::say_if_read(why.as_bytes());
+        }
+    }
+
+    fn take_signal(&mut self, signal: i32) {
         let Ok(name) = Signal::try_from(signal) else { return };
         match name {
             Signal::SIGCHLD => {}
             Signal::SIGTSTP | Signal::SIGTTOU => self.stop(name),
             // A question is the machine's to answer, by its own name.
             Signal::SIGUSR1 if signals::are_asked() => _ = kill(self.machine, name),
-            _ => _ = signals::pass_on(self.machine, signal),
+            _ => {
+                self.handed_on.get_or_insert((signal, Instant::now() + GRACE));
+                let _ = signals::pass_on(self.machine, signal);
+            }
         }
     }
 

@@ -94,7 +94,7 @@ fn a_failure_before_the_guest_runs_leaves_the_terminal_alone() {
     command.args(["run", "--kernel", "/"]).stdout(terminal.stdio()).stderr(terminal.stdio());
     terminal.spawn(&mut command).assert_ends_with(125);
     terminal.assert_untouched();
-    terminal.wait_for(b"regular file\r\n");
+    terminal.wait_for(b"or another folder\r\n");
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod flow;
 mod interrupts;
 #[macro_use]
 mod multiboot;
+mod output;
 mod pause;
 mod power;
 mod process;

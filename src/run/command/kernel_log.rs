@@ -3,17 +3,20 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::Context;
 use devices::serial::{Host, Serial};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::streams::Wake;
 use crate::crash::text::PanicText;
+use crate::messages::write_all;
 use crate::sandbox;
 use crate::terminal;
 use crate::trace::{Ear, Timeline};
@@ -34,11 +37,14 @@ pub(super) struct KernelLog {
 
 struct Shared {
     said: Mutex<Said>,
-    file: Option<File>,
+    /// The file's path is for who is told that it cannot be written.
+    file: Option<(PathBuf, File)>,
     shown: bool,
     wake: Arc<Wake>,
     closing: AtomicBool,
     ended: AtomicBool,
+    /// Why the file could not be written, unless its reader had gone.
+    failure: OnceLock<String>,
     timeline: Arc<Timeline>,
 }
 
@@ -60,13 +66,15 @@ impl KernelLog {
     /// The file cannot be made.
     pub fn new(file: Option<&Path>, shown: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let make = |path: &Path| {
-            whole_file::emptied(path)
-                .with_context(|| format!("cannot write the kernel's messages to {}", path.display()))
+            let file = whole_file::emptied(path).with_context(|| not_written(path))?;
+            anyhow::Ok((path.to_owned(), file))
         };
         let file = file.map(make).transpose()?;
         let (said, wake) = (Mutex::default(), Wake::new()?);
         let (closing, ended) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { shared: Arc::new(Shared { said, file, shown, wake, closing, ended, timeline }) })
+        let failure = OnceLock::new();
+        let shared = Shared { said, file, shown, wake, closing, ended, failure, timeline };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// What the serial port is to wake.
@@ -121,6 +129,11 @@ impl KernelLog {
         lock(&self.shared.said).panic.seen()
     }
 
+    /// Why the file could not be written, if it could not, and not because its reader had gone.
+    pub fn failure(&self) -> Option<&str> {
+        self.shared.failure.get().map(String::as_str)
+    }
+
     /// Whether everything is on the user's screen already.
     pub fn is_shown(&self) -> bool {
         self.shared.shown
@@ -131,6 +144,7 @@ impl Shared {
     fn run(&self, serial: &Mutex<Serial>) {
         let mut buffer = Vec::new();
         let mut line = Vec::new();
+        let mut written = true;
         loop {
             // Before looking: what comes after that wakes again.
             self.wake.heard();
@@ -143,6 +157,7 @@ impl Shared {
                 let _ = poll(&mut [PollFd::new(self.wake.event(), PollFlags::POLLIN)], PollTimeout::NONE);
                 continue;
             }
+            written = written && self.write(&buffer);
             self.keep(&buffer);
             if self.shown {
                 show(&mut line, &buffer);
@@ -154,13 +169,20 @@ impl Shared {
         }
     }
 
-    fn keep(&self, bytes: &[u8]) {
-        if let Some(mut file) = self.file.as_ref() {
-            let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != b'\r').collect();
-            if let Err(error) = file.write_all(&text) {
-                log::debug!("cannot write the kernel's messages: {error}");
-            }
+    /// Writes to the file, and answers whether more can be written. That it cannot is told at once.
+    fn write(&self, bytes: &[u8]) -> bool {
+        let Some((path, file)) = &self.file else { return false };
+        let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != b'\r').collect();
+        let Err(error) = write_all(file.as_fd(), &text) else { return true };
+        if error != Errno::EPIPE {
+            let why = format!("{}: {}", not_written(path), io::Error::from(error));
+            terminal::tell(&why);
+            let _ = self.failure.set(why);
         }
+        false
+    }
+
+    fn keep(&self, bytes: &[u8]) {
         let mut said = lock(&self.said);
         said.count += bytes.len() as u64;
         said.panic.feed(bytes);
@@ -171,12 +193,16 @@ impl Shared {
     }
 }
 
+fn not_written(path: &Path) -> String {
+    format!("cannot write the kernel's messages to {}", path.display())
+}
+
 /// Shows whole lines.
 fn show(line: &mut Vec<u8>, bytes: &[u8]) {
     for part in bytes.split_inclusive(|byte| *byte == b'\n') {
         line.extend_from_slice(part);
         if part.ends_with(b"\n") || line.len() > 1 << 12 {
-            terminal::line(&printable(String::from_utf8_lossy(line).trim_end()));
+            terminal::line_now(&printable(String::from_utf8_lossy(line).trim_end()));
             line.clear();
         }
     }

@@ -27,7 +27,7 @@ use crate::terminal as screen;
 use crate::whole_file;
 use kernel_log::KernelLog;
 use outcome::{Outcome, Results};
-use session::{Limits, Session};
+use session::{Limits, Patience, Session};
 use shares::Shares;
 
 /// Runs the command; returns the exit code.
@@ -127,28 +127,33 @@ fn to_its_end(
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
     let attended = session.attend(&running, &limits, results.tee());
     running.stop();
-    let told_to_end = matches!(running.exit().reason(), Some(Exit::Signal(_) | Exit::Quit));
-    let finished = session.finish(&running, told_to_end);
+    let patience = Patience::after(running.exit().reason());
+    let finished = session.finish(&running, patience);
     let told = gauges.tell();
     let signal = finished?;
     attended?;
     told?;
-    Ok(Ran::Here(match signal {
-        Some(signal) => Outcome::signalled(signal),
-        None => outcome(&running, &boot, &session.log, command.timeout)?,
-    }))
+    if let Some(signal) = signal {
+        return Ok(Ran::Here(Outcome::signalled(signal)));
+    }
+    let outcome = outcome(&running, &boot, &session, command.timeout)?;
+    Ok(Ran::Here(session.flush(&running, patience).map_or(outcome, Outcome::signalled)))
 }
 
 /// What a machine that has stopped comes to, which the user is told.
 fn outcome(
     running: &Running,
     boot: &Boot,
-    log: &KernelLog,
+    session: &Session,
     timeout: Option<Duration>,
 ) -> anyhow::Result<Outcome> {
+    let log = &session.log;
     let death = |outcome: Outcome| outcome.tell(log, running, boot);
     Ok(match running.exit().reason() {
-        Some(Exit::Command(end)) => Outcome::of(end),
+        Some(Exit::Command(end)) => match session.failure() {
+            Some(why) => Outcome::failed(why),
+            None => Outcome::of(end),
+        },
         Some(Exit::TimedOut) => death(Outcome::timed_out(timeout.unwrap_or_default())),
         Some(Exit::Idle(idle)) => death(Outcome::idle(*idle)),
         Some(Exit::Quit) => Outcome::quit(),

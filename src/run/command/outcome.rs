@@ -1,8 +1,9 @@
 //! What a run came to: the exit code, what the user is told, and the results that machines read.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use anyhow::Context;
 
 use super::super::image::Boot;
 use super::super::report_crash;
@@ -10,6 +11,7 @@ use super::kernel_log::KernelLog;
 use super::streams::Tee;
 use crate::cli::{self, CommandOptions};
 use crate::machine::Running;
+use crate::messages;
 use crate::results::{Ending, FailOnKtap, Recorder, annotations};
 use crate::task::End;
 use crate::terminal;
@@ -81,9 +83,14 @@ impl Outcome {
         Self::new(cli::CRASHED, Ending::Crashed(what.clone()), Some(what))
     }
 
+    /// The command has ended, but what it or its kernel wrote is lost, which the user was told.
+    pub fn failed(why: String) -> Self {
+        Self::new(cli::FAILED, Ending::Failed(why), None)
+    }
+
     /// The user has had enough.
     pub fn quit() -> Self {
-        Self::new(cli::DONE, Ending::Failed("ended by the user".to_owned()), None)
+        Self::new(cli::QUIT, Ending::Failed("ended by the user".to_owned()), None)
     }
 
     /// A signal ended kite.
@@ -143,8 +150,10 @@ impl<'a> Results<'a> {
         let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
         let recorder = std::mem::replace(&mut *recorder, Recorder::new("", self.options.fail_on_ktap));
         let suite = recorder.finish(&ending, self.begun.elapsed(), log);
-        // Whether anybody reads them changes nothing. Standard output is the command's.
-        let _ = suite.annotate(&mut io::stderr());
+        // Standard output is the command's.
+        let mut annotations = Vec::new();
+        suite.annotate(&mut annotations).context("cannot write annotations")?;
+        messages::say(annotations);
         if let Ok(Outcome { code, ending: Ending::Exited(status), signal: None, .. }) = outcome {
             *code = suite.status(*status);
             let asked = self.options.junit.is_some() || self.options.fail_on_ktap == FailOnKtap::Always;

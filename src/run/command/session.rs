@@ -16,6 +16,7 @@ use super::streams::{InputStream, News, OutputStream, Tee, Wake, Word};
 use crate::crash::hang::{self, Verdict, Watch};
 use crate::exit::Exit;
 use crate::machine::Running;
+use crate::messages;
 use crate::sandbox;
 use crate::signals::{self, Signals};
 use crate::task::{self, CONTROL, End, Messages, Order, Output, Report};
@@ -24,7 +25,7 @@ use crate::trace::{Mark, Timeline};
 
 /// How long what the guest says it has written may take to arrive, while nothing stands in its way.
 const ARRIVAL: Duration = Duration::from_secs(2);
-/// How long readers that do not read may hold up the end of a kite that was told to end.
+/// How long readers that do not read may hold up the end of a kite that is to end at once.
 const GRACE: Duration = Duration::from_secs(1);
 /// How often something that has no event is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -99,6 +100,7 @@ impl Session {
             Some(_) => RawTerminal::new()?,
             None => None,
         };
+        messages::start()?;
         self.log.start(machine.serial().clone(), self.word.wake.clone())?;
         let [stdout, stderr] = &self.outputs;
         stdout.start(self.word.clone(), tee, self.timeline.clone())?;
@@ -229,17 +231,21 @@ impl Session {
     }
 
     /// Writes what is left of the command's outputs and the kernel's messages, of a machine that has stopped. A signal
-    /// cuts it short, and is returned: kite must not hang on a reader that does not read.
+    /// cuts it short, and is returned: kite must not hang on a reader that does not read. Nor must one that was told to end,
+    /// or whose time is over: that is what `patience` says.
     ///
     /// # Errors
     /// The host refuses to wait.
-    pub fn finish(&mut self, machine: &Running, told_to_end: bool) -> anyhow::Result<Option<i32>> {
+    pub fn finish(&mut self, machine: &Running, patience: Patience) -> anyhow::Result<Option<i32>> {
         terminal::restore();
         self.outputs.iter().for_each(|output| output.close());
         self.log.close();
-        let start = Instant::now();
+        let (mut since, mut written) = (Instant::now(), self.written());
         while !self.log.has_ended() || !self.outputs.iter().all(|output| output.has_ended()) {
-            let left = if told_to_end { Some(GRACE.saturating_sub(start.elapsed())) } else { None };
+            if patience == Patience::WhileRead && self.written() != written {
+                (since, written) = (Instant::now(), self.written());
+            }
+            let left = (patience != Patience::Endless).then(|| GRACE.saturating_sub(since.elapsed()));
             if left == Some(Duration::ZERO) {
                 break;
             }
@@ -252,22 +258,73 @@ impl Session {
                 Err(error) => return Err(error).context("cannot wait for the last of the output"),
             }
             self.word.wake.heard();
-            while let Some(signal) = self.signals.next() {
-                match signal {
-                    // Somebody wants to write to a file that the guest was loaded from, and need not wait for this. A copy
-                    // that cannot be made is one that nobody runs from.
-                    _ if signal == Signal::SIGIO as i32 => _ = machine.detach_files(),
-                    _ if signals::is_news(signal) => {}
-                    _ => return Ok(Some(signal)),
-                }
+            if let Some(signal) = self.ending_signal(machine) {
+                return Ok(Some(signal));
             }
         }
         Ok(None)
     }
 
+    /// Waits until the user has what kite had to say, as [`Self::finish`] does for what the guest had.
+    pub fn flush(&self, machine: &Running, patience: Patience) -> Option<i32> {
+        let mut signal = None;
+        messages::flush(|stuck| {
+            signal = self.ending_signal(machine);
+            signal.is_some() || patience != Patience::Endless && stuck > GRACE
+        });
+        signal
+    }
+
+    /// The signal that tells kite to end, if one has come.
+    fn ending_signal(&self, machine: &Running) -> Option<i32> {
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                // Somebody wants to write to a file that the guest was loaded from, and need not wait for this. A copy that
+                // cannot be made is one that nobody runs from.
+                _ if signal == Signal::SIGIO as i32 => _ = machine.detach_files(),
+                _ if signals::is_news(signal) => {}
+                _ => return Some(signal),
+            }
+        }
+        None
+    }
+
+    /// Why the command's end is worth nothing: what it wrote, or its kernel, could not be written.
+    pub fn failure(&self) -> Option<String> {
+        let outputs = self.outputs.iter().find_map(|output| output.failure());
+        outputs.or_else(|| self.log.failure().map(str::to_owned))
+    }
+
+    /// How many bytes of what the command and its kernel have printed are out.
+    fn written(&self) -> u64 {
+        self.outputs.iter().map(|output| output.progress().0).sum::<u64>() + self.log.progress()
+    }
+
     /// What has passed between the command and the outside world, in bytes.
     fn progress(&self) -> u64 {
         self.outputs.iter().map(|output| output.progress().0).sum::<u64>() + self.stdin.progress()
+    }
+}
+
+/// How long the end of kite waits for who reads its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// As long as it takes, or until a signal.
+    Endless,
+    /// So long as something is read within [`GRACE`].
+    WhileRead,
+    /// [`GRACE`] in all.
+    Brief,
+}
+
+impl Patience {
+    /// With a machine that stopped for this reason.
+    pub fn after(reason: Option<&Exit>) -> Self {
+        match reason {
+            Some(Exit::Signal(_) | Exit::Quit) => Self::Brief,
+            Some(Exit::TimedOut | Exit::Idle(_)) => Self::WhileRead,
+            _ => Self::Endless,
+        }
     }
 }
 

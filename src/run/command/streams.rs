@@ -16,9 +16,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::Mode;
 use nix::unistd::{dup2_stderr, dup2_stdout};
 
-use crate::console::keys::{Key, Keys};
+use crate::console::keys::{HELP, Key, Keys};
+use crate::messages::{self, write_all};
 use crate::sandbox;
 use crate::task::{Output, STDIN};
+use crate::terminal;
 use crate::trace::{Mark, Timeline};
 
 /// How much of standard input is read at once, in bytes.
@@ -119,7 +121,8 @@ pub(super) struct OutputStream {
     pub port: Arc<Port>,
     wake: Arc<Wake>,
     state: Mutex<State>,
-    /// What takes the place of kite's own stream when the command closes its, if the host has it.
+    /// What takes the place of kite's own stream when the command closes its: nothing if the host does not have it, or
+    /// kite itself may have something to say yet where nobody waits for an end.
     null: Option<OwnedFd>,
 }
 
@@ -136,6 +139,8 @@ struct State {
     /// Nobody feeds the port any more.
     closing: bool,
     ended: bool,
+    /// Why what came could not be written, unless its reader had gone.
+    failure: Option<Errno>,
 }
 
 impl OutputStream {
@@ -144,7 +149,9 @@ impl OutputStream {
     pub fn new(output: Output) -> anyhow::Result<Arc<Self>> {
         let wake = Wake::new()?;
         let port = wake.port(output.port())?;
-        let null = open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).ok();
+        let ends = output == Output::Stdout || messages::has_an_end();
+        let null = || open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).ok();
+        let null = if ends { null() } else { None };
         Ok(Arc::new(Self { output, port, wake, state: Mutex::default(), null }))
     }
 
@@ -169,6 +176,19 @@ impl OutputStream {
     /// Whether all that the guest has written is written here.
     pub fn has_ended(&self) -> bool {
         lock(&self.state).ended
+    }
+
+    /// Why what the command wrote could not be written, if it could not, and not because its reader had gone.
+    pub fn failure(&self) -> Option<String> {
+        lock(&self.state).failure.map(|error| self.not_written(error))
+    }
+
+    fn not_written(&self, error: Errno) -> String {
+        let stream = match self.output {
+            Output::Stdout => "standard output",
+            Output::Stderr => "standard error",
+        };
+        format!("cannot write the command's {stream}: {}", io::Error::from(error))
     }
 
     /// How many bytes came, and whether some of them wait for their reader.
@@ -217,8 +237,13 @@ impl OutputStream {
             if let Some(tee) = &mut tee {
                 tee(&buffer);
             }
-            if !unread && self.write(&buffer).is_err() {
+            if !unread && let Err(error) = self.write(&buffer) {
                 unread = true;
+                if error != Errno::EPIPE {
+                    lock(&self.state).failure = Some(error);
+                    terminal::tell(&self.not_written(error));
+                }
+                // Either way the command writes no more: it is as if its reader had gone.
                 word.tell(News::Unread(self.output));
             }
             let mut state = lock(&self.state);
@@ -400,7 +425,7 @@ fn translate(keys: &mut Keys, typed: &[u8], bytes: &mut Vec<u8>, word: &Word) {
         match keys.feed(*byte) {
             Key::Byte(byte) => bytes.push(byte),
             Key::Nothing => {}
-            Key::Help => crate::terminal::tell("Ctrl-A X quits, Ctrl-A Ctrl-A sends one Ctrl-A"),
+            Key::Help => messages::say(HELP.as_bytes().to_vec()),
             Key::Quit => word.tell(News::Quit),
         }
     }
@@ -409,21 +434,6 @@ fn translate(keys: &mut Keys, typed: &[u8], bytes: &mut Vec<u8>, word: &Word) {
 /// Waits until `event` is readable. A signal wakes nobody for good: whoever waits looks again.
 fn wait(event: BorrowedFd<'_>) {
     let _ = poll(&mut [PollFd::new(event, PollFlags::POLLIN)], PollTimeout::NONE);
-}
-
-/// Writes everything, also to a descriptor that whoever opened it made non-blocking.
-fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> nix::Result<()> {
-    while !bytes.is_empty() {
-        match nix::unistd::write(to, bytes) {
-            Ok(written) => bytes = &bytes[written..],
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => {
-                poll(&mut [PollFd::new(to, PollFlags::POLLOUT)], PollTimeout::NONE)?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -67,7 +67,7 @@ fn all(from: Option<impl Read>) -> Vec<u8> {
 }
 
 /// The exit code; none for a signal.
-fn wait(child: &mut Child) -> Result<Option<i32>> {
+pub(super) fn wait(child: &mut Child) -> Result<Option<i32>> {
     let start = Instant::now();
     while start.elapsed() < LIMIT {
         if let Some(status) = child.try_wait().context("waiting for kite")? {

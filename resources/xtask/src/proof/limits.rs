@@ -45,7 +45,7 @@ fn tiny(ground: &Ground, code: &[u8], options: &[&str]) -> Result<Command> {
 }
 
 /// Whether this user may make groups here.
-fn check_groups(ground: &Ground) -> Result<()> {
+pub(super) fn check_groups(ground: &Ground) -> Result<()> {
     if ground.groups.get().is_none() {
         let ended = ended(tiny(ground, POWER_OFF, &["--limit", "cpu=1,memory=1G,pids=64"])?, b"")?;
         let said = ended.stderr.trim().to_owned();

@@ -8,6 +8,7 @@ mod every;
 mod killed;
 mod limits;
 mod network;
+mod output;
 mod rights;
 mod stats;
 mod terminal;
@@ -99,6 +100,8 @@ const PROOFS: &[(&str, Tiers, Run)] = &[
     // These are traced, too: see `calls`.
     ("jail/devices", Tiers::ROOT, every::devices),
     ("jail/share", Tiers::ROOT, |ground| every::share(ground, "6.12")),
+    ("output/terminal", Tiers::ROOT, |ground| output::terminal(ground, "6.12")),
+    ("output/lost", Tiers::ROOT, |ground| output::lost(ground, "6.1")),
     ("limits/cpu", Tiers::ROOT_ALONE, limits::cpu),
     ("limits/memory", Tiers::ROOT_ALONE, |ground| limits::memory(ground, "6.12")),
     ("limits/io-and-streams", Tiers::ROOT_ALONE, |ground| limits::io_and_streams(ground, "6.12")),

@@ -30,7 +30,7 @@ while read -r line; do echo \"heard $line\"; test \"$line\" = end && exit 9; don
 nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, Winsize);
 
 /// A person at a terminal.
-struct Person {
+pub(super) struct Person {
     child: Child,
     terminal: File,
     shown: Receiver<Vec<u8>>,
@@ -38,7 +38,7 @@ struct Person {
 }
 
 impl Person {
-    fn new(mut command: Command, rows: u16, columns: u16) -> Result<Self> {
+    pub fn new(mut command: Command, rows: u16, columns: u16) -> Result<Self> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let OpenptyResult { master, slave } = openpty(&size, None).context("making a terminal")?;
         let copy = || slave.try_clone().map(Stdio::from).context("sharing a terminal");
@@ -75,7 +75,7 @@ impl Person {
     }
 
     /// Waits until the screen shows this, behind what was waited for before.
-    fn sees(&mut self, wanted: &str) -> Result<()> {
+    pub fn sees(&mut self, wanted: &str) -> Result<()> {
         self.sees_within(wanted, LIMIT)
     }
 
@@ -94,7 +94,7 @@ impl Person {
         }
     }
 
-    fn types(&mut self, keys: &str) -> Result<()> {
+    pub fn types(&mut self, keys: &str) -> Result<()> {
         self.terminal.write_all(keys.as_bytes()).context("typing")
     }
 
@@ -107,7 +107,7 @@ impl Person {
     }
 
     /// kite's exit code.
-    fn ends(&mut self) -> Result<Option<i32>> {
+    pub fn ends(&mut self) -> Result<Option<i32>> {
         let start = Instant::now();
         while start.elapsed() < LIMIT {
             if let Some(status) = self.child.try_wait().context("waiting for kite")? {
@@ -175,7 +175,7 @@ fn quit(ground: &Ground, name: &str) -> Result<()> {
     let mut person = Person::new(command, 24, 80)?;
     person.sees("up")?;
     person.types("\x01x")?;
-    ensure!(person.ends()? == Some(0), "Ctrl-A X did not end kite with 0");
+    ensure!(person.ends()? == Some(130), "Ctrl-A X did not end kite with 130");
     Ok(())
 }
 
