@@ -163,8 +163,9 @@ pub struct RunOptions {
     /// Give the guest an MP table instead of ACPI
     #[arg(long)]
     pub no_acpi: bool,
-    /// Add a disk, a raw image or a block device: PATH, or path=PATH[,readonly][,ephemeral][,direct][,queues=N]
-    /// [,id=SERIAL]; what the guest writes to an ephemeral one is dropped at the end; may be given more than once
+    /// Add a disk, a raw image or a block device: PATH, or path=PATH[,readonly][,ephemeral][,direct][,raw][,queues=N]
+    /// [,id=SERIAL]; what the guest writes to an ephemeral one is dropped at the end; what looks like qcow2 or another
+    /// format is refused, unless it is said to be raw; may be given more than once
     #[arg(long = "disk", value_name = "DISK", value_parser = ValueParser::new(disk::parse), conflicts_with = "no_acpi")]
     pub disks: Vec<disk::Spec>,
     /// Add a network: user[,mac=MAC][,mtu=N][,forward=HOST:GUEST[/udp]...], through passt, without privileges; or

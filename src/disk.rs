@@ -1,5 +1,7 @@
 //! `--disk`: its value as data, and the image or block device behind it, opened and locked.
 
+mod format;
+
 use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -22,10 +24,10 @@ const DIRECT_ALIGN: u32 = 4096;
 /// The stack of a thread that does disk I/O: it calls nothing deep.
 const STACK: usize = 64 << 10;
 
-/// The value of `--disk`: `PATH`, or `path=PATH[,readonly][,ephemeral][,direct][,queues=N][,id=SERIAL]`.
+/// The value of `--disk`: `PATH`, or `path=PATH[,readonly][,ephemeral][,direct][,raw][,queues=N][,id=SERIAL]`.
 ///
 /// A value that begins with one of these words and `=` is a list, and so is one that begins with `readonly,`,
-/// `ephemeral,` or `direct,`; in a list `,,` stands for a comma. Any other value is a path as a whole, whatever it holds; if there is nothing of that
+/// `ephemeral,`, `direct,` or `raw,`; in a list `,,` stands for a comma. Any other value is a path as a whole, whatever it holds; if there is nothing of that
 /// name, one that looks like a list is refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spec {
@@ -37,6 +39,8 @@ pub struct Spec {
     pub ephemeral: bool,
     /// Around the host's page cache.
     pub direct: bool,
+    /// It is raw, whatever it looks like.
+    pub raw: bool,
     /// How many queues; the number of vCPUs, at most 16, if none is given.
     pub queues: Option<u16>,
     /// The serial number that the guest sees.
@@ -56,7 +60,7 @@ pub struct Open {
 /// What is wrong with it, in one line.
 pub fn parse(text: &str) -> Result<Spec, String> {
     const KEYS: [&str; 3] = ["path=", "queues=", "id="];
-    const FLAGS: [&str; 3] = ["readonly,", "ephemeral,", "direct,"];
+    const FLAGS: [&str; 4] = ["readonly,", "ephemeral,", "direct,", "raw,"];
     let mut spec = Spec::default();
     if KEYS.iter().chain(&FLAGS).any(|word| text.starts_with(word)) {
         for part in split(text) {
@@ -104,7 +108,7 @@ fn split(text: &str) -> Vec<String> {
 
 fn unknown(part: &str) -> String {
     format!(
-        "unknown option '{part}'; there are path=, readonly, ephemeral, direct, queues= and id=, and a comma in a path \
+        "unknown option '{part}'; there are path=, readonly, ephemeral, direct, raw, queues= and id=, and a comma in a path \
          is written ',,'"
     )
 }
@@ -115,6 +119,7 @@ impl Spec {
             None if part == "readonly" => self.readonly = true,
             None if part == "ephemeral" => self.ephemeral = true,
             None if part == "direct" => self.direct = true,
+            None if part == "raw" => self.raw = true,
             Some(("path", path)) if self.path.as_os_str().is_empty() => self.path = path.into(),
             Some(("path", _)) => return Err("a second path=; give --disk once for each disk".to_owned()),
             Some(("queues", count)) => {
@@ -135,7 +140,7 @@ impl Spec {
     /// Opens and locks the disk, for a machine of so many vCPUs.
     ///
     /// # Errors
-    /// It is neither an image nor a block device, cannot be opened, or another machine has it.
+    /// It is neither an image nor a block device, or one that is not raw; it cannot be opened, or another machine has it.
     pub fn open(&self, cpus: u32) -> anyhow::Result<Open> {
         let open = || {
             let writable = !self.readonly && !self.ephemeral;
@@ -153,6 +158,9 @@ impl Spec {
         let is_device = metadata.file_type().is_block_device();
         // A block device's metadata has no length.
         let bytes = image.seek(SeekFrom::End(0)).context("its size is not known")?;
+        if let Some(why) = format::refusal(&image, bytes, &self.path)?.filter(|_| !self.raw) {
+            bail!(why);
+        }
         if !bytes.is_multiple_of(SECTOR) {
             log::warn!(
                 "disk {}: the last {} bytes are no whole sector: the guest does not see them",
