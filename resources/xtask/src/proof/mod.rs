@@ -12,6 +12,7 @@ mod output;
 mod rights;
 mod stats;
 mod terminal;
+mod today;
 mod together;
 mod tools;
 mod wire;
@@ -32,7 +33,7 @@ use tempfile::TempDir;
 pub use self::wire::{GUEST, HERE, TAP, Wire};
 use crate::inside::{self, STATUS};
 use crate::running::Running;
-use crate::setup::{Debian, Kernel};
+use crate::setup::{Debian, Kernel, TODAY};
 use crate::tier::{Tier, Tiers};
 use crate::user;
 use crate::vmm::{Access, Machine, Vmm};
@@ -42,8 +43,14 @@ pub const LIMIT: Duration = Duration::from_secs(2400);
 /// And what one of the others does: a gibibyte there and back, or all that a file can be on a busy machine.
 pub const USUAL_LIMIT: Duration = Duration::from_secs(900);
 /// The programs of the host's that they use, with their packages.
-pub const PROGRAMS: [(&str, &str); 4] =
-    [("ip", "iproute2"), ("iperf3", "iperf3"), ("passt", "passt"), ("e2fsck", "e2fsprogs")];
+pub const PROGRAMS: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("passt", "passt"),
+    ("e2fsck", "e2fsprogs"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
 /// What a guest's script may take.
 const SCRIPT: Duration = Duration::from_secs(300);
 
@@ -90,6 +97,7 @@ const PROOFS: &[(&str, Tiers, Run)] = &[
     ("command/files/6.1", Tiers::NIGHTLY, |ground| command::files(ground, "6.1")),
     ("command/files/6.12", Tiers::NIGHTLY_BY_BOTH, |ground| command::files(ground, "6.12")),
     ("command/rights", Tiers::BOTH, |ground| rights::rights(ground, "6.12")),
+    ("command/today", Tiers::ROOT, |ground| today::command(ground, TODAY)),
     ("command/terminal", Tiers::ROOT, |ground| terminal::session(ground, "6.12")),
     ("command/terminal/ways-out", Tiers::NIGHTLY, |ground| terminal::ways_out(ground, "6.12")),
     ("command/crash", Tiers::NIGHTLY, |ground| command::crash(ground, "6.12")),
