@@ -44,6 +44,9 @@ pub const CRASHED: u8 = 255;
 /// What the user is told of a guest that took too long begins with this; then comes the limit.
 pub const GUEST_ENDED: &str = "the guest was ended: ";
 
+/// The version, and the commit if it was built from one: `0.1.0 (0123456789ab)`.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("KITE_COMMIT"));
+
 /// Names the sandbox where no option does.
 const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
 /// Names the kernel where no option does.
@@ -88,7 +91,7 @@ Keys:
 
 /// A minimal KVM hypervisor: boots a Linux kernel from the command line.
 #[derive(Debug, Parser)]
-#[command(name = "kite", version, after_help = EXIT_CODES)]
+#[command(name = "kite", version = VERSION, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -75,8 +75,25 @@ fn help_and_version_exit_with_0() {
         assert!(printed(arguments).contains("Usage: kite"), "{arguments:?}");
     }
     for arguments in [["--version"], ["-V"]] {
-        assert_eq!(printed(&arguments), concat!("kite ", env!("CARGO_PKG_VERSION"), "\n"));
+        assert_eq!(
+            printed(&arguments),
+            concat!("kite ", env!("CARGO_PKG_VERSION"), env!("KITE_COMMIT"), "\n")
+        );
     }
+}
+
+#[test]
+fn the_version_names_the_commit_that_it_was_built_from() {
+    let git =
+        Command::new("git").args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let head = match git {
+        Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
+        other => {
+            return skipped("the_version_names_the_commit_that_it_was_built_from", &format!("{other:?}"));
+        }
+    };
+    let expected = format!("kite {} ({})\n", env!("CARGO_PKG_VERSION"), &head[..12]);
+    assert_eq!(printed(&["--version"]), expected);
 }
 
 #[test]

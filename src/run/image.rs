@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -212,10 +212,51 @@ fn own_program() -> anyhow::Result<File> {
     Ok(copy)
 }
 
+/// Whether an executable names a dynamic loader, which no guest has (System V ABI, "Program Header": PT_INTERP).
+fn needs_loader(program: &File) -> io::Result<bool> {
+    const HEADER: usize = 64;
+    const INTERPRETER: u32 = 3;
+    let mut header = [0; HEADER];
+    program.read_exact_at(&mut header, 0)?;
+    let half = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
+    let offset = u64::from_le_bytes(header[32..40].try_into().expect("eight bytes"));
+    let (len, count) = (half(54), half(56));
+    for index in 0..count {
+        let mut kind = [0; 4];
+        // What wraps is no offset of a file.
+        program.read_exact_at(&mut kind, offset.wrapping_add(index * len))?;
+        if u32::from_le_bytes(kind) == INTERPRETER {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// kite's own executable as `/init`, with the kernel's modules.
 fn build_initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
     let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
     let init = own_program().context("cannot open kite's own executable")?;
+    ensure!(
+        !needs_loader(&init).context("cannot read kite's own executable")?,
+        "this kite is linked dynamically, and so cannot be /init in a guest: build it in its source tree by cargo build, or \
+         install it by cargo install"
+    );
     Ok(initramfs::standard(Arc::new(init), &modules, &files).context("cannot build the initramfs")?.pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_with_a_loader_is_told_from_a_static_one() {
+        // The tests are linked as kite is.
+        let own = File::open(ITSELF).unwrap();
+        assert_eq!(needs_loader(&own).unwrap(), !cfg!(target_feature = "crt-static"));
+        if let Ok(shell) = File::open("/bin/sh") {
+            assert!(needs_loader(&shell).unwrap());
+        }
+        assert!(needs_loader(&File::open("/dev/null").unwrap()).is_err());
+    }
 }
