@@ -10,6 +10,7 @@ mod guests;
 mod host;
 mod inside;
 mod lab;
+mod package;
 mod proof;
 mod running;
 mod setup;
@@ -76,6 +77,9 @@ enum Task {
     ///
     /// demo, test and lab do this by themselves.
     Kernels,
+    /// Build kite as users get it, and pack it: an archive and a Debian package with their checksums, in target/package
+    #[command(after_help = "Example:\n  cargo xtask package && sudo apt install ./target/package/kite_*.deb")]
+    Package,
     /// Measure kite beside a bare program and QEMU's microvm machine
     #[command(subcommand)]
     Bench(bench::Task),
@@ -204,6 +208,10 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(options) => test::run(options),
         Task::Lab(options) => run_lab(options),
         Task::Kernels => list_kernels(),
+        Task::Package => package::run().map(|made| {
+            made.iter().for_each(|path| println!("{}", path.display()));
+            ExitCode::SUCCESS
+        }),
         Task::Bench(task) => bench::run(task),
         Task::Calls { own } => calls::run(&mut Setup::new(), !own).map(|()| ExitCode::SUCCESS),
         Task::Fuzz(options) => fuzz::run(&options),

@@ -24,6 +24,7 @@ use self::lab::Queue;
 use self::tally::Tally;
 use crate::fuzz;
 use crate::host;
+use crate::package;
 use crate::setup::Setup;
 use crate::step::{open_step, output, shown, step};
 use crate::tier::{Choice, Tier};
@@ -53,12 +54,13 @@ struct Part {
 }
 
 /// The parts that need neither Linux guests nor what tests are built from.
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     Part { name: "format", tier: Tier::Quick, run: format },
     Part { name: "clippy", tier: Tier::Quick, run: clippy },
     Part { name: "docs", tier: Tier::Nightly, run: docs },
     Part { name: "fuzz", tier: Tier::Nightly, run: fuzzers },
     Part { name: "demo", tier: Tier::Nightly, run: demo },
+    Part { name: "package", tier: Tier::Nightly, run: packages },
 ];
 /// Unit tests and tests of the binary.
 const NATIVE: (&str, Tier) = ("native", Tier::Quick);
@@ -249,6 +251,13 @@ fn demo(tally: &mut Tally) -> Result<()> {
     for expected in ["kite's demonstration: ", "\nkite: kernel ", "\nkite's exit code: 0\n", "\nNext:\n"] {
         ensure!(said.contains(expected), "it does not say {expected:?}: {said}");
     }
+    tally.passed += 1;
+    Ok(())
+}
+
+/// What users install.
+fn packages(tally: &mut Tally) -> Result<()> {
+    package::check()?;
     tally.passed += 1;
     Ok(())
 }
