@@ -9,6 +9,7 @@ mod killed;
 mod limits;
 mod network;
 mod output;
+mod own_files;
 mod rights;
 mod stats;
 mod terminal;
@@ -98,6 +99,7 @@ const PROOFS: &[(&str, Tiers, Run)] = &[
     ("command/files/6.12", Tiers::NIGHTLY_BY_BOTH, |ground| command::files(ground, "6.12")),
     ("command/rights", Tiers::BOTH, |ground| rights::rights(ground, "6.12")),
     ("command/today", Tiers::ROOT, |ground| today::command(ground, TODAY)),
+    ("command/own-files", Tiers::NIGHTLY_BY_BOTH, |ground| own_files::own_files(ground, "6.12")),
     ("command/terminal", Tiers::ROOT, |ground| terminal::session(ground, "6.12")),
     ("command/terminal/ways-out", Tiers::NIGHTLY, |ground| terminal::ways_out(ground, "6.12")),
     ("command/crash", Tiers::NIGHTLY, |ground| command::crash(ground, "6.12")),
