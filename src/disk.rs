@@ -12,9 +12,9 @@ use std::thread;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use boot::GuestMemory;
-use devices::virtio::VirtioDevice;
 use devices::virtio::block::disk::{Blocks, Disk, SECTOR, SERIAL};
 use devices::virtio::block::{Block, MAX_QUEUES, QUEUE_SIZE, engine};
+use devices::virtio::{Copies, VirtioDevice};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Queues that a disk has at most if nobody says how many.
@@ -202,17 +202,17 @@ impl Spec {
 }
 
 impl Open {
-    /// A device that shows the disk to a guest with this memory. Of one disk there is one device at a time.
+    /// A device that shows the disk to a guest with this memory, of which there may be `copies`. Of one disk there is one device at a time.
     ///
     /// # Errors
     /// The host has no file descriptors left.
-    pub fn device(&self, memory: &GuestMemory) -> io::Result<Box<dyn VirtioDevice>> {
+    pub fn device(&self, memory: &GuestMemory, copies: Arc<Copies>) -> io::Result<Box<dyn VirtioDevice>> {
         let depth = usize::from(self.queues) * usize::from(QUEUE_SIZE);
         let spawn = |work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name("disk".to_owned()).stack_size(STACK).spawn(work).map(drop)
         };
         let engine = engine::start(&self.disk, memory, depth, Box::new(spawn))?;
-        Ok(Box::new(Block::new(self.disk.clone(), engine, self.queues)))
+        Ok(Box::new(Block::new(self.disk.clone(), engine, copies, self.queues)))
     }
 }
 

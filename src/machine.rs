@@ -275,11 +275,8 @@ fn shared(device: impl BusDevice + 'static) -> SharedDevice {
     Arc::new(Mutex::new(device))
 }
 
-/// Locks a device and waits until it has nothing in flight.
-fn settled(device: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
-    let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
-    device.settle();
-    device
+fn locked(device: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A machine that runs. Dropping it stops it.
@@ -338,8 +335,8 @@ impl Running {
             self.resume();
             return Err(io::Error::other("a device waits for the host"));
         }
-        // Devices write guest memory too.
-        let still: Vec<_> = self.devices.iter().map(|device| settled(device)).collect();
+        // Devices write guest memory, too. What they have in flight may wait for the host, and so is not waited for.
+        let still: Vec<_> = self.devices.iter().map(|device| locked(device)).collect();
         let detached = self.vm.ram().detach_files();
         drop(still);
         self.resume();

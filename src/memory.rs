@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Context, anyhow, ensure};
 use boot::layout::HIGH_MEMORY;
 use boot::{GuestMemory, Piece};
+use devices::virtio::Copies;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::cut;
@@ -36,6 +37,7 @@ pub struct GuestRam {
     memory: GuestMemory,
     system: SystemFiles,
     mapped: Mutex<Vec<Mapped>>,
+    copies: Arc<Copies>,
 }
 
 /// Root's files that only root may write. Those who install kernels replace them and never rewrite them.
@@ -83,7 +85,8 @@ impl GuestRam {
             regions.push(region.map_err(|error| cannot(&error))?);
         }
         let memory = GuestMemory::from_regions(regions).map_err(|error| cannot(&error))?;
-        let ram = Self { memory, system: SystemFiles::default(), mapped: Mutex::default() };
+        let ram =
+            Self { memory, system: SystemFiles::default(), mapped: Mutex::default(), copies: Arc::default() };
         ram.keep_small_pages(0, HIGH_MEMORY)?;
         Ok(ram)
     }
@@ -108,6 +111,11 @@ impl GuestRam {
     /// The memory as devices and loaders see it.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// What devices learn of its copies by.
+    pub fn copies(&self) -> &Arc<Copies> {
+        &self.copies
     }
 
     /// Puts `piece` at the guest-physical address `at`, before the guest runs.
@@ -202,7 +210,8 @@ impl GuestRam {
     }
 
     /// Replaces every mapped page by a copy of its own and lets waiting writers of the files go on. To be called when a
-    /// lease is broken, which `SIGIO` tells, while the guest is still.
+    /// lease is broken, which `SIGIO` tells, while the guest is still and every device locked. What is in flight need not
+    /// have come to an end.
     ///
     /// # Errors
     /// The host is out of memory, or a file was cut before.
@@ -212,7 +221,7 @@ impl GuestRam {
             if it.is_cut() {
                 return Err(io::Error::other(it.told()));
             }
-            it.replace_by_copy()?;
+            self.copies.copy(|| it.replace_by_copy())?;
             cut::forget(it.host.addr());
         }
         for it in mapped.drain(..) {
@@ -254,7 +263,7 @@ impl Mapped {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: both ranges are mapped, `self.len` long and apart; the writer of the file waits for our lease, so
-        // every page can be read, and the guest, the only other user of the memory, is still.
+        // every page can be read, and the guest is still. What the host writes for a device meanwhile, it writes again.
         unsafe { std::ptr::copy_nonoverlapping(self.host.cast::<u8>(), copy.cast::<u8>(), self.len) };
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: moves the copy over a range of guest memory, which stays mapped throughout.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::thread::Builder;
 
 use anyhow::{Context, Result, ensure};
-use boot::GuestMemory;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, Target};
 use devices::virtio::console::{self, Port};
@@ -16,6 +15,7 @@ use nix::unistd::Pid;
 use crate::cli::{ConsoleDevice, RunOptions};
 use crate::disk;
 use crate::machine::Attachment;
+use crate::memory::GuestRam;
 use crate::net::Network;
 use crate::passt;
 use crate::port::{Name, Ports};
@@ -185,11 +185,13 @@ impl Devices {
         (needed, optional)
     }
 
-    /// New devices for a machine with `memory`, in the order of the board.
-    pub fn attach(&self, memory: &GuestMemory) -> Result<Vec<Attachment>> {
+    /// New devices for a machine with `ram`, in the order of the board.
+    pub fn attach(&self, ram: &GuestRam) -> Result<Vec<Attachment>> {
+        let (memory, copies) = (ram.memory(), ram.copies());
         let mut devices = Vec::new();
         for (disk, index) in self.disks.iter().zip(0..) {
-            let device = disk.device(memory).with_context(|| format!("cannot set up disk {index}"))?;
+            let device =
+                disk.device(memory, copies.clone()).with_context(|| format!("cannot set up disk {index}"))?;
             devices.push(attachment(device, format!("disk{index}")));
         }
         for (network, index) in self.networks.iter().zip(0..) {
@@ -200,7 +202,7 @@ impl Devices {
             let spawn = move |work: Box<dyn FnOnce() + Send>| {
                 Builder::new().name(name.clone()).stack_size(STACK).spawn(work).map(drop)
             };
-            let device = Fs::new(share.clone(), memory.clone(), Box::new(spawn));
+            let device = Fs::new(share.clone(), memory.clone(), copies.clone(), Box::new(spawn));
             let device = Box::new(device.with_context(|| format!("cannot set up share {}", share.tag))?);
             let confinement = match share.writable {
                 true => sandbox::Thread::Share,

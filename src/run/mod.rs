@@ -184,7 +184,7 @@ impl Start<'_> {
         let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
             let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
             let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
-            let machine = devices.attach(ram.memory()).and_then(|devices| match kvm {
+            let machine = devices.attach(&ram).and_then(|devices| match kvm {
                 Ok(kvm) => Machine::build(kvm, board, ram.clone(), host, devices, timeline),
                 Err(why) => bail!("{why}"),
             });

@@ -5,6 +5,7 @@ pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod console;
+mod copies;
 pub mod fs;
 pub mod mmio;
 pub mod net;
@@ -21,6 +22,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 pub use buffers::Buffers;
+pub use copies::Copies;
 pub use queue::{Chain, Error, Queues, Served};
 pub use state::Virtio;
 

@@ -47,7 +47,7 @@ impl Options {
             true => Box::new(Pool::new(disk.clone(), memory.clone(), spawn).unwrap()),
             false => engine::start(disk, memory, 64, spawn).unwrap(),
         };
-        Block::new(disk.clone(), engine, 1 + u16::from(self.has(3)))
+        Block::new(disk.clone(), engine, Arc::default(), 1 + u16::from(self.has(3)))
     }
 }
 

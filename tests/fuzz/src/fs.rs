@@ -297,7 +297,7 @@ pub fn run(data: &[u8]) {
         it.limits.descriptors = 32;
         it.limits.nodes = 64;
         let spawn: Spawn = Box::new(|work| thread::Builder::new().spawn(work).map(drop));
-        Box::new(Fs::new(Arc::new(it), memory.clone(), spawn).unwrap())
+        Box::new(Fs::new(Arc::new(it), memory.clone(), Arc::default(), spawn).unwrap())
     };
     if options & 6 == 0 {
         drive(data, make, |_| {}, every_queue_serves);

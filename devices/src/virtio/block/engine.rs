@@ -54,6 +54,8 @@ pub struct Job {
     pub op: Op,
     /// What it is for: engines only keep it.
     pub request: Request,
+    /// How often the guest's memory had been copied when it was pushed.
+    pub copies: u64,
 }
 
 /// Does operations, in any order. It owns guest memory, so that this stays mapped while the host writes to it.

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Error, Queues, Source, VirtioDevice};
+use super::{Copies, Error, Queues, Source, VirtioDevice};
 use disk::{Disk, SECTOR};
-use engine::{Engine, Job};
+use engine::{Action, Engine, Job};
 use request::{Accepted, MAX_DISCARD, MAX_SEGMENTS, MAX_ZEROES, Next, Parsed, Request, Status};
 
 /// Entries of a queue.
@@ -33,17 +33,19 @@ pub struct Block {
     queue_sizes: Vec<u16>,
     config: Vec<u8>,
     accepted: Accepted,
+    copies: Arc<Copies>,
     /// The host failed since the last reset, and the log has it.
     told: bool,
 }
 
 impl Block {
-    /// Shows `disk` through 1 to [`MAX_QUEUES`] queues; `engine` is made for it and for the guest's memory.
-    pub fn new(disk: Arc<Disk>, engine: Box<dyn Engine>, queues: u16) -> Self {
+    /// Shows `disk` through 1 to [`MAX_QUEUES`] queues; `engine` is made for it and for the guest's memory, of which there may
+    /// be `copies`.
+    pub fn new(disk: Arc<Disk>, engine: Box<dyn Engine>, copies: Arc<Copies>, queues: u16) -> Self {
         let queues = queues.clamp(1, MAX_QUEUES);
         let config = config(&disk, queues);
         let queue_sizes = vec![QUEUE_SIZE; queues.into()];
-        Self { disk, engine, queue_sizes, config, accepted: Accepted::default(), told: false }
+        Self { disk, engine, queue_sizes, config, accepted: Accepted::default(), copies, told: false }
     }
 
     /// Takes requests from queue `index` and begins them.
@@ -64,7 +66,7 @@ impl Block {
 
     fn go_on(&mut self, queues: &mut Queues<'_>, request: Request, next: Next) -> Result<(), Error> {
         match next {
-            Next::Op(op) => self.engine.push(Job { op, request }),
+            Next::Op(op) => self.engine.push(Job { op, request, copies: self.copies.count() }),
             Next::Done(status) => end(queues, &request, status)?,
         }
         Ok(())
@@ -75,7 +77,13 @@ impl Block {
     fn complete(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
         self.engine.submit();
         while let Some((job, result)) = self.engine.completed() {
-            let Job { op, mut request } = job;
+            if job.op.action == Action::Read && job.copies != self.copies.count() {
+                // What was read may have gone where the guest's memory was before.
+                self.engine.push(Job { copies: self.copies.count(), ..job });
+                self.engine.submit();
+                continue;
+            }
+            let Job { op, mut request, .. } = job;
             let next = match request.finished(&self.disk, self.accepted, op, result) {
                 Ok(next) => next,
                 Err(error) => {

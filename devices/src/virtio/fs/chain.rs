@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::server::Exchange;
 use crate::GuestMemory;
-use crate::virtio::{Buffers, Chain, vectored};
+use crate::virtio::{Buffers, Chain, Copies, vectored};
 
 /// A request in a chain, and the room for its reply.
 pub struct Request<'a> {
@@ -13,6 +13,8 @@ pub struct Request<'a> {
     pub memory: &'a GuestMemory,
     /// The chain.
     pub chain: &'a Chain,
+    /// The copies of the guest's memory.
+    pub copies: &'a Copies,
 }
 
 /// The `len` bytes of `buffers` from `offset` on.
@@ -36,7 +38,7 @@ impl Exchange for Request<'_> {
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) {
-        self.chain.writable.write(self.memory, offset, bytes);
+        self.copies.write(|| self.chain.writable.write(self.memory, offset, bytes));
     }
 
     fn fill(
@@ -49,7 +51,13 @@ impl Exchange for Request<'_> {
     ) -> io::Result<usize> {
         let room = part(&self.chain.writable, offset, len);
         let flags = if wait { 0 } else { libc::RWF_NOWAIT };
-        vectored::read_at_as(file.as_fd(), self.memory, &room, from, flags)
+        loop {
+            let before = self.copies.count();
+            let got = vectored::read_at_as(file.as_fd(), self.memory, &room, from, flags)?;
+            if self.copies.write(|| self.copies.count()) == before {
+                return Ok(got);
+            }
+        }
     }
 
     fn drain(&self, offset: usize, len: usize, file: &OwnedFd, to: u64, append: bool) -> io::Result<usize> {

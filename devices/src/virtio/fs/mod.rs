@@ -38,7 +38,7 @@ use std::time::Duration;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 use super::block::pool::Spawn;
-use super::{Error, Queues, Source, VirtioDevice};
+use super::{Copies, Error, Queues, Source, VirtioDevice};
 use crate::GuestMemory;
 use chain::Request;
 use pool::Pool;
@@ -103,17 +103,23 @@ impl Share {
 pub struct Fs {
     server: Arc<Server>,
     memory: GuestMemory,
+    copies: Arc<Copies>,
     pool: Pool,
     config: [u8; MOST_TAG + 4],
 }
 
 impl Fs {
-    /// Shows `share` to the guest whose memory is `memory`; `spawn` makes threads for requests when there are some.
+    /// Shows `share` to the guest whose memory is `memory`, of which there may be `copies`; `spawn` makes threads for requests when there are some.
     ///
     /// # Errors
     /// The tag is no tag; the share is not a directory or cannot be looked at; there is no /proc; the host has no
     /// descriptors left.
-    pub fn new(share: Arc<Share>, memory: GuestMemory, spawn: Spawn) -> io::Result<Self> {
+    pub fn new(
+        share: Arc<Share>,
+        memory: GuestMemory,
+        copies: Arc<Copies>,
+        spawn: Spawn,
+    ) -> io::Result<Self> {
         let tag = share.tag.as_bytes();
         if tag.is_empty() || tag.len() > MOST_TAG || tag.contains(&0) {
             let told = format!("the tag {:?} does not have 1 to {MOST_TAG} bytes", share.tag);
@@ -123,8 +129,8 @@ impl Fs {
         config[..tag.len()].copy_from_slice(tag);
         config[MOST_TAG] = QUEUES.len() as u8 - 1;
         let server = Arc::new(Server::new(share)?);
-        let pool = Pool::new(server.clone(), memory.clone(), spawn)?;
-        Ok(Self { server, memory, pool, config })
+        let pool = Pool::new(server.clone(), memory.clone(), copies.clone(), spawn)?;
+        Ok(Self { server, memory, copies, pool, config })
     }
 
     fn complete(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
@@ -157,7 +163,7 @@ impl VirtioDevice for Fs {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
         while let Some(chain) = queues.take(index)? {
-            let mut request = Request { memory: &self.memory, chain: &chain };
+            let mut request = Request { memory: &self.memory, chain: &chain, copies: &self.copies };
             match self.server.serve(&mut request, false) {
                 Some(written) => queues.complete(index, chain.head, written as u32)?,
                 None => self.pool.push(index, chain),

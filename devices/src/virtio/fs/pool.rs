@@ -19,8 +19,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::chain::Request;
 use super::server::Server;
 use crate::GuestMemory;
-use crate::virtio::Chain;
 use crate::virtio::block::pool::Spawn;
+use crate::virtio::{Chain, Copies};
 
 /// The most threads of a share. They wait for disks more than they work.
 const THREADS: usize = 8;
@@ -63,6 +63,7 @@ pub struct Pool {
 struct Shared {
     server: Arc<Server>,
     memory: GuestMemory,
+    copies: Arc<Copies>,
     state: Mutex<State>,
     /// There is work, or the end has come.
     work: Condvar,
@@ -154,7 +155,7 @@ impl Shared {
 
     /// Does a job, or returns one that has to be postponed.
     fn perform(&self, mut job: Job) -> Result<Done, Job> {
-        let mut request = Request { memory: &self.memory, chain: &job.chain };
+        let mut request = Request { memory: &self.memory, chain: &job.chain, copies: &self.copies };
         let written = match self.server.serve(&mut request, true) {
             Some(written) => written,
             None if job.postponed.get_or_insert_with(Instant::now).elapsed() < LONGEST => return Err(job),
@@ -166,7 +167,7 @@ impl Shared {
     /// As [`Self::perform`], where there is no thread to try again.
     fn perform_at_once(&self, job: Job) -> Done {
         self.perform(job).unwrap_or_else(|job| {
-            let mut request = Request { memory: &self.memory, chain: &job.chain };
+            let mut request = Request { memory: &self.memory, chain: &job.chain, copies: &self.copies };
             let written = Server::refuse(&mut request, Errno::EAGAIN);
             Done { queue: job.queue, head: job.chain.head, written: written as u32 }
         })
@@ -178,10 +179,15 @@ impl Pool {
     ///
     /// # Errors
     /// The host has no file descriptors left.
-    pub fn new(server: Arc<Server>, memory: GuestMemory, spawn: Spawn) -> io::Result<Self> {
+    pub fn new(
+        server: Arc<Server>,
+        memory: GuestMemory,
+        copies: Arc<Copies>,
+        spawn: Spawn,
+    ) -> io::Result<Self> {
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (state, work, progress) = (Mutex::default(), Condvar::new(), Condvar::new());
-        let shared = Arc::new(Shared { server, memory, state, work, progress, event });
+        let shared = Arc::new(Shared { server, memory, copies, state, work, progress, event });
         Ok(Self { shared, spawn, in_flight: 0 })
     }
 

@@ -84,7 +84,7 @@ fn block(memory: &GuestMemory) -> Box<dyn VirtioDevice> {
     let disk = Arc::new(Disk::new(image, LEN));
     let spawn = Box::new(|work| std::thread::Builder::new().spawn(work).map(drop));
     let engine = engine::start(&disk, memory, 256, spawn).expect("the host has files");
-    Box::new(Block::new(disk, engine, 2))
+    Box::new(Block::new(disk, engine, Arc::default(), 2))
 }
 
 /// An empty folder, which is gone and may be written to.
@@ -94,7 +94,7 @@ fn fs(memory: &GuestMemory) -> Box<dyn VirtioDevice> {
     let mut share = Share::new("suite", root.into(), true);
     share.limits.descriptors = 64;
     let spawn = Box::new(|work| std::thread::Builder::new().spawn(work).map(drop));
-    Box::new(Fs::new(Arc::new(share), memory.clone(), spawn).expect("the host has files"))
+    Box::new(Fs::new(Arc::new(share), memory.clone(), Arc::default(), spawn).expect("the host has files"))
 }
 
 /// Has more input whenever its port takes some.

@@ -1,5 +1,6 @@
 //! Tests, each with both engines: `hostile` is what a driver may try, `data` what must be true of the bytes.
 
+mod copies;
 mod data;
 mod hostile;
 
@@ -101,7 +102,7 @@ impl Rig {
     fn of(kind: Kind, disk: Arc<Disk>, file: File) -> Self {
         let mut driver = Driver::new(|memory| {
             let engine = kind.engine(&disk, memory).unwrap();
-            Box::new(Block::new(disk.clone(), engine, 1))
+            Box::new(Block::new(disk.clone(), engine, Arc::default(), 1))
         });
         let features = driver.offered() & FEATURES;
         driver.start(features);

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::super::protocol::{Args, IN_HEADER, OUT_HEADER, opcode};
 use super::super::{Fs, MOST_TAG, Share};
 use super::client::{Client, share, string, wide};
+use crate::virtio::Copies;
 use crate::virtio::block::pool::Spawn;
 use crate::virtio::testing::{BUFFERS, Driver, UP, alone, files_and_threads, watched};
 
@@ -33,6 +34,7 @@ struct Rig {
     folder: TempDir,
     /// What makes the bytes of requests.
     client: Client,
+    copies: Arc<Copies>,
 }
 
 impl Rig {
@@ -41,10 +43,13 @@ impl Rig {
         fs::create_dir(folder.path().join("dir")).unwrap();
         fs::write(folder.path().join("file"), (0..20_000).map(|n| n as u8).collect::<Vec<_>>()).unwrap();
         let share = Arc::new(share(folder.path(), writable));
-        let mut driver = Driver::new(|memory| Box::new(Fs::new(share, memory.clone(), spawn).unwrap()));
+        let copies = Arc::<Copies>::default();
+        let shared = copies.clone();
+        let mut driver =
+            Driver::new(|memory| Box::new(Fs::new(share, memory.clone(), shared, spawn).unwrap()));
         driver.start(0);
         let client = Client::read_only(folder.path());
-        let mut it = Self { driver, folder, client };
+        let mut it = Self { driver, folder, client, copies };
         it.begin();
         it
     }
@@ -117,7 +122,9 @@ fn a_driver_finds_the_tag_and_one_queue_for_requests() {
 fn a_tag_that_is_none_and_a_share_that_is_no_folder_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let memory = crate::virtio::testing::memory();
-    let make = |share: Share| Fs::new(Arc::new(share), memory.clone(), threads()).err().map(|it| it.kind());
+    let make = |share: Share| {
+        Fs::new(Arc::new(share), memory.clone(), Arc::default(), threads()).err().map(|it| it.kind())
+    };
     for tag in [String::new(), "x".repeat(MOST_TAG + 1), "a\0b".to_owned()] {
         let mut bad = share(folder.path(), false);
         bad.tag = tag;
@@ -241,7 +248,7 @@ fn a_reset_waits_for_what_is_in_flight_and_closes_everything() {
             }
         }
         assert_eq!(rig.driver.status(), UP);
-        let Rig { driver, folder, client } = rig;
+        let Rig { driver, folder, client, .. } = rig;
         drop(driver);
         drop(client);
         drop(folder);
@@ -345,4 +352,33 @@ fn a_reset_forgets_what_waits_for_a_lease() {
         rig.driver.assert_intact();
         assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
     });
+}
+
+#[test]
+fn memory_is_copied_without_waiting_for_requests_and_none_of_their_replies_is_lost() {
+    let mut rig = Rig::new(true, threads());
+    fs::write(rig.folder.path().join("large"), vec![7; 100_000]).unwrap();
+    let (node, handle) = (rig.lookup("large"), rig.open("large", libc::O_RDONLY));
+    let (at, len) = (REPLIES + OUT_HEADER as u64, 100_000);
+    rig.driver.write(REPLIES, &[0; OUT_HEADER]);
+    let copies = rig.copies.clone();
+    copies.copy(|| {
+        rig.add(0, opcode::READ, node, &wide(&[handle, 0, len, 0, 0]), len as u32);
+        rig.driver.set(virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY, REQUESTS as u32);
+        rig.driver.lock().serve(REQUESTS);
+        watched("reading while memory is copied", || {
+            while rig.driver.read(at + len - 1, 1) != [7] {
+                thread::yield_now();
+            }
+        });
+        // What was read is lost with the memory of before.
+        rig.driver.write(at, &[0; 100_000]);
+        assert_eq!(rig.driver.read(REPLIES, OUT_HEADER), [0; OUT_HEADER]);
+        assert_eq!(rig.driver.used(REQUESTS), []);
+    });
+    rig.driver.lock().settle();
+    let used = rig.driver.used(REQUESTS);
+    assert_eq!(used[0].1 as u64, OUT_HEADER as u64 + len);
+    assert!(rig.reply(0, used[0].1).unwrap().iter().all(|byte| *byte == 7));
+    rig.contract();
 }
