@@ -75,7 +75,7 @@ pub fn ensure(setup: &mut Setup) -> Result<Debian> {
         let needs = format!("a Debian disk is made from Debian's packages, this is {}", distribution.name);
         return Err(Unavailable(needs).into());
     }
-    setup.programs(&[("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs")])?;
+    setup.programs(&[("mmdebstrap", "mmdebstrap"), ("mke2fs", "e2fsprogs"), ("systemctl", "systemd")])?;
     let sources = setup.apt()?.sources();
     // The finished folder appears in one step, so that an interrupted run leaves nothing that looks whole.
     let target = host::target("")?;
