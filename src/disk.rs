@@ -191,11 +191,7 @@ impl Spec {
         if self.readonly {
             disk = disk.read_only();
         } else if self.ephemeral {
-            disk = disk.ephemeral(scratch()?).map_err(|error| {
-                let too_large = error.raw_os_error() == Some(libc::EFBIG);
-                let cure = if too_large { ": raise the limit of a file's size, ulimit -f" } else { "" };
-                anyhow!(error).context(format!("cannot make the file for what the guest writes{cure}"))
-            })?;
+            disk = disk.ephemeral(scratch()?).context("cannot make the file for what the guest writes")?;
         }
         Ok(disk)
     }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod coalesced;
 pub mod console;
 pub mod crash;
+pub mod cure;
 mod cut;
 pub mod disk;
 pub mod doctor;

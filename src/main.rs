@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use kite::cli::{self, Command};
+use kite::cure::with_cure;
 use kite::heap::Heap;
 use kite::{bench, doctor, guest, inspect, log, matrix, messages, run, signals, terminal};
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     let code = result.unwrap_or_else(|error| {
         terminal::restore();
         signals::release();
-        cli::complain(&format!("{error:#}"));
+        cli::complain(&with_cure(&format!("{error:#}")));
         cli::FAILED
     });
     log::sum_up();

@@ -12,6 +12,7 @@ mod status;
 mod table;
 mod text;
 
+use std::fs;
 use std::io::{self, ErrorKind, Write};
 
 use anyhow::{Context, anyhow};
@@ -86,6 +87,8 @@ pub fn run(pid: Option<u32>, json: bool) -> anyhow::Result<u8> {
     let machines = match pid {
         Some(pid) => vec![asked_for(&program, pid)?],
         None => {
+            // Without it there are folders of no process, and so none that runs kite.
+            fs::metadata("/proc/self").context("cannot look for processes")?;
             let found = program.machines().context("cannot read /proc")?;
             // One that has ended meanwhile does not run.
             found

@@ -82,8 +82,18 @@ fn no_kernel_at_all_says_how_to_get_one() {
     end.assert_refusal("apt install");
 }
 
-/// Whatever the limit, kite runs the guest or says in one line what it lacks.
-fn limited(test: &str, limits: impl Iterator<Item = String>) {
+#[test]
+fn a_missing_proc_is_named_with_what_helps() {
+    if no_namespace("a_missing_proc_is_named_with_what_helps") {
+        return;
+    }
+    let attempt = Attempt::new();
+    let end = attempt.end_of(namespace("mount -t tmpfs none /proc && exec \"$0\" inspect").arg(KITE));
+    end.assert_refusal("mount -t proc proc /proc");
+}
+
+/// Whatever the limit, kite runs the guest or says in one line what it lacks, and what helps.
+fn limited(test: &str, limits: impl Iterator<Item = String>, helps: &str) {
     if no_kvm(test) {
         return;
     }
@@ -97,7 +107,7 @@ fn limited(test: &str, limits: impl Iterator<Item = String>) {
             assert_eq!(end.stderr, "", "{limit}");
             ran = true;
         } else {
-            end.assert_refusal("");
+            end.assert_refusal(helps);
             refused = true;
         }
     }
@@ -107,7 +117,7 @@ fn limited(test: &str, limits: impl Iterator<Item = String>) {
 #[test]
 fn too_few_file_descriptors_are_a_failure_of_the_host() {
     let limits = (4..64).step_by(2).map(|count| format!("-n {count}"));
-    limited("too_few_file_descriptors_are_a_failure_of_the_host", limits);
+    limited("too_few_file_descriptors_are_a_failure_of_the_host", limits, "ulimit -n 1024");
 }
 
 #[test]
@@ -115,5 +125,5 @@ fn too_little_address_space_is_a_failure_of_the_host() {
     // In KiB, around the guest's 64 MiB with what kite takes, and far from them: the first has room for kite itself.
     let limits = [32 << 10, 1000 << 10].into_iter().chain((60 << 10..120 << 10).step_by(500));
     let limits = limits.map(|size| format!("-v {size}"));
-    limited("too_little_address_space_is_a_failure_of_the_host", limits);
+    limited("too_little_address_space_is_a_failure_of_the_host", limits, "");
 }
