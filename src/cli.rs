@@ -149,7 +149,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "DIR", conflicts_with = "initrd")]
     pub modules: Option<PathBuf>,
     /// Load this module too, after those it depends on; may be given more than once
-    #[arg(long = "module", value_name = "NAME", conflicts_with = "initrd")]
+    #[arg(long = "module", value_name = "NAME", conflicts_with = "initrd", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub more_modules: Vec<String>,
     /// Add this to kite's own kernel command line
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]

@@ -83,6 +83,9 @@ fn meant_as_list(text: &str) -> Option<String> {
     if Path::new(text).exists() {
         return None;
     }
+    if let Some(path) = text.strip_suffix(":ro").filter(|path| !path.is_empty()) {
+        return Some(format!("options need a path by name: path={path},readonly"));
+    }
     let (first, rest) = text.split_once(',').map_or((text, ""), |(first, rest)| (first, rest));
     let word = first.split_once('=').map_or("", |(word, _)| word);
     if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase()) {
@@ -347,7 +350,7 @@ mod tests {
         for text in ["disk.img", "a,b=c", "readonly", "/dev/vda", "=", odd.to_str().unwrap()] {
             assert_eq!(parse(text), Ok(path(text)));
         }
-        for text in ["x,readonly", "file=", "file=x,format=raw", "paths=x"] {
+        for text in ["x,readonly", "x:ro", "file=", "file=x,format=raw", "paths=x"] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(parse("path=a,,b=c,,,readonly"), Ok(Spec { readonly: true, ..path("a,b=c,") }));

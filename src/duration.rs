@@ -41,7 +41,7 @@ fn number(digits: &str) -> Option<Option<u64>> {
 
 fn whole(milliseconds: Option<u64>) -> Result<Duration, String> {
     match milliseconds {
-        None => Err("nobody waits that long".to_owned()),
+        None => Err("it is longer than any run lasts".to_owned()),
         Some(0) => Err("a duration of nothing would be over at once".to_owned()),
         Some(milliseconds) => Ok(Duration::from_millis(milliseconds)),
     }

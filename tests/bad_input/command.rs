@@ -27,8 +27,8 @@ fn options_for_a_command_need_one_and_are_looked_at() {
     }
     for (option, value, expected) in [
         ("--root", "", "names no folder"),
-        ("--share", "", "DIR[:GUESTDIR][:rw]"),
-        ("--share", ":rw", "DIR[:GUESTDIR][:rw]"),
+        ("--share", "", "DIR[:GUESTDIR][:rw"),
+        ("--share", ":rw", "DIR[:GUESTDIR][:rw"),
         ("--env", "=x", "NAME=VALUE"),
         ("--user", "a:b:c", "USER:GROUP"),
         ("--user", "", "USER:GROUP"),

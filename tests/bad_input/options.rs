@@ -60,7 +60,9 @@ fn disks_and_shares_that_are_written_in_another_way_are_answered_with_kite_s() {
         ("--disk", "file=", "unknown option 'file='; there are path="),
         ("--disk", "file=a.img,format=raw", "unknown option 'file=a.img'"),
         ("--disk", "a.img,readonly", "options need a path by name: path=a.img,readonly"),
+        ("--disk", "a.img:ro", "options need a path by name: path=a.img,readonly"),
         ("--disk", "path=", "it names no file"),
+        ("--module", "", "'--module <NAME>'"),
         ("--share", ".:rx", "'rx' is neither rw nor ro"),
         ("--share", ".:mnt", "'mnt' is neither rw nor ro, nor a folder of the guest's, which begins with /"),
     ] {

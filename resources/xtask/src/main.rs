@@ -166,7 +166,7 @@ struct LabOptions {
     #[arg(long, value_name = "MIB", default_value_t = 6144)]
     memory: u32,
     /// Processors. With more than one, emulation may ruin nested guests that have several
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = crate::whole(1, 64))]
     cpus: u32,
     /// The folder that is /out in the lab
     #[arg(long, value_name = "DIR")]
@@ -180,6 +180,17 @@ struct LabOptions {
     /// The command and its arguments
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
+}
+
+/// A parser of whole numbers from `least` to `most`, which refuses others in words.
+fn whole(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        number.ok_or_else(|| match most {
+            u32::MAX => format!("it is a whole number, at least {least}"),
+            most => format!("it is a whole number from {least} to {most}"),
+        })
+    }
 }
 
 fn main() -> ExitCode {

@@ -89,17 +89,18 @@ impl Options {
     /// There is no such CPU.
     pub(super) fn cpus(&self) -> anyhow::Result<[usize; 2]> {
         let allowed = threads::allowed()?;
-        for cpu in &self.cpus {
-            ensure!(allowed.contains(cpu), "--cpus: there is no CPU {cpu} for kite; there are {allowed:?}");
-        }
-        match self.cpus[..] {
-            [a, b] => Ok([a, b]),
-            [a] => Ok([a, a]),
+        let cpus = match self.cpus[..] {
+            [a, b] => [a, b],
+            [a] => [a, a],
             [] => {
                 let first = *allowed.first().context("this process may use no CPU")?;
-                Ok([first, allowed.get(1).copied().unwrap_or(first)])
+                [first, allowed.get(1).copied().unwrap_or(first)]
             }
             _ => bail!("--cpus takes two CPUs, such as --cpus 2,3"),
+        };
+        for cpu in &cpus {
+            ensure!(allowed.contains(cpu), "--cpus: there is no CPU {cpu} for kite; there are {allowed:?}");
         }
+        Ok(cpus)
     }
 }

@@ -51,7 +51,7 @@ pub enum Task {
         #[arg(long)]
         only: Option<Place>,
         /// Starts of each [default: 21, in the labs 7]
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", value_parser = crate::whole(1, u32::MAX))]
         rounds: Option<u32>,
     },
     /// A stock kernel's boot to user space and off again: instructions and VM exits of kite and QEMU's microvm
@@ -69,7 +69,7 @@ pub enum Task {
     /// before it goes. VM exits are counted in a round of their own.
     Io {
         /// Rounds
-        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::whole(1, u32::MAX))]
         rounds: u32,
         /// Do only what has this in its name
         #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -92,7 +92,7 @@ pub enum Task {
     /// `true` from exec to exit, and `git status` in a tree of 50,000 files, with the same kernel on the same KVM.
     Run {
         /// Rounds
-        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::whole(1, u32::MAX))]
         rounds: u32,
     },
     /// A command as a process, in a container, in a virtual machine and in a jailed one: start, memory, and reach
@@ -101,7 +101,7 @@ pub enum Task {
     /// as a table, and drawn.
     Compare {
         /// Rounds
-        #[arg(long, value_name = "N", default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", default_value_t = 7, value_parser = crate::whole(1, u32::MAX))]
         rounds: u32,
         /// Where the picture goes [default: target/bench/compare.svg]
         #[arg(long, value_name = "FILE")]
