@@ -43,7 +43,7 @@ fn what_makes_no_sense_is_refused_in_one_line() {
     refused(&["--runs", "2"], "--runs");
     refused(&["--timeout", "0"], "--timeout");
     refused(&["--kernel", "/nonexistent"], "/nonexistent");
-    refused(&["--kernel", "/"], "cannot boot /");
+    refused(&["--kernel", "/"], "/ holds no kernel");
     refused(&["--kernel", &guest, "--kernel", &junk], &junk);
     refused(&["--kernel", &guest, "--kernel", &guest], "twice");
     refused(&["--kernel", &guest, "--append", "one\ntwo"], "line break");
