@@ -21,6 +21,8 @@ const ROOT: &str = "root";
 /// The tag of the kernel's modules.
 const MODULES: &str = "modules";
 
+/// The descriptors that the kernel's modules get, which are read one after the other.
+const FOR_MODULES: usize = 24;
 /// The most files that this process wants to open.
 const MOST_DESCRIPTORS: u64 = 1 << 17;
 
@@ -109,9 +111,15 @@ impl Shares {
 
     /// The folders, which share the descriptors that this process may have.
     pub fn into_folders(self) -> Vec<Arc<Folder>> {
-        let count = self.folders.len().max(1);
+        let is_small = |folder: &Folder| folder.tag == MODULES;
+        let small = self.folders.iter().filter(|folder| is_small(folder)).count();
+        let large = (self.folders.len() - small).max(1);
         let divided = self.folders.into_iter().map(|mut folder| {
-            folder.limits.descriptors /= count;
+            let all = folder.limits.descriptors;
+            folder.limits.descriptors = match is_small(&folder) {
+                true => FOR_MODULES,
+                false => all.saturating_sub(small * FOR_MODULES) / large,
+            };
             Arc::new(folder)
         });
         divided.collect()

@@ -87,10 +87,11 @@ pub struct Share {
 }
 
 impl Share {
-    /// A folder with the times that suit it, extended attributes only if they may be set, and half of the descriptors that this process may have: divide
-    /// [`Limits::descriptors`] by the number of shares if there are several.
+    /// A folder with the times that suit it, extended attributes only if they may be set, and most of the descriptors that
+    /// this process may have: divide [`Limits::descriptors`] by the number of shares if there are several.
     pub fn new(tag: impl Into<String>, root: OwnedFd, writable: bool) -> Self {
-        let descriptors = (host::descriptor_limit() / 2).clamp(64, 1 << 16);
+        let most = host::descriptor_limit();
+        let descriptors = most.saturating_sub((most / 4).max(64)).clamp(32, 1 << 16);
         let limits = Limits { descriptors, nodes: MOST_NODES };
         let valid = if writable { SHORT } else { LONG };
         let tag = tag.into();

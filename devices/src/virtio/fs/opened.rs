@@ -27,6 +27,8 @@ pub struct Open {
     handles: AtomicU32,
     /// It was used since the hand last passed.
     recent: AtomicBool,
+    /// It could not be opened again when that was last tried.
+    fixed: AtomicBool,
     /// Its place among those that have a descriptor.
     place: AtomicU32,
 }
@@ -35,7 +37,8 @@ impl Open {
     fn new(access: i32, listing: Option<Mutex<Listing>>) -> Self {
         let (handles, recent, place) = (AtomicU32::new(0), AtomicBool::new(true), AtomicU32::new(NONE));
         let (file, born) = (Mutex::new(None), Mutex::new(None));
-        Self { file, born, access, listing, handles, recent, place }
+        let fixed = AtomicBool::new(false);
+        Self { file, born, access, listing, handles, recent, fixed, place }
     }
 
     /// A regular file, opened for `access`.
@@ -61,6 +64,11 @@ impl Open {
     pub fn descriptor(&self) -> Option<Arc<OwnedFd>> {
         self.recent.store(true, Ordering::Relaxed);
         self.slot().clone()
+    }
+
+    /// It cannot be opened again: it is not the next one to be idle.
+    pub fn fix(&self) {
+        self.fixed.store(true, Ordering::Relaxed);
     }
 
     /// Whether this is the file whose descriptor was given back, as far as the host tells.
@@ -248,15 +256,18 @@ impl Opened {
         self.take(open)
     }
 
-    /// The next that was not used for a round, with its node.
+    /// The next that was not used for a round, with its node, but none that could not be opened again before; once there is
+    /// no other, those are tried again.
     pub fn idle(&mut self) -> Option<(u32, Arc<Open>)> {
         for _ in 0..2 * self.present.len() {
             self.hand = if self.hand + 1 < self.present.len() { self.hand + 1 } else { 0 };
             let (node, open) = &self.present[self.hand];
-            if !open.recent.swap(false, Ordering::Relaxed) && open.is_idle() {
+            let passed = open.recent.swap(false, Ordering::Relaxed) || open.fixed.load(Ordering::Relaxed);
+            if !passed && open.is_idle() {
                 return Some((*node, open.clone()));
             }
         }
+        self.present.iter().for_each(|(_, open)| open.fixed.store(false, Ordering::Relaxed));
         None
     }
 }

@@ -16,7 +16,7 @@ use super::reach::{Held, Step};
 use super::server::{Call, Server, Stop, stale};
 
 /// How many idle files are looked at for one that can give its descriptor back.
-const TRIES: usize = 64;
+const TRIES: usize = 1024;
 
 impl Server {
     /// Makes room for one more descriptor.
@@ -24,6 +24,8 @@ impl Server {
     /// # Errors
     /// No file that is open can do without its own (ENFILE).
     pub(super) fn make_room(&self) -> Result<(), Errno> {
+        // Those that could not be opened again before may be by now.
+        let mut rounds = 2;
         for _ in 0..TRIES {
             let idle = {
                 let mut table = self.table();
@@ -32,11 +34,20 @@ impl Server {
                 }
                 table.idle()
             };
-            let Some((node, open)) = idle else { break };
-            if let Ok(born) = self.can_reopen(node, &open) {
-                // Two statements: the table is not locked while it is closed.
-                let file = self.table().opened.take_idle(&open, born);
-                drop(file);
+            let Some((node, open)) = idle else {
+                rounds -= 1;
+                if rounds == 0 {
+                    break;
+                }
+                continue;
+            };
+            match self.can_reopen(node, &open) {
+                Ok(born) => {
+                    // Two statements: the table is not locked while it is closed.
+                    let file = self.table().opened.take_idle(&open, born);
+                    drop(file);
+                }
+                Err(_) => open.fix(),
             }
         }
         if self.table().opened.is_full() { Err(Errno::ENFILE) } else { Ok(()) }

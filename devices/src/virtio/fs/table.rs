@@ -100,7 +100,7 @@ impl Table {
         first: u32,
         opened: impl FnOnce(usize) -> Opened,
     ) -> Self {
-        let kept = limits.descriptors / 2;
+        let kept = limits.descriptors / 3;
         let mut it = Self {
             nodes: Vec::new(),
             buckets: vec![NONE; 64],

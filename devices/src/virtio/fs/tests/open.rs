@@ -13,8 +13,8 @@ use super::client::{Client, share};
 use crate::virtio::testing::{alone, files_and_threads};
 
 const RW: i32 = libc::O_RDWR;
-/// The descriptors that these shares may have, of which half are for open files.
-const DESCRIPTORS: usize = 64;
+/// The descriptors that these shares may have, of which two thirds are for open files.
+const DESCRIPTORS: usize = 60;
 /// Much more than that.
 const MANY: usize = 500;
 
@@ -134,7 +134,7 @@ fn what_all_must_keep_has_an_end() {
     let guest = Client::new(few(folder.path()));
     let create = || guest.create_with(opcode::TMPFILE, 1, "", [RW as u32, 0o600, 0]);
     let nameless: Vec<u64> = (0..MANY).map_while(|_| create().ok().map(|(_, handle)| handle)).collect();
-    assert_eq!(nameless.len(), DESCRIPTORS / 2);
+    assert_eq!(nameless.len(), DESCRIPTORS - DESCRIPTORS / 3);
     assert_eq!(create().err(), Some(libc::ENFILE));
     assert_eq!(guest.open_directory(1), Err(libc::ENFILE));
     assert_eq!(guest.create(1, "new", RW, 0o644).err(), Some(libc::ENFILE));
@@ -151,7 +151,7 @@ fn what_all_must_keep_has_an_end() {
     let handles: Vec<u64> = (0..100).map(|n| guest.create(1, &n.to_string(), RW, 0o644).unwrap().1).collect();
     let removed: Vec<_> = (0..100).map(|n| guest.remove(opcode::UNLINK, 1, &n.to_string())).collect();
     let refused = removed.iter().filter(|it| **it == Err(libc::ENFILE)).count();
-    assert!(refused > 50 && removed.contains(&Ok(())), "{removed:?}");
+    assert!(refused > 40 && removed.contains(&Ok(())), "{removed:?}");
     // What has no name any more is closed, and the others are there.
     for (handle, removed) in handles.iter().zip(&removed) {
         if removed.is_ok() {
