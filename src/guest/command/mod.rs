@@ -7,6 +7,8 @@ mod net;
 mod ports;
 mod root;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod user;
 
 use std::convert::Infallible;

@@ -33,7 +33,7 @@ impl Ports {
     /// The kernel has no driver for them, or they do not come.
     pub fn open() -> anyhow::Result<Self> {
         let orders = open(CONTROL)?;
-        let control = Control { port: Mutex::new(orders.try_clone().context("cannot share a port")?) };
+        let control = Control::new(orders.try_clone().context("cannot share a port")?);
         let [stdout, stderr] = Output::ALL.map(|output| open(output.port()));
         Ok(Self { control: Arc::new(control), orders, stdin: open(STDIN)?, outputs: [stdout?, stderr?] })
     }
@@ -67,6 +67,11 @@ pub(super) struct Control {
 }
 
 impl Control {
+    /// At this port.
+    pub fn new(port: File) -> Self {
+        Self { port: Mutex::new(port) }
+    }
+
     /// Tells kite. If it does not listen any more, nobody does.
     pub fn tell(&self, report: &Report) {
         let _: io::Result<()> =
