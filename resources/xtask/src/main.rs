@@ -224,7 +224,9 @@ fn run(task: Task) -> Result<ExitCode> {
             ExitCode::SUCCESS
         }),
         Task::Bench(task) => bench::run(task),
-        Task::Calls { own } => calls::run(&mut Setup::new(), !own).map(|()| ExitCode::SUCCESS),
+        Task::Calls { own } => {
+            calls::run(&mut Setup::new(), test::Profile::Release, !own).map(|()| ExitCode::SUCCESS)
+        }
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Guests { kite, kernels, skip, names } => run_guests(&kite, &kernels, names.get(skip..)),
         Task::Proofs { kite, kernel, skip, shown, names } => {

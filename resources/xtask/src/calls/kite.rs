@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::host;
 use crate::setup;
 use crate::step::{shown, step};
-use crate::test::{build_kite, cargo};
+use crate::test::{Profile, cargo};
 
 /// What the linker is told for a static program, as in `.cargo/config.toml`.
 const STATIC: &str = "-C target-feature=+crt-static -C relocation-model=static";
@@ -23,12 +23,12 @@ pub struct Kite {
 }
 
 impl Kite {
-    /// With this host's C library.
+    /// With this host's C library, built so.
     ///
     /// # Errors
     /// It does not build.
-    pub fn own(tested: &Path) -> Result<Self> {
-        Ok(Self { glibc: setup::own_glibc(), tested: tested.to_owned(), released: build_kite()? })
+    pub fn own(tested: &Path, profile: Profile) -> Result<Self> {
+        Ok(Self { glibc: setup::own_glibc(), tested: tested.to_owned(), released: profile.build()? })
     }
 
     /// With the other release's C library.

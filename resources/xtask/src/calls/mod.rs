@@ -19,7 +19,7 @@ use self::rules::Rules;
 use self::traced::Folder;
 use crate::setup::{Setup, Unavailable};
 use crate::step::{output, step};
-use crate::test::Programs;
+use crate::test::{Profile, Programs};
 
 /// Tests that run machines of every kind.
 const TESTS: [&str; 3] = ["tiny", "terminal", "cgroup"];
@@ -34,18 +34,18 @@ struct Seen {
     refused: Vec<String>,
 }
 
-/// Traces kite with this host's C library, and with the other release's, too, if `both`. Prints how often each rule was
-/// seen.
+/// Traces kite, built so, with this host's C library, and with the other release's, too, if `both`. Prints how often each
+/// rule was seen.
 ///
 /// # Errors
 /// Set-up fails; or a rule is not needed, or lacks.
-pub fn run(setup: &mut Setup, both: bool) -> Result<()> {
+pub fn run(setup: &mut Setup, profile: Profile, both: bool) -> Result<()> {
     setup.programs(&[("strace", "strace"), ("insmod", "kmod")])?;
     setup.programs(&crate::proof::PROGRAMS)?;
     setup.debian()?;
     let kernel = setup.kernel()?;
     let programs = step("building tests", Programs::built)?;
-    let mut kites = vec![Kite::own(&programs.kite)?];
+    let mut kites = vec![Kite::own(&programs.kite, profile)?];
     if both {
         match Kite::other() {
             Ok(kite) => kites.push(kite),

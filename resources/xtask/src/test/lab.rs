@@ -89,16 +89,16 @@ pub fn prepare(choice: &Choice, tally: &mut Tally, queue: &Queue) -> Result<()> 
         let due = choice.names.is_empty() && Watched::of(name).is_some_and(|watched| watched.has_changed());
         (name, tally.wants(choice, name, if due { Tier::Quick } else { tier }))
     });
+    let profile = if choice.tier == Tier::Quick { Profile::Ci } else { Profile::Release };
     let names = |list: Vec<(String, Tier)>| list.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let (cases, proofs) = (names(cases), names(proofs));
     if !cases.is_empty() || !proofs.is_empty() {
-        let profile = if choice.tier == Tier::Quick { Profile::Ci } else { Profile::Release };
         let kite = tally.part("building kite", |_| profile.build())?;
         let limit = if choice.tier == Tier::All { proof::LIMIT } else { proof::USUAL_LIMIT };
         push_proofs(&mut setup, (&kite, limit), proofs, tally, queue)?;
         push_guests(&kite, &kernels, cases, queue);
     }
-    push_gates(gates, choice.tier, queue);
+    push_gates(gates, profile, choice.tier, queue);
     Ok(())
 }
 
@@ -179,11 +179,11 @@ fn push(queue: &Queue, batch: Batch) {
 
 /// Whether each rule of the sandbox is needed, with either C library in the last tier; and how many instructions kite adds
 /// to an exit.
-fn push_gates(gates: [(&'static str, bool); 2], tier: Tier, queue: &Queue) {
+fn push_gates(gates: [(&'static str, bool); 2], profile: Profile, tier: Tier, queue: &Queue) {
     for (name, _) in gates.into_iter().filter(|(_, wanted)| *wanted) {
         queue.push(name, move |tally| {
             match name == CALLS.0 {
-                true => calls::run(&mut Setup::new(), tier == Tier::All)?,
+                true => calls::run(&mut Setup::new(), profile, tier == Tier::All)?,
                 false => latency::count(&mut Setup::new(), &Profile::Release.build()?)?,
             }
             tally.passed += 1;
