@@ -17,7 +17,7 @@ use super::command::kite;
 use super::{Ground, kernel};
 
 /// What any one thing may take to be seen.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 /// When something is typed again.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Tells of its terminal, of each new size, of SIGINT, and of what is typed.
