@@ -9,7 +9,7 @@ use std::process::Command;
 use super::super::Share;
 use super::super::protocol::{Append, flag, opcode};
 use super::bridge::mounted;
-use super::client::{Client, share, wide};
+use super::client::{Client, share, string, wide};
 
 const RW: u32 = libc::O_RDWR as u32;
 const DEFAULT: &str = "system.posix_acl_default";
@@ -73,6 +73,16 @@ fn where_a_folder_says_what_its_files_permit_no_mask_does() {
         assert_eq!(made(&guest, 1, folder.path(), 0o077), [0o660, 0o760, 0o660, 0o660]);
         let dir = guest.make_masked(opcode::MKDIR, 1, "dir", [0o777, 0o777]).unwrap();
         assert_eq!(made(&guest, dir.node, &folder.path().join("dir"), 0o022), [0o660, 0o760, 0o660, 0o660]);
+    }
+}
+
+#[test]
+fn a_file_system_without_lists_permits_by_mode_alone() {
+    let without = Path::new("/proc/sys");
+    let guest = Client::new(Share { attributes: true, ..share(without, false) });
+    for name in [ACCESS, DEFAULT] {
+        let args = [wide(&[100]), string(name)].concat();
+        assert_eq!(guest.call(opcode::GETXATTR, 1, &args), Err(libc::ENODATA));
     }
 }
 
