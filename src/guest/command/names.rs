@@ -26,7 +26,7 @@ const LEAST: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost\n";
 const CLONE: libc::c_uint = 1;
 const EMPTY_PATH: libc::c_uint = 4;
 
-/// Has the guest's own `name` resolve.
+/// Has the guest's own `name` resolve, unless it has no such file and nowhere to make one.
 ///
 /// # Errors
 /// The file can neither be written nor covered.
@@ -37,7 +37,14 @@ pub(super) fn add_own(root: &Root, name: &str) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     match with_own(hosts.as_deref(), name) {
-        Some(hosts) => replace(root, Path::new(HOSTS), &hosts),
+        Some(hosts) => match replace(root, Path::new(HOSTS), &hosts) {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem) =>
+            {
+                Ok(())
+            }
+            done => done,
+        },
         None => Ok(()),
     }
 }
@@ -128,7 +135,44 @@ fn mount_over(file: &Path, path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
+    use nix::sched::{CloneFlags, unshare};
+
     use super::*;
+
+    #[test]
+    fn a_file_is_mounted_over_a_link_that_leads_nowhere_and_over_a_file() {
+        let alone = || unshare(CloneFlags::CLONE_NEWNS).and_then(|()| make_private());
+        let test = move || {
+            let folder = tempfile::tempdir().unwrap();
+            if let Err(error) = alone() {
+                println!(
+                    "skipped: a_file_is_mounted_over_a_link_that_leads_nowhere_and_over_a_file: {error}"
+                );
+                return;
+            }
+            let [content, link, file] = ["content", "link", "file"].map(|name| folder.path().join(name));
+            fs::write(&content, "new").unwrap();
+            fs::write(&file, "old").unwrap();
+            symlink("/nonexistent/file", &link).unwrap();
+            for path in [&link, &file] {
+                mount_over(&content, path).unwrap();
+                assert_eq!(fs::read_to_string(path).unwrap(), "new");
+                umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).unwrap();
+            }
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new("/nonexistent/file"));
+            assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+        };
+        // A mount namespace may be a thread's.
+        std::thread::spawn(test).join().unwrap();
+    }
+
+    fn make_private() -> nix::Result<()> {
+        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+    }
 
     #[test]
     fn the_guests_own_name_is_added_once() {

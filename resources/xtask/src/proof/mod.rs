@@ -3,6 +3,7 @@
 //! program.
 
 mod command;
+mod connected;
 mod disk;
 mod every;
 mod killed;
@@ -97,6 +98,7 @@ const PROOFS: &[(&str, Tiers, Run)] = &[
     ("command/bytes/1G", Tiers::NIGHTLY, |ground| command::bytes(ground, "6.1", 1024)),
     ("command/files/6.1", Tiers::NIGHTLY, |ground| command::files(ground, "6.1")),
     ("command/files/6.12", Tiers::NIGHTLY_BY_BOTH, |ground| command::files(ground, "6.12")),
+    ("command/connected", Tiers::USER, |ground| connected::connected(ground, "6.12")),
     ("command/rights", Tiers::BOTH, |ground| rights::rights(ground, "6.12")),
     ("command/today", Tiers::ROOT, |ground| today::command(ground, TODAY)),
     ("command/own-files", Tiers::NIGHTLY_BY_BOTH, |ground| own_files::own_files(ground, "6.12")),

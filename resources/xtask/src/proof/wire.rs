@@ -16,6 +16,8 @@ use crate::step::output;
 pub const TAP: &str = "kite0";
 /// Another tap, of several queues and with nothing behind it.
 pub const SEVERAL: &str = "kite9";
+/// A third, with this end's address and nobody who assigns others yet.
+pub const ASSIGNED: &str = "kite7";
 /// This end of the first.
 pub const HERE: &str = "10.9.0.1";
 /// The guest.
@@ -74,6 +76,16 @@ impl Wire {
         add_tap(SEVERAL, " multi_queue", owner)
     }
 
+    /// Makes the tap behind which addresses are assigned, for the same.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn assigned(&self, address: &str, owner: Option<u32>) -> Result<()> {
+        add_tap(ASSIGNED, "", owner)?;
+        ip(&format!("addr add {address}/24 dev {ASSIGNED}"))?;
+        ip(&format!("link set {ASSIGNED} up"))
+    }
+
     /// A command that runs in the other namespace.
     pub fn at_peer(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
@@ -95,7 +107,9 @@ impl Drop for Wire {
         // What is not there any more need not be removed.
         let _ = self.unplug();
         let _ = ip("link delete kite1");
-        let _ = ip(&format!("link delete {SEVERAL}"));
+        for name in [SEVERAL, ASSIGNED] {
+            let _ = ip(&format!("link delete {name}"));
+        }
         let _ = self.holder.kill().and_then(|()| self.holder.wait());
     }
 }
@@ -105,6 +119,10 @@ fn add_tap(name: &str, kind: &str, owner: Option<u32>) -> Result<()> {
     ip(&format!("tuntap add {name} mode tap{kind}{owner}"))
 }
 
-fn ip(words: &str) -> Result<()> {
+/// ip(8) with these words.
+///
+/// # Errors
+/// It says so.
+pub(super) fn ip(words: &str) -> Result<()> {
     output(Command::new("ip").args(words.split(' '))).map(drop).with_context(|| format!("ip {words}"))
 }
