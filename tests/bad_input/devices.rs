@@ -21,6 +21,10 @@ fn descriptions_of_devices_that_make_no_sense_are_refused() {
         ("--net", "tap=a/b", "1 to 15 bytes"),
         ("--net", "tap=t,mac=01:00:00:00:00:00", "01:00:00:00:00:00"),
         ("--net", "tap=t,queues=0", "queues=0"),
+        ("--net", "tap", "tap=tap0"),
+        ("--net", "tap=t,mtu=67", "68 to 65535"),
+        ("--net", "tap=t,ip=192.0.2.7", "192.0.2.7/24"),
+        ("--net", "user,ip=192.0.2.7/24", "user has"),
         ("--net", "user,forward=80", "forward=8080:80"),
         ("--net", "user,forward=0:80", "forward=0:80"),
         ("--port", "agent", "--port"),
@@ -55,6 +59,16 @@ fn disks_that_are_none_or_in_use_are_refused() {
         attempt.refused(["run", "--kernel", kernel, "--disk", disk, "--disk", second], expected);
     }
     assert_eq!(fs::read(disk).unwrap(), [0; 4096]);
+}
+
+#[test]
+fn networks_that_cannot_be_used_are_refused_with_what_to_do() {
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let kernel = kernel.to_str().unwrap();
+    attempt.refused(["run", "--kernel", kernel, "--net", "tap=lo"], "lo is an interface of another kind");
+    let fixed = "tap=kitet7,ip=192.0.2.7/24";
+    attempt.refused(["run", "--kernel", kernel, "--net", fixed], "name one behind --");
 }
 
 #[test]

@@ -82,7 +82,7 @@ pub fn connected(ground: &Ground, name: &str) -> Result<String> {
     let (assigned, disk) = (format!("tap={ASSIGNED}"), ground.debian.disk().display().to_string());
     let disk = format!("path={},readonly", disk.replace(',', ",,"));
     let on_all = ["--net", &all, "--net", &assigned, "--net", "user,mtu=1300"];
-    let on_disk = ["--root", "disk", "--disk", &disk, "--user", "0", "--net", &routed];
+    let on_disk = ["--root", "disk", "--disk", &disk, "--net", &routed];
     for (options, script, printed) in
         [(&on_all[..], ALL, ALL_PRINTED), (&on_disk[..], ON_DISK, ON_DISK_PRINTED)]
     {
