@@ -51,12 +51,15 @@ nameserver 10.9.0.1
 nameserver 10.7.0.1
 removed
 ";
-/// On a disk that is only read.
-const ON_DISK: &str = "fetch 10.6.0.1; address eth0; cat /etc/resolv.conf";
+/// On a disk, whose own files stay as they are.
+const ON_DISK: &str = r#"fetch 10.6.0.1; address eth0; cat /etc/resolv.conf
+grep -o -e "/etc/hosts tmpfs" -e "/etc/resolv.conf tmpfs" /proc/mounts"#;
 const ON_DISK_PRINTED: &str = "named
 hello
 10.9.0.2/24 # Written by kite.
 nameserver 10.9.0.1
+/etc/hosts tmpfs
+/etc/resolv.conf tmpfs
 ";
 
 /// Two boots: one with all networks at once, and one whose root is a disk.
@@ -80,7 +83,7 @@ pub fn connected(ground: &Ground, name: &str) -> Result<String> {
     let here = format!("tap={TAP},ip={GUEST}/24,dns={HERE}");
     let (all, routed) = (format!("{here},ip=fd00:9::2/64"), format!("{here},gw={HERE}"));
     let (assigned, disk) = (format!("tap={ASSIGNED}"), ground.debian.disk().display().to_string());
-    let disk = format!("path={},readonly", disk.replace(',', ",,"));
+    let disk = format!("path={},ephemeral", disk.replace(',', ",,"));
     let on_all = ["--net", &all, "--net", &assigned, "--net", "user,mtu=1300"];
     let on_disk = ["--root", "disk", "--disk", &disk, "--net", &routed];
     for (options, script, printed) in
