@@ -4,12 +4,26 @@ use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-/// An error's message, with what helps if that is known and not said yet.
-pub fn with_cure(message: &str) -> String {
-    let proc = fs::symlink_metadata("/proc/self").is_ok();
-    match cure(message, proc, limit(Resource::RLIMIT_NOFILE), limit(Resource::RLIMIT_AS)) {
-        Some(cure) => format!("{message}; {cure}"),
-        None => message.to_owned(),
+/// What this process has of its host at its start. Later it may be locked in, where it may not ask and sees no /proc.
+pub struct Surroundings {
+    proc: bool,
+    files: Option<u64>,
+    space: Option<u64>,
+}
+
+impl Surroundings {
+    /// As they are now.
+    pub fn now() -> Self {
+        let proc = fs::symlink_metadata("/proc/self").is_ok();
+        Self { proc, files: limit(Resource::RLIMIT_NOFILE), space: limit(Resource::RLIMIT_AS) }
+    }
+
+    /// An error's message, with what helps if that is known and not said yet.
+    pub fn with_cure(&self, message: &str) -> String {
+        match cure(message, self.proc, self.files, self.space) {
+            Some(cure) => format!("{message}; {cure}"),
+            None => message.to_owned(),
+        }
     }
 }
 

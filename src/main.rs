@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use kite::cli::{self, Command};
-use kite::cure::with_cure;
+use kite::cure::Surroundings;
 use kite::heap::Heap;
 use kite::{bench, doctor, guest, inspect, log, matrix, messages, run, signals, terminal};
 
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     terminal::end_on_panic();
     signals::survive_file_limits();
     log::start();
+    let surroundings = Surroundings::now();
     let command = match cli::parse() {
         Ok(command) => command,
         Err(code) => return code,
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     let code = result.unwrap_or_else(|error| {
         terminal::restore();
         signals::release();
-        cli::complain(&with_cure(&format!("{error:#}")));
+        cli::complain(&surroundings.with_cure(&format!("{error:#}")));
         cli::FAILED
     });
     log::sum_up();
