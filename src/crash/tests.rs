@@ -242,3 +242,19 @@ fn any_registers_give_a_report_of_plain_text() {
         }
     }
 }
+
+#[test]
+fn a_report_without_names_says_why_it_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (kernel, map) = (folder.path().join("vmlinuz"), folder.path().join("System.map"));
+    let says = || nameless(&Files::of(&kernel, None, None));
+    assert!(says().starts_with("no names: no table of symbols is found in the guest's memory"), "{}", says());
+    assert!(says().contains("no System.map or vmlinux of it"), "{}", says());
+    let stub = "ffffffffffffffff B The real System.map is in the linux-image-7.3.4-dbg package\n";
+    std::fs::write(&map, stub).unwrap();
+    assert!(
+        says().ends_with("System.map says that the package linux-image-7.3.4-dbg has them"),
+        "{}",
+        says()
+    );
+}
