@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use self::lab::Queue;
@@ -93,19 +93,24 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let (mut tally, guests) = thread::scope(|scope| {
         let guests = scope.spawn(|| {
             let mut tally = Tally::default();
-            lab::prepare(&choice, &mut tally, &queue)?;
-            // Who waits for it may have failed.
-            let _ = ready.send(());
+            if let Err(error) = lab::prepare(&choice, &mut tally, &queue, &ready) {
+                tally.failed.push(format!("Linux guests: {error:#}"));
+            }
             drop(ready);
             queue.work(&mut tally);
-            Ok(tally)
+            tally
         });
         let mut tally = Tally::default();
         native_lane(&choice, &mut tally, &set_up);
+        // Ends when the queue has all that it is to have.
+        set_up.iter().for_each(drop);
         queue.work(&mut tally);
-        (tally, guests.join().unwrap_or_else(|_| Err(anyhow!("the lane of Linux guests has panicked"))))
+        (tally, guests.join())
     });
-    tally.add(guests?);
+    match guests {
+        Ok(guests) => tally.add(guests),
+        Err(_) => tally.failed.push("Linux guests: their lane has panicked".to_owned()),
+    }
     for name in &choice.names {
         if !tally.found.contains(name) {
             tally.failed.push(format!("{name}: no test is called that: see cargo xtask test --list"));

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -72,13 +73,16 @@ pub fn tests(kernels: &[Kernel]) -> Vec<(String, Tier)> {
     guests.chain(proofs).chain(gates).collect()
 }
 
-/// Makes everything ready, and puts what is chosen into the queue.
+/// Makes everything ready, of which the part that the other lane waits for is `ready` first, and puts what is chosen into
+/// the queue.
 ///
 /// # Errors
 /// Set-up fails, or kite does not build.
-pub fn prepare(choice: &Choice, tally: &mut Tally, queue: &Queue) -> Result<()> {
+pub fn prepare(choice: &Choice, tally: &mut Tally, queue: &Queue, ready: &Sender<()>) -> Result<()> {
     let mut setup = Setup::new();
     let kernels = tally.part("set-up", |tally| set_up(&mut setup, choice, tally))?;
+    // Nobody waits if no native tests were chosen, or they do not build.
+    let _ = ready.send(());
     let both = user::is_another();
     let cases = guests::cases(&kernels, both);
     let cases: Vec<_> = cases.into_iter().map(|(case, tier)| (case.to_string(), tier)).collect();
