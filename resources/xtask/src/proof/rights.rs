@@ -15,7 +15,7 @@ use crate::user::GROUP;
 /// What kite's caller has set. There are fewer open files than the command has open at once on the share, were they divided
 /// among kite's shares.
 const CALLER: &str =
-    "umask 027; ulimit -n 600; ulimit -c 0; ulimit -f 204800; ulimit -s 4096; ulimit -t 5000; exec \"$@\"";
+    "umask 027; ulimit -n 300; ulimit -c 0; ulimit -f 204800; ulimit -s 4096; ulimit -t 5000; exec \"$@\"";
 
 /// Run in a share; /team is another, a folder of a group of its user's.
 const SCRIPT: &str = r#"
@@ -29,11 +29,11 @@ cp /bin/true program && chmod 6755 program && stat -c "%a %n" program
 grep -q " $PWD virtiofs rw,nosuid," /proc/mounts && echo nosuid
 mkdir many && cd many && python3 -c '
 import os
-files = [open(str(n), "w+") for n in range(550)]
-for n in range(550): files[n].write(str(n)); files[n].flush()
-for n in range(0, 550, 3): os.unlink(str(n)) if n % 10 == 5 else os.rename(str(n), "new%d" % n)
-for n in range(0, 550, 5): os.chmod(str(n) if n % 3 else files[n].fileno(), 0o400)
-for n in range(550): files[n].seek(0); assert files[n].read() == str(n); files[n].write("!"); files[n].flush()
+files = [open(str(n), "w+") for n in range(250)]
+for n in range(250): files[n].write(str(n)); files[n].flush()
+for n in range(0, 250, 3): os.unlink(str(n)) if n % 10 == 5 else os.rename(str(n), "new%d" % n)
+for n in range(0, 250, 5): os.chmod(str(n) if n % 3 else files[n].fileno(), 0o400)
+for n in range(250): files[n].seek(0); assert files[n].read() == str(n); files[n].write("!"); files[n].flush()
 print(len(os.listdir(".")))
 '
 "#;
@@ -42,8 +42,8 @@ print(len(os.listdir(".")))
 const PRINTED: &str = "to stdout
 input
 0027
-600
-600
+300
+300
 0
 204800
 4096
@@ -54,7 +54,7 @@ input
 root
 755 program
 nosuid
-532
+242
 ";
 
 /// One boot for all of it.
