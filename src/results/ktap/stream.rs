@@ -236,7 +236,9 @@ impl Stream {
             (name, _) => name.to_owned(),
         };
         debug_assert!(document != Start::Perhaps || outcome.ok, "a failure makes a document");
-        let inner_skip = ended.as_ref().and_then(|ended| ended.skip.clone());
+        // A subtest without a single case was skipped as a whole, or there was none to run.
+        let inner_skip =
+            ended.as_ref().filter(|ended| ended.totals.cases == 0).and_then(|ended| ended.skip.clone());
         let verdict = verdict(&outcome, level.dialect, inner_skip, || sink.recent.take());
         self.judge(&name, time, &outcome, verdict, ended, sink);
         sink.recent.clear();
@@ -437,7 +439,7 @@ fn verdict(
         (true, Directive::Timeout | Directive::Error | Directive::Exit(1..)) => {
             Verdict::Failed(format!("ok, and yet: {}", note()), details())
         }
-        (true, _) => Verdict::Passed,
+        (true, _) => skip.map_or(Verdict::Passed, Verdict::Skipped),
         (false, Directive::None | Directive::Figure) => Verdict::Failed("not ok".to_owned(), details()),
         (false, _) => Verdict::Failed(format!("not ok: {}", note()), details()),
     }

@@ -105,6 +105,13 @@ fn nested_comments_three_levels_deep_are_read() {
 }
 
 #[test]
+fn a_selftest_that_skips_everything_and_ends_with_0_is_a_skip() {
+    let text = "TAP version 13\n1..2\n# selftests: x: y\n# TAP version 13\n# 1..0 # SKIP no device\nok 1 selftests: x: y\n\
+        # selftests: x: z\n# [SKIP]\nok 2 selftests: x: z\n";
+    assert_told(text, &[("", "selftests: x: y", "skipped"), ("", "selftests: x: z", "passed")]);
+}
+
+#[test]
 fn a_test_that_prints_two_documents_has_the_cases_of_both() {
     let text = "TAP version 13\n1..2\n# selftests: x: y\n# TAP version 13\n# 1..1\n# ok 1 a\n# TAP version 13\n\
         # 1..1\n# ok 1 b\nok 1 selftests: x: y\nok 2 z\n";
