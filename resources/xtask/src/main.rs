@@ -115,6 +115,7 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         skip: usize,
         /// Which
+        #[arg(required = true)]
         names: Vec<String>,
     },
     /// Prove devices on Linux guests where there is hardware KVM, a line about each
@@ -133,6 +134,7 @@ enum Task {
         #[arg(long)]
         shown: bool,
         /// Which
+        #[arg(required = true)]
         names: Vec<String>,
     },
     /// Become an ordinary user who may use KVM, in a mount namespace, and then this command

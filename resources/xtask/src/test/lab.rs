@@ -174,7 +174,8 @@ fn push_proofs(
     Ok(())
 }
 
-fn push(queue: &Queue, batch: Batch) {
+fn push(queue: &Queue, mut batch: Batch) {
+    batch.arguments.extend(batch.names.iter().map(OsString::from));
     queue.push(batch.what, move |tally| {
         batch.run(&mut Setup::new())?.into_iter().for_each(|outcome| tally.count(outcome));
         Ok(())
