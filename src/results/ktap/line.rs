@@ -130,7 +130,7 @@ fn result_of(text: &str) -> Option<Outcome> {
         true => (Some(first.parse().unwrap_or(u64::MAX)), after.trim_start()),
         false => (None, rest),
     };
-    let (name, note, directive) = split_directive(rest);
+    let (name, note, directive) = split_directive(rest, ok);
     let name = name.trim();
     let name = name.strip_prefix("- ").or_else(|| (name == "-").then_some("")).unwrap_or(name).trim();
     let why = note.split_once(' ').map_or("", |(_, rest)| rest.trim());
@@ -139,27 +139,39 @@ fn result_of(text: &str) -> Option<Outcome> {
 
 /// The name, and the directive that decides: what is behind a `#` that begins a word, is not escaped, and is followed
 /// by a directive's word. A figure is one only if nothing else follows.
-fn split_directive(text: &str) -> (&str, &str, Directive) {
+fn split_directive(text: &str, ok: bool) -> (&str, &str, Directive) {
     let mut found: Option<(&str, &str, Directive)> = None;
     for (at, _) in text.match_indices('#') {
         if !(at == 0 || text[..at].ends_with([' ', '\t'])) {
             continue;
         }
         let note = text[at + 1..].trim();
-        let directive =
-            directive_of(note.split([' ', '\t']).next().unwrap_or_default().trim_end_matches(':'));
-        match directive {
-            Directive::None => {}
+        let word = note.split([' ', '\t']).next().unwrap_or_default().trim_end_matches(':');
+        match directive_of(word) {
+            directive if !decides(directive, word, ok, at) => {}
             Directive::Figure => {
-                found.get_or_insert((&text[..at], note, directive));
+                found.get_or_insert((&text[..at], note, Directive::Figure));
             }
-            _ => {
+            directive => {
                 let name = found.map_or(&text[..at], |(name, ..)| name);
                 return (name, note, directive);
             }
         }
     }
     found.unwrap_or((text, "", Directive::None))
+}
+
+/// Whether a word is meant as the directive that it resembles. TAP's are, in any case of letters, but that it has no
+/// failed test that is skipped; kselftest and KUnit write theirs in capitals, save the `error` of a test without a name.
+fn decides(directive: Directive, word: &str, ok: bool, at: usize) -> bool {
+    let capitals = !word.bytes().any(|byte| byte.is_ascii_lowercase());
+    match directive {
+        Directive::None => false,
+        Directive::Skip => ok || word == "SKIP",
+        Directive::Error => capitals || (!ok && at == 0),
+        Directive::Xfail | Directive::Xpass | Directive::Timeout => capitals,
+        Directive::Todo | Directive::Exit(_) | Directive::Figure => true,
+    }
 }
 
 /// The directive that begins with this word, in any case of letters. TAP 13 has `SKIPPED`, too.
