@@ -67,6 +67,8 @@ impl Totals {
 pub(super) struct Ended {
     pub group: usize,
     pub named: bool,
+    /// Whether it had a plan.
+    pub planned: bool,
     pub totals: Totals,
     /// The case that says what its plan lacks.
     pub breach: Option<usize>,

@@ -19,12 +19,16 @@ use std::time::Duration;
 
 use super::Case;
 use cases::{Cases, Recent};
-use line::Dialect;
+use line::{Dialect, Line};
 use prefix::Prefix;
 use stream::{Sink, Stream};
 
 /// What is looked at of a line, in bytes.
 const LINE: usize = 4096;
+/// How much of that is the end of a longer line, which may hold a directive.
+const LINE_END: usize = 512;
+/// What takes the place of such a line's middle.
+const CUT: &[u8] = b"...";
 /// How many logs with a prefix of their own are followed at a time.
 const STREAMS: usize = 8;
 
@@ -57,8 +61,10 @@ impl Parser {
     pub(super) fn feed(&mut self, bytes: &[u8], now: Duration) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let text = piece.strip_suffix(b"\n").unwrap_or(piece);
-            let room = LINE.saturating_sub(self.line.len());
-            self.line.extend_from_slice(&text[..text.len().min(room)]);
+            for part in text.chunks(LINE) {
+                self.shorten_line();
+                self.line.extend_from_slice(part);
+            }
             if text.len() < piece.len() {
                 self.end_line(now);
             }
@@ -74,7 +80,17 @@ impl Parser {
         Found { cases: self.sink.cases.finish(), documents: self.sink.documents }
     }
 
+    /// Cuts the middle out of a line that is too long.
+    fn shorten_line(&mut self) {
+        let end = self.line.len().saturating_sub(LINE_END);
+        let begin = LINE - LINE_END - CUT.len();
+        if begin + CUT.len() < end {
+            self.line.splice(begin..end, CUT.iter().copied());
+        }
+    }
+
     fn end_line(&mut self, now: Duration) {
+        self.shorten_line();
         let bytes = std::mem::take(&mut self.line);
         let text = String::from_utf8_lossy(&bytes);
         let text = prefix::without_colours(text.trim_end_matches('\r'));
@@ -97,7 +113,14 @@ impl Parser {
         {
             return self.used(index);
         }
-        if self.version(line) {
+        // A result's name may end with a version.
+        let cut = |index: &usize| {
+            let prefix = &self.streams[*index].prefix;
+            if prefix.is_empty() { None } else { prefix.cut(line) }
+        };
+        let is_result = own.map(|(_, text)| text).into_iter().chain(order.iter().filter_map(cut));
+        let is_result = is_result.into_iter().any(|text| matches!(line::read(text).1, Line::Result(_)));
+        if !is_result && self.version(line) {
             return;
         }
         if let Some((index, text)) = own
@@ -111,6 +134,9 @@ impl Parser {
             if cut.is_some_and(|text| self.accept(index, text, false, now)) {
                 return;
             }
+        }
+        if is_result && self.version(line) {
+            return;
         }
         if own.is_some_and(|(index, _)| self.streams[index].prefix.is_empty()) && self.begin_in_log(line, now)
         {
@@ -166,12 +192,14 @@ impl Parser {
     /// Begins a document with a line of a log that has shown no version: KUnit's modules print none up to Linux 6.1, and
     /// the beginning of a log may be lost.
     fn begin_in_log(&mut self, line: &str, now: Duration) -> bool {
-        let prefix = prefix::guess(line);
-        if prefix.is_empty() || matches!(line::read(&line[prefix.len()..]).1, line::Line::Other) {
+        let known = prefix::guess(line);
+        let prefix = if known.is_empty() { prefix::before_subtest(line) } else { known };
+        if prefix.is_empty() || matches!(line::read(&line[prefix.len()..]).1, Line::Other) {
             return false;
         }
         let text = &line[prefix.len()..];
         let index = self.stream(prefix);
+        self.streams[index].is_unsure = known.is_empty();
         self.accept(index, text, true, now)
     }
 

@@ -137,14 +137,30 @@ fn strip<'a>(shape: &[Piece], line: &'a str) -> Option<&'a str> {
 /// The log's prefix of a line that has no version: `[   12.345678]`, with a level before it or a caller after it, what
 /// journalctl and syslog write, or a record of /dev/kmsg. Empty if it has none.
 pub(super) fn guess(line: &str) -> &str {
-    let end = record(line).or_else(|| syslog(line)).unwrap_or_else(|| line.len() - without_level(line).len());
-    let mut rest = &line[end..];
+    // A test may show the log in its own comments.
+    let log = line.trim_start_matches(['#', ' ']);
+    let log = if line.starts_with("# ") { log } else { line };
+    let end = record(log).or_else(|| syslog(log)).unwrap_or_else(|| log.len() - without_level(log).len());
+    let mut rest = &log[end..];
     let mut stamped = false;
+    if let Some(after) = iso(rest.trim_start_matches(' ')) {
+        rest = after;
+        stamped = true;
+    }
     while let Some(after) = stamp(rest.trim_start_matches(' '), stamped) {
         rest = after;
         stamped = true;
     }
-    &line[..line.len() - rest.len()]
+    // Comments alone are no log.
+    if rest.len() == log.len() { "" } else { &line[..line.len() - rest.len()] }
+}
+
+/// The log's prefix of a line that ends with the name of a subtest, indented as KUnit does. Empty if it has none.
+pub(super) fn before_subtest(line: &str) -> &str {
+    let Some((before, _)) = line.split_once("# Subtest: ") else { return "" };
+    let indented = before.ends_with("    ") || before.ends_with('\t');
+    let prefix = before.trim_end_matches([' ', '\t', '#']);
+    if indented && prefix.chars().count() <= LONGEST { prefix } else { "" }
 }
 
 /// The end of `6,123,4567,-;`.
@@ -156,6 +172,14 @@ fn record(line: &str) -> Option<usize> {
         .then_some(end + 1)
 }
 
+/// What is behind `2026-11-28T05:30:16,123456+00:00`.
+fn iso(text: &str) -> Option<&str> {
+    let (stamp, _) = text.split_once(' ')?;
+    let digits = stamp.bytes().filter(u8::is_ascii_digit).count();
+    let others = stamp.bytes().all(|byte| byte.is_ascii_digit() || b"-T:,.+Z".contains(&byte));
+    (digits >= 14 && others && stamp.contains('T') && stamp.contains(':')).then(|| &text[stamp.len()..])
+}
+
 /// The end of `Nov 28 05:30:16 host kernel:`.
 fn syslog(line: &str) -> Option<usize> {
     let at = line.find(" kernel:")?;
@@ -165,7 +189,7 @@ fn syslog(line: &str) -> Option<usize> {
         .then_some(at + " kernel:".len())
 }
 
-/// The line without `<6>` or dmesg's `kern  :info  : `.
+/// The line without `<6>` or dmesg's `kern  :info  : `, whose first word is six characters long.
 fn without_level(line: &str) -> &str {
     let number = line.strip_prefix('<').and_then(|rest| rest.split_once('>'));
     if let Some((level, rest)) = number
@@ -175,7 +199,11 @@ fn without_level(line: &str) -> &str {
     }
     let mut fields = line.splitn(3, ':');
     match (fields.next(), fields.next(), fields.next()) {
-        (Some("kern  "), Some(level), Some(rest)) if is_word(level) => rest,
+        (Some(facility), Some(level), Some(rest))
+            if facility.len() == 6 && is_word(facility) && is_word(level) =>
+        {
+            rest
+        }
         _ => line,
     }
 }
@@ -198,19 +226,34 @@ fn is_word(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase())
 }
 
-/// The line without the colours that dmesg and test runners write (ECMA-48's control sequences).
+/// The line without the colours that dmesg and test runners write (ECMA-48's control sequences, and what tput(1) adds to
+/// them).
 pub(super) fn without_colours(line: &str) -> String {
     let mut text = String::with_capacity(line.len());
     let mut rest = line;
-    while let Some((before, after)) = rest.split_once("\u{1b}[") {
+    while let Some((before, after)) = rest.split_once('\u{1b}') {
         text.push_str(before);
-        let parameters = after.trim_start_matches(|char: char| matches!(char, '0'..='?'));
-        // A sequence that is cut off has no last character.
-        let mut last = parameters.chars();
-        last.next();
-        rest = last.as_str();
+        rest = behind_sequence(after);
     }
     text + rest
+}
+
+/// What is behind a control sequence, whose first character, the escape, is gone. One may be cut off.
+fn behind_sequence(text: &str) -> &str {
+    let mut chars = text.chars();
+    let behind_last = |text: &str, middle: fn(char) -> bool| {
+        let last = text.trim_start_matches(middle);
+        last.len() - last.chars().next().map_or(0, char::len_utf8)
+    };
+    let left = match chars.next() {
+        Some('[') => behind_last(chars.as_str(), |char| matches!(char, '0'..='?')),
+        // The choice of a character set.
+        Some('(' | ')') => behind_last(chars.as_str(), |_| false),
+        // A window's title.
+        Some(']') => behind_last(chars.as_str(), |char| !matches!(char, '\u{7}' | '\u{1b}')),
+        _ => text.len(),
+    };
+    &text[text.len() - left..]
 }
 
 #[cfg(test)]
@@ -291,5 +334,7 @@ mod tests {
     fn colours_go() {
         assert_eq!(without_colours("\u{1b}[32m[ 0.5] \u{1b}[0mok 1\u{1b}[1;31m x\u{1b}["), "[ 0.5] ok 1 x");
         assert_eq!(without_colours("plain"), "plain");
+        assert_eq!(without_colours("\u{1b}[31mnot ok\u{1b}(B\u{1b}[m 1\u{1b}"), "not ok 1");
+        assert_eq!(without_colours("\u{1b}]0;title\u{7}ok\u{1b}]0;title"), "ok");
     }
 }

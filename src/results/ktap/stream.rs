@@ -37,6 +37,8 @@ pub(super) struct Stream {
     yaml: Yaml,
     /// Whether kselftest's runner writes it, which puts `# ` before what a test prints.
     is_selftests: bool,
+    /// Whether all that is known of its prefix is that the name of a subtest came behind it.
+    pub is_unsure: bool,
     /// Whether results without numbers were ordinary output.
     is_talkative: bool,
     /// When a line of it came last.
@@ -55,7 +57,15 @@ enum Yaml {
 
 impl Stream {
     pub(super) fn new(prefix: Prefix) -> Self {
-        Self { prefix, levels: Vec::new(), yaml: Yaml::No, is_selftests: false, is_talkative: false, used: 0 }
+        Self {
+            prefix,
+            levels: Vec::new(),
+            yaml: Yaml::No,
+            is_selftests: false,
+            is_unsure: false,
+            is_talkative: false,
+            used: 0,
+        }
     }
 
     /// How the innermost level puts its comments, and the outermost one's indentation.
@@ -95,6 +105,7 @@ impl Stream {
     /// subtest's name begins a document.
     pub(super) fn accept(&mut self, text: &str, begin: bool, now: Duration, sink: &mut Sink) -> bool {
         let (lead, line) = line::read(text);
+        let is_name = matches!(line, Line::Subtest(_));
         let accepted = match line {
             Line::Other => {
                 self.is_selftests |=
@@ -106,7 +117,10 @@ impl Stream {
             Line::BailOut(why) => self.bail_out(lead, why, begin, sink),
             Line::Result(outcome) => self.result(lead, outcome, begin, now, sink),
         };
-        sink.documents |= accepted && self.levels.first().is_some_and(|level| level.start != Start::Perhaps);
+        self.is_unsure &= !accepted || is_name;
+        sink.documents |= accepted
+            && !self.is_unsure
+            && self.levels.first().is_some_and(|level| level.start != Start::Perhaps);
         accepted
     }
 
@@ -130,6 +144,8 @@ impl Stream {
                 let dialect = level.dialect;
                 self.open(lead, dialect, Start::Subtest, sink)
             }
+            // A plan is definite enough for a document that is indented as a whole.
+            None if begin && lead.trim().is_empty() => self.open(lead, Dialect::Plain, Start::Document, sink),
             _ => begin && self.begin(lead, Start::Document, sink),
         };
         let Some(level) = self.levels.last_mut().filter(|_| opened) else { return false };
@@ -154,6 +170,7 @@ impl Stream {
         {
             self.finish(sink);
         }
+        self.allow_no_plan(lead);
         let here = self.at(lead, sink);
         let innermost = self.levels.last_mut().map(|level| (level.dialect, level.is_begun(), level.start));
         let opened = match (innermost, inner) {
@@ -183,6 +200,18 @@ impl Stream {
             sink.cases.name_group(level.group, name);
         }
         true
+    }
+
+    /// Demands no plan of a document of KUnit's before Linux 5.10, which has none: its suites are indented by a tabulator.
+    fn allow_no_plan(&mut self, lead: &str) {
+        if let [level] = self.levels.as_mut_slice()
+            && level.start == Start::Document
+            && level.dialect == Dialect::Tap
+            && !level.is_begun()
+            && lead.strip_suffix('\t') == Some(&level.lead)
+        {
+            (level.start, level.dialect) = (Start::Suites, Dialect::Ktap);
+        }
     }
 
     /// The innermost level's next subtest has this name.
@@ -367,7 +396,7 @@ impl Stream {
         self.levels.push(level);
         sink.cases.forget_last();
         // A version line alone is no document if it ends a sentence.
-        sink.documents |= start != Start::Perhaps && self.prefix.is_log;
+        sink.documents |= start != Start::Perhaps && self.prefix.is_log && !self.is_unsure;
         true
     }
 
@@ -393,8 +422,9 @@ impl Stream {
                 sink.cases.drop_group(level.group);
             }
             if let Some(outer) = self.levels.last_mut() {
+                let planned = level.has_plan();
                 let Level { group, named, totals, skip, .. } = level;
-                outer.ended = Some(Ended { group, named, totals, breach, skip });
+                outer.ended = Some(Ended { group, named, planned, totals, breach, skip });
             }
         }
     }
@@ -402,7 +432,8 @@ impl Stream {
     /// A subtest's own result never came. A plan and its numbers show that; where there is none, a case does.
     fn without_result(&mut self, ended: &Ended, sink: &mut Sink) {
         let Some(level) = self.levels.last() else { return };
-        if level.has_plan() || ended.totals.bad > 0 {
+        let is_none = self.is_unsure && !ended.planned && ended.totals.cases == 0;
+        if level.has_plan() || ended.totals.bad > 0 || is_none {
             return;
         }
         let message = "the test ended without a result".to_owned();

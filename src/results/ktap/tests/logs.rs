@@ -167,3 +167,41 @@ fn a_document_has_the_same_cases_whatever_is_before_its_lines() {
         }
     }
 }
+
+#[test]
+fn kunit_s_suites_without_a_version_are_found_behind_any_prefix() {
+    let suite = ["    # Subtest: fake", "    1..2", "    ok 1 - a", "    not ok 2 - b", "not ok 1 - fake"];
+    for prefix in [
+        "2026-11-28T05:30:16,123456+00:00 ",
+        "2026-11-28T05:30:16.123456+00:00 host kernel: ",
+        "user  :notice: [    1.234567] ",
+        "kern  :info  : 2026-11-28T05:30:16,123456+00:00 ",
+        "Nov 28 05:30:16 host kernel[0]: ",
+        "guest1| [    1.234567] ",
+        "console: ",
+    ] {
+        let text: String = suite.iter().map(|line| format!("{prefix}{line}\n")).collect();
+        assert_told(&text, &EXPECTED);
+        let commented: String = text.lines().map(|line| format!("# {line}\n")).collect();
+        let text = format!("TAP version 13\n1..1\n# selftests: lib: x\n{commented}ok 1 selftests: lib: x\n");
+        assert_eq!(cases(&text).iter().filter(|case| case.is_bad()).count(), 1, "{text}");
+    }
+    // What greps for a suite's name shows none.
+    let mut parser = Parser::new();
+    parser.feed(b"kunit/usage.rst:12:    # Subtest: fake\n", Duration::ZERO);
+    let found = parser.finish();
+    assert!(!found.documents && found.cases.is_empty(), "{:?}", found.cases);
+}
+
+#[test]
+fn kunit_before_linux_5_10_prints_a_version_and_no_plan() {
+    let suite = |number: u32| {
+        format!("\t# Subtest: fake\n\t1..2\n\tok 1 - a\n\tnot ok 2 - b\nnot ok {number} - fake\n")
+    };
+    let text = format!("TAP version 14\n{}{}", suite(1), suite(2));
+    assert_told(&text, &[EXPECTED, EXPECTED].concat());
+    let logged: String = text.lines().map(|line| format!("[    1.234567] {line}\n")).collect();
+    assert_told(&logged, &[EXPECTED, EXPECTED].concat());
+    let cut_off = "TAP version 14\n\t# Subtest: fake\n\t1..2\n\tok 1 - a\n";
+    assert_told(cut_off, &[("fake", "a", "passed"), ("fake", "the plan", "failed")]);
+}

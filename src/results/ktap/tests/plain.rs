@@ -164,3 +164,62 @@ fn what_a_yaml_block_holds_is_no_result() {
     let text = "TAP version 13\n1..2\nnot ok 1 a\n  ---\n  output: |\n    not ok 7 x\n    TAP version 13\n    ...\n  ...\nok 2 b\n";
     assert_told(text, &[("", "a", "failed"), ("", "b", "passed")]);
 }
+
+#[test]
+fn a_result_whose_name_ends_with_a_version_is_one() {
+    let text = "1..2\nok 1 - parses TAP version 13\nnot ok 2 - parses KTAP version 1\n";
+    assert_told(text, &[("", "parses TAP version 13", "passed"), ("", "parses KTAP version 1", "failed")]);
+    for prefix in ["[    1.2] ", "guest "] {
+        let text = "KTAP version 1\n1..1\n    KTAP version 1\n    # Subtest: s\n    1..1\n    ok 1 reads TAP version 13\nok 1 s\n";
+        let text: String = text.lines().map(|line| format!("{prefix}{line}\n")).collect();
+        assert_told(&text, &[("s", "reads TAP version 13", "passed")]);
+    }
+}
+
+#[test]
+fn a_failure_is_excused_by_the_words_of_its_runner_only() {
+    for note in
+        ["# skip path is wrong", "# skipped blocks leak", "# SKIPPED", "# xfail list is wrong", "# Skip"]
+    {
+        for version in ["TAP version 13", "KTAP version 1"] {
+            assert_told_bad(&format!("{version}\n1..1\nnot ok 1 a {note}\n"), 1);
+        }
+    }
+    for note in ["# SKIP", "# SKIP: no", "# XFAIL known", "# todo later"] {
+        assert_told_bad(&format!("KTAP version 1\n1..1\nnot ok 1 a {note}\n"), 0);
+    }
+    for note in ["# error handling", "# timeout is handled", "# xpass"] {
+        let text = format!("1..1\nok 1 a {note}\n");
+        assert_told(&text, &[("", &format!("a {note}"), "passed")]);
+    }
+    let text = "KTAP version 1\n1..1\nnot ok 1 # error no memory\n";
+    assert_eq!(
+        (message(&cases(text)[0]), cases(text)[0].name.as_str()),
+        ("not ok: error no memory", "no memory")
+    );
+}
+
+#[track_caller]
+fn assert_told_bad(text: &str, bad: usize) {
+    assert_eq!(cases(text).iter().filter(|case| case.is_bad()).count(), bad, "{text}");
+}
+
+#[test]
+fn a_directive_at_the_end_of_a_long_line_counts() {
+    for length in [3000, 3570, 3575, 3580, 4070, 4090, 4100, 8200, 100_000, 1 << 20] {
+        let name = "x".repeat(length);
+        assert_told_bad(&format!("1..1\nnot ok 1 {name} # TODO later\n"), 0);
+        assert_told_bad(&format!("1..1\nok 1 {name} # TIMEOUT\n"), 1);
+        assert_told_bad(&format!("1..1\nnot ok 1 {name}# TODO later\n"), 1);
+    }
+}
+
+#[test]
+fn a_document_that_is_indented_as_a_whole_is_read_from_its_plan_on() {
+    for indent in ["  ", "    ", "\t"] {
+        let text = format!("{indent}1..2\n{indent}ok 1 a\n{indent}not ok 2 b\n");
+        assert_told(&text, &[("", "a", "passed"), ("", "b", "failed")]);
+        let two = format!("{text}1..1\nok 1 c\n");
+        assert_told(&two, &[("", "a", "passed"), ("", "b", "failed"), ("", "c", "passed")]);
+    }
+}
