@@ -3,15 +3,14 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{SFlag, fstat};
 
 use crate::sandbox;
 
@@ -26,8 +25,6 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 /// The thread's stack in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
 
-/// Where messages go if not to standard error as it is. A process has one standard error.
-static OWN: OnceLock<OwnedFd> = OnceLock::new();
 /// The messages on their way. A process has one standard error.
 static QUEUE: Queue = Queue { state: Mutex::new(State::new()), changed: Condvar::new() };
 
@@ -83,25 +80,6 @@ impl State {
 
 fn state() -> MutexGuard<'static, State> {
     QUEUE.state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives messages a descriptor of their own, which outlives the stream that the command closes.
-///
-/// # Errors
-/// The host has no descriptor left.
-pub fn outlive_the_command() -> anyhow::Result<()> {
-    let own = io::stderr().as_fd().try_clone_to_owned().context("cannot duplicate standard error")?;
-    // It is asked for once.
-    let _ = OWN.set(own);
-    Ok(())
-}
-
-/// Whether standard error has a reader who waits for its end. Files and terminals have none: kite's own messages may come
-/// after the command has closed its stream.
-pub fn has_an_end() -> bool {
-    const KIND: u32 = SFlag::S_IFMT.bits();
-    let pipes = [SFlag::S_IFIFO.bits(), SFlag::S_IFSOCK.bits()];
-    fstat(io::stderr()).is_ok_and(|stat| pipes.contains(&(stat.st_mode & KIND)))
 }
 
 /// Starts the thread that writes, once.
@@ -161,11 +139,7 @@ fn push(message: Vec<u8>, room: usize) {
 
 /// Writes a message on this thread, which may wait for the reader for ever.
 pub fn write_now(message: &[u8]) {
-    let written = match OWN.get() {
-        Some(own) => write_all(own.as_fd(), message),
-        None => write_all(io::stderr().as_fd(), message),
-    };
-    if let Err(error) = written
+    if let Err(error) = write_all(io::stderr().as_fd(), message)
         && error != Errno::EPIPE
     {
         state().failure.get_or_insert(error);

@@ -14,7 +14,6 @@ use nix::sys::signalfd::SignalFd;
 
 use crate::cli::MeasureOptions;
 use crate::machine::Machine;
-use crate::messages;
 use crate::sandbox;
 use crate::signals;
 use crate::stats::Stats;
@@ -39,17 +38,13 @@ pub(super) struct Gauges {
 
 /// Where statistics go.
 enum Target {
-    /// Standard error. A command that closes its own has kite's closed, but for this.
     Stderr,
     File(PathBuf),
 }
 
 impl Target {
-    fn open(path: Option<PathBuf>) -> anyhow::Result<Self> {
-        match path {
-            Some(path) => Ok(Self::File(path)),
-            None => messages::outlive_the_command().map(|()| Self::Stderr),
-        }
+    fn of(path: Option<PathBuf>) -> Self {
+        path.map_or(Self::Stderr, Self::File)
     }
 
     fn tell(&self, stats: &Stats, finished: bool) -> anyhow::Result<()> {
@@ -86,7 +81,7 @@ impl Gauges {
             "--stats and --trace name one file: {}",
             names[0].display()
         );
-        let target = options.stats.clone().map(Target::open).transpose()?;
+        let target = options.stats.clone().map(Target::of);
         let questions = target.as_ref().map(|_| signals::take_questions()).transpose()?;
         let timeline = Timeline::new(begun);
         timeline.note("parse options", begun);

@@ -114,11 +114,6 @@ pub fn is_inside() -> bool {
     news::is_inside()
 }
 
-/// Tells the process outside, if there is one, that standard error is closed here.
-pub(crate) fn stderr_closed() {
-    news::tell(News::StderrClosed);
-}
-
 /// Has the terminal restored, as this process is about to end. Makes two system calls, and may be called in a signal's
 /// handler.
 pub(crate) fn leave_terminal() {

@@ -12,8 +12,6 @@ use crate::signals;
 /// Something that the one outside is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
-    /// Nothing more is written to standard error.
-    StderrClosed,
     /// A system call was refused, or a mapped file cut, and the end is near.
     Refused,
     /// kite is to end by this signal.
@@ -24,7 +22,6 @@ impl News {
     /// One byte each: signals have their numbers.
     pub(super) const fn byte(self) -> u8 {
         match self {
-            Self::StderrClosed => 0x80,
             Self::Refused => 0x81,
             Self::EndBy(signal) => signal as u8 & 0x7f,
         }
@@ -32,7 +29,6 @@ impl News {
 
     fn of(byte: u8) -> Option<Self> {
         match byte {
-            0x80 => Some(Self::StderrClosed),
             0x81 => Some(Self::Refused),
             signal if signals::ends(signal.into()) => Some(Self::EndBy(signal.into())),
             _ => None,
@@ -128,7 +124,7 @@ mod tests {
         assert_eq!(reader.take(), []);
         // Signals that stop or that nobody is told to end by are no news, nor is what is no signal.
         writer.write_all(&[0, 15, 0x80, 9, 19, 99, 0x81, 0xff]).unwrap();
-        let heard = [News::EndBy(15), News::StderrClosed, News::Refused];
+        let heard = [News::EndBy(15), News::Refused];
         assert_eq!(reader.take(), heard);
         assert!(heard.iter().all(|news| News::of(news.byte()) == Some(*news)));
         drop(writer);

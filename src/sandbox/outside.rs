@@ -19,7 +19,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, geteuid};
+use nix::unistd::{Pid, dup2_stdin, dup2_stdout, geteuid};
 
 use super::news::{self, News};
 use super::split::Start;
@@ -54,8 +54,6 @@ pub struct Outside {
     news: news::Reader,
     post: post::Reader,
     signals: SignalFd,
-    /// What takes the place of a stream that the machine's process has closed.
-    null: OwnedFd,
     /// The signal that kite is to end by.
     told: Option<i32>,
     /// The first signal that was handed on to end the machine's process, and when that is to have ended.
@@ -117,7 +115,6 @@ impl Outside {
             news,
             post,
             signals,
-            null,
             told: None,
             handed_on: None,
             end: None,
@@ -194,7 +191,6 @@ impl Outside {
     fn hear(&mut self) {
         for news in self.news.take() {
             match news {
-                News::StderrClosed => _ = dup2_stderr(&self.null),
                 News::Refused => restore_terminal(),
                 News::EndBy(signal) => self.told = Some(signal),
             }

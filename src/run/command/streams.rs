@@ -14,7 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::Mode;
-use nix::unistd::{dup2_stderr, dup2_stdout};
+use nix::unistd::dup2_stdout;
 
 use crate::console::keys::{HELP, Key, Keys};
 use crate::messages::{self, write_all};
@@ -121,8 +121,8 @@ pub(super) struct OutputStream {
     pub port: Arc<Port>,
     wake: Arc<Wake>,
     state: Mutex<State>,
-    /// What takes the place of kite's own stream when the command closes its: nothing if the host does not have it, or
-    /// kite itself may have something to say yet where nobody waits for an end.
+    /// What takes the place of kite's standard output when the command closes its own, if the host has it. kite's standard
+    /// error stays open to its end: it has kite's own messages, too, of a crash or a limit.
     null: Option<OwnedFd>,
 }
 
@@ -149,9 +149,8 @@ impl OutputStream {
     pub fn new(output: Output) -> anyhow::Result<Arc<Self>> {
         let wake = Wake::new()?;
         let port = wake.port(output.port())?;
-        let ends = output == Output::Stdout || messages::has_an_end();
         let null = || open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).ok();
-        let null = if ends { null() } else { None };
+        let null = if output == Output::Stdout { null() } else { None };
         Ok(Arc::new(Self { output, port, wake, state: Mutex::default(), null }))
     }
 
@@ -254,13 +253,13 @@ impl OutputStream {
         }
         lock(&self.state).ended = true;
         word.wake.wake();
-        if !self.goes_with_the_command() {
+        if self.null.is_some() && !self.goes_with_the_command() {
             self.close_host();
         }
     }
 
-    /// Whether the output is closed because the command has ended, of which word comes a little later. What kite itself
-    /// has to say then still needs its standard error.
+    /// Whether the output is closed because the command has ended, of which word comes a little later: kite is about to end
+    /// then, and closes it itself.
     fn goes_with_the_command(&self) -> bool {
         let until = Instant::now() + CLOSING;
         loop {
@@ -282,18 +281,10 @@ impl OutputStream {
         }
     }
 
-    /// Whoever reads kite's output sees it end when the command's does.
+    /// The reader of kite's standard output sees it end when the command's does.
     fn close_host(&self) {
         let Some(null) = &self.null else { return };
-        let _ = match self.output {
-            Output::Stdout => {
-                io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(null).map_err(drop))
-            }
-            Output::Stderr => {
-                sandbox::stderr_closed();
-                dup2_stderr(null).map_err(drop)
-            }
-        };
+        let _ = io::stdout().flush().map_err(drop).and_then(|()| dup2_stdout(null).map_err(drop));
     }
 }
 

@@ -318,8 +318,6 @@ pub(super) const OUTSIDE: &[Rule] = &[
     (SYS_kill, IsMachine),
     (SYS_ioctl, Request(TCGETS)),
     (SYS_ioctl, Request(TCSETS)),
-    // Standard error, when the machine's process has closed it.
-    (SYS_dup2, Any),
     // Its own stop and end.
     (SYS_getpid, Any),
     (SYS_tgkill, IsThis),

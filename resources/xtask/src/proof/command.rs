@@ -317,12 +317,12 @@ echo to >/dev/stderr 2>/dev/null; echo -n >/dev/stdout
 test \"$(ls /proc/self/fd | wc -l)\" = 4
 ";
 
-/// A kernel that crashes tells why.
+/// A kernel that crashes tells why, also where the command has closed its standard error before, a pipe.
 pub fn crash(ground: &Ground, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
     let panic = Case {
         options: &AS_ROOT,
-        command: &["sh", "-c", "echo c >/proc/sysrq-trigger"],
+        command: &["sh", "-c", "exec 2>&1; sleep 1; echo c >/proc/sysrq-trigger"],
         code: 255,
         stderr: "Kernel panic - not syncing: sysrq triggered crash",
         ..NOTHING

@@ -120,7 +120,7 @@ pub fn memory(ground: &Ground, name: &str) -> Result<String> {
     Ok(String::new())
 }
 
-/// Reads each disk, and says how long that took; lets go of its outputs, and ends when something is typed.
+/// Reads each disk, and says how long that took; closes its outputs, and ends when something is typed.
 const READ: &str = "for disk in vda vdb; do
     start=$(date +%s%N); dd if=/dev/$disk of=/dev/null bs=256k iflag=direct 2>/dev/null || exit 1
     echo $(($(date +%s%N) - start))
@@ -180,13 +180,12 @@ impl Drop for LoopDevice {
 
 /// What a command has printed when it closes its outputs; then it is typed to, and is to end with 7.
 fn until_closed(mut command: Command) -> Result<String> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().context("starting kite")?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let stdout = child.stdout.take();
     let reader = std::thread::spawn(move || {
         let mut said = Vec::new();
         stdout.map(|mut out| out.read_to_end(&mut said)).transpose()?;
-        stderr.map(|mut err| err.read_to_end(&mut said)).transpose()?;
         Ok::<_, std::io::Error>(said)
     });
     let start = Instant::now();
@@ -196,7 +195,7 @@ fn until_closed(mut command: Command) -> Result<String> {
     let closed = reader.is_finished() && child.try_wait().context("waiting for kite")?.is_none();
     child.stdin.take().map(|mut stdin| stdin.write_all(b"end\n")).transpose().context("typing")?;
     let status = child.wait().context("waiting for kite")?;
-    ensure!(closed, "kite ended before its outputs did, or they did not end: {status}");
+    ensure!(closed, "kite ended before its standard output did, or that did not end: {status}");
     let said = reader.join().map_err(|_| anyhow!("the reader has panicked"))?.context("reading")?;
     let said = String::from_utf8_lossy(&said).into_owned();
     ensure!(status.code() == Some(7), "{status}: {said}");

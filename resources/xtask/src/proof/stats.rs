@@ -108,7 +108,7 @@ pub fn boot(ground: &Ground, name: &str) -> Result<String> {
     let traced = follow(&trace, &BOOT)?;
     ensure!(traced == exits, "the phases have {traced} exits, and the guest had {exits}");
     let mut kite = measured()?;
-    // The table comes also where the command wants nobody to hear of it any more.
+    // The table comes also where the command has closed its standard error.
     kite.args(["--stats", "--", "sh", "-c", "exec 2>&-; sleep 1; uname"]);
     let table = run(kite)?;
     for words in ["what stands out", "KVM's own counters", "0x3f8 write 1          serial", "(fs)"] {
