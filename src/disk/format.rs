@@ -45,8 +45,11 @@ const FORMATS: &[(&str, At, &[u8], Cure)] = &[
     ("a file packed by gzip", Start(0), &[0x1f, 0x8b, 8], Unpack("gzip -dc")),
     ("a file packed by xz", Start(0), b"\xfd7zXZ\0", Unpack("xz -dc")),
     ("a file packed by zstd", Start(0), &[0x28, 0xb5, 0x2f, 0xfd], Unpack("zstd -dc")),
+    // What pzstd writes begins with a frame to be skipped.
+    ("a file packed by zstd", Start(0), &[0x50, 0x2a, 0x4d, 0x18], Unpack("zstd -dc")),
     ("a file packed by bzip2", Start(4), &[0x31, 0x41, 0x59, 0x26, 0x53, 0x59], Unpack("bzip2 -dc")),
     ("a file packed by lz4", Start(0), &[4, 0x22, 0x4d, 0x18], Unpack("lz4 -dc")),
+    ("a file packed by lz4", Start(0), &[2, 0x21, 0x4c, 0x18], Unpack("lz4 -dc")),
     ("a file packed by lzop", Start(0), b"\x89LZO\0", Unpack("lzop -dc")),
     ("a zip archive", Start(0), b"PK\x03\x04", Unpack("unzip -p")),
     ("a 7z archive", Start(0), b"7z\xbc\xaf\x27\x1c", Unpack("7z x -so")),
