@@ -1,6 +1,7 @@
 //! `--disk`: its value as data, and the image or block device behind it, opened and locked.
 
 mod format;
+mod lock;
 
 use std::env;
 use std::fs::{self, File, OpenOptions};
@@ -148,7 +149,7 @@ impl Spec {
         let open = || {
             let writable = !self.readonly && !self.ephemeral;
             let image = open(&self.path, writable, 0)?;
-            lock(&image, writable)?;
+            lock::lock(&image, writable)?;
             let disk = self.disk(image)?;
             let queues = self.queues.unwrap_or(cpus.clamp(1, DEFAULT_QUEUES) as u16);
             anyhow::Ok(Open { disk: Arc::new(disk), queues })
@@ -243,28 +244,6 @@ fn check(metadata: &fs::Metadata) -> anyhow::Result<()> {
         () => "a character device",
     };
     bail!("it is {what}; a disk is an image file or a block device")
-}
-
-/// Locks the whole file, alone if it is to be written. The lock is the open file's: it goes with it, however kite ends.
-fn lock(file: &File, writable: bool) -> anyhow::Result<()> {
-    let kind = if writable { libc::F_WRLCK } else { libc::F_RDLCK };
-    let whole = libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-        Ok(_) => Ok(()),
-        Err(nix::Error::EAGAIN | nix::Error::EACCES) if writable => bail!(
-            "another machine or program uses it; stop that first, or use 'readonly' or 'ephemeral' in all of them"
-        ),
-        Err(nix::Error::EAGAIN | nix::Error::EACCES) => {
-            bail!("another machine or program has it open for writing; stop that first, or use a copy")
-        }
-        Err(error) => Err(error).context("cannot lock it"),
-    }
 }
 
 /// An empty file without a name: it goes when kite does.
