@@ -264,6 +264,9 @@ impl VirtioDevice for Console {
     fn serve_source(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
         let first = usize::from(self.ports.first().is_some_and(Option::is_none));
         let id = first + index;
+        if let Some(guest) = self.port(id) {
+            guest.port.heard();
+        }
         // Before the news, since what was written to someone who has gone is thrown away until then.
         self.transmit(id, queues)?;
         let Some(port) = self.port(id) else { return Ok(()) };

@@ -158,9 +158,13 @@ impl Port {
         self.news.as_fd()
     }
 
+    /// Notes that the device has been told, before it looks at anything: what comes from here on tells it again.
+    pub(super) fn heard(&self) {
+        let _ = self.news.read();
+    }
+
     /// Looks at what the host has changed. What hung up is told once.
     pub(super) fn take_news(&self) -> News {
-        let _ = self.news.read();
         let mut state = self.state();
         News { connected: state.connected, hung_up: std::mem::take(&mut state.hung_up), size: state.size }
     }

@@ -1,5 +1,9 @@
 //! Bytes both ways: none lost, none twice, and no more than there is room for.
 
+use std::sync::{Mutex, OnceLock, Weak};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::super::super::testing::{CANARY, RAM, UP, alone, files_and_threads, heap};
 use super::*;
 
@@ -48,6 +52,45 @@ fn output_that_the_host_does_not_take_stays_in_the_ring_until_it_does() {
     }
     assert_eq!((output == expected, rounds), (true, 4));
     assert_eq!(rig.transmitted(0).len(), 4);
+}
+
+/// A host's end that takes output the moment that there is some.
+#[derive(Default)]
+struct Quick {
+    port: OnceLock<Weak<Port>>,
+    output: Mutex<Vec<u8>>,
+}
+
+impl Host for Arc<Quick> {
+    fn output_ready(&self) {
+        let port = self.port.get().and_then(Weak::upgrade).unwrap();
+        port.take_output(&mut self.output.lock().unwrap());
+    }
+
+    fn changed(&self) {}
+}
+
+#[test]
+fn a_host_that_takes_output_while_the_device_looks_gets_all_of_it() {
+    let quick = Arc::<Quick>::default();
+    let port = Arc::new(Port::new("", Box::new(quick.clone())).unwrap());
+    quick.port.set(Arc::downgrade(&port)).unwrap();
+    port.connect(true);
+    let mut driver = Driver::new(|_| Box::new(Console::new(Some(port.clone()), Vec::new())));
+    driver.start(SIZE);
+    let expected: Vec<u8> = (0..200_000u32).map(|it| (it % 251) as u8).collect();
+    driver.write(DATA, &expected);
+    let head = driver.add(1, &[(DATA, expected.len() as u32, false)]);
+    driver.kick(1);
+    // As a thread does: for as long as there is news.
+    let is_told = || poll(&mut [PollFd::new(port.event(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1);
+    for _ in 0..10 {
+        if is_told() {
+            driver.serve_source(0);
+        }
+    }
+    assert!(*quick.output.lock().unwrap() == expected && !is_told());
+    assert_eq!(driver.used(1), [(head, 0)]);
 }
 
 #[test]
