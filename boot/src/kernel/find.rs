@@ -173,7 +173,7 @@ pub fn installed(root: &Path) -> Vec<Installed> {
         }
     }
     let version = |kernel: &Installed| kernel.version.starts_with(|first: char| first.is_ascii_digit());
-    kernels.retain(|kernel| version(kernel) && kernel.path.is_file());
+    kernels.retain(|kernel| version(kernel) && !is_spare(&kernel.version) && kernel.path.is_file());
     // The sort keeps the order of places; within a version what can be read comes first.
     kernels.sort_by(|a, b| compare(&b.version, &a.version).then_with(|| a.version.cmp(&b.version)));
     kernels.dedup_by(|next, first| {
@@ -184,6 +184,12 @@ pub fn installed(root: &Path) -> Vec<Installed> {
         same
     });
     kernels
+}
+
+/// Whether it is what an installation has put aside or not finished, which GRUB does not offer as the newest either.
+fn is_spare(version: &str) -> bool {
+    let spare = [".old", ".bak", ".orig", ".rpmsave", ".rpmnew", "~"];
+    spare.iter().any(|end| version.ends_with(end)) || version.contains(".dpkg-")
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
@@ -254,6 +260,10 @@ mod tests {
             "boot/vmlinuz-6.1.0-9-amd64",
             "boot/vmlinuz-6.1.0-37-amd64",
             "boot/vmlinuz.old",
+            "boot/vmlinuz-6.1.0-37-amd64.old",
+            "boot/vmlinuz-9.0.0-amd64.dpkg-new",
+            "boot/vmlinuz-9.0.0-amd64.rpmsave",
+            "boot/vmlinuz-9.0.0-amd64~",
             "boot/vmlinuz-x",
             "boot/vmlinuz-0-rescue-d41d8cd9",
             "usr/lib/modules/7.3.4+deb13-amd64/vmlinuz",
