@@ -26,6 +26,8 @@ const LIST: &str = "modules.dep";
 const LINE_MAX: usize = 1 << 15;
 /// What a list may measure. A distribution's are a twentieth of it.
 const LIST_MAX: u64 = 1 << 24;
+/// Where links of modules may lead: to those of other kernels (`weak-updates`), and to packages' folders (NixOS, Guix).
+const SYSTEMS: [&str; 4] = ["/lib/modules", "/usr/lib/modules", "/nix/store", "/gnu/store"];
 /// What module files end in.
 const SUFFIXES: [&[u8]; 4] = [b".ko", b".ko.xz", b".ko.zst", b".ko.gz"];
 
@@ -136,9 +138,32 @@ impl Modules {
     /// The files that `names` need, themselves included, in the order to load them and each once, and those of
     /// `optional` that there are. Modules built into the kernel need none; `-` and `_` are one in names.
     pub fn resolve(&self, names: &[&str], optional: &[&str]) -> Result<Vec<ModuleFile>, Error> {
-        if self.built {
-            return tree::resolve(self, &[names, optional].concat(), names.len());
+        let files = match self.built {
+            true => tree::resolve(self, &[names, optional].concat(), names.len()),
+            false => self.listed(names, optional),
+        }?;
+        self.check_links(&files)?;
+        Ok(files)
+    }
+
+    /// Whether the files are the folder's own: a folder may come with somebody else's sources, and what a link in it
+    /// leads to would reach the guest. Those of some distributions lead to other folders of modules.
+    fn check_links(&self, files: &[ModuleFile]) -> Result<(), Error> {
+        let dir = self.dir.canonicalize().map_err(|error| Error::Folder(self.dir.clone(), error))?;
+        for file in files {
+            // What is not there is reported when it is opened.
+            let Ok(path) = file.path.canonicalize() else { continue };
+            if !path.starts_with(&dir) && !SYSTEMS.iter().any(|folder| path.starts_with(folder)) {
+                return Err(Error::Broken {
+                    path: file.path.clone(),
+                    what: "it is a link that leads out of the folder of modules",
+                });
+            }
         }
+        Ok(())
+    }
+
+    fn listed(&self, names: &[&str], optional: &[&str]) -> Result<Vec<ModuleFile>, Error> {
         let lines = self.lines(&[names, optional].concat(), names.len())?;
         let mut files: Vec<ModuleFile> = Vec::new();
         for line in lines.into_iter().flatten() {

@@ -113,6 +113,26 @@ fn paths_that_leave_the_folder_are_refused() {
 }
 
 #[test]
+fn links_that_leave_the_folder_are_refused() {
+    let (dir, modules) = folder("kernel/a.ko: kernel/b.ko\nkernel/b.ko:\n");
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("kernel")).unwrap();
+    let (link, own) = (dir.path().join("kernel/b.ko"), dir.path().join("own"));
+    for file in [&outside.path().join("secret"), &own] {
+        fs::write(file, "").unwrap();
+    }
+    std::os::unix::fs::symlink(outside.path().join("secret"), &link).unwrap();
+    let error = modules.resolve(&["a"], &[]).unwrap_err().to_string();
+    assert!(
+        error.ends_with("b.ko cannot be used: it is a link that leads out of the folder of modules"),
+        "{error}"
+    );
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink("../own", &link).unwrap();
+    assert_eq!(names(&modules, &["a"]), ["b", "a"]);
+}
+
+#[test]
 fn needs_that_are_no_modules_are_refused() {
     for need in [&b"kernel"[..], b"x.txt", b".ko", b"d/.ko.xz", b"\xff\xfe.ko", b"\x1b[31m.ko", b"a\rb.ko"] {
         let (_dir, modules) = folder([b"x.ko: ", need, b"\n"].concat());
