@@ -161,17 +161,20 @@ fn sources() -> Vec<Source> {
 
 /// Whether a file is of this user, of root, or of the user who has become root by sudo(8); and the link that leads to it.
 fn is_ours(path: &Path) -> bool {
+    let owners = [path.symlink_metadata(), path.metadata()];
+    owners.into_iter().all(|metadata| metadata.is_ok_and(|it| is_trusted(it.uid())))
+}
+
+fn is_trusted(user: u32) -> bool {
     let me = geteuid().as_raw();
     let before = env::var("SUDO_UID").ok().and_then(|id| id.parse().ok()).filter(|_| me == 0);
-    let is_mine = |id: u32| id == me || id == 0 || before == Some(id);
-    let owners = [path.symlink_metadata(), path.metadata()];
-    owners.into_iter().all(|metadata| metadata.is_ok_and(|it| is_mine(it.uid())))
+    user == me || user == 0 || before == Some(user)
 }
 
 /// What a file sets, each value checked.
 fn settings(source: &Source, run: &Command) -> Result<Vec<Setting>, String> {
     let path = source.path.display();
-    let text = read(&source.path).map_err(|why| format!("cannot read {path}: {why}"))?;
+    let text = read(source).map_err(|why| format!("cannot read {path}: {why}"))?;
     let line = |offset: usize| text.get(..offset).map_or(1, |before| before.matches('\n').count() + 1);
     let table: BTreeMap<String, Spanned<Value>> = toml::from_str(&text).map_err(|error| {
         let words: Vec<_> = error.message().split_whitespace().collect();
@@ -192,10 +195,14 @@ fn settings(source: &Source, run: &Command) -> Result<Vec<Setting>, String> {
     table.into_iter().map(setting).collect()
 }
 
-fn read(path: &Path) -> Result<String, String> {
+fn read(source: &Source) -> Result<String, String> {
     let open = || -> std::io::Result<Vec<u8>> {
         // What has become a pipe meanwhile is not waited for.
-        let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+        let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&source.path)?;
+        // Another file may have taken the place of the one that was looked at.
+        if source.is_project && !is_trusted(file.metadata()?.uid()) {
+            return Err(std::io::Error::other("it is another user's"));
+        }
         let mut bytes = Vec::new();
         file.take(LONGEST + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
@@ -342,6 +349,21 @@ mod tests {
         assert!(options.command.junit.unwrap().is_absolute());
         assert_eq!(options.disks[0].path, Path::new("/dev/x"));
         assert_eq!(of("kernel = '6.12'\n", false, "kite run").unwrap().kernel, Some("6.12".into()));
+    }
+
+    #[test]
+    fn another_user_s_file_is_not_read_whatever_it_was_when_it_was_looked_at() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(PROJECT);
+        std::fs::write(&path, "memory = '2G'\n").unwrap();
+        if !geteuid().is_root() {
+            return println!("skipped: another_user_s_file_is_not_read: it takes root to give a file away");
+        }
+        std::os::unix::fs::chown(&path, Some(12_345), None).unwrap();
+        assert!(!is_ours(&path));
+        let source = |is_project| Source { path: path.clone(), is_project };
+        assert_eq!(read(&source(true)), Err("it is another user's".to_owned()));
+        assert!(read(&source(false)).is_ok());
     }
 
     #[test]
