@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Child, ChildStderr};
+use std::process::{Child, ChildStderr, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
@@ -113,9 +113,8 @@ fn wait_until_ready(socket: &UnixStream, child: &mut Child) -> anyhow::Result<()
     if let Some(stderr) = &mut child.stderr {
         stderr.take(START as u64).read_to_string(&mut said).context("cannot read what passt says")?;
     }
-    child.wait().context("cannot wait for passt")?;
-    let said: Vec<_> = said.lines().filter(|line| is_news(line)).map(str::trim).collect();
-    let said = said.join("; ");
+    let status = child.wait().context("cannot wait for passt")?;
+    let said = reason(&said, status);
     if wants_namespaces(&said) {
         bail!(
             "passt doesn't start: {said}: it locks itself into namespaces; {}; or use --net tap=NAME",
@@ -123,6 +122,15 @@ fn wait_until_ready(socket: &UnixStream, child: &mut Child) -> anyhow::Result<()
         );
     }
     bail!("passt doesn't start: {said}")
+}
+
+/// Why passt has ended, by what it said; if it said nothing, by how it ended.
+fn reason(said: &str, status: ExitStatus) -> String {
+    let said: Vec<_> = said.lines().filter(|line| is_news(line)).map(str::trim).collect();
+    match said.is_empty() {
+        true => format!("it gave no reason ({status}); `passt --foreground` may give one"),
+        false => said.join("; "),
+    }
 }
 
 /// Passes over what a passt that is ready has said so far: what it does without, such as IPv6.
@@ -168,6 +176,7 @@ pub fn watch(mut child: Child) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::process::ExitStatusExt;
     use std::thread::sleep;
 
     use devices::virtio::testing::{BUFFERS, Driver};
@@ -194,6 +203,16 @@ mod tests {
                 stat.contains("(passt") && stat.split(')').nth(1).is_some_and(|it| it[2..].starts_with(&me))
             })
             .count()
+    }
+
+    #[test]
+    fn a_passt_that_ends_without_a_word_has_its_status_for_a_reason() {
+        let status = ExitStatus::from_raw(1 << 8);
+        assert_eq!(reason("No routable interface\n Started as root\n", status), "No routable interface");
+        for said in ["", "\nDon't run as root\n"] {
+            assert!(reason(said, status).starts_with("it gave no reason (exit status: 1); "), "{said:?}");
+        }
+        assert!(reason("", ExitStatus::from_raw(31)).contains("(signal: 31"));
     }
 
     /// A DHCP request for an offer (RFC 2131), in all its headers.
