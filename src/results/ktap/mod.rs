@@ -113,13 +113,7 @@ impl Parser {
         {
             return self.used(index);
         }
-        // A result's name may end with a version.
-        let cut = |index: &usize| {
-            let prefix = &self.streams[*index].prefix;
-            if prefix.is_empty() { None } else { prefix.cut(line) }
-        };
-        let is_result = own.map(|(_, text)| text).into_iter().chain(order.iter().filter_map(cut));
-        let is_result = is_result.into_iter().any(|text| matches!(line::read(text).1, Line::Result(_)));
+        let is_result = prefix::version(line).is_some() && self.is_result(line, own);
         if !is_result && self.version(line) {
             return;
         }
@@ -135,11 +129,11 @@ impl Parser {
                 return;
             }
         }
-        if is_result && self.version(line) {
-            return;
-        }
         if own.is_some_and(|(index, _)| self.streams[index].prefix.is_empty()) && self.begin_in_log(line, now)
         {
+            return;
+        }
+        if is_result && self.version(line) {
             return;
         }
         // Whatever the line resembles, it may belong to no log.
@@ -149,6 +143,15 @@ impl Parser {
             return;
         }
         self.comment(own);
+    }
+
+    /// Whether the line may be a result, whose name may end with a version.
+    fn is_result(&self, line: &str, own: Option<(usize, &str)>) -> bool {
+        let logs = self.streams.iter().filter(|stream| !stream.prefix.is_empty());
+        let guessed = line.get(prefix::guess(line).len()..);
+        let texts = own.map(|(_, text)| text).into_iter().chain(guessed);
+        let mut texts = texts.chain(logs.filter_map(|stream| stream.prefix.cut(line)));
+        texts.any(|text| matches!(line::read(text).1, Line::Result(_)))
     }
 
     fn accept(&mut self, index: usize, text: &str, begin: bool, now: Duration) -> bool {

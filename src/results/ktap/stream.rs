@@ -239,6 +239,12 @@ impl Stream {
     }
 
     fn result(&mut self, lead: &str, outcome: Outcome, begin: bool, now: Duration, sink: &mut Sink) -> bool {
+        // KTAP's results have numbers: without one, `ok` is the output of something else.
+        let level = self.levels.iter().find(|level| level.lead == lead);
+        if outcome.ok && outcome.number.is_none() && level.is_some_and(|level| level.dialect == Dialect::Ktap)
+        {
+            return false;
+        }
         if !self.at(lead, sink) && !self.begin_result(lead, &outcome, begin, sink) {
             return false;
         }

@@ -174,6 +174,10 @@ fn a_result_whose_name_ends_with_a_version_is_one() {
         let text: String = text.lines().map(|line| format!("{prefix}{line}\n")).collect();
         assert_told(&text, &[("s", "reads TAP version 13", "passed")]);
     }
+    for prefix in ["", "[    1.2] ", "Nov 28 05:30:16 host kernel: ", "# [    1.2] "] {
+        let text = format!("{prefix}not ok 1 - KTAP version 1\n{prefix}1..1\n");
+        assert_told(&text, &[("", "KTAP version 1", "failed")]);
+    }
 }
 
 #[test]
@@ -222,4 +226,13 @@ fn a_document_that_is_indented_as_a_whole_is_read_from_its_plan_on() {
         let two = format!("{text}1..1\nok 1 c\n");
         assert_told(&two, &[("", "a", "passed"), ("", "b", "failed"), ("", "c", "passed")]);
     }
+}
+
+#[test]
+fn what_only_begins_with_ok_is_no_result_of_ktap() {
+    let text = "KTAP version 1\n1..2\nok then\n    KTAP version 1\n    # Subtest: s\n    1..1\n    ok 1 a\nok, what\nok\n\
+        ok 1 s\nok 2 b\n";
+    assert_told(text, &[("s", "a", "passed"), ("", "b", "passed")]);
+    assert_told_bad(&text.replace("ok 2 b\n", ""), 1);
+    assert_told("KTAP version 1\n1..1\nnot ok then\n", &[("", "then", "failed")]);
 }
