@@ -171,6 +171,9 @@ impl Level {
             }
             _ => {}
         }
+        if self.skip.is_some() && self.count > 0 && self.plan.is_some_and(|plan| plan > 0) {
+            breaches.push("all tests were planned to be skipped, and some ran".to_owned());
+        }
         if self.second_plan {
             breaches.push("there is more than one plan".to_owned());
         }

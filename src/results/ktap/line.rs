@@ -31,8 +31,10 @@ pub(super) enum Dialect {
 pub(super) struct Outcome {
     /// `ok`, not `not ok`.
     pub ok: bool,
-    /// The test's number, if it has one.
+    /// The test's number, if it has one; whatever follows it, as for `prove`.
     pub number: Option<u64>,
+    /// Whether other output hardly looks like it: it is a failure, or its number is a word.
+    pub is_definite: bool,
     /// The test's name; may be empty.
     pub name: String,
     pub directive: Directive,
@@ -125,16 +127,24 @@ fn result_of(text: &str) -> Option<Outcome> {
         return None;
     }
     let rest = rest.trim_start();
-    let (first, after) = rest.split_once(' ').unwrap_or((rest, ""));
-    let (number, rest) = match is_number(first) {
-        true => (Some(first.parse().unwrap_or(u64::MAX)), after.trim_start()),
-        false => (None, rest),
-    };
+    let after = rest.trim_start_matches(|char: char| char.is_ascii_digit());
+    let digits = &rest[..rest.len() - after.len()];
+    let number = (!digits.is_empty()).then(|| digits.parse().unwrap_or(u64::MAX));
+    let is_definite = !ok || (number.is_some() && (after.is_empty() || after.starts_with([' ', '\t'])));
+    let rest = after.trim_start();
     let (name, note, directive) = split_directive(rest, ok);
     let name = name.trim();
     let name = name.strip_prefix("- ").or_else(|| (name == "-").then_some("")).unwrap_or(name).trim();
     let why = note.split_once(' ').map_or("", |(_, rest)| rest.trim());
-    Some(Outcome { ok, number, name: unescaped(name), directive, note: unescaped(note), why: unescaped(why) })
+    Some(Outcome {
+        ok,
+        number,
+        is_definite,
+        name: unescaped(name),
+        directive,
+        note: unescaped(note),
+        why: unescaped(why),
+    })
 }
 
 /// The name, and the directive that decides: what is behind a `#` that begins a word, is not escaped, and is followed

@@ -241,8 +241,7 @@ impl Stream {
     fn result(&mut self, lead: &str, outcome: Outcome, begin: bool, now: Duration, sink: &mut Sink) -> bool {
         // KTAP's results have numbers: without one, `ok` is the output of something else.
         let level = self.levels.iter().find(|level| level.lead == lead);
-        if outcome.ok && outcome.number.is_none() && level.is_some_and(|level| level.dialect == Dialect::Ktap)
-        {
+        if !outcome.is_definite && level.is_some_and(|level| level.dialect == Dialect::Ktap) {
             return false;
         }
         if !self.at(lead, sink) && !self.begin_result(lead, &outcome, begin, sink) {
@@ -257,7 +256,7 @@ impl Stream {
             }
         }
         let Some(level) = self.levels.last_mut() else { return false };
-        if level.start == Start::Perhaps && (outcome.number.is_some() || !outcome.ok) {
+        if level.start == Start::Perhaps && outcome.is_definite {
             level.confirm();
         }
         level.count(outcome.number);
@@ -287,7 +286,7 @@ impl Stream {
 
     /// Whether a level was begun for a result that is in none that is open.
     fn begin_result(&mut self, lead: &str, outcome: &Outcome, begin: bool, sink: &mut Sink) -> bool {
-        let definite = outcome.number.is_some() || !outcome.ok;
+        let definite = outcome.is_definite;
         match self.levels.last() {
             Some(level) if self.may_nest(level, lead, definite) => {
                 let dialect = level.dialect;

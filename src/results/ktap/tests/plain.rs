@@ -236,3 +236,10 @@ fn what_only_begins_with_ok_is_no_result_of_ktap() {
     assert_told_bad(&text.replace("ok 2 b\n", ""), 1);
     assert_told("KTAP version 1\n1..1\nnot ok then\n", &[("", "then", "failed")]);
 }
+
+#[test]
+fn an_address_is_no_number_that_begins_a_document() {
+    for text in ["ok 10.0.0.1 is there\n", "ok 3/5 done\n", "ok 2nd try\n"] {
+        assert_told(text, &[]);
+    }
+}

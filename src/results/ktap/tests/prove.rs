@@ -18,6 +18,9 @@ fn numbers_and_plans_are_judged_as_prove_does() {
         ("KTAP version 1\n", "there is no plan"),
         ("1..3\nok 1\n1..3\nok 2\nok 3\n", "more than one plan"),
         ("ok 1\n1..3\nok 2\nok 3\n", "neither at the beginning nor at the end"),
+        ("1..2\nok 2\ta\nok 1-b\n", "out of sequence: 2 where 1"),
+        ("1..1\nok 2.\n", "out of sequence: 2 where 1"),
+        ("1..1 # SKIP no\nok 1\n", "planned to be skipped"),
         ("ok 1\n1..1\nok 2\n", "2 tests ran and 1 were planned"),
     ] {
         let cases = cases(text);
@@ -25,9 +28,14 @@ fn numbers_and_plans_are_judged_as_prove_does() {
         assert_eq!(last.name, "the plan", "{text}");
         assert!(message(last).contains(expected), "{text}: {}", message(last));
     }
-    for text in
-        ["1..2\nok\nok\n", "1..2\nok\nok 2\n", "ok 1\nok 2\n1..2\n", "1..0\n", "TAP version 13\nok 1\n1..1\n"]
-    {
+    for text in [
+        "1..2\nok\nok\n",
+        "1..2\nok 1\ta\nok 2-b\n",
+        "1..2\nok\nok 2\n",
+        "ok 1\nok 2\n1..2\n",
+        "1..0\n",
+        "TAP version 13\nok 1\n1..1\n",
+    ] {
         assert!(!cases(text).iter().any(Case::is_bad), "{text}");
     }
 }
