@@ -127,7 +127,7 @@ fn to_its_end(
     let limits = Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
     let attended = session.attend(&running, &limits, results.tee());
     running.stop();
-    let patience = Patience::after(running.exit().reason());
+    let patience = Patience::after(running.exit().reason(), &limits);
     let finished = session.finish(&running, patience);
     let told = gauges.tell();
     let signal = finished?;

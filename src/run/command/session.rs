@@ -242,10 +242,10 @@ impl Session {
         self.log.close();
         let (mut since, mut written) = (Instant::now(), self.written());
         while !self.log.has_ended() || !self.outputs.iter().all(|output| output.has_ended()) {
-            if patience == Patience::WhileRead && self.written() != written {
+            if patience != Patience::Brief && self.written() != written {
                 (since, written) = (Instant::now(), self.written());
             }
-            let left = (patience != Patience::Endless).then(|| GRACE.saturating_sub(since.elapsed()));
+            let left = patience.left(Instant::now(), since);
             if left == Some(Duration::ZERO) {
                 break;
             }
@@ -270,7 +270,9 @@ impl Session {
         let mut signal = None;
         messages::flush(|stuck| {
             signal = self.ending_signal(machine);
-            signal.is_some() || patience != Patience::Endless && stuck > GRACE
+            let now = Instant::now();
+            let left = now.checked_sub(stuck).and_then(|since| patience.left(now, since));
+            signal.is_some() || left == Some(Duration::ZERO)
         });
         signal
     }
@@ -309,8 +311,9 @@ impl Session {
 /// How long the end of kite waits for who reads its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// As long as it takes, or until a signal.
-    Endless,
+    /// As long as it takes, or until a signal; after this time, if there is one, so long as something is read within
+    /// [`GRACE`].
+    Until(Option<Instant>),
     /// So long as something is read within [`GRACE`].
     WhileRead,
     /// [`GRACE`] in all.
@@ -319,11 +322,21 @@ pub(super) enum Patience {
 
 impl Patience {
     /// With a machine that stopped for this reason.
-    pub fn after(reason: Option<&Exit>) -> Self {
+    pub fn after(reason: Option<&Exit>, limits: &Limits) -> Self {
         match reason {
             Some(Exit::Signal(_) | Exit::Quit) => Self::Brief,
             Some(Exit::TimedOut | Exit::Idle(_)) => Self::WhileRead,
-            _ => Self::Endless,
+            _ => Self::Until(limits.timeout.and_then(|timeout| limits.start.checked_add(timeout))),
+        }
+    }
+
+    /// How long it lasts from `now` if nothing has been read since then; nothing if for ever.
+    fn left(self, now: Instant, since: Instant) -> Option<Duration> {
+        let grace = GRACE.saturating_sub(now.saturating_duration_since(since));
+        match self {
+            Self::Until(None) => None,
+            Self::Until(Some(end)) => Some(end.saturating_duration_since(now).max(grace)),
+            Self::WhileRead | Self::Brief => Some(grace),
         }
     }
 }
@@ -351,4 +364,25 @@ fn rounded_up(timeout: Option<Duration>) -> PollTimeout {
     let Some(timeout) = timeout else { return PollTimeout::NONE };
     let milliseconds = timeout.as_nanos().div_ceil(1_000_000);
     PollTimeout::try_from(milliseconds.min(i32::MAX as u128) as i32).unwrap_or(PollTimeout::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_ends_the_wait_for_who_reads_nothing_after_a_crash_too() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let limits = |timeout| Limits { start, timeout, idle_timeout: None };
+        let crash = |timeout| Patience::after(Some(&Exit::Panicked), &limits(timeout));
+        let patience = crash(Some(Duration::from_secs(20)));
+        assert_eq!(patience.left(at(5), at(1)), Some(Duration::from_secs(15)));
+        assert_eq!(patience.left(at(20), at(1)), Some(Duration::ZERO));
+        assert_eq!(patience.left(at(30), at(30)), Some(GRACE), "something has just been read");
+        assert_eq!(crash(None).left(at(1000), at(1)), None);
+        assert_eq!(crash(Some(Duration::MAX)).left(at(1000), at(1)), None);
+        let signal = Patience::after(Some(&Exit::Signal(15)), &limits(Some(Duration::from_secs(20))));
+        assert_eq!(signal.left(at(2), at(1)), Some(Duration::ZERO));
+    }
 }
