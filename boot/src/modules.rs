@@ -26,8 +26,9 @@ const LIST: &str = "modules.dep";
 const LINE_MAX: usize = 1 << 15;
 /// What a list may measure. A distribution's are a twentieth of it.
 const LIST_MAX: u64 = 1 << 24;
-/// Where links of modules may lead: to those of other kernels (`weak-updates`), and to packages' folders (NixOS, Guix).
-const SYSTEMS: [&str; 4] = ["/lib/modules", "/usr/lib/modules", "/nix/store", "/gnu/store"];
+/// Where links of modules may lead: to those of other kernels (`weak-updates`), to where dkms(8) builds them
+/// (`symlink_modules`), and to packages' folders (NixOS, Guix).
+const SYSTEMS: [&str; 5] = ["/lib/modules", "/usr/lib/modules", "/var/lib/dkms", "/nix/store", "/gnu/store"];
 /// What module files end in.
 const SUFFIXES: [&[u8]; 4] = [b".ko", b".ko.xz", b".ko.zst", b".ko.gz"];
 
