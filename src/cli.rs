@@ -318,6 +318,9 @@ pub fn parse() -> Result<Command, ExitCode> {
         let why = "there is no command after `--`; without `--`, `kite run` boots a kernel and nothing more";
         return Err(complained(why));
     }
+    if options.command.command.first().is_some_and(|word| word.is_empty()) {
+        return Err(complained("the command after `--` begins with an empty word, which names no program"));
+    }
     if options.no_config {
         return Ok(command);
     }

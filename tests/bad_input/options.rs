@@ -19,6 +19,7 @@ fn unknown_commands_and_options_are_refused() {
         (&["run", "bzImage"], "kite run --kernel bzImage"),
         (&["run", "kernel", "--", "true"], "unexpected argument 'kernel'"),
         (&["run", "--"], "there is no command after `--`"),
+        (&["run", "--", ""], "begins with an empty word, which names no program"),
         (&["run", "-x", "1G"], "there is no option '-x'; try `kite run --help`"),
         (&["run", "--mem", "1G"], "there is no option '--mem'; do you mean '--memory'?"),
         (&["bench", "boots"], "there is no command 'boots'; do you mean 'boot'?"),
