@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::dhcp::{Exchange, Lease, Taken};
+use super::dhcp::{self, Exchange, Lease, Taken};
 use super::netlink::{Address, Netlink, Route};
 use super::packets::Packets;
 use super::routers::{Routers, solicit};
@@ -55,7 +55,7 @@ pub(super) fn set_up(link: &Link, alone: bool) -> anyhow::Result<Known> {
     let mut known = Known::default();
     match &lease {
         Some(lease) => {
-            take(link, &mut kernel, lease)?;
+            known.lacks.extend(take(link, &mut kernel, lease)?);
             known.dns.extend(lease.dns.iter().copied().map(IpAddr::V4));
             known.search.extend(lease.search.iter().cloned());
         }
@@ -147,8 +147,9 @@ fn wait_for(routers: &mut Routers, limit: Duration, mut until: impl FnMut(&Route
     }
 }
 
-/// Sets the interface up as a lease says.
-fn take(link: &Link, kernel: &mut Netlink, lease: &Lease) -> anyhow::Result<()> {
+/// Sets the interface up as a lease says; returns what of it cannot be: a route of which the kernel makes no sense leaves the
+/// rest of use.
+fn take(link: &Link, kernel: &mut Netlink, lease: &Lease) -> anyhow::Result<Vec<String>> {
     if let Some(mtu) = lease.mtu {
         // The device may have less room.
         let _ = kernel.set_mtu(link.index, mtu);
@@ -157,14 +158,15 @@ fn take(link: &Link, kernel: &mut Netlink, lease: &Lease) -> anyhow::Result<()> 
     kernel
         .add_address(link.index, &address)
         .with_context(|| format!("cannot give {} the address {}", link.name, lease.address))?;
-    for (to, length, via) in &lease.routes {
+    let add = |(to, length, via): &dhcp::Route| {
         let (to, via) = ((*to).into(), via.map(IpAddr::V4));
-        let route = Route { to, length: *length, via, priority: link.priority };
-        kernel
-            .add_route(link.index, &route)
-            .with_context(|| format!("cannot add a route to {to}/{length} on {}", link.name))?;
-    }
-    Ok(())
+        let added =
+            kernel.add_route(link.index, &Route { to, length: *length, via, priority: link.priority });
+        let error = added.err()?;
+        let via = via.map(|via| format!(" through {via}")).unwrap_or_default();
+        Some(format!("a DHCP server's route to {to}/{length}{via} is of no use on {}: {error}", link.name))
+    };
+    Ok(lease.routes.iter().filter_map(add).collect())
 }
 
 /// Renews a lease for as long as the guest runs, on a thread. Without its server the kernel drops the address in time.
