@@ -135,9 +135,9 @@ mod tests {
     fn who_tells_without_end_is_found_out_and_heard_all_the_same() {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let mut reader = Reader::new(reader).unwrap();
-        writer.write_all(&[0x80; MOST]).unwrap();
+        writer.write_all(&[0x81; MOST]).unwrap();
         assert_eq!((reader.take().len(), reader.is_flooded()), (MOST, false));
-        writer.write_all(&[0x80; 2 * MOST]).unwrap();
+        writer.write_all(&[0x81; 2 * MOST]).unwrap();
         writer.write_all(&[15]).unwrap();
         let heard: Vec<_> = (0..3).flat_map(|_| reader.take()).collect();
         assert_eq!((heard.last(), reader.is_flooded()), (Some(&News::EndBy(15)), true));

@@ -167,9 +167,9 @@ fn the_process_outside_has_the_descriptors_that_it_needs_and_no_other() {
         .map(|target| target.split(':').next().unwrap().to_owned())
         .collect();
     targets.sort();
-    // Standard error, news and the post; and nothing, three times.
+    // Standard error, news and the post; and nothing in place of standard input and output.
     let pipes = ["pipe"; 3];
-    assert_eq!(targets, [&["/dev/null"; 3][..], &["anon_inode"], &pipes].concat());
+    assert_eq!(targets, [&["/dev/null"; 2][..], &["anon_inode"], &pipes].concat());
     terminate(kite);
 }
 
