@@ -20,7 +20,7 @@ pub fn terminal(ground: &Ground, name: &str) -> Result<String> {
         command.args(options).args(["--", "sh", "-c", script]);
         Person::new(command, 24, 80)
     };
-    let mut crash = person(&AS_ROOT, "echo up; echo c >/proc/sysrq-trigger")?;
+    let mut crash = person(&AS_ROOT, "echo up; sleep 1; echo c >/proc/sysrq-trigger")?;
     for text in
         ["up", "Kernel panic - not syncing: sysrq", "vCPU 0: ", "kite: the guest crashed: kernel panic"]
     {
