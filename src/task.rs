@@ -17,6 +17,8 @@ pub const FILE: &str = "/task";
 pub const CONTROL: &str = "kite.control";
 /// The port of the command's standard input.
 pub const STDIN: &str = "kite.stdin";
+/// What a guest says, before a port's name, whose kernel finds no console.
+pub const NO_PORT: &str = "no virtio port ";
 /// The longest message, in bytes with its line break.
 const MESSAGE_MAX: usize = 16 << 10;
 

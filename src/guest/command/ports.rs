@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Shared;
-use crate::task::{self, CONTROL, Output, Report, STDIN};
+use crate::task::{self, CONTROL, NO_PORT, Output, Report, STDIN};
 
 /// Where Linux lists the ports.
 const LIST: &str = "/sys/class/virtio-ports";
@@ -47,7 +47,7 @@ fn open(name: &str) -> anyhow::Result<File> {
             return opened.with_context(|| format!("cannot open {device:?}"));
         }
         if start.elapsed() > PATIENCE {
-            bail!("no virtio port {name}: the kernel needs CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_MMIO");
+            bail!("{NO_PORT}{name}: the kernel needs CONFIG_VIRTIO_CONSOLE and CONFIG_VIRTIO_MMIO");
         }
         sleep(Duration::from_micros(200));
     }

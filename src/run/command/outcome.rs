@@ -13,7 +13,7 @@ use crate::cli::{self, CommandOptions};
 use crate::machine::Running;
 use crate::messages;
 use crate::results::{Ending, FailOnKtap, Recorder, annotations};
-use crate::task::End;
+use crate::task::{End, NO_PORT};
 use crate::terminal;
 
 /// How many of the kernel's last lines tell of a crash.
@@ -109,9 +109,21 @@ impl Outcome {
         }
         report_crash(running, boot);
         cli::complain(self.why.as_deref().unwrap_or_default());
+        if boot.modules.is_none() && lines.iter().any(|line| line.contains(NO_PORT)) {
+            let version = boot.image.version();
+            cli::complain(&lacks_modules(version.as_deref().unwrap_or("(which does not tell its version)")));
+        }
         self.log = lines.join("\n");
         self
     }
+}
+
+/// What helps where a kernel has its drivers neither built in nor in a folder that kite has found.
+fn lacks_modules(version: &str) -> String {
+    format!(
+        "there is no folder of modules for kernel {version}, which has not all that it needs built in: install it in \
+         /lib/modules/{version}, or name it with --modules DIR"
+    )
 }
 
 /// What machines read of a run, if somebody wants it.

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::{Ground, kernel};
 use crate::setup::Kernel;
-use crate::vmm::{Vmm, sandbox};
+use crate::vmm::sandbox;
 
 /// What a command may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -33,8 +33,7 @@ pub(super) struct Ended {
 
 /// `kite run` with this kernel; the rest of the command line is the caller's.
 pub(super) fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
-    let Vmm::Kite(program) = &ground.vmm else { bail!("only kite runs commands") };
-    let mut kite = Command::new(program);
+    let mut kite = Command::new(ground.program()?);
     kite.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(kernel.bz_image());
     kite.arg("--modules").arg(kernel.modules());
     Ok(kite)
@@ -328,6 +327,17 @@ pub fn crash(ground: &Ground, name: &str) -> Result<String> {
         ..NOTHING
     };
     check(ground, &kernel, &panic)?;
+    let alone = ground.file("vmlinuz");
+    fs::copy(kernel.bz_image(), &alone).context("copying the kernel")?;
+    // A host that has this very kernel installed has its modules, too.
+    if !Path::new("/lib/modules").join(&kernel.release).exists() {
+        let mut command = Command::new(ground.program()?);
+        command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(&alone).args(["--", "true"]);
+        let ended = ended(command, b"")?;
+        let cure = format!("there is no folder of modules for kernel {}", kernel.release);
+        let last = ended.stderr.trim_end().rsplit('\n').next().unwrap_or_default();
+        ensure!(ended.code == Some(255) && last.contains(&cure), "without modules: {ended:#?}");
+    }
     let log = ground.file("kernel-log");
     let mut command = kite(ground, &kernel)?;
     command.arg("--kernel-log").arg(&log).args(AS_ROOT);

@@ -15,7 +15,7 @@ use crate::bench::images::elf;
 use crate::running::Running;
 use crate::setup::LAB;
 use crate::step::output;
-use crate::vmm::{Vmm, sandbox};
+use crate::vmm::sandbox;
 
 /// Says `!`, and computes for ever: `mov dx, 0x3f8; mov al, '!'; out dx, al; jmp $`.
 const SPIN: &[u8] = b"\x66\xba\xf8\x03\xb0!\xee\xeb\xfe";
@@ -35,7 +35,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// `kite run` with a tiny guest.
 fn tiny(ground: &Ground, code: &[u8], options: &[&str]) -> Result<Command> {
-    let Vmm::Kite(program) = &ground.vmm else { bail!("only kite has limits") };
+    let program = ground.program()?;
     let path = ground.file(if code == SPIN { "spin" } else { "power-off" });
     fs::write(&path, elf(code)).context("writing a guest")?;
     let mut command = Command::new(program);
@@ -236,7 +236,7 @@ pub fn delegated(ground: &Ground) -> Result<String> {
     };
     let scope = Scope::new(top.join("kite-proof.scope"))?;
     let program = ground.file("kite");
-    let Vmm::Kite(kite) = &ground.vmm else { bail!("only kite has limits") };
+    let kite = ground.program()?;
     fs::copy(kite, &program).context("copying kite")?;
     fs::write(ground.file("power-off"), elf(POWER_OFF)).context("writing a guest")?;
     let folder = program.parent().context("a file is in a folder")?;

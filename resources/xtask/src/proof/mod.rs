@@ -170,6 +170,17 @@ impl Ground {
         self.user.unwrap_or_else(|| geteuid().as_raw())
     }
 
+    /// kite, which alone runs commands and has limits.
+    ///
+    /// # Errors
+    /// Another VMM is tried.
+    pub fn program(&self) -> Result<&Path> {
+        match &self.vmm {
+            Vmm::Kite(program) => Ok(program),
+            _ => bail!("only kite runs commands and has limits"),
+        }
+    }
+
     /// A file of the run's own folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::command::ended;
 use super::{Ground, kernel};
 use crate::setup::Kernel;
-use crate::vmm::{Vmm, sandbox};
+use crate::vmm::sandbox;
 
 /// Run in the share. Each way to write to a file ends kite's lease on another one, and then changes it in all other ways; the
 /// module is a part of the initrd.
@@ -45,7 +45,7 @@ fn built(ground: &Ground, kernel: &Kernel) -> Result<std::path::PathBuf> {
 pub fn own_files(ground: &Ground, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
     let folder = built(ground, &kernel)?;
-    let Vmm::Kite(program) = &ground.vmm else { bail!("only kite runs commands") };
+    let program = ground.program()?;
     let mut command = Command::new(program);
     command.current_dir(&folder).args(["run", "--sandbox", sandbox(), "--kernel", "kernel"]);
     command.args(["--modules", "modules", "--share", ".:rw", "--", "sh", "-c", SCRIPT]);

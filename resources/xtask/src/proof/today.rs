@@ -4,14 +4,14 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use boot::modules::{ModuleFile, Modules};
 
 use super::command::ended;
 use super::{Ground, NotHere};
 use crate::host;
 use crate::setup::Kernel;
-use crate::vmm::{Vmm, sandbox};
+use crate::vmm::sandbox;
 
 /// What a command's guest loads.
 const MODULES: [&str; 8] = [
@@ -39,7 +39,7 @@ pub fn command(ground: &Ground, name: &str) -> Result<String> {
     let packed = packed(ground, &kernel)?;
     let folder = ground.file("modules");
     let run = || -> Result<Command> {
-        let Vmm::Kite(program) = &ground.vmm else { bail!("only kite runs commands") };
+        let program = ground.program()?;
         let mut kite = Command::new(program);
         kite.args(["run", "--sandbox", sandbox(), "--memory", "192M", "--kernel"]).arg(kernel.bz_image());
         kite.arg("--modules").arg(&folder).args(["--", "sh", "-c", "uname -r; cut -d' ' -f1 /proc/modules"]);
