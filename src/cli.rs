@@ -1,4 +1,8 @@
 //! The command line as data.
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "what is in brackets in the help of an option may be left out"
+)]
 
 use std::env;
 use std::ffi::OsString;

@@ -108,7 +108,7 @@ pub fn line(text: &str) {
     messages::say(ended(text));
 }
 
-/// As [`line`], but on this thread, which may wait for the reader for ever.
+/// As [`line()`], but on this thread, which may wait for the reader for ever.
 pub fn line_now(text: &str) {
     messages::write_now(&ended(text));
 }

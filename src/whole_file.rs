@@ -24,7 +24,7 @@ const LINK: &str = "is a symbolic link; name the file itself";
 /// The same of a hard link.
 const OTHER_NAME: &str = "the file has another name, too: remove it, or name another";
 
-/// Refuses a path that [`write`] would: to be asked before the work that is to be told of.
+/// Refuses a path that [`write()`] would: to be asked before the work that is to be told of.
 ///
 /// # Errors
 /// There is something else than a file of one name, a link for one, or no such folder, or that cannot be written to.

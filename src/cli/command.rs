@@ -1,4 +1,8 @@
 //! The options of `kite run -- COMMAND`.
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "what is in brackets in the help of an option may be left out"
+)]
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
