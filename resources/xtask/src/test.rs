@@ -32,7 +32,7 @@ use crate::tier::{Choice, Tier};
 /// What to run.
 #[derive(Args)]
 pub struct Options {
-    /// Run what takes hours, too
+    /// Run what takes an hour, too
     #[arg(long, conflicts_with = "all")]
     nightly: bool,
     /// And every combination of kernel, format, CPUs and memory, as both users
@@ -82,7 +82,11 @@ pub fn run(options: Options) -> Result<ExitCode> {
         return list(&choice);
     }
     if choice.names.is_empty() {
-        let time = if tier == Tier::Quick { "some twenty minutes" } else { "hours" };
+        let time = match tier {
+            Tier::Quick => "some fifteen minutes",
+            Tier::Nightly => "an hour",
+            Tier::All => "hours",
+        };
         println!(
             "This takes {time} on two processors; cargo xtask test NAME... runs a part, --list names them."
         );
