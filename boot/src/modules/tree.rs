@@ -153,7 +153,8 @@ fn content(file: &File, header: &[u8]) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn long(bytes: &[u8], at: usize) -> u64 {
+/// The little-endian number of eight bytes at `at`, where there are as many.
+pub(super) fn long(bytes: &[u8], at: usize) -> u64 {
     let mut long = [0; 8];
     long.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(long)

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use flate2::read::GzDecoder;
 
+use super::tree::long;
 use super::zstd;
 
 /// What a module's file may measure.
@@ -94,12 +95,6 @@ fn gzip(file: &File) -> io::Result<Result<(), &'static str>> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(CUT),
         Err(_) => Err("it is damaged"),
     })
-}
-
-fn long(bytes: &[u8], at: usize) -> u64 {
-    let mut long = [0; 8];
-    long.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(long)
 }
 
 #[cfg(test)]
