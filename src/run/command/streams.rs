@@ -149,8 +149,10 @@ impl OutputStream {
     pub fn new(output: Output) -> anyhow::Result<Arc<Self>> {
         let wake = Wake::new()?;
         let port = wake.port(output.port())?;
-        let null = || open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).ok();
-        let null = if output == Output::Stdout { null() } else { None };
+        let null = match output {
+            Output::Stdout => open("/dev/null", OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty()).ok(),
+            Output::Stderr => None,
+        };
         Ok(Arc::new(Self { output, port, wake, state: Mutex::default(), null }))
     }
 
