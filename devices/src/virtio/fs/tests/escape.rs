@@ -212,7 +212,7 @@ fn a_host_that_swaps_directories_meanwhile_opens_no_way_out() {
             scope.spawn(|| swap(&dir, "deep", "out", &stop));
             let mut random = Random::new(1);
             let mut reached = 0;
-            for _ in 0..10_000 {
+            for _ in 0..3_000 {
                 let mut either = |one, other| if random.below(2) == 0 { one } else { other };
                 let Ok(dir) = guest.lookup(1, either("dir", "out")) else { continue };
                 let Ok(deep) = guest.lookup(dir.node, either("deep", "out")) else { continue };
