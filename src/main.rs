@@ -4,9 +4,18 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use kite::cli::{self, Command};
-use kite::cure::Surroundings;
-use kite::heap::Heap;
-use kite::{bench, doctor, guest, inspect, log, matrix, messages, run, signals, terminal};
+use kite::cmd::bench;
+use kite::cmd::doctor;
+use kite::cmd::inspect;
+use kite::cmd::matrix;
+use kite::guest;
+use kite::host::alloc::Heap;
+use kite::host::log;
+use kite::host::messages;
+use kite::host::remedy::Surroundings;
+use kite::host::signals;
+use kite::host::terminal;
+use kite::lifecycle;
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -25,7 +34,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let result = match command {
-        Command::Run(options) => run::run(&options, begun),
+        Command::Run(options) => lifecycle::run(&options, begun),
         Command::Matrix(options) => matrix::run(&options),
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),

@@ -14,8 +14,8 @@ use std::process::{Command, Output, exit};
 use std::sync::OnceLock;
 
 use devices::virtio::fs::Share;
+use kite::host::atomic_file;
 use kite::sandbox::{self, Chores, Entry, Inherited, Needs, Side, Thread};
-use kite::whole_file;
 
 /// What a child of a test is to do: a thread's kind and an act, by their names.
 const ACT: &str = "KITE_TEST_ACT";
@@ -201,7 +201,7 @@ fn act_if_told() {
     let act = acts.into_iter().find(|it| it.0 == name).unwrap().1;
     let options = sandbox::parse(&std::env::var(LAYERS).unwrap()).unwrap();
     let report = folder.join("rw/results/report");
-    whole_file::expect(&report).unwrap();
+    atomic_file::expect(&report).unwrap();
     let image = fs::File::open(folder.join("outside")).unwrap();
     let mut inside = match sandbox::split(options, false, inherited, |_| Ok(())).unwrap() {
         Side::Outside(mut outside, inherited) => {
@@ -250,7 +250,7 @@ fn act_if_told() {
         act_as(kind, act);
     }
     if name == "send" || name == "send-elsewhere" {
-        whole_file::write(&report, |file| file.write_all(b"whole")).unwrap();
+        atomic_file::write(&report, |file| file.write_all(b"whole")).unwrap();
     }
     exit(0);
 }

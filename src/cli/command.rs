@@ -11,8 +11,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::ValueParser;
 
-use crate::duration;
-use crate::results::FailOnKtap;
+use crate::observe::results::FailOnKtap;
+use crate::spec::duration;
 
 /// What to run in the guest, and on which files.
 #[derive(Args, Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::ValueParser;
 
-use crate::duration;
+use crate::spec::duration;
 
 /// What to measure, and where to tell it.
 #[derive(Args, Debug, Default)]

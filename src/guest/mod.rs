@@ -21,9 +21,9 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::termios::{OutputFlags, SetArg, tcdrain, tcgetattr, tcsetattr};
 
-use crate::console::prefers_hvc;
-use crate::task;
-use crate::trace::OWN_INIT;
+use crate::observe::trace::OWN_INIT;
+use crate::session::console::prefers_hvc;
+use crate::spec::task;
 use job::Job;
 
 /// Whether this process is the init of a guest that kite started. Process 1 of a container is not.

@@ -6,6 +6,7 @@
 //! the half outside ([`Outside`]) stays what the user has started, and gives up what it does not need for that. Threads that
 //! start from then on confine themselves further ([`Entry`]), the main thread last ([`close`]).
 
+pub mod cgroup;
 mod landlock;
 mod news;
 mod options;
@@ -30,7 +31,7 @@ use nix::errno::Errno;
 use nix::sys::utsname::uname;
 use nix::unistd::{Pid, geteuid};
 
-use crate::doctor::Confinement;
+use crate::cmd::doctor::Confinement;
 use news::News;
 pub use options::{Layer, Mode, Options, parse};
 pub use outside::{Chores, End, Outside};

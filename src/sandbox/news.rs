@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::signals;
+use crate::host::signals;
 
 /// Something that the one outside is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,9 +26,9 @@ use super::split::Start;
 use super::{
     Inherited, Lacks, Layer, Options, Thread, close_as, landlock, no_new_privs, post, privileges, seccomp,
 };
-use crate::messages;
-use crate::signals;
-use crate::terminal::Saved;
+use crate::host::messages;
+use crate::host::signals;
+use crate::host::terminal::Saved;
 
 /// How often the post is looked at when the machine's process has ended: more often than its pipe can have left something.
 const LAST_LOOKS: usize = 64;

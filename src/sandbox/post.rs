@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use crate::whole_file::{Draft, Place};
+use crate::host::atomic_file::{Draft, Place};
 
 /// A file's number and its length in bytes.
 const HEADER: usize = 1 + 8;

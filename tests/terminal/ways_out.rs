@@ -186,8 +186,8 @@ fn a_panic_in_any_thread_restores_the_terminal_and_is_a_failure() {
 
 /// Does what kite does on a terminal, and has a bug.
 fn panic_on_a_key() -> ! {
-    kite::terminal::end_on_panic();
-    let _raw = kite::terminal::RawTerminal::new().unwrap().expect("a terminal");
+    kite::host::terminal::end_on_panic();
+    let _raw = kite::host::terminal::RawTerminal::new().unwrap().expect("a terminal");
     let reader = std::thread::spawn(|| {
         io::stdin().read_exact(&mut [0]).unwrap();
         panic!("a bug");

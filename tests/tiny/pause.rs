@@ -7,12 +7,12 @@ use std::time::Duration;
 use boot::kernel::Image;
 use devices::bus::BusDevice;
 use devices::serial::Host;
-use kite::crash::state::Activity;
-use kite::exit::Exit;
-use kite::load::Guest;
-use kite::machine::{Board, Machine, Running};
-use kite::memory::GuestRam;
-use kite::trace::Timeline;
+use kite::lifecycle::exit::Exit;
+use kite::observe::crash::state::Activity;
+use kite::observe::trace::Timeline;
+use kite::vm::load::Guest;
+use kite::vm::machine::{Board, Machine, Running};
+use kite::vm::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::exits::join;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use kite::kvm_stats::KvmStats;
-use kite::memory::GuestRam;
-use kite::stats::Cost;
+use kite::observe::kvm_stats::KvmStats;
+use kite::observe::stats::Cost;
+use kite::vm::memory::GuestRam;
 use kite::vm::{self, Vm};
 
 use nix::sys::signal::Signal;

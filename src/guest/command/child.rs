@@ -20,7 +20,7 @@ use super::ports::Ports;
 use super::root::OPEN_FILES;
 use super::streams::{Ends, Streams, open_terminal};
 use super::user::User;
-use crate::task::{End, LIMITS, Output, Report, Task, Terminal};
+use crate::spec::task::{End, LIMITS, Output, Report, Task, Terminal};
 
 /// Runs the command to its end, and ends with it all else that it has left running.
 ///

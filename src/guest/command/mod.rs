@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{network, power};
-use crate::task::{End, Report, Task};
+use crate::spec::task::{End, Report, Task};
 use ports::{Control, Ports};
 
 /// How long kite may take to end the machine once it knows how the command ended.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Shared;
-use crate::task::{self, CONTROL, NO_PORT, Output, Report, STDIN};
+use crate::spec::task::{self, CONTROL, NO_PORT, Output, Report, STDIN};
 
 /// Where Linux lists the ports.
 const LIST: &str = "/sys/class/virtio-ports";

@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{chdir, chroot, sethostname, sync};
 
-use crate::task::{Root, Share, Task};
+use crate::spec::task::{Root, Share, Task};
 
 /// The guest's own name.
 pub(super) const HOST_NAME: &str = "kite";

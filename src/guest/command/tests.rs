@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::child;
 use super::ports::{Control, Ports};
-use crate::task::{self, End, Messages, Order, Output, Report, Root, Task, Terminal, User};
+use crate::spec::task::{self, End, Messages, Order, Output, Report, Root, Task, Terminal, User};
 
 /// Set for the guest's half: where kite's is.
 const SOCKET: &str = "KITE_SESSION_SOCKET";

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, bail};
 
-use crate::task;
+use crate::spec::task;
 
 /// Numbers for the kernel, and what the environment says of the user where it was looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -25,11 +25,10 @@ const GATES: [Watched; 2] = [
     Watched {
         name: "instructions",
         paths: &[
-            "src/vcpu.rs",
-            "src/kvm_run.rs",
-            "src/coalesced.rs",
-            "src/stats",
-            "src/bench/exits",
+            "src/vcpu",
+            "src/vm/coalesced.rs",
+            "src/observe/stats",
+            "src/cmd/bench/exits",
             "devices/src/bus.rs",
             "resources/xtask/src/bench/latency.rs",
         ],

@@ -1,0 +1,403 @@
+//! The command line as data.
+#![expect(
+    rustdoc::broken_intra_doc_links,
+    reason = "what is in brackets in the help of an option may be left out"
+)]
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::builder::ValueParser;
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::backend::disk;
+use crate::backend::net;
+use crate::backend::socket;
+use crate::cmd::bench;
+use crate::cmd::inspect;
+use crate::cmd::matrix;
+use crate::host::messages;
+use crate::sandbox;
+use crate::sandbox::cgroup;
+
+mod command;
+mod config;
+mod measure;
+mod number;
+mod refusal;
+
+pub use command::{CommandOptions, Root, ShareSpec};
+pub use measure::MeasureOptions;
+use number::{MIB, memory_size};
+pub(crate) use number::{bytes, memory_limit, whole};
+
+/// The guest powered off or rebooted, or the user quit.
+pub const DONE: u8 = 0;
+/// kite or the host failed, or was asked for something impossible.
+pub const FAILED: u8 = 125;
+/// The host killed the machine for want of memory.
+pub const OUT_OF_MEMORY: u8 = 123;
+/// A command took longer than it may.
+pub const TIMED_OUT: u8 = 124;
+/// The user quit a command.
+pub const QUIT: u8 = 130;
+/// A command cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// There is no such command.
+pub const NOT_FOUND: u8 = 127;
+/// The guest crashed.
+pub const CRASHED: u8 = 255;
+
+/// What the user is told of a guest that took too long begins with this; then comes the limit.
+pub const GUEST_ENDED: &str = "the guest was ended: ";
+
+/// The version, and the commit if it was built from one: `0.1.0 (0123456789ab)`.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("KITE_COMMIT"));
+
+/// Names the sandbox where no option does.
+const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
+/// Names the kernel where no option does.
+pub(crate) const KERNEL_VARIABLE: &str = "KITE_KERNEL";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    the guest powered off or rebooted; or you quit its console with Ctrl-A X
+  123  in a group: the machine was killed for more memory than --limit allows or the host had
+  124  --timeout or --idle-timeout was over before the command was
+  125  kite or the host failed: usage, KVM, memory, image, lost output, a refused system call
+  126  the command cannot be executed in the guest
+  127  there is no such command in the guest
+  130  you quit a command with Ctrl-A X
+  255  the guest crashed: kernel panic, triple fault, KVM internal error, every vCPU halted for ever
+  With --test-devices, a value that the guest writes to port 0xf4 ends it with (value << 1) | 1.
+  A command that has ended gives its own status, or 128 + the number of the signal that killed it; --fail-on-ktap says
+  when failed cases of its KTAP or TAP make a 0 a 1. A selftest that skipped everything makes its 4 a 0.
+  Killed by a signal, kite ends by that signal: a shell shows 128 + its number.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  kite run                                     the newest kernel installed, to user space and off again
+  kite run --kernel vmlinux --cpus 4 --memory 2G
+  kite run --kernel bzImage --initrd rootfs.cpio.gz --append 'init=/bin/sh'
+  kite run --kernel bzImage --modules target/lib/modules/6.12.0
+  kite run --kernel vmlinuz --initrd initrd.img --disk debian.img --append root=/dev/vda --net user
+  kite run --test-devices --kernel vmexit.flat --append cpuid
+  kite run --sandbox require --kernel vmlinux  locked in with all that Linux has, or not at all
+  kite run --cgroup ci --limit cpu=1.5,memory=600M,pids=64 --limit io=/dev/sda:rbps=10M
+  kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
+  kite run --stats --trace boot.json           what the boot spent its time and exits on
+
+  kite run -- uname -a                         a command, in a copy-on-write view of this host's files
+  kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
+  kite run --root rootfs/ -- /bin/sh           a folder as the root; with a terminal, the shell has one
+  kite run --root disk --disk path=debian.img,ephemeral -- cat /etc/os-release
+  git bisect run kite run --timeout 5m --kernel arch/x86/boot/bzImage -- ./reproducer
+
+Keys:
+  Ctrl-A X quits, Ctrl-A H lists the keys, Ctrl-A Ctrl-A sends one Ctrl-A.";
+
+/// A minimal KVM hypervisor: boots a Linux kernel from the command line.
+#[derive(Debug, Parser)]
+#[command(name = "kite", version = VERSION, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What kite is asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a kernel, its console on standard input and output; or run a command in it
+    #[command(after_help = format!("{RUN_EXAMPLES}\n\n{}\n\n{EXIT_CODES}", config::HELP))]
+    Run(Box<RunOptions>),
+    /// Run commands on kernels, every one on every one, several at a time
+    #[command(after_help = matrix::HELP)]
+    Matrix(matrix::Options),
+    /// Show what confines a running kite, as seen from outside: namespaces, capabilities, seccomp, cgroup, descriptors
+    #[command(after_help = inspect::HELP)]
+    Inspect {
+        /// The process [default: every running kite of this user, or for root of everybody]
+        #[arg(value_name = "PID", value_parser = process)]
+        pid: Option<u32>,
+        /// Print which system calls each kind of thread may make in any sandbox, and nothing of a process
+        #[arg(long, conflicts_with = "pid")]
+        calls: bool,
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure how long things take on this host
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Check whether this host can run guests, and how to mend what cannot
+    #[command(after_help = "Exit status: 0, or 1 if a check that `kite run` needs fails.\n\nExample:\n  \
+        kite doctor --json | jq -r '.checks[] | select(.status != \"ok\") | .fix'")]
+    Doctor {
+        /// Print JSON instead of a line a check
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// How to build the machine and what to boot in it.
+#[derive(Args, Debug)]
+pub struct RunOptions {
+    /// The kernel: a bzImage, an ELF vmlinux or a Multiboot image; a folder that one was built in; or the version of an
+    /// installed one, or its beginning, as in 6.12, unless a file has that name [default: $KITE_KERNEL, else the one
+    /// built in the current folder, else the newest of /boot/vmlinuz-*, /usr/lib/modules/*/vmlinuz and /lib/modules/*/vmlinuz]
+    #[arg(short, long, value_name = "PATH")]
+    pub kernel: Option<PathBuf>,
+    /// Use this initrd as it is, for a Multiboot image as its module [default: kite itself as /init, and the modules it
+    /// needs]
+    #[arg(long, value_name = "PATH")]
+    pub initrd: Option<PathBuf>,
+    /// Where the kernel's modules are: a folder like /lib/modules/VERSION, or the one that the kernel was built in
+    /// [default: where it was built, lib/modules/VERSION beside it, or /lib/modules/VERSION]
+    #[arg(long, value_name = "DIR", conflicts_with = "initrd")]
+    pub modules: Option<PathBuf>,
+    /// Load this module too, after those it depends on; may be given more than once
+    #[arg(long = "module", value_name = "NAME", conflicts_with = "initrd", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub more_modules: Vec<String>,
+    /// Add this to kite's own kernel command line
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub append: Option<String>,
+    /// Use this kernel command line instead of kite's own
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// How many vCPUs, from 1 to what the host's KVM can; Linux uses the first 255
+    #[arg(short, long, value_name = "N", default_value = "1", allow_negative_numbers = true, value_parser = whole::<u32>(1..))]
+    pub cpus: u32,
+    /// RAM, such as 512M or 4G; at least 64M [default: 512M, with a command 1G]
+    #[arg(short, long, value_name = "SIZE", allow_negative_numbers = true, value_parser = ValueParser::new(memory_size))]
+    pub memory: Option<u64>,
+    /// Give the guest an MP table instead of ACPI
+    #[arg(long)]
+    pub no_acpi: bool,
+    /// Add a disk, a raw image or a block device: PATH, or path=PATH[,readonly][,ephemeral][,direct][,raw][,queues=N]
+    /// [,id=SERIAL]; what the guest writes to an ephemeral one is dropped at the end; what looks like qcow2 or another
+    /// format is refused, unless it is said to be raw; may be given more than once
+    #[arg(long = "disk", value_name = "DISK", value_parser = ValueParser::new(disk::parse), conflicts_with = "no_acpi")]
+    pub disks: Vec<disk::Spec>,
+    /// Add a network: user[,mac=MAC][,mtu=N][,forward=HOST:GUEST[/udp]...], through passt, without privileges; or
+    /// tap=NAME[,mac=MAC][,mtu=N][,queues=N], a tap device of this host, made if need be. A command finds it set up:
+    /// by passt, by a DHCP server or a router behind the tap, or by ip=ADDR/LEN[,gw=ADDR][,dns=ADDR...], in IPv4 or
+    /// IPv6; ip=none leaves it to the command. May be given more than once
+    #[arg(long = "net", value_name = "NETWORK", value_parser = ValueParser::new(net::parse), conflicts_with = "no_acpi")]
+    pub networks: Vec<net::Spec>,
+    /// Where the guest's console is [default: with kite's own initrd, serial for the kernel and virtio for its user
+    /// space; with another, serial]
+    #[arg(long, value_name = "DEVICE")]
+    pub console: Option<ConsoleDevice>,
+    /// Connect /dev/virtio-ports/NAME in the guest with a UNIX socket that kite listens on, NAME=PATH; may be given
+    /// more than once
+    #[arg(long = "port", value_name = "PORT", value_parser = ValueParser::new(socket::parse), conflicts_with = "no_acpi")]
+    pub ports: Vec<socket::Spec>,
+    /// Leave out the balloon, which gives memory that the guest has freed back to the host
+    #[arg(long)]
+    pub no_balloon: bool,
+    /// Leave out the entropy device
+    #[arg(long)]
+    pub no_rng: bool,
+    /// Add what KVM's unit tests expect of a machine: isa-debug-exit, pc-testdev, fw_cfg, a PM timer, pci-testdev
+    #[arg(long, conflicts_with = "command")]
+    pub test_devices: bool,
+    /// What a guest's reboot does
+    #[arg(long, value_name = "ACTION", default_value = "exit")]
+    pub on_reboot: OnReboot,
+    /// Lock kite itself in, with everything that Linux has: MODE[,no-LAYER]..., where MODE is auto, which uses what the
+    /// host allows, require, which ends where that is not all, or none; and LAYER is namespaces, root, capabilities,
+    /// no-new-privs, rlimits, landlock or seccomp [default: $KITE_SANDBOX, else auto]
+    #[arg(long, value_name = "SANDBOX", value_parser = ValueParser::new(sandbox::parse))]
+    sandbox: Option<sandbox::Options>,
+    /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
+    #[arg(long)]
+    pub force: bool,
+    /// Put the machine into a cgroup of this name, made for it and removed afterwards [default with --limit: kite-PID]
+    #[arg(long, value_name = "NAME", value_parser = ValueParser::new(cgroup::Name::parse))]
+    pub cgroup: Option<cgroup::Name>,
+    /// Limit what the machine takes of the host: cpu=CPUS, memory=SIZE, pids=N, io=DEVICE:RATE..., between commas; a RATE
+    /// is rbps=SIZE, wbps=SIZE, riops=N or wiops=N; may be given more than once
+    #[arg(long = "limit", value_name = "LIMITS", value_parser = ValueParser::new(cgroup::parse_limits))]
+    pub limits: Vec<cgroup::Limits>,
+    /// Read no defaults from kite.toml and ~/.config/kite/config.toml
+    #[arg(long, overrides_with = "no_config")]
+    no_config: bool,
+    /// What to measure.
+    #[command(flatten)]
+    pub measure: MeasureOptions,
+    /// What to run in the guest.
+    #[command(flatten)]
+    pub command: CommandOptions,
+}
+
+impl RunOptions {
+    /// Whether a command is run.
+    pub fn has_command(&self) -> bool {
+        !self.command.command.is_empty()
+    }
+
+    /// The sandbox: the option's, else the environment's, else whatever the host allows.
+    ///
+    /// # Errors
+    /// The environment's makes no sense.
+    pub fn sandbox(&self) -> anyhow::Result<sandbox::Options> {
+        let named = || env::var_os(SANDBOX_VARIABLE).filter(|text| !text.is_empty());
+        match (self.sandbox, named()) {
+            (Some(option), _) => Ok(option),
+            (None, None) => Ok(sandbox::Options::default()),
+            (None, Some(text)) => {
+                let text = text.to_string_lossy();
+                sandbox::parse(&text)
+                    .map_err(|why| anyhow!("invalid value '{text}' for ${SANDBOX_VARIABLE}: {why}"))
+            }
+        }
+    }
+
+    /// RAM in bytes.
+    pub fn memory(&self) -> u64 {
+        self.memory.unwrap_or(if self.has_command() { 1024 * MIB } else { 512 * MIB })
+    }
+
+    /// Whether the guest has a virtio console. Without ACPI it cannot find one, and in front of a user space that is
+    /// not kite's two consoles would mean two logins.
+    pub fn has_virtio_console(&self) -> bool {
+        match self.console {
+            None => self.initrd.is_none() && !self.no_acpi && !self.has_command(),
+            Some(device) => device == ConsoleDevice::Virtio,
+        }
+    }
+}
+
+/// Where the guest's console is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleDevice {
+    /// COM1, which every kernel has from its first line on
+    Serial,
+    /// hvc0, much faster; until its driver is up the kernel prints to COM1
+    Virtio,
+    /// The guest has none
+    None,
+}
+
+/// What a guest's reboot does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnReboot {
+    /// kite ends with exit code 0
+    Exit,
+    /// The guest boots again, in a machine built anew
+    Restart,
+}
+
+fn process(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|id| *id > 0).ok_or_else(|| "it is the number of a process".to_owned())
+}
+
+/// Reads the command line. What is wrong with it is printed as one line; help and version as they are.
+///
+/// # Errors
+/// The exit code, if there is nothing more to do.
+pub fn parse() -> Result<Command, ExitCode> {
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let refused = |error: clap::Error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A reader who has gone needs no help.
+            match error.print() {
+                Err(why) if why.kind() != io::ErrorKind::BrokenPipe => {
+                    complain(&format!("cannot write to standard output: {why}"));
+                    ExitCode::from(FAILED)
+                }
+                _ => ExitCode::from(DONE),
+            }
+        }
+        // What there is, on standard error.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(FAILED)
+        }
+        _ => complained(&refusal::line(&error, &arguments)),
+    };
+    let matches = Cli::command().try_get_matches_from(&arguments).map_err(refused)?;
+    let command = Cli::from_arg_matches(&matches).map_err(refused)?.command;
+    let (Command::Run(options), Some((_, given))) = (&command, matches.subcommand()) else {
+        return Ok(command);
+    };
+    if !options.has_command() && refusal::is_empty_command(&arguments) {
+        let why = "there is no command after `--`; without `--`, `kite run` boots a kernel and nothing more";
+        return Err(complained(why));
+    }
+    if options.command.command.first().is_some_and(|word| word.is_empty()) {
+        return Err(complained("the command after `--` begins with an empty word, which names no program"));
+    }
+    if options.no_config {
+        return Ok(command);
+    }
+    let completed = config::complete(&arguments, given).map_err(|why| complained(&why))?;
+    Ok(completed.map_or(command, Command::Run))
+}
+
+fn complained(why: &str) -> ExitCode {
+    complain(why);
+    ExitCode::from(FAILED)
+}
+
+/// The options of `kite run` with these arguments behind it.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn run_options(arguments: &[OsString]) -> Result<Box<RunOptions>, String> {
+    let all: Vec<_> =
+        ["kite", "run"].map(OsString::from).into_iter().chain(arguments.iter().cloned()).collect();
+    match Cli::try_parse_from(&all).map_err(|error| refusal::why(&error, &all))?.command {
+        Command::Run(options) => Ok(options),
+        _ => Err("they are of another command".to_owned()),
+    }
+}
+
+/// Whether kite would take these arguments, the program's name not among them.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn check(arguments: &[OsString]) -> Result<(), String> {
+    let all: Vec<_> = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned()).collect();
+    let command = Cli::try_parse_from(&all).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
+        _ => refusal::why(&error, &all),
+    });
+    match command?.command {
+        Command::Run(options) => options.sandbox().map(drop).map_err(|error| format!("{error:#}")),
+        _ => Ok(()),
+    }
+}
+
+/// Tells the user on standard error, in one line. Whether anybody reads it changes nothing.
+pub fn complain(message: &str) {
+    messages::say(format!("kite: {}\n", printable(message)).into_bytes());
+}
+
+/// Paths and arguments can hold control characters; a terminal must not obey them.
+pub fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        match char.is_control() {
+            true => printable.extend(char.escape_default()),
+            false => printable.push(char),
+        }
+    }
+    printable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,11 @@
+//! What kite uses of the host: files, processes, signals, the terminal, messages.
+
+pub mod alloc;
+pub mod atomic_file;
+pub(crate) mod child;
+pub mod log;
+pub mod messages;
+pub mod remedy;
+pub mod rss;
+pub mod signals;
+pub mod terminal;

@@ -1,0 +1,234 @@
+//! The virtio devices of `kite run`: opened once, and made anew for each machine that is built.
+
+use std::process::Child;
+use std::sync::Arc;
+use std::thread::Builder;
+
+use anyhow::{Context, Result, ensure};
+use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{Balloon, Target};
+use devices::virtio::console::{self, Port};
+use devices::virtio::fs::{Fs, Share};
+use devices::virtio::rng::Rng;
+use nix::unistd::Pid;
+
+use crate::backend::disk;
+use crate::backend::net::Network;
+use crate::backend::passt;
+use crate::backend::socket::{Name, Ports};
+use crate::cli::{ConsoleDevice, RunOptions};
+use crate::sandbox;
+use crate::vm::machine::Attachment;
+use crate::vm::memory::GuestRam;
+
+/// The thread of the devices that have little to do.
+const SHARED_THREAD: &str = "virtio";
+/// The stack of a thread that serves a share, in bytes; the host gives what is touched of it.
+const STACK: usize = 128 << 10;
+
+/// Devices that the command line does not name.
+#[derive(Default)]
+pub(super) struct Extra {
+    /// The host's end of `hvc0`, if the guest has it.
+    pub hvc: Option<Arc<Port>>,
+    /// The host's ends of named ports.
+    pub ports: Vec<Arc<Port>>,
+    /// Folders.
+    pub shares: Vec<Arc<Share>>,
+}
+
+/// The module by which the guest's kernel tells of a panic.
+const PANIC_NOTIFIER: &str = "pvpanic_mmio";
+
+/// What the host has opened for the guest's devices.
+pub(super) struct Devices {
+    disks: Vec<disk::Open>,
+    networks: Vec<Network>,
+    /// The host's end of `hvc0`, if the guest has it.
+    hvc: Option<Arc<Port>>,
+    ports: Ports,
+    /// The host's ends of more ports, behind those.
+    more_ports: Vec<Arc<Port>>,
+    shares: Vec<Arc<Share>>,
+    /// What the balloon is to be; nothing without a balloon.
+    balloon: Option<Arc<Target>>,
+    rng: bool,
+    left: Left,
+}
+
+/// What devices leave on the host, for a process outside of the machine's to see to. When it is dropped, sockets have no
+/// names any more.
+#[derive(Default)]
+pub(super) struct Left {
+    pub names: Vec<Name>,
+    programs: Vec<Child>,
+}
+
+impl Left {
+    /// The programs that devices need.
+    pub fn programs(&self) -> impl Iterator<Item = Pid> {
+        self.programs.iter().map(|program| Pid::from_raw(program.id() as i32))
+    }
+
+    /// Follows those programs to their ends, on threads.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn watch(&mut self) -> Result<()> {
+        self.programs.drain(..).try_for_each(passt::watch)
+    }
+
+    /// Leaves all of it to another process, which has it too.
+    pub fn leave(&mut self) {
+        self.names.drain(..).for_each(Name::leave);
+        self.programs.clear();
+    }
+}
+
+impl Devices {
+    /// Opens what `options` name.
+    pub fn open(options: &RunOptions, extra: Extra) -> Result<Self> {
+        ensure!(
+            options.console != Some(ConsoleDevice::Virtio) || !options.no_acpi,
+            "--console virtio needs ACPI: leave out --no-acpi"
+        );
+        // Without ACPI the guest cannot know of them.
+        let acpi = !options.no_acpi;
+        let balloon = (acpi && !options.no_balloon).then(Target::new).transpose();
+        let networks = options.networks.iter().zip(0..).map(|(spec, index)| spec.open(index));
+        let disks = options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?;
+        let mut networks: Vec<_> = networks.collect::<Result<_>>()?;
+        let mut ports = Ports::open(&options.ports)?;
+        let programs = networks.iter_mut().filter_map(Network::take_program).collect();
+        let left = Left { names: ports.take_names(), programs };
+        Ok(Self {
+            disks,
+            networks,
+            hvc: extra.hvc,
+            ports,
+            more_ports: extra.ports,
+            shares: extra.shares,
+            balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
+            rng: acpi && !options.no_rng,
+            left,
+        })
+    }
+
+    /// What they leave on the host.
+    pub fn left(&mut self) -> &mut Left {
+        &mut self.left
+    }
+
+    /// The folders shared with the guest, which no device has yet.
+    pub fn shares(&mut self) -> Vec<&mut Share> {
+        self.shares.iter_mut().filter_map(Arc::get_mut).collect()
+    }
+
+    /// What of the sandbox they need to be left open.
+    pub fn needs(&self, cpus: u32) -> sandbox::Needs {
+        // Each disk's and share's thread starts more, a machine has a few for itself, and KVM has some.
+        let threads = 32 + self.networks.len() + 8 * self.disks.len() + 16 * self.shares.len();
+        let shares = self.shares.iter().map(|share| share.writable).reduce(|one, other| one || other);
+        sandbox::Needs {
+            disks: !self.disks.is_empty(),
+            networks: !self.networks.is_empty(),
+            ports: !self.ports.ports().is_empty(),
+            shares,
+            threads: u64::from(cpus) + threads as u64,
+            ..sandbox::Needs::default()
+        }
+    }
+
+    /// Starts the threads of what the devices are connected to, once.
+    ///
+    /// # Errors
+    /// The host has no thread left.
+    pub fn start(&mut self) -> Result<()> {
+        self.ports.start()
+    }
+
+    /// How many devices there are.
+    pub fn count(&self) -> u32 {
+        let named = self.disks.len() + self.networks.len() + self.shares.len();
+        let single = [self.has_console(), self.balloon.is_some(), self.rng];
+        named as u32 + single.into_iter().map(u32::from).sum::<u32>()
+    }
+
+    fn has_console(&self) -> bool {
+        self.hvc.is_some() || !self.ports.ports().is_empty() || !self.more_ports.is_empty()
+    }
+
+    /// The kernel modules of devices that the guest cannot do without, and of those that it can.
+    pub fn modules(&self) -> (Vec<&'static str>, Vec<&'static str>) {
+        let (mut needed, mut optional) = (Vec::new(), vec![PANIC_NOTIFIER]);
+        if !self.disks.is_empty() {
+            needed.push("virtio_blk");
+        }
+        if !self.networks.is_empty() {
+            needed.push("virtio_net");
+            optional.extend(["af_packet", "ipv6"]);
+        }
+        if !self.shares.is_empty() {
+            needed.extend(["virtiofs", "overlay"]);
+        }
+        if !self.more_ports.is_empty() {
+            needed.push("virtio_console");
+        } else if self.has_console() {
+            optional.push("virtio_console");
+        }
+        if self.balloon.is_some() {
+            optional.push("virtio_balloon");
+        }
+        if self.rng {
+            optional.push("virtio_rng");
+        }
+        (needed, optional)
+    }
+
+    /// New devices for a machine with `ram`, in the order of the board.
+    pub fn attach(&self, ram: &GuestRam) -> Result<Vec<Attachment>> {
+        let (memory, copies) = (ram.memory(), ram.copies());
+        let mut devices = Vec::new();
+        for (disk, index) in self.disks.iter().zip(0..) {
+            let device =
+                disk.device(memory, copies.clone()).with_context(|| format!("cannot set up disk {index}"))?;
+            devices.push(attachment(device, format!("disk{index}")));
+        }
+        for (network, index) in self.networks.iter().zip(0..) {
+            devices.push(attachment(network.device()?, format!("net{index}")));
+        }
+        for (share, index) in self.shares.iter().zip(0..) {
+            let name = format!("fs{index}");
+            let spawn = move |work: Box<dyn FnOnce() + Send>| {
+                Builder::new().name(name.clone()).stack_size(STACK).spawn(work).map(drop)
+            };
+            let device = Fs::new(share.clone(), memory.clone(), copies.clone(), Box::new(spawn));
+            let device = Box::new(device.with_context(|| format!("cannot set up share {}", share.tag))?);
+            let confinement = match share.writable {
+                true => sandbox::Thread::Share,
+                false => sandbox::Thread::ReadOnlyShare,
+            };
+            devices.push(Attachment { confinement, ..attachment(device, format!("fs{index}")) });
+        }
+        if self.has_console() {
+            let ports = [self.ports.ports(), &self.more_ports].concat();
+            let device = console::Console::new(self.hvc.clone(), ports);
+            devices.push(attachment(Box::new(device), "hvc".to_owned()));
+        }
+        if let Some(target) = &self.balloon {
+            devices.push(shared(Box::new(Balloon::new(target.clone()))));
+        }
+        if self.rng {
+            devices.push(shared(Box::new(Rng)));
+        }
+        Ok(devices)
+    }
+}
+
+fn shared(device: Box<dyn VirtioDevice>) -> Attachment {
+    attachment(device, SHARED_THREAD.to_owned())
+}
+
+fn attachment(device: Box<dyn VirtioDevice>, thread: String) -> Attachment {
+    Attachment { device, thread, confinement: sandbox::Thread::Io }
+}

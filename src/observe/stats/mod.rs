@@ -1,0 +1,129 @@
+//! What a guest's exits cost: counted and timed by each vCPU's thread for itself, read by others at any time without
+//! stopping it.
+//!
+//! The time is that which kite takes from KVM_RUN's return until the access has been carried out; KVM's own part of an
+//! exit, and the processor's, are not in it.
+
+pub mod clock;
+mod counts;
+mod json;
+pub mod meter;
+mod report;
+mod table;
+pub mod tally;
+mod words;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use devices::bus::Bus;
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use crate::observe::kvm_stats::KvmStats;
+use clock::Scale;
+use meter::{Access, Meter, Space};
+
+pub use counts::{Count, Counts, Subject};
+pub use report::{Cost, Report, Row};
+
+/// Who answers where there is no device.
+const NOBODY: &str = "nobody";
+
+/// The meters of a machine, and who is who on its board.
+pub struct Stats {
+    scale: Scale,
+    vcpus: Vec<Vcpu>,
+    ring: Arc<Meter>,
+    ports: Arc<Bus>,
+    mmio: Arc<Bus>,
+    /// [`KvmStats`] must not outlive it.
+    _vm: Option<Arc<VmFd>>,
+}
+
+#[derive(Default)]
+struct Vcpu {
+    meter: Arc<Meter>,
+    kvm: Option<KvmStats>,
+}
+
+impl Stats {
+    /// For a machine with these vCPUs and buses that has not started.
+    pub fn new(vm: Arc<VmFd>, vcpus: &[VcpuFd], ports: Arc<Bus>, mmio: Arc<Bus>) -> Self {
+        let mut stats = Self::without_kvm(vcpus.len(), ports, mmio);
+        for (vcpu, fd) in stats.vcpus.iter_mut().zip(vcpus) {
+            vcpu.kvm = KvmStats::of_vcpu(fd);
+        }
+        stats._vm = Some(vm);
+        stats
+    }
+
+    /// The same for `count` vCPUs that nobody else counts for.
+    pub fn without_kvm(count: usize, ports: Arc<Bus>, mmio: Arc<Bus>) -> Self {
+        let vcpus = std::iter::repeat_with(Vcpu::default).take(count).collect();
+        Self { scale: Scale::begin(), vcpus, ring: Arc::default(), ports, mmio, _vm: None }
+    }
+
+    /// What vCPU `index` counts with; nothing if there is no such vCPU.
+    pub fn meter(&self, index: usize) -> Option<Arc<Meter>> {
+        self.vcpus.get(index).map(|vcpu| vcpu.meter.clone())
+    }
+
+    /// What counts the writes that come through KVM's ring (see [`crate::vm::coalesced`]).
+    pub fn ring(&self) -> &Arc<Meter> {
+        &self.ring
+    }
+
+    /// How long ago the meters were made.
+    pub fn elapsed(&self) -> Duration {
+        self.scale.elapsed()
+    }
+
+    /// When each vCPU that has run was entered for the first time.
+    pub fn entered(&self) -> impl Iterator<Item = Option<Instant>> {
+        self.vcpus.iter().map(|vcpu| vcpu.meter.entered())
+    }
+
+    /// What people call the device that this access goes to.
+    fn device(&self, access: Access) -> Option<&str> {
+        match access.space {
+            Space::Port => self.ports.name(access.address),
+            Space::Memory => self.mmio.name(access.address),
+        }
+    }
+
+    /// Nanoseconds a tick.
+    pub fn tick_ns(&self) -> f64 {
+        self.scale.tick_ns()
+    }
+
+    /// What was accessed, how, and who answers: `0x3f8 write 1 (serial)`.
+    pub fn place(&self, (kind, access): Subject) -> String {
+        let Some(it) = access else { return format!("all other {}s", kind.name()) };
+        let device = self.device(it).unwrap_or(NOBODY);
+        format!("{it} ({device})")
+    }
+
+    /// How the counts stand now.
+    pub fn counts(&self) -> Counts {
+        Counts::of(self)
+    }
+
+    /// How many exits there were for each device, those without a device together.
+    pub fn exits_by_device(&self) -> BTreeMap<String, u64> {
+        let mut exits = BTreeMap::new();
+        for (_, access, tally) in self.vcpus.iter().flat_map(|vcpu| vcpu.meter.accesses()) {
+            let device = access.and_then(|access| self.device(access)).unwrap_or(NOBODY);
+            match exits.get_mut(device) {
+                Some(count) => *count += tally.totals().0,
+                None => _ = exits.insert(device.to_owned(), tally.totals().0),
+            }
+        }
+        exits
+    }
+
+    /// All that is known now.
+    pub fn report(&self) -> Report {
+        Report::of(self)
+    }
+}

@@ -1,0 +1,3 @@
+//! What attends a running machine.
+
+pub mod console;

@@ -1,0 +1,98 @@
+//! Loading: puts a kernel, its initrd and what it reads at start into guest memory, before or while a machine is
+//! built around that memory.
+
+use anyhow::{Context, ensure};
+use boot::kernel::Image;
+use boot::params::Params;
+use boot::{Piece, acpi, firmware, layout, mptable};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::observe::trace::Timeline;
+use crate::vm::machine::Board;
+use crate::vm::memory::GuestRam;
+
+/// What [`layout::RESET_WORD`] holds unless the guest has written it. Linux writes 0 or 0x1234 before a reset.
+const UNTOUCHED: u16 = 0xffff;
+
+/// What to load.
+#[derive(Clone, Copy, Debug)]
+pub struct Guest<'a> {
+    /// The kernel.
+    pub image: &'a Image,
+    /// The initrd's parts, in order; it is loaded at the start of a page.
+    pub initrd: &'a [Piece],
+    /// The command line.
+    pub cmdline: &'a str,
+    /// What the initrd is called; only a Multiboot image is told.
+    pub module: &'a str,
+}
+
+impl Guest<'_> {
+    /// Fills `ram`, which is new, for the machine `board`; returns where the boot parameters are. Notes in `timeline` how
+    /// long each part takes.
+    ///
+    /// # Errors
+    /// The guest does not fit in memory, or a file cannot be read.
+    pub fn load(&self, board: Board, ram: &GuestRam, timeline: &Timeline) -> anyhow::Result<u64> {
+        timeline.phase("load the kernel", || self.place_kernel(board, ram))?;
+        let initrd = timeline.phase("load the initrd", || self.place_initrd(board, ram))?;
+        let memory = ram.memory();
+        let rsdp = timeline.phase(if board.acpi { "ACPI" } else { "MP table" }, || tables(board, ram))?;
+        memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
+        if board.test_devices {
+            firmware::write(memory).context("cannot write real mode's interrupt vectors")?;
+        }
+        let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: board.ram };
+        params.write(memory, self.image).context("cannot write the boot parameters")
+    }
+
+    fn place_kernel(&self, board: Board, ram: &GuestRam) -> anyhow::Result<()> {
+        for segment in &self.image.segments {
+            // Neither wraps: segments end below 4 GiB.
+            ensure!(
+                segment.addr + segment.mem_len <= low_ram_end(board),
+                "the kernel needs memory up to {} MiB, and the guest has {} MiB",
+                (segment.addr + segment.mem_len).div_ceil(1 << 20),
+                board.ram >> 20
+            );
+            ram.place(segment.addr, &segment.piece).context("cannot load the kernel")?;
+        }
+        Ok(())
+    }
+
+    /// Puts the initrd as high as the kernel can find it; returns its address and length.
+    fn place_initrd(&self, board: Board, ram: &GuestRam) -> anyhow::Result<Option<(u64, u64)>> {
+        let len: u64 = self.initrd.iter().map(Piece::len).sum();
+        if len == 0 {
+            return Ok(None);
+        }
+        let start = self.image.initrd_start(low_ram_end(board), len).with_context(|| {
+            format!("the initrd's {} MiB do not fit in memory beside the kernel", len.div_ceil(1 << 20))
+        })?;
+        // Mappings first: beside them the host has no room for a huge page, which it would clear for a few bytes.
+        for mapped in [true, false] {
+            let mut at = start;
+            for piece in self.initrd {
+                if matches!(piece, Piece::File { .. }) == mapped {
+                    ram.place(at, piece).context("cannot load the initrd")?;
+                }
+                at += piece.len();
+            }
+        }
+        Ok(Some((start, len)))
+    }
+}
+
+/// Writes the tables that tell of the board; returns where the guest is to find those of ACPI.
+fn tables(board: Board, ram: &GuestRam) -> anyhow::Result<Option<u64>> {
+    if board.acpi {
+        let pm_timer = board.test_devices.then_some(layout::PM_TIMER_PORT);
+        return Ok(Some(acpi::write(ram.memory(), board.cpus, board.virtio, pm_timer)?));
+    }
+    mptable::write(ram.memory(), board.cpus)?;
+    Ok(None)
+}
+
+fn low_ram_end(board: Board) -> u64 {
+    board.ram.min(layout::LOW_RAM_END)
+}

@@ -1,0 +1,407 @@
+//! The board: what sits where. Builds it around memory that a kernel is loaded into, and runs it.
+//!
+//! A machine is built once, boots once, and is dropped; a reset builds another.
+//!
+//! Lock order: the ring of coalesced writes, then a virtio device's registers, then one device. Only while every vCPU is
+//! paused are several devices locked at once, in the order of the board.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Builder};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, ensure};
+use boot::cpuid::Leaves;
+use boot::kernel::Image;
+use boot::{layout, registers};
+use devices::bus::{self, Bus, BusDevice, SharedDevice};
+use devices::cmos::Cmos;
+use devices::i8042::I8042;
+use devices::power::Power;
+use devices::pvpanic::{self, PvPanic};
+use devices::serial::{Host, Serial};
+use devices::virtio::mmio::{self, InterruptLine, Mmio};
+use devices::virtio::{Virtio, VirtioDevice};
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::lifecycle::exit::{Exit, ExitRequest};
+use crate::observe::crash::state::State;
+use crate::observe::stats::Stats;
+use crate::observe::trace::Timeline;
+use crate::sandbox;
+use crate::vcpu::{self, LONGEST_STEP, Shared, Vcpu, VcpuThread};
+use crate::vm::coalesced::{Coalesced, CoalescingHost};
+use crate::vm::device_thread::{Bell, BellRope, IoThread, Served};
+use crate::vm::memory::GuestRam;
+use crate::vm::pit::Ports;
+use crate::vm::testdev;
+use crate::vm::{self, Vm};
+
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Board {
+    /// How many vCPUs.
+    pub cpus: u32,
+    /// RAM in bytes, a multiple of the page size.
+    pub ram: u64,
+    /// Whether the guest finds ACPI tables, or else an MP table.
+    pub acpi: bool,
+    /// How many virtio devices, at most [`layout::VIRTIO_MAX`]. Only ACPI tells the guest of them.
+    pub virtio: u32,
+    /// Whether there are the devices that KVM's unit tests expect.
+    pub test_devices: bool,
+}
+
+/// A virtio device to be put on the board.
+pub struct Attachment {
+    /// The device.
+    pub device: Box<dyn VirtioDevice>,
+    /// The name of the thread that serves it; devices that name one thread share it.
+    pub thread: String,
+    /// What that thread may do.
+    pub confinement: sandbox::Thread,
+}
+
+/// The stack of the thread that reads CPUID, in bytes; the host gives what is touched of it.
+const STACK: usize = 128 << 10;
+
+/// IA32_MISC_ENABLE: fast string instructions work (Intel SDM vol. 4).
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// IA32_MTRR_DEF_TYPE: on, write-back unless said otherwise, as firmware leaves it.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+
+/// A machine that has not started.
+pub struct Machine {
+    board: Board,
+    vm: Vm,
+    shared: Shared,
+    serial: Arc<Mutex<Serial>>,
+    vcpus: Vec<VcpuFd>,
+    virtio: Vec<(String, Served)>,
+    stats: Option<Arc<Stats>>,
+}
+
+impl Machine {
+    /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says. Notes in
+    /// `timeline` how long each part takes.
+    ///
+    /// # Errors
+    /// The host has not enough of something.
+    pub fn build(
+        kvm: &Kvm,
+        board: Board,
+        ram: Arc<GuestRam>,
+        console: Box<dyn Host>,
+        devices: Vec<Attachment>,
+        timeline: &Timeline,
+    ) -> anyhow::Result<Self> {
+        let most = kvm.get_max_vcpus();
+        ensure!(
+            board.cpus as usize <= most,
+            "{} CPUs are too many: this host's KVM has at most {most}",
+            board.cpus
+        );
+        // While KVM waits for what a virtual machine takes, it can as well ask the processor: on a host that is itself a
+        // guest each answer is an exit, and all of them take as long.
+        let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
+            let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
+            let ask = || timeline.phase("ask for CPUID", || vm::supported_cpuid(kvm));
+            let asking = asking.spawn_scoped(scope, ask);
+            let asking = asking.context("cannot start a thread")?;
+            let vm = timeline.phase("virtual machine", || Vm::new(kvm, ram, board.cpus));
+            Ok((vm?, asking.join().expect("a panic ends the process")?))
+        })?;
+        let start = Instant::now();
+        let exit = Arc::new(ExitRequest::new()?);
+        let coalesced = Arc::new(vm.coalesced());
+        let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
+        let serial = Arc::new(Mutex::new(Serial::new(Box::new(vm.line(layout::SERIAL_GSI)?), host)));
+        let mut ports = port_bus(board, &vm, &serial, &exit).context("two devices share a port")?;
+        let mut mmio = Bus::default();
+        if board.test_devices {
+            testdev::add(board, &vm, &exit, &mut ports, &mut mmio)?;
+        }
+        let places = (0..).zip(names(&devices)).zip(devices);
+        let virtio = places
+            .map(|(place, it)| add_virtio(&vm, &coalesced, &mut mmio, place, it))
+            .collect::<Result<_, _>>()?;
+        let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
+        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, stats: None };
+        timeline.note("devices", start);
+        timeline.phase("vCPUs", || machine.create_vcpus(&supported))?;
+        Ok(machine)
+    }
+
+    fn create_vcpus(&mut self, supported: &CpuId) -> anyhow::Result<()> {
+        let leaves = Leaves::new(supported.as_slice(), self.board.cpus, self.vm.has(Cap::TscDeadlineTimer))?;
+        let msrs =
+            [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry { index, data, reserved: 0 });
+        let msrs = Msrs::from_entries(&msrs).expect("two fit in a list of MSRs");
+        for index in 0..self.board.cpus {
+            let vcpu = self.vm.create_vcpu(index)?;
+            vcpu.set_cpuid2(&leaves.for_vcpu(index))
+                .with_context(|| format!("cannot set vCPU {index}'s CPUID"))?;
+            // KVM stops at the first it refuses, and tells how many it took.
+            let taken = vcpu.set_msrs(&msrs).with_context(|| format!("cannot set vCPU {index}'s MSRs"))?;
+            ensure!(taken == msrs.as_slice().len(), "this KVM refuses vCPU {index} an MSR");
+            if !self.board.acpi || self.board.test_devices {
+                let mut lapic =
+                    vcpu.get_lapic().with_context(|| format!("cannot read vCPU {index}'s local APIC"))?;
+                registers::set_virtual_wire(&mut lapic, index == 0);
+                vcpu.set_lapic(&lapic).with_context(|| format!("cannot set vCPU {index}'s local APIC"))?;
+            }
+            self.vcpus.push(vcpu);
+        }
+        self.shared.coalesced.set_vcpu(&self.vcpus[0])
+    }
+
+    /// Sets the boot vCPU at the entry of `image`, which has been loaded, its boot parameters at `info`.
+    ///
+    /// # Errors
+    /// The host's KVM refuses the registers.
+    pub fn boot(&mut self, image: &Image, info: u64) -> anyhow::Result<()> {
+        let boot_vcpu = self.vcpus.first().context("a machine without CPUs")?;
+        let (mut sregs, mut regs) =
+            (boot_vcpu.get_sregs().context("cannot read the boot vCPU")?, Default::default());
+        registers::set(self.vm.ram().memory(), image, info, &mut sregs, &mut regs)?;
+        boot_vcpu.set_sregs(&sregs).context("cannot set the boot vCPU's system registers")?;
+        boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
+    }
+
+    /// Has the exits of the vCPUs counted and timed.
+    pub fn measure(&mut self) -> Arc<Stats> {
+        let Shared { ports, mmio, coalesced, .. } = &self.shared;
+        let stats = Stats::new(self.vm.fd().clone(), &self.vcpus, ports.clone(), mmio.clone());
+        coalesced.set_meter(stats.ring().clone());
+        self.stats.insert(Arc::new(stats)).clone()
+    }
+
+    /// Starts the threads of vCPUs and devices; the guest begins when it is [released](Running::release).
+    ///
+    /// # Errors
+    /// The host has no threads left.
+    pub fn start(self) -> anyhow::Result<Running> {
+        let Self { vm, shared, serial, vcpus, virtio, stats, .. } = self;
+        let meter = |index: u32| stats.as_ref()?.meter(index as usize);
+        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).metered(meter(index)).start();
+        let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
+        let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
+        let mut threads: Vec<(String, Vec<Served>)> = Vec::new();
+        for (name, served) in virtio {
+            match threads.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, thread)) => thread.push(served),
+                None => threads.push((name, vec![served])),
+            }
+        }
+        let threads = threads.into_iter().map(|(name, served)| IoThread::start(&name, served));
+        let threads = threads.collect::<Result<_, _>>()?;
+        Ok(Running { vcpus, threads, devices, vm, shared, serial, states: Vec::new(), stuck: false })
+    }
+}
+
+/// What people call virtio devices, in the order of the board: disks as Linux does.
+fn names(devices: &[Attachment]) -> Vec<String> {
+    let mut disks = 'a'..='z';
+    let name = |(index, it): (usize, &Attachment)| match it.device.id() {
+        1 => format!("virtio {index} (net)"),
+        2 => format!("virtio {index} (block vd{})", disks.next().unwrap_or('?')),
+        3 => format!("virtio {index} (console)"),
+        4 => format!("virtio {index} (entropy)"),
+        5 => format!("virtio {index} (balloon)"),
+        26 => format!("virtio {index} (fs)"),
+        other => format!("virtio {index} (device {other})"),
+    };
+    devices.iter().enumerate().map(name).collect()
+}
+
+/// Puts a virtio device into the window and on the line of its `index`.
+fn add_virtio(
+    vm: &Vm,
+    coalesced: &Arc<Coalesced>,
+    bus: &mut Bus,
+    (index, name): (u32, String),
+    it: Attachment,
+) -> anyhow::Result<(String, Served)> {
+    ensure!(
+        index < layout::VIRTIO_MAX,
+        "there is room for {} devices: use fewer disks and networks",
+        layout::VIRTIO_MAX
+    );
+    let line = Arc::new(InterruptLine::new(Box::new(vm.line(layout::VIRTIO_GSI + index)?)));
+    let virtio = Virtio::new(it.device, vm.ram().memory().clone(), line.clone()).named(&name);
+    let bell = Arc::new(Bell::new(virtio.queue_count())?);
+    let virtio = Arc::new(Mutex::new(virtio));
+    let window = shared(Mmio::new(virtio.clone(), line, Box::new(BellRope(bell.clone()))));
+    let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
+    bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
+    bus.set_name(address, name);
+    let registers = vm.registers(address + mmio::NOTIFY, address + mmio::ACKNOWLEDGE, coalesced.clone());
+    Ok((it.thread, Served { virtio, bell, registers, confinement: it.confinement }))
+}
+
+/// The devices at I/O ports.
+fn port_bus(
+    board: Board,
+    vm: &Vm,
+    serial: &Arc<Mutex<Serial>>,
+    exit: &Arc<ExitRequest>,
+) -> Result<Bus, bus::Error> {
+    let mut ports = Bus::default();
+    let mut put = |port: u16, len, name: &str, device: SharedDevice| {
+        ports.insert(port.into(), len, device)?;
+        ports.set_name(port.into(), name);
+        Ok(())
+    };
+    put(layout::SERIAL_PORT, 8, "serial", serial.clone())?;
+    put(layout::CMOS_PORT, 2, "cmos", shared(Cmos::new(Box::new(SystemTime::now))))?;
+    put(layout::POWER_PORT, 3, "power", shared(Power::new(exit.clone())))?;
+    put(layout::PVPANIC_PORT, pvpanic::LEN, "pvpanic", shared(PvPanic::new(exit.clone())))?;
+    if !board.test_devices {
+        put(layout::PIT_PORT, 4, "pit", shared(vm.pit(Ports::Timer, exit.clone())))?;
+        put(layout::PIT_GATE_PORT, 1, "pit", shared(vm.pit(Ports::Gate, exit.clone())))?;
+    }
+    // The timer's gate lies between the keyboard controller's two ports.
+    let i8042 = shared(I8042::new(exit.clone()));
+    let base = layout::I8042_PORT.into();
+    ports.insert_part(base, base, 1, i8042.clone())?;
+    ports.insert_part(base, base + 4, 1, i8042)?;
+    [base, base + 4].iter().for_each(|port| ports.set_name(*port, "i8042"));
+    Ok(ports)
+}
+
+fn shared(device: impl BusDevice + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+fn locked(device: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A machine that runs. Dropping it stops it.
+pub struct Running {
+    vcpus: Vec<VcpuThread>,
+    threads: Vec<IoThread>,
+    /// The virtio devices, in the order of the board.
+    devices: Vec<Arc<Mutex<Virtio>>>,
+    vm: Vm,
+    shared: Shared,
+    serial: Arc<Mutex<Serial>>,
+    /// How the vCPUs stood when they were stopped, if that is of interest.
+    states: Vec<Option<State>>,
+    /// One of its threads did not end when it was stopped.
+    stuck: bool,
+}
+
+/// How Linux went into the reset that ended it, by the word it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetWord {
+    /// The guest did not come to write it.
+    Untouched,
+    /// An ordinary restart.
+    Cold,
+    /// A warm restart: what kite's command line makes of a panic.
+    Warm,
+}
+
+impl Running {
+    /// Lets the guest begin.
+    pub fn release(&self) {
+        self.vcpus.iter().for_each(VcpuThread::release);
+    }
+
+    /// Brings every vCPU to a halt between two instructions, with nothing half done. Answers whether it could: a vCPU may
+    /// be in a device that waits for the host.
+    pub fn pause(&self) -> bool {
+        let paused = vcpu::pause(&self.vcpus);
+        if paused {
+            self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
+        }
+        paused
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        vcpu::resume(&self.vcpus);
+    }
+
+    /// Makes the guest independent of the files it was loaded from.
+    ///
+    /// # Errors
+    /// The host is out of memory.
+    pub fn detach_files(&self) -> io::Result<()> {
+        if !self.pause() {
+            self.resume();
+            return Err(io::Error::other("a device waits for the host"));
+        }
+        // Devices write guest memory, too. What they have in flight may wait for the host, and so is not waited for.
+        let still: Vec<_> = self.devices.iter().map(|device| locked(device)).collect();
+        let detached = self.vm.ram().detach_files();
+        drop(still);
+        self.resume();
+        detached
+    }
+
+    /// How much processor time the vCPUs have used, together.
+    pub fn cpu_time(&self) -> Duration {
+        self.vcpus.iter().map(VcpuThread::cpu_time).sum()
+    }
+
+    /// How each vCPU stands: now, if they are paused, or as they were stopped; nothing for one that runs or cannot tell.
+    pub fn states(&self) -> Vec<Option<State>> {
+        match self.vcpus.as_slice() {
+            [] => self.states.clone(),
+            vcpus => vcpus.iter().map(|vcpu| vcpu.ask(State::read)?.ok()).collect(),
+        }
+    }
+
+    /// Ends the vCPUs, then the devices' threads; one that does not end in time is left to end with the process. How the
+    /// vCPUs stood is kept, unless the guest went in peace.
+    pub fn stop(&mut self) {
+        use Exit::{Command, PowerOff, Quit, Signal};
+        let peaceful = matches!(self.exit().reason(), None | Some(Command(_) | PowerOff | Quit | Signal(_)));
+        if !peaceful && !self.vcpus.is_empty() {
+            vcpu::pause(&self.vcpus);
+            self.states = self.states();
+        }
+        let mut ended = vcpu::stop(std::mem::take(&mut self.vcpus));
+        let until = Instant::now() + LONGEST_STEP;
+        self.threads.iter_mut().for_each(|thread| ended &= thread.end(until));
+        self.threads.clear();
+        if ended {
+            self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
+        } else if !std::mem::replace(&mut self.stuck, true) {
+            log::error!("a device waits for the host, and is given up");
+        }
+    }
+
+    /// Whether a thread did not end when the machine was stopped: it still has the machine's devices.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck
+    }
+
+    /// What the guest left in the reset word. The vCPUs are stopped.
+    pub fn reset_word(&self) -> ResetWord {
+        match self.vm.ram().memory().read_obj(GuestAddress(layout::RESET_WORD)) {
+            Ok(0x1234u16) => ResetWord::Warm,
+            Ok(0) => ResetWord::Cold,
+            _ => ResetWord::Untouched,
+        }
+    }
+
+    /// Why the machine stops.
+    pub fn exit(&self) -> &Arc<ExitRequest> {
+        &self.shared.exit
+    }
+
+    /// The serial port.
+    pub fn serial(&self) -> &Arc<Mutex<Serial>> {
+        &self.serial
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        self.vm.ram()
+    }
+}

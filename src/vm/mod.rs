@@ -1,0 +1,235 @@
+//! A KVM virtual machine: memory slots, interrupt controllers, lines.
+
+pub mod coalesced;
+pub mod device_thread;
+pub mod load;
+pub mod machine;
+pub mod memory;
+pub mod pic;
+pub mod pit;
+pub mod testdev;
+mod truncated;
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use devices::interrupt::Line;
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::lifecycle::exit::ExitRequest;
+use crate::vm::coalesced::Coalesced;
+use crate::vm::memory::GuestRam;
+use crate::vm::pit::{Pit, Ports};
+use crate::vm::testdev::{Ioeventfd, Levels};
+
+/// Opens `/dev/kvm`.
+///
+/// # Errors
+/// It is missing, forbidden, or not the KVM that Linux has had since 2.6.22; the message says what to do.
+pub fn open_kvm() -> anyhow::Result<Kvm> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => anyhow::anyhow!(
+            "cannot open /dev/kvm: it is missing; load kvm_intel or kvm_amd, and enable virtualisation in the firmware"
+        ),
+        libc::EACCES | libc::EPERM => {
+            anyhow::anyhow!("cannot open /dev/kvm: permission denied; add yourself to group kvm, or see `kite doctor`")
+        }
+        _ => anyhow::anyhow!("cannot open /dev/kvm: {error}; `kite doctor` tells more"),
+    })?;
+    match kvm.get_api_version() {
+        version if version == KVM_API_VERSION as i32 => Ok(kvm),
+        version => bail!("/dev/kvm speaks API version {version}, not {KVM_API_VERSION}"),
+    }
+}
+
+/// What KVM can show a guest of this processor.
+///
+/// # Errors
+/// The host's KVM refuses to tell.
+pub fn supported_cpuid(kvm: &Kvm) -> anyhow::Result<CpuId> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("cannot read KVM's CPUID")
+}
+
+/// The virtual machine. Its memory outlives it.
+pub struct Vm {
+    fd: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+}
+
+impl Vm {
+    /// A machine with `ram` and the interrupt controllers of a PC.
+    ///
+    /// The order is the quickest there is: the kernel waits for readers of what each step changes, and before the
+    /// first vCPU, with the memory in place, there are none.
+    ///
+    /// # Errors
+    /// The host's KVM refuses a step.
+    pub fn new(kvm: &Kvm, ram: Arc<GuestRam>, cpus: u32) -> anyhow::Result<Self> {
+        let fd = kvm.create_vm().context("cannot create a virtual machine")?;
+        let vm = Self { fd: Arc::new(fd), ram };
+        vm.map_memory()?;
+        // Only Intel without unrestricted guest wants these two, and nothing else minds.
+        vm.fd.set_identity_map_address(KVM_IDENTITY_MAP).context("cannot set KVM's identity map")?;
+        vm.fd.set_tss_address(KVM_TSS as usize).context("cannot set KVM's TSS")?;
+        vm.fd.create_irq_chip().context("cannot create the interrupt controllers")?;
+        if cpus > FIRST_WIDE_APIC_ID {
+            vm.allow_wide_apic_ids()?;
+        }
+        Ok(vm)
+    }
+
+    #[expect(unsafe_code, reason = "KVM is handed host addresses")]
+    fn map_memory(&self) -> anyhow::Result<()> {
+        for (slot, region) in (0..).zip(self.ram.memory().iter()) {
+            let start = region.start_addr();
+            let host =
+                self.ram.memory().get_host_address(start).context("guest memory has no host address")?;
+            let region = kvm_userspace_memory_region {
+                slot,
+                guest_phys_addr: start.raw_value(),
+                memory_size: region.len(),
+                userspace_addr: host as u64,
+                flags: 0,
+            };
+            // SAFETY: the regions of one `GuestMemory` do not overlap, and `self.ram` keeps them mapped for as long as
+            // this VM's descriptor is open.
+            unsafe { self.fd.set_user_memory_region(region) }.with_context(|| {
+                format!("cannot give the guest {} MiB of memory", region.memory_size >> 20)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Local APIC ids from 255 up are told from broadcasts only with this.
+    fn allow_wide_apic_ids(&self) -> anyhow::Result<()> {
+        let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        let cap =
+            kvm_enable_cap { cap: KVM_CAP_X2APIC_API, args: [flags.into(), 0, 0, 0], ..Default::default() };
+        self.fd.enable_cap(&cap).context("this KVM has no APIC ids above 254: use fewer CPUs")
+    }
+
+    /// An edge-triggered line into the I/O APIC, with no exit and no lock on the way.
+    ///
+    /// # Errors
+    /// The host's KVM refuses it.
+    pub fn line(&self, gsi: u32) -> anyhow::Result<Irqfd> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("cannot make an eventfd")?;
+        self.fd.register_irqfd(&event, gsi).with_context(|| format!("cannot connect GSI {gsi}"))?;
+        Ok(Irqfd(event))
+    }
+
+    /// The registers of a virtio device that a driver writes all the time: to kick, and to acknowledge interrupts.
+    pub fn registers(&self, notify: u64, acknowledge: u64, coalesced: Arc<Coalesced>) -> Registers {
+        Registers { vm: self.fd.clone(), notify, acknowledge, coalesced, taken: false }
+    }
+
+    /// A vCPU as it is after reset.
+    ///
+    /// # Errors
+    /// The host's KVM refuses it.
+    pub fn create_vcpu(&self, index: u32) -> anyhow::Result<VcpuFd> {
+        self.fd.create_vcpu(index.into()).with_context(|| format!("cannot create vCPU {index}"))
+    }
+
+    /// Whether the virtual machine has `cap`.
+    pub fn has(&self, cap: Cap) -> bool {
+        self.fd.check_extension(cap)
+    }
+
+    /// A stand-in for the interval timer, at `ports`.
+    pub fn pit(&self, ports: Ports, exit: Arc<ExitRequest>) -> Pit {
+        Pit::new(self.fd.clone(), ports, exit)
+    }
+
+    /// Makes the interval timer at once, for a guest that is about to test it.
+    ///
+    /// # Errors
+    /// The host's KVM refuses it.
+    pub fn create_pit(&self) -> anyhow::Result<()> {
+        pit::make(&self.fd).context("cannot create the interval timer")
+    }
+
+    /// Sets interrupt controllers and interval timer as a PC's firmware leaves them.
+    ///
+    /// # Errors
+    /// The host's KVM refuses it.
+    pub fn start_timer(&self) -> anyhow::Result<()> {
+        pic::set_up(&self.fd).context("cannot set up the interrupt controllers")?;
+        pit::start(&self.fd).context("cannot start the interval timer")
+    }
+
+    /// The lines, by their level.
+    pub fn levels(&self) -> Levels {
+        Levels::new(self.fd.clone())
+    }
+
+    /// An eventfd that can be connected with an address.
+    ///
+    /// # Errors
+    /// The process has no descriptor left.
+    pub fn doorbell(&self) -> anyhow::Result<Ioeventfd> {
+        Ioeventfd::new(self.fd.clone())
+    }
+
+    /// A ring for writes that need no exit.
+    pub fn coalesced(&self) -> Coalesced {
+        Coalesced::new(self.fd.clone())
+    }
+
+    /// The virtual machine's descriptor.
+    pub fn fd(&self) -> &Arc<VmFd> {
+        &self.fd
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+}
+
+/// The first APIC id that does not fit in eight bits: 255 is the broadcast.
+const FIRST_WIDE_APIC_ID: u32 = 255;
+
+/// A line that KVM raises when its eventfd is written.
+pub struct Irqfd(EventFd);
+
+impl Line for Irqfd {
+    fn pulse(&self) {
+        // Fails only if 2^64 - 1 edges wait to be delivered; one of them will do.
+        let _ = self.0.write(1);
+    }
+}
+
+/// Where a driver kicks queues and acknowledges interrupts.
+pub struct Registers {
+    vm: Arc<VmFd>,
+    notify: u64,
+    acknowledge: u64,
+    coalesced: Arc<Coalesced>,
+    taken: bool,
+}
+
+impl Registers {
+    /// From now on KVM writes `events[n]` when the guest writes `n`, and keeps acknowledgements, instead of exits. Where it
+    /// refuses, exits go on.
+    pub fn take_over(&mut self, events: &[EventFd]) {
+        if std::mem::replace(&mut self.taken, true) {
+            return;
+        }
+        self.coalesced.add_register(self.acknowledge);
+        for (index, event) in (0u32..).zip(events) {
+            if let Err(error) = self.vm.register_ioevent(event, &IoEventAddress::Mmio(self.notify), index) {
+                log::debug!("KVM refuses an ioeventfd: {error}");
+                return;
+            }
+        }
+    }
+}
