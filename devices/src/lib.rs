@@ -3,16 +3,15 @@
 //! A device owns no thread and no address; what it needs is given to `new`.
 
 pub mod bus;
-pub mod cmos;
-pub mod i8042;
-pub mod interrupt;
-pub mod power;
-pub mod pvpanic;
-pub mod serial;
-pub mod testdev;
+pub mod chipset;
+pub mod irq;
 #[cfg(test)]
 mod testing;
 pub mod virtio;
+
+// By these names the board knows them as yet.
+pub use chipset::{cmos, i8042, power, pvpanic, serial, testdev};
+pub use irq as interrupt;
 
 /// Guest RAM as devices see it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap;

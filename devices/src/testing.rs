@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::bus::BusDevice;
-use crate::power::{PowerSwitch, Request};
+use crate::chipset::power::{PowerSwitch, Request};
 
 /// Xorshift64 random numbers: the same ones on every run.
 pub struct Random(u64);

@@ -26,7 +26,7 @@ use super::mmio::{InterruptLine, Mmio};
 use super::{Doorbell, Virtio, VirtioDevice};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
-use crate::interrupt::Line;
+use crate::irq::Line;
 
 pub use contract::{INDIRECT, every_queue_serves, queue_serves};
 pub use ram::{CANARY, RAM, fill, memory};

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use libc::c_long;
 use nix::errno::Errno;
 
-use super::protocol::Attr;
+use super::wire::Attr;
 
 /// What makes a file that file: it is the same one if all of this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,8 +1,8 @@
 //! The file system device (virtio 1.2 §5.11): a folder of the host's, by the FUSE protocol.
 //!
 //! What the guest may reach is the folder and what is mounted below it, whatever it asks for and whatever the host moves
-//! meanwhile: a request names a node that was looked up and one name in it, never a path (`names`); a node is the file
-//! that it was, or stale (`table`); nothing but regular files and directories is opened (`data`). Memory and
+//! meanwhile: a request names a node that was looked up and one name in it, never a path (`ops::names`); a node is the file
+//! that it was, or stale (`inode_table`); nothing but regular files and directories is opened (`ops::data`). Memory and
 //! descriptors are bounded ([`Limits`]), whatever the guest does not forget or close.
 //!
 //! Locks of either kind stay in the guest, where the processes are that they are between; so do permissions, as far as
@@ -11,24 +11,21 @@
 //! The server is our own as no crate fits: `fuse-backend-rs` 0.14 and `virtiofsd` 1.14 are made for an older `vm-memory`
 //! than this one, bring an async runtime along, and keep a descriptor for each file that a guest has looked up.
 
-mod attributes;
-mod chain;
-mod data;
-mod directory;
+mod exchange;
+mod fd_budget;
+mod fd_cache;
+mod fd_lookup;
+mod handle_table;
 mod host;
-mod kept;
-mod names;
-mod opened;
-mod places;
+mod inode_table;
+mod mounts;
+mod ops;
 mod pool;
-mod protocol;
-mod reach;
-mod room;
+mod proc_fd;
 mod server;
-mod table;
 #[cfg(test)]
 mod tests;
-mod thread;
+mod wire;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -40,10 +37,10 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use super::block::pool::Spawn;
 use super::{Copies, Error, Queues, Source, VirtioDevice};
 use crate::GuestMemory;
-use chain::Request;
+use exchange::Request;
+pub use inode_table::Limits;
 use pool::Pool;
 use server::Server;
-pub use table::Limits;
 
 /// Bytes of a tag (§5.11.4).
 pub const MOST_TAG: usize = 36;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::chain::Request;
+use super::exchange::Request;
 use super::server::Server;
 use crate::GuestMemory;
 use crate::virtio::block::pool::Spawn;

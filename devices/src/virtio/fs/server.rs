@@ -13,15 +13,15 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::Share;
+use super::fd_lookup::Held;
 use super::host::{self, Stat};
-use super::places::{ROOT_PLACE, WORDS};
-use super::protocol::{
+use super::inode_table::Table;
+use super::mounts::{ROOT_PLACE, WORDS};
+use super::proc_fd::Descriptors;
+use super::wire::{
     ATTR_OUT, Append, Args, Attr, ENTRY_OUT, Header, IN_HEADER, IOCTL_OUT, LEAST_MINOR, MAJOR, MINOR,
     OPEN_OUT, OUT_HEADER, STATX_OUT, WRITE_IN, init, opcode,
 };
-use super::reach::Held;
-use super::table::Table;
-use super::thread::Descriptors;
 
 /// The most bytes of one read or write: 256 pages, which is as many as a request may have.
 pub const MOST_DATA: u32 = MOST_PAGES * 4096;

@@ -4,8 +4,8 @@ use std::fs;
 use std::sync::Arc;
 
 use super::super::host::{self, Identity};
-use super::super::protocol::opcode;
-use super::super::table::{Limits, Table};
+use super::super::inode_table::{Limits, Table};
+use super::super::wire::opcode;
 use super::client::{Client, share, string, wide};
 use crate::virtio::testing::{alone, files_and_threads, heap};
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::super::Share;
-use super::super::protocol::{Append, Args, DIRENT, ENTRY_OUT, IN_HEADER, OUT_HEADER, opcode, padding};
 use super::super::server::Server;
+use super::super::wire::{Append, Args, DIRENT, ENTRY_OUT, IN_HEADER, OUT_HEADER, opcode, padding};
 use super::message::Message;
 
 /// The reply, or the error number.

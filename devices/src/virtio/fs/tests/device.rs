@@ -7,7 +7,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::super::protocol::{Args, IN_HEADER, OUT_HEADER, opcode};
+use super::super::wire::{Args, IN_HEADER, OUT_HEADER, opcode};
 use super::super::{Fs, MOST_TAG, Share};
 use super::client::{Client, share, string, wide};
 use crate::virtio::Copies;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::fcntl::{RenameFlags, renameat2};
 use tempfile::TempDir;
 
-use super::super::protocol::opcode;
+use super::super::wire::opcode;
 use super::client::{Client, string};
 use crate::testing::Random;
 use crate::virtio::testing::watched;

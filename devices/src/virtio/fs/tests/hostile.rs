@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::super::protocol::{Append, Args, IN_HEADER, OUT_HEADER, opcode};
+use super::super::wire::{Append, Args, IN_HEADER, OUT_HEADER, opcode};
 use super::client::{Client, share, string, wide};
 use crate::testing::Random;
 use crate::virtio::testing::watched;

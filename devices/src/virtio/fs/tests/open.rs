@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::Share;
-use super::super::protocol::opcode;
+use super::super::wire::opcode;
 use super::bridge::mounted;
 use super::client::{Client, share};
 use crate::virtio::testing::{alone, files_and_threads};

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::super::Share;
-use super::super::protocol::{Append, flag, opcode};
+use super::super::wire::{Append, flag, opcode};
 use super::bridge::mounted;
 use super::client::{Client, share, string, wide};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
-use super::super::protocol::{Append, Args, flag, opcode};
+use super::super::wire::{Append, Args, flag, opcode};
 use super::client::{Client, share, string, wide};
 
 const RW: i32 = libc::O_RDWR;

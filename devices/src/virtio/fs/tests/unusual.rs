@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::linkat;
 
 use super::super::host;
-use super::super::protocol::{Append, Args, opcode};
+use super::super::wire::{Append, Args, opcode};
 use super::bridge::mounted;
 use super::client::{Client, share, wide};
 

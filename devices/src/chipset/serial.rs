@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::mem;
 
 use crate::bus::BusDevice;
-use crate::interrupt::Line;
+use crate::irq::Line;
 
 /// How many bytes of address space the registers take.
 pub const LEN: u64 = 8;

@@ -1,7 +1,7 @@
 //! What the guest has open: a handle is one open file or directory of the host's.
 //!
 //! A file that is open takes a descriptor of the host's only while it is used: one that was idle gives it back when others
-//! need it, and is opened again, by its name, when it is used again (`room`).
+//! need it, and is opened again, by its name, when it is used again (`fd_budget`).
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 
-use super::directory::Listing;
-use super::table::NONE;
+use super::inode_table::NONE;
+use super::ops::directory::Listing;
 
 /// An open file or directory.
 pub struct Open {

@@ -3,7 +3,7 @@
 //! A node is about 100 bytes and no descriptor: which file it is, and under which name in which other node it was seen
 //! last. From that it is opened again when something is to be done with it, and found to be the same file or stale
 //! (ESTALE, upon which a Linux guest looks its path up anew). Descriptors of directories, and of files whose name is gone,
-//! are kept in a cache of limited size (`kept`); an open file has its own while it is used (`opened`).
+//! are kept in a cache of limited size (`fd_cache`); an open file has its own while it is used (`handle_table`).
 
 use std::collections::hash_map::RandomState;
 use std::ffi::CStr;
@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::fd_cache::Kept;
+use super::handle_table::Opened;
 use super::host::Identity;
-use super::kept::Kept;
-use super::opened::Opened;
-use super::places::Places;
+use super::mounts::Places;
 
 /// No node, no descriptor, no handle.
 pub const NONE: u32 = u32::MAX;

@@ -8,15 +8,15 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::host::{self, Stat};
-use super::protocol::{Append, Attr, opcode};
-use super::reach::Held;
-use super::server::{Call, Placed, Server, Stop};
-use super::thread::Caller;
+use crate::virtio::fs::fd_lookup::Held;
+use crate::virtio::fs::host::{self, Stat};
+use crate::virtio::fs::proc_fd::Caller;
+use crate::virtio::fs::server::{Call, Placed, Server, Stop};
+use crate::virtio::fs::wire::{Append, Attr, opcode};
 
 impl Server {
     /// Finds a name. What the host has in memory is found at once.
-    pub(super) fn lookup(&self, call: &mut Call<'_>) -> Placed {
+    pub fn lookup(&self, call: &mut Call<'_>) -> Placed {
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
         let mut opened = None;
@@ -48,7 +48,7 @@ impl Server {
     }
 
     /// Forgets lookups of one node, or of several.
-    pub(super) fn forget(&self, call: &mut Call<'_>) -> Placed {
+    pub fn forget(&self, call: &mut Call<'_>) -> Placed {
         let forget = |node: u64, count: u64| self.table().forget(node, count);
         if call.header.opcode == opcode::FORGET {
             forget(call.header.node, call.args.u64().map_err(|_| Stop::Silent)?);
@@ -64,7 +64,7 @@ impl Server {
     }
 
     /// Reads a symbolic link.
-    pub(super) fn readlink(&self, call: &mut Call<'_>) -> Placed {
+    pub fn readlink(&self, call: &mut Call<'_>) -> Placed {
         call.may_wait()?;
         let node = call.header.node;
         if self.table().identity(node)?.kind != libc::S_IFLNK {
@@ -84,7 +84,7 @@ impl Server {
     }
 
     /// Makes a symbolic link.
-    pub(super) fn symlink(&self, call: &mut Call<'_>) -> Placed {
+    pub fn symlink(&self, call: &mut Call<'_>) -> Placed {
         let (name, target) = (call.args.name()?, call.args.string()?);
         let parent = self.folder(call.header.node)?;
         let caller = Caller::new(call.header.uid, call.header.gid);
@@ -94,7 +94,7 @@ impl Server {
     }
 
     /// Makes a file of any type. A device needs a host that lets this process make one.
-    pub(super) fn mknod(&self, call: &mut Call<'_>) -> Placed {
+    pub fn mknod(&self, call: &mut Call<'_>) -> Placed {
         let (mode, rdev) = (call.args.u32()?, call.args.u32()?);
         let mask = call.args.u32()?;
         call.args.skip()?;
@@ -108,7 +108,7 @@ impl Server {
     }
 
     /// Makes a directory.
-    pub(super) fn mkdir(&self, call: &mut Call<'_>) -> Placed {
+    pub fn mkdir(&self, call: &mut Call<'_>) -> Placed {
         let (mode, mask) = (call.args.u32()?, call.args.u32()?);
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
@@ -135,7 +135,7 @@ impl Server {
     }
 
     /// Removes a name.
-    pub(super) fn unlink(&self, call: &mut Call<'_>, flags: i32) -> Placed {
+    pub fn unlink(&self, call: &mut Call<'_>, flags: i32) -> Placed {
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
         let gone = self.about_to_go(&parent, name)?;
@@ -147,7 +147,7 @@ impl Server {
     }
 
     /// Moves a name, within the share.
-    pub(super) fn rename(&self, call: &mut Call<'_>, has_flags: bool) -> Placed {
+    pub fn rename(&self, call: &mut Call<'_>, has_flags: bool) -> Placed {
         let target = call.args.u64()?;
         let mut flags = 0;
         if has_flags {
@@ -185,7 +185,7 @@ impl Server {
     }
 
     /// Gives a file one more name.
-    pub(super) fn link(&self, call: &mut Call<'_>) -> Placed {
+    pub fn link(&self, call: &mut Call<'_>) -> Placed {
         let old = call.args.u64()?;
         let name = call.args.name()?;
         if self.table().identity(old)?.kind == libc::S_IFDIR {

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::table::NONE;
+use super::inode_table::NONE;
 
 struct Slot {
     /// The index of the node.

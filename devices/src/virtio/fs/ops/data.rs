@@ -9,12 +9,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{close, dup, fdatasync, fsync};
 
-use super::host;
-use super::opened::Open;
-use super::protocol::{Append, Attr, IN_HEADER, IOCTL_OUT, OUT_HEADER, WRITE_IN, flag};
-use super::reach::Held;
-use super::server::{Call, MOST_DATA, Placed, Server, Stop};
-use super::thread::Caller;
+use crate::virtio::fs::fd_lookup::Held;
+use crate::virtio::fs::handle_table::Open;
+use crate::virtio::fs::host;
+use crate::virtio::fs::proc_fd::Caller;
+use crate::virtio::fs::server::{Call, MOST_DATA, Placed, Server, Stop};
+use crate::virtio::fs::wire::{Append, Attr, IN_HEADER, IOCTL_OUT, OUT_HEADER, WRITE_IN, flag};
 
 /// The most bytes that are read while a device's lock is held.
 const MOST_AT_ONCE: usize = 64 << 10;
@@ -27,7 +27,7 @@ impl Server {
     ///
     /// # Errors
     /// It is not a regular file (ENXIO), or words of the kernel (EACCES); the host's; a lease is being given back.
-    pub(super) fn reopen(&self, node: u64, held: &Held, flags: i32) -> Result<OwnedFd, Stop> {
+    pub fn reopen(&self, node: u64, held: &Held, flags: i32) -> Result<OwnedFd, Stop> {
         match self.table().identity(node)?.kind {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(Errno::EISDIR.into()),
@@ -45,7 +45,7 @@ impl Server {
     }
 
     /// Opens a file for what its flags say. The others of them are the guest kernel's to see to.
-    pub(super) fn open(&self, call: &mut Call<'_>) -> Placed {
+    pub fn open(&self, call: &mut Call<'_>) -> Placed {
         let (asked, how) = (call.args.u32()?.cast_signed(), call.args.u32()?);
         let truncate = asked & libc::O_TRUNC;
         let access = asked & libc::O_ACCMODE;
@@ -71,7 +71,7 @@ impl Server {
 
     /// Replies with a handle. What the guest has read it keeps if nobody writes but the host: it looks at the time of the
     /// last change whenever its attributes are no longer valid.
-    pub(super) fn opened(&self, call: &mut Call<'_>, handle: u64, keep: u32) -> Placed {
+    pub fn opened(&self, call: &mut Call<'_>, handle: u64, keep: u32) -> Placed {
         call.out.u64(handle);
         call.out.u32(if self.share.writable { 0 } else { keep });
         call.out.u32(0);
@@ -79,7 +79,7 @@ impl Server {
     }
 
     /// Makes a file, if it is not there, and opens it.
-    pub(super) fn create(&self, call: &mut Call<'_>) -> Placed {
+    pub fn create(&self, call: &mut Call<'_>) -> Placed {
         let (asked, mode) = (call.args.u32()?.cast_signed(), call.args.u32()?);
         let (mask, how) = (call.args.u32()?, call.args.u32()?);
         let name = call.args.name()?;
@@ -109,7 +109,7 @@ impl Server {
     }
 
     /// Makes a file without a name (open(2), O_TMPFILE), which a link may give one.
-    pub(super) fn create_nameless(&self, call: &mut Call<'_>) -> Placed {
+    pub fn create_nameless(&self, call: &mut Call<'_>) -> Placed {
         let (asked, mode) = (call.args.u32()?.cast_signed(), call.args.u32()?);
         let mask = call.args.u32()?;
         let parent = self.folder(call.header.node)?;
@@ -136,7 +136,7 @@ impl Server {
     }
 
     /// A file's flags, to be read or set (ioctl_iflags(2)): of all that ioctl(2) may do, it does this.
-    pub(super) fn control(&self, call: &mut Call<'_>) -> Placed {
+    pub fn control(&self, call: &mut Call<'_>) -> Placed {
         let (handle, _how, code) = (call.args.u64()?, call.args.u32()?, call.args.u32()?);
         let _address = call.args.u64()?;
         let (_given, room) = (call.args.u32()?, call.args.u32()? as usize);
@@ -176,7 +176,7 @@ impl Server {
     }
 
     /// Closes a handle. The last one of a file without a name frees what that has on a disk.
-    pub(super) fn release(&self, call: &mut Call<'_>) -> Placed {
+    pub fn release(&self, call: &mut Call<'_>) -> Placed {
         let handle = call.args.u64()?;
         if self.share.writable && self.table().handle(call.header.node, handle)?.listing.is_none() {
             call.may_wait()?;
@@ -188,7 +188,7 @@ impl Server {
     }
 
     /// Reads. A little that the host has in memory is had at once.
-    pub(super) fn read(&self, call: &mut Call<'_>) -> Placed {
+    pub fn read(&self, call: &mut Call<'_>) -> Placed {
         let (handle, offset, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()?);
         let open = self.table().handle(call.header.node, handle)?;
         if open.listing.is_some() {
@@ -214,7 +214,7 @@ impl Server {
     }
 
     /// Writes, as far as there is data.
-    pub(super) fn write(&self, call: &mut Call<'_>) -> Placed {
+    pub fn write(&self, call: &mut Call<'_>) -> Placed {
         let (handle, offset, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()? as usize);
         let how = call.args.u32()?;
         let _owner = call.args.u64()?;
@@ -243,7 +243,7 @@ impl Server {
     }
 
     /// Brings a file, or a directory, to the disk. There is nothing to bring if nobody writes.
-    pub(super) fn sync(&self, call: &mut Call<'_>) -> Placed {
+    pub fn sync(&self, call: &mut Call<'_>) -> Placed {
         if !self.share.writable {
             return Err(Errno::ENOSYS.into());
         }
@@ -259,7 +259,7 @@ impl Server {
     }
 
     /// Brings everything to the disk.
-    pub(super) fn sync_all(&self) -> Placed {
+    pub fn sync_all(&self) -> Placed {
         if !self.share.writable {
             return Err(Errno::ENOSYS.into());
         }
@@ -268,7 +268,7 @@ impl Server {
     }
 
     /// A process closes a file. A file system of this machine has nothing to say then, and is not asked again.
-    pub(super) fn flush(&self, call: &mut Call<'_>) -> Placed {
+    pub fn flush(&self, call: &mut Call<'_>) -> Placed {
         if self.local {
             return Err(Errno::ENOSYS.into());
         }
@@ -280,7 +280,7 @@ impl Server {
     }
 
     /// Allocates room in a file, or frees some.
-    pub(super) fn allocate(&self, call: &mut Call<'_>) -> Placed {
+    pub fn allocate(&self, call: &mut Call<'_>) -> Placed {
         let (handle, offset, len) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
         let mode = FallocateFlags::from_bits_retain(call.args.u32()?.cast_signed());
         let open = self.table().handle(call.header.node, handle)?;
@@ -291,7 +291,7 @@ impl Server {
     }
 
     /// Finds data or a hole.
-    pub(super) fn seek(&self, call: &mut Call<'_>) -> Placed {
+    pub fn seek(&self, call: &mut Call<'_>) -> Placed {
         let (handle, offset, whence) = (call.args.u64()?, call.args.u64()?, call.args.u32()?.cast_signed());
         let open = self.table().handle(call.header.node, handle)?;
         if open.listing.is_some() || ![libc::SEEK_DATA, libc::SEEK_HOLE].contains(&whence) {
@@ -303,7 +303,7 @@ impl Server {
     }
 
     /// Copies from one open file to another.
-    pub(super) fn copy(&self, call: &mut Call<'_>) -> Placed {
+    pub fn copy(&self, call: &mut Call<'_>) -> Placed {
         let (from, at, to_node) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
         let (to, to_at, len) = (call.args.u64()?, call.args.u64()?, call.args.u64()?);
         let (from, to) = {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
-use crate::power::{PowerSwitch, Request};
+use crate::chipset::power::{PowerSwitch, Request};
 
 /// How many ports the device takes.
 pub const LEN: u64 = 1;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::handle_table::Open;
 use super::host::Identity;
-use super::opened::Open;
-use super::table::{DEEPEST, NONE, ROOT, Table};
+use super::inode_table::{DEEPEST, NONE, ROOT, Table};
 
 /// A descriptor of a node: one that is kept, with `O_PATH`, or that of an open file.
 pub type Held = Arc<OwnedFd>;

@@ -7,9 +7,10 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-use super::{Cause, Doorbell, Interrupt, Virtio};
+use super::{Cause, Doorbell, Interrupt};
 use crate::bus::BusDevice;
-use crate::interrupt::Line;
+use crate::irq::Line;
+use crate::virtio::Virtio;
 
 /// The size of a device's register window in bytes.
 pub const WINDOW: u64 = 0x1000;

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::host;
-use super::opened::Open;
-use super::places::ROOT_PLACE;
-use super::protocol::{Append, Attr, DIRENT, ENTRY_OUT, flag, padding};
-use super::server::{Call, MOST_DATA, Placed, Server, Stop};
+use crate::virtio::fs::handle_table::Open;
+use crate::virtio::fs::host;
+use crate::virtio::fs::mounts::ROOT_PLACE;
+use crate::virtio::fs::server::{Call, MOST_DATA, Placed, Server, Stop};
+use crate::virtio::fs::wire::{Append, Attr, DIRENT, ENTRY_OUT, flag, padding};
 
 /// How many bytes of entries are had from the host at once.
 const BATCH: usize = 8 << 10;
@@ -77,7 +77,7 @@ impl Listing {
     }
 
     /// Forgets all but where the guest is: the directory is opened again when more is asked for.
-    pub(super) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         // No entry is there: whatever is asked for next is looked for.
         *self = Self { position: u64::MAX, ..Self::default() };
     }
@@ -107,7 +107,7 @@ impl Listing {
 
 impl Server {
     /// Opens a directory.
-    pub(super) fn open_directory(&self, call: &mut Call<'_>) -> Placed {
+    pub fn open_directory(&self, call: &mut Call<'_>) -> Placed {
         let node = call.header.node;
         if self.table().identity(node)?.kind != libc::S_IFDIR {
             return Err(Errno::ENOTDIR.into());
@@ -120,7 +120,7 @@ impl Server {
     }
 
     /// Lists a directory from a position on; with `plus` each entry is looked up too.
-    pub(super) fn read_directory(&self, call: &mut Call<'_>, plus: bool) -> Placed {
+    pub fn read_directory(&self, call: &mut Call<'_>, plus: bool) -> Placed {
         let (handle, position, size) = (call.args.u64()?, call.args.u64()?, call.args.u32()?);
         let open = self.table().handle(call.header.node, handle)?;
         let listing = open.listing.as_ref().ok_or(Errno::ENOTDIR)?;

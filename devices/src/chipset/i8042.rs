@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
-use crate::power::{PowerSwitch, Request};
+use crate::chipset::power::{PowerSwitch, Request};
 
 /// How many ports the controller takes. The ones between data and command belong to other chips: they float.
 pub const LEN: u64 = 5;

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
+use super::fd_lookup::{Held, Step};
+use super::handle_table::Open;
 use super::host;
-use super::opened::Open;
-use super::reach::{Held, Step};
 use super::server::{Call, Server, Stop, stale};
 
 /// How many idle files are looked at for one that can give its descriptor back.

@@ -8,11 +8,11 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::ftruncate;
 
-use super::host;
-use super::protocol::{Append, Attr, flag, opcode};
-use super::reach::Held;
-use super::server::{Call, Placed, Server, Stop};
-use super::thread::{NOW, OMIT};
+use crate::virtio::fs::fd_lookup::Held;
+use crate::virtio::fs::host;
+use crate::virtio::fs::proc_fd::{NOW, OMIT};
+use crate::virtio::fs::server::{Call, Placed, Server, Stop};
+use crate::virtio::fs::wire::{Append, Attr, flag, opcode};
 
 /// The longest name of an extended attribute, and the most bytes of one or of the list (xattr(7)).
 const MOST_NAME: usize = 255;
@@ -75,7 +75,7 @@ impl Change {
 
 impl Server {
     /// The attributes of a node, or of what a handle has open.
-    pub(super) fn get_attributes(&self, call: &mut Call<'_>) -> Placed {
+    pub fn get_attributes(&self, call: &mut Call<'_>) -> Placed {
         let flags = call.args.u32()?;
         call.args.skip()?;
         let handle = call.args.u64()?;
@@ -105,7 +105,7 @@ impl Server {
     }
 
     /// Changes attributes: what can be refused first, and the permissions behind the owner, who takes bits of them along.
-    pub(super) fn set_attributes(&self, call: &mut Call<'_>) -> Placed {
+    pub fn set_attributes(&self, call: &mut Call<'_>) -> Placed {
         let change = Change::parse(call)?;
         let node = call.header.node;
         let own = change.has(flag::FATTR_FH);
@@ -158,12 +158,12 @@ impl Server {
 
     /// A file's content was changed: takes what would have it run as its owner, if the guest asks for that, or may leave no
     /// such program. (The host does so itself only if this process is not root's.)
-    pub(super) fn written(&self, file: impl AsFd, asked: bool) -> Result<(), Errno> {
+    pub fn written(&self, file: impl AsFd, asked: bool) -> Result<(), Errno> {
         if asked || !self.share.suid { self.drop_privileges(file) } else { Ok(()) }
     }
 
     /// Takes the bits that let a program run as its file's owner, as a write by anybody but root does.
-    pub(super) fn drop_privileges(&self, file: impl AsFd) -> Result<(), Errno> {
+    pub fn drop_privileges(&self, file: impl AsFd) -> Result<(), Errno> {
         let mode = host::stat(&file)?.attr.mode;
         let group = libc::S_ISGID | libc::S_IXGRP;
         let taken = libc::S_ISUID | if mode & group == group { libc::S_ISGID } else { 0 };
@@ -174,7 +174,7 @@ impl Server {
     }
 
     /// The file system that a node is in.
-    pub(super) fn stat_fs(&self, call: &mut Call<'_>) -> Placed {
+    pub fn stat_fs(&self, call: &mut Call<'_>) -> Placed {
         let stat = host::stat_fs(self.held(call.header.node)?)?;
         for value in [stat.f_blocks, stat.f_bfree, stat.f_bavail, stat.f_files, stat.f_ffree] {
             call.out.u64(value);
@@ -186,7 +186,7 @@ impl Server {
     }
 
     /// Reads or lists extended attributes; how long that would be, if the guest has no room.
-    pub(super) fn get_xattr(&self, call: &mut Call<'_>) -> Placed {
+    pub fn get_xattr(&self, call: &mut Call<'_>) -> Placed {
         if !self.share.attributes {
             // Once said, it is not asked again.
             return Err(Errno::ENOSYS.into());
@@ -228,7 +228,7 @@ impl Server {
     }
 
     /// Sets an extended attribute. Which ones it may set, and those of what kind, is for the host to say.
-    pub(super) fn set_xattr(&self, call: &mut Call<'_>) -> Placed {
+    pub fn set_xattr(&self, call: &mut Call<'_>) -> Placed {
         let (size, flags) = (call.args.u32()? as usize, call.args.u32()?);
         let mut how = 0;
         if self.long_xattr.load(Ordering::SeqCst) {
@@ -268,7 +268,7 @@ impl Server {
     }
 
     /// Removes an extended attribute.
-    pub(super) fn remove_xattr(&self, call: &mut Call<'_>) -> Placed {
+    pub fn remove_xattr(&self, call: &mut Call<'_>) -> Placed {
         let name = call.args.string()?;
         let file = self.folder(call.header.node)?;
         self.reclaim(call.header.node, &file)?;
