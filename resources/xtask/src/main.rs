@@ -1,18 +1,18 @@
 //! `cargo xtask`: what a developer of kite runs.
 
-mod batch;
 mod bench;
-mod calls;
 mod debian;
 mod demo;
+mod e2e;
 mod fuzz;
 mod guests;
 mod host;
 mod inside;
 mod lab;
+mod lab_batch;
 mod package;
-mod proof;
 mod running;
+mod seccomp_coverage;
 mod setup;
 mod step;
 mod test;
@@ -87,7 +87,8 @@ enum Task {
     ///
     /// kite is traced while its tests and Linux guests run, with this host's C library and with the other one of Debian's
     /// releases 12 and 13. The exit status is 1 if a rule is not needed.
-    Calls {
+    #[command(name = "calls", alias = "seccomp-coverage")]
+    SeccompCoverage {
         /// Trace only what is linked with this host's C library
         #[arg(long)]
         own: bool,
@@ -118,9 +119,9 @@ enum Task {
         #[arg(required = true)]
         names: Vec<String>,
     },
-    /// Prove devices on Linux guests where there is hardware KVM, a line about each
+    /// Run end-to-end tests on Linux guests where there is hardware KVM, a line about each
     #[command(hide = true)]
-    Proofs {
+    E2e {
         /// The program under test, or `qemu`
         #[arg(long)]
         kite: PathBuf,
@@ -226,18 +227,18 @@ fn run(task: Task) -> Result<ExitCode> {
             ExitCode::SUCCESS
         }),
         Task::Bench(task) => bench::run(task),
-        Task::Calls { own } => {
-            calls::run(&mut Setup::new(), test::Profile::Release, !own).map(|()| ExitCode::SUCCESS)
+        Task::SeccompCoverage { own } => {
+            seccomp_coverage::run(&mut Setup::new(), test::Profile::Release, !own).map(|()| ExitCode::SUCCESS)
         }
         Task::Fuzz(options) => fuzz::run(&options),
         Task::Guests { kite, kernels, skip, names } => run_guests(&kite, &kernels, names.get(skip..)),
-        Task::Proofs { kite, kernel, skip, shown, names } => {
-            proof::go_alone()?;
-            let mut ground = proof::Ground::new(Vmm::named(&kite), &kernel)?;
-            ground.shown = shown;
-            let known = proof::proofs(true);
-            let proofs = named(known.into_iter().map(|(proof, _)| proof).collect(), names.get(skip..))?;
-            proof::run(&ground, &proofs, &mut io::stdout())?;
+        Task::E2e { kite, kernel, skip, shown, names } => {
+            e2e::go_alone()?;
+            let mut fixture = e2e::Fixture::new(Vmm::named(&kite), &kernel)?;
+            fixture.shown = shown;
+            let known = e2e::tests(true);
+            let tests = named(known.into_iter().map(|(test, _)| test).collect(), names.get(skip..))?;
+            e2e::run(&fixture, &tests, &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
         Task::AsUser { command } => match user::run(&command)? {},

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::exits::{ALL, Histograms, TO_USER, hits};
-use crate::proof::{GUEST, Ground, HERE, Started, TAP, Wire, finish, go_alone};
+use crate::e2e::{Fixture, GUEST, HERE, Started, TAP, Wire, finish, go_alone};
 use crate::running::Running;
 use crate::vmm::{Access, Machine, Net, Vmm};
 
@@ -95,8 +95,8 @@ pub fn run(kite: Option<PathBuf>, kernel: &str, rounds: u32, only: &str) -> Resu
     let wire = Wire::new(None)?;
     let _server = Started::new(Command::new("iperf3").arg("-s").stdout(Stdio::null()))?;
     let works: Vec<&Work> = WORKS.iter().filter(|work| work.name.contains(only)).collect();
-    let ground = Ground::new(Vmm::Qemu("threads"), kernel)?;
-    let machine = machine(&ground, &works)?;
+    let fixture = Fixture::new(Vmm::Qemu("threads"), kernel)?;
+    let machine = machine(&fixture, &works)?;
     let qemus = [("QEMU, io_uring", Vmm::Qemu("io_uring")), ("QEMU, threads", Vmm::Qemu("threads"))];
     let vmms = kite.map(|kite| ("kite", Vmm::Kite(kite))).into_iter().chain(qemus);
     let mut subjects: Vec<Subject> = vmms
@@ -127,20 +127,20 @@ pub fn run(kite: Option<PathBuf>, kernel: &str, rounds: u32, only: &str) -> Resu
     Ok(())
 }
 
-fn machine(ground: &Ground, works: &[&Work]) -> Result<Machine> {
+fn machine(fixture: &Fixture, works: &[&Work]) -> Result<Machine> {
     let mut script = format!("GUEST={GUEST}; HERE={HERE}; SECONDS_EACH={SECONDS}\n{SCRIPT}");
     for work in works {
         script += &format!("work {}\n", work.command);
     }
     script += "exit 0\n";
-    let disk = ground.file("io.img");
+    let disk = fixture.file("io.img");
     let file = File::create(&disk).context("making a disk")?;
     // No holes: reading them would cost less than reading.
     let chunk = [0xa5; 1 << 20];
     for _ in 0..DISK / chunk.len() as u64 {
         (&file).write_all(&chunk).context("filling a disk")?;
     }
-    let mut machine = ground.machine(&script)?;
+    let mut machine = fixture.machine(&script)?;
     machine.disks.push((disk, Access::Write));
     machine.nets.push(Net::Tap(TAP.to_owned()));
     Ok(machine)

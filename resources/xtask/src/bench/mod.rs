@@ -24,9 +24,9 @@ use clap::Subcommand;
 
 use self::images::Images;
 use self::vmm::Programs;
+use crate::e2e::PROGRAMS;
 use crate::host;
 use crate::lab::Lab;
-use crate::proof::PROGRAMS;
 use crate::setup::{Kernel, Setup};
 use crate::step::{shown, step};
 use crate::test::build_kite;

@@ -10,9 +10,9 @@ use anyhow::{Context, Result};
 
 use super::short;
 use crate::debian;
+use crate::e2e::{Wire, go_alone};
 use crate::host;
 use crate::lab::Lab;
-use crate::proof::{Wire, go_alone};
 use crate::setup::{Debian, Setup};
 use crate::test::build_kite_for_all_to_see;
 use crate::vmm::{Access, Net, Vmm};

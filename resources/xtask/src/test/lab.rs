@@ -12,12 +12,12 @@ use anyhow::Result;
 use super::Profile;
 use super::tally::Tally;
 use super::watched::Watched;
-use crate::batch::Batch;
 use crate::bench::latency;
-use crate::calls;
+use crate::e2e;
 use crate::guests;
 use crate::host;
-use crate::proof;
+use crate::lab_batch::Batch;
+use crate::seccomp_coverage;
 use crate::setup::{Kernel, Setup, Unavailable};
 use crate::tier::{Choice, Tier};
 use crate::user;
@@ -55,22 +55,22 @@ const INSTRUCTIONS: (&str, Tier) = ("instructions", Tier::Nightly);
 pub fn means(wanted: &str) -> bool {
     const GUESTS: &str = "linux-";
     let choice = Choice { tier: Tier::All, names: vec![wanted.to_owned()] };
-    let proofs = || proof::proofs(true).into_iter().map(|(proof, _)| proof.to_string());
+    let e2e_tests = || e2e::tests(true).into_iter().map(|(test, _)| test.to_string());
     let gates = [CALLS.0, INSTRUCTIONS.0];
     wanted.starts_with(GUESTS)
         || GUESTS.starts_with(wanted)
         || wanted.starts_with(user::MARK)
         || gates.iter().any(|gate| choice.takes(gate, Tier::All))
-        || proofs().any(|name| choice.takes(&name, Tier::All))
+        || e2e_tests().any(|name| choice.takes(&name, Tier::All))
 }
 
 /// The names of all tests here, with their tiers.
 pub fn tests(kernels: &[Kernel]) -> Vec<(String, Tier)> {
     let both = user::is_another();
     let guests = guests::cases(kernels, both).into_iter().map(|(case, tier)| (case.to_string(), tier));
-    let proofs = proof::proofs(both).into_iter().map(|(proof, tier)| (proof.to_string(), tier));
+    let e2e_tests = e2e::tests(both).into_iter().map(|(test, tier)| (test.to_string(), tier));
     let gates = [CALLS, INSTRUCTIONS].map(|(name, tier)| (name.to_owned(), tier));
-    guests.chain(proofs).chain(gates).collect()
+    guests.chain(e2e_tests).chain(gates).collect()
 }
 
 /// Makes everything ready, of which the part that the other lane waits for is `ready` first, and puts what is chosen into
@@ -87,19 +87,19 @@ pub fn prepare(choice: &Choice, tally: &mut Tally, queue: &Queue, ready: &Sender
     let cases = guests::cases(&kernels, both);
     let cases: Vec<_> = cases.into_iter().map(|(case, tier)| (case.to_string(), tier)).collect();
     let cases: Vec<_> = cases.into_iter().filter(|(name, tier)| tally.wants(choice, name, *tier)).collect();
-    let proofs = proof::proofs(both).into_iter().map(|(proof, tier)| (proof.to_string(), tier));
-    let proofs: Vec<_> = proofs.filter(|(name, tier)| tally.wants(choice, name, *tier)).collect();
+    let e2e_tests = e2e::tests(both).into_iter().map(|(test, tier)| (test.to_string(), tier));
+    let e2e_tests: Vec<_> = e2e_tests.filter(|(name, tier)| tally.wants(choice, name, *tier)).collect();
     let gates = [CALLS, INSTRUCTIONS].map(|(name, tier)| {
         let due = choice.names.is_empty() && Watched::of(name).is_some_and(|watched| watched.has_changed());
         (name, tally.wants(choice, name, if due { Tier::Quick } else { tier }))
     });
     let profile = if choice.tier == Tier::Quick { Profile::Ci } else { Profile::Release };
     let names = |list: Vec<(String, Tier)>| list.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-    let (cases, proofs) = (names(cases), names(proofs));
-    if !cases.is_empty() || !proofs.is_empty() {
+    let (cases, e2e_tests) = (names(cases), names(e2e_tests));
+    if !cases.is_empty() || !e2e_tests.is_empty() {
         let kite = tally.part("building kite", |_| profile.build())?;
-        let limit = if choice.tier == Tier::All { proof::LIMIT } else { proof::USUAL_LIMIT };
-        push_proofs(&mut setup, (&kite, limit), proofs, tally, queue)?;
+        let limit = if choice.tier == Tier::All { e2e::LIMIT } else { e2e::USUAL_LIMIT };
+        push_e2e(&mut setup, (&kite, limit), e2e_tests, tally, queue)?;
         push_guests(&kite, &kernels, cases, queue);
     }
     push_gates(gates, profile, choice.tier, queue);
@@ -116,7 +116,7 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     kernels.push(lab);
     // The script for CI is checked.
     setup.programs(&[("shellcheck", "shellcheck")])?;
-    setup.programs(&proof::PROGRAMS)?;
+    setup.programs(&e2e::PROGRAMS)?;
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
     }
@@ -143,7 +143,7 @@ fn push_guests(kite: &Path, kernels: &[Kernel], names: Vec<String>, queue: &Queu
 }
 
 /// Devices on real guests: root's in one batch, the user's in another.
-fn push_proofs(
+fn push_e2e(
     setup: &mut Setup,
     (kite, limit): (&Path, Duration),
     names: Vec<String>,
@@ -163,10 +163,11 @@ fn push_proofs(
     }
     let kernel = setup.kernel()?;
     let arguments: Vec<OsString> =
-        vec!["proofs".into(), "--kite".into(), kite.into(), "--kernel".into(), kernel.name.into()];
+        vec!["e2e".into(), "--kite".into(), kite.into(), "--kernel".into(), kernel.name.into()];
     let usual = Duration::from_secs(300);
     let (theirs, own): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.starts_with(user::MARK));
-    for (what, names) in [("Proofs by root", own), ("Proofs by an ordinary user", theirs)] {
+    for (what, names) in [("End-to-end tests by root", own), ("End-to-end tests by an ordinary user", theirs)]
+    {
         if !names.is_empty() {
             push(queue, Batch { what, names, arguments: arguments.clone(), limit, usual });
         }
@@ -188,7 +189,7 @@ fn push_gates(gates: [(&'static str, bool); 2], profile: Profile, tier: Tier, qu
     for (name, _) in gates.into_iter().filter(|(_, wanted)| *wanted) {
         queue.push(name, move |tally| {
             match name == CALLS.0 {
-                true => calls::run(&mut Setup::new(), profile, tier == Tier::All)?,
+                true => seccomp_coverage::run(&mut Setup::new(), profile, tier == Tier::All)?,
                 false => latency::count(&mut Setup::new(), &Profile::Release.build()?)?,
             }
             tally.passed += 1;
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_linux_guests_proofs_and_gates_are_no_parts_of_native_tests_names() {
+    fn names_of_linux_guests_e2e_tests_and_gates_are_no_parts_of_native_tests_names() {
         for name in ["linux-6.1/bzImage", "net/tap", "net/", "user/command/", "calls", "instructions"] {
             assert!(means(name), "{name}");
         }

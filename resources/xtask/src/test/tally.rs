@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::batch::Outcome;
+use crate::lab_batch::Outcome;
 use crate::setup::Unavailable;
 use crate::tier::{Choice, Tier};
 

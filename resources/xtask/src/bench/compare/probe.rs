@@ -84,7 +84,7 @@ pub fn ask(subject: &Subject, probe: &Path) -> Result<Reach> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("listening")?;
     let port = listener.local_addr().context("listening")?.port();
     let sleep = Command::new("sleep").arg(&targets.argument).spawn().context("starting sleep")?;
-    let _sleep = crate::proof::Started::from(sleep);
+    let _sleep = crate::e2e::Started::from(sleep);
     let path = |path: &Path| path.display().to_string();
     let own = path(probe);
     let (secret, mark, port) = (path(&targets.secret), path(&targets.mark), port.to_string());
@@ -117,7 +117,7 @@ mod tests {
         let argument = format!("1001.{}", std::process::id());
         assert!(!sees(&argument));
         let sleep = Command::new("sleep").arg(&argument).spawn().unwrap();
-        let _sleep = crate::proof::Started::from(sleep);
+        let _sleep = crate::e2e::Started::from(sleep);
         // It has the argument from its exec on, a moment after it was started.
         let seen = (0..1000).any(|_| {
             std::thread::sleep(Duration::from_millis(5));

@@ -5,13 +5,13 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 
 use super::command::{AS_ROOT, ended, kite};
-use super::{Ground, kernel};
+use super::{Fixture, kernel};
 use crate::setup::selftests_folder;
 
 /// A kernel tree builds and runs its own tests, and they are told one by one.
-pub fn selftests(ground: &Ground, name: &str) -> Result<String> {
-    let junit = ground.file("selftests.xml");
-    let mut command = kite(ground, &kernel(name)?)?;
+pub fn selftests(fixture: &Fixture, name: &str) -> Result<String> {
+    let junit = fixture.file("selftests.xml");
+    let mut command = kite(fixture, &kernel(name)?)?;
     command.args(AS_ROOT).args(["--memory", "2G", "--junit"]).arg(&junit).current_dir(selftests_folder()?);
     // kcmp_test prints none of the three results that it plans, and an emulator is slow enough for others to time out.
     command.arg("--fail-on-ktap=never");
@@ -40,10 +40,10 @@ const SELFTESTS_PASS: [&str; 4] = [
 ];
 
 /// What developers do with files, on a share that is written.
-pub fn tools(ground: &Ground, name: &str) -> Result<String> {
-    let folder = ground.file("tools");
+pub fn tools(fixture: &Fixture, name: &str) -> Result<String> {
+    let folder = fixture.file("tools");
     fs::create_dir_all(&folder).context("making a folder")?;
-    let mut command = kite(ground, &kernel(name)?)?;
+    let mut command = kite(fixture, &kernel(name)?)?;
     command.args(["--cpus", "2", "--share", ".:rw", "--", "sh", "-c", TOOLS]).current_dir(&folder);
     let ended = ended(command, b"")?;
     ensure!(ended.code == Some(0), "{ended:#?}");

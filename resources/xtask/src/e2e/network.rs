@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::wire::PEER;
-use super::{GUEST, Ground, HERE, SCRIPT, Started, TAP, Wire, finish, noise, watched};
+use super::{Fixture, GUEST, HERE, SCRIPT, Started, TAP, Wire, finish, noise, watched};
 use crate::host;
 use crate::inside::STATUS;
 use crate::running::Running;
@@ -78,19 +78,19 @@ fn told(script: &str, values: [(&str, &str); 4]) -> String {
 }
 
 /// Through a tap to another namespace, until the tap is taken away.
-pub fn tap(ground: &Ground) -> Result<String> {
-    let wire = Wire::new(ground.user)?;
+pub fn tap(fixture: &Fixture) -> Result<String> {
+    let wire = Wire::new(fixture.user)?;
     let mut server = wire.at_peer("iperf3");
     let _server = Started::new(server.arg("-s").stdout(Stdio::null()))?;
     let values = [("GUEST", GUEST), ("GATEWAY", HERE), ("SERVER", PEER), ("DATA", HERE)];
     let script = told(TRANSFER, values) + UNPLUG;
-    let disk = ground.file("data.img");
+    let disk = fixture.file("data.img");
     let data = noise(&disk, DATA)?;
-    let mut machine = ground.machine(&script)?;
+    let mut machine = fixture.machine(&script)?;
     machine.disks.push((disk, Access::ReadOnly));
     machine.nets.push(Net::Tap(TAP.to_owned()));
     let [fetched, brought] = serve(&data)?;
-    let said = watched(ground.start(&machine)?, |running| {
+    let said = watched(fixture.start(&machine)?, |running| {
         running.wait_for("guest: unplug", SCRIPT)?;
         wire.unplug()?;
         finish(running)?;
@@ -103,24 +103,24 @@ pub fn tap(ground: &Ground) -> Result<String> {
 }
 
 /// Through passt to this namespace.
-pub fn user(ground: &Ground) -> Result<String> {
+pub fn user(fixture: &Fixture) -> Result<String> {
     if host::program("passt").is_none() {
         bail!("there is no passt");
     }
     // passt gives the guest the addresses of the interface of the default route.
-    let wire = Wire::new(ground.user)?;
+    let wire = Wire::new(fixture.user)?;
     let mut server = wire.at_peer("iperf3");
     let _server = Started::new(server.arg("-s").stdout(Stdio::null()))?;
     let values = [("GUEST", "10.8.0.1"), ("GATEWAY", PEER), ("SERVER", PEER), ("DATA", HERE)];
     // passt passes pings on only where the host lets everybody send them.
     let script = told(TRANSFER, values).replace("ping -q -c 3 $DATA\n", "");
-    let disk = ground.file("data.img");
+    let disk = fixture.file("data.img");
     let data = noise(&disk, DATA / 4)?;
-    let mut machine = ground.machine(&script)?;
+    let mut machine = fixture.machine(&script)?;
     machine.disks.push((disk, Access::ReadOnly));
     machine.nets.push(Net::User);
     let [fetched, brought] = serve(&data)?;
-    let said = watched(ground.start(&machine)?, |running| {
+    let said = watched(fixture.start(&machine)?, |running| {
         finish(running)?;
         Ok(running.said())
     })?;
@@ -131,16 +131,16 @@ pub fn user(ground: &Ground) -> Result<String> {
 }
 
 /// One device is flooded; the others and the console answer, and traffic flows again behind the flood.
-pub fn flooded(ground: &Ground) -> Result<String> {
-    let _wire = Wire::new(ground.user)?;
+pub fn flooded(fixture: &Fixture) -> Result<String> {
+    let _wire = Wire::new(fixture.user)?;
     let _server = Started::new(Command::new("iperf3").arg("-s").stdout(Stdio::null()))?;
     let values = [("GUEST", GUEST), ("GATEWAY", HERE), ("SERVER", HERE), ("DATA", HERE)];
-    let disk = ground.file("data.img");
+    let disk = fixture.file("data.img");
     noise(&disk, 64 << 20)?;
-    let mut machine = ground.machine(&told(FLOODED, values))?;
+    let mut machine = fixture.machine(&told(FLOODED, values))?;
     machine.disks.push((disk, Access::Write));
     machine.nets.push(Net::Tap(TAP.to_owned()));
-    watched(ground.start(&machine)?, |running| {
+    watched(fixture.start(&machine)?, |running| {
         for word in ["disk", "received", "sent"] {
             hear(running, word)?;
         }

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::command::kite;
-use super::{Ground, kernel};
+use super::{Fixture, kernel};
 
 /// What any one thing may take to be seen.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -142,8 +142,8 @@ fn own_terminal(command: &mut Command) {
 }
 
 /// A whole session.
-pub fn session(ground: &Ground, name: &str) -> Result<String> {
-    let mut command = kite(ground, &kernel(name)?)?;
+pub fn session(fixture: &Fixture, name: &str) -> Result<String> {
+    let mut command = kite(fixture, &kernel(name)?)?;
     command.args(["--", "bash", "-c", SCRIPT]);
     let mut person = Person::new(command, 33, 111)?;
     person.sees("terminal 33 111")?;
@@ -162,15 +162,15 @@ pub fn session(ground: &Ground, name: &str) -> Result<String> {
 }
 
 /// Ways out that are not the command's end.
-pub fn ways_out(ground: &Ground, name: &str) -> Result<String> {
-    quit(ground, name)?;
-    hung_up(ground, name)?;
+pub fn ways_out(fixture: &Fixture, name: &str) -> Result<String> {
+    quit(fixture, name)?;
+    hung_up(fixture, name)?;
     Ok(String::new())
 }
 
 /// Ctrl-A X ends a guest that does not listen.
-fn quit(ground: &Ground, name: &str) -> Result<()> {
-    let mut command = kite(ground, &kernel(name)?)?;
+fn quit(fixture: &Fixture, name: &str) -> Result<()> {
+    let mut command = kite(fixture, &kernel(name)?)?;
     command.args(["--", "sh", "-c", "stty raw; echo up; exec sleep 1000"]);
     let mut person = Person::new(command, 24, 80)?;
     person.sees("up")?;
@@ -180,8 +180,8 @@ fn quit(ground: &Ground, name: &str) -> Result<()> {
 }
 
 /// The terminal goes, and kite with it.
-fn hung_up(ground: &Ground, name: &str) -> Result<()> {
-    let mut command = kite(ground, &kernel(name)?)?;
+fn hung_up(fixture: &Fixture, name: &str) -> Result<()> {
+    let mut command = kite(fixture, &kernel(name)?)?;
     command.args(["--", "sh", "-c", "echo up; exec sleep 1000"]);
     let mut person = Person::new(command, 24, 80)?;
     person.sees("up")?;

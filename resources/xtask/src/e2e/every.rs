@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::command::{ended, kite};
 use super::wire::SEVERAL;
-use super::{GUEST, Ground, HERE, SCRIPT, Wire, finish, kernel, noise, watched};
+use super::{Fixture, GUEST, HERE, SCRIPT, Wire, finish, kernel, noise, watched};
 use crate::host;
 use crate::running::Running;
 use crate::vmm::{Access, Net};
@@ -56,24 +56,24 @@ sleep infinity
 "#;
 
 /// A host that answers through a port, and the same machine after a reboot.
-pub fn devices(ground: &Ground) -> Result<String> {
-    let wire = Wire::new(ground.user)?;
-    let socket = ground.file("agent");
-    let mut machine = ground.machine(&format!("GUEST={GUEST}\nHERE={HERE}\n{DEVICES}"))?;
+pub fn devices(fixture: &Fixture) -> Result<String> {
+    let wire = Wire::new(fixture.user)?;
+    let socket = fixture.file("agent");
+    let mut machine = fixture.machine(&format!("GUEST={GUEST}\nHERE={HERE}\n{DEVICES}"))?;
     for (name, access) in [("every.img", Access::Write), ("forgets.img", Access::Ephemeral)] {
-        let disk = ground.file(name);
+        let disk = fixture.file(name);
         noise(&disk, 32 << 20)?;
         machine.disks.push((disk, access));
     }
     machine.nets.push(Net::Tap(super::TAP.to_owned()));
     machine.nets.extend(host::program("passt").map(|_| Net::User));
-    machine.stats = Some(ground.file("every.json"));
+    machine.stats = Some(fixture.file("every.json"));
     machine.cpus = 2;
-    let mut command = machine.command(&ground.vmm);
-    wire.several(ground.user)?;
+    let mut command = machine.command(&fixture.vmm);
+    wire.several(fixture.user)?;
     command.args(["--net", &format!("tap={SEVERAL},queues=2")]);
     command.arg("--port").arg(format!("agent={}", socket.display())).args(["--on-reboot", "restart"]);
-    watched(Running::start(command, ground.shown)?, |running| {
+    watched(Running::start(command, fixture.shown)?, |running| {
         let talk = std::thread::spawn(move || talk(&socket));
         finish(running)?;
         talk.join().map_err(|_| anyhow::anyhow!("the port's other end failed"))?
@@ -110,11 +110,11 @@ fn connect(socket: &Path) -> Result<(UnixStream, String)> {
 }
 
 /// Every operation on files that a program can ask for.
-pub fn share(ground: &Ground, name: &str) -> Result<String> {
-    let folder = ground.file("every-operation");
+pub fn share(fixture: &Fixture, name: &str) -> Result<String> {
+    let folder = fixture.file("every-operation");
     fs::create_dir(&folder).context("making a folder")?;
-    let mut command = kite(ground, &kernel(name)?)?;
-    if ground.user() == 0 {
+    let mut command = kite(fixture, &kernel(name)?)?;
+    if fixture.user() == 0 {
         command.args(["--env", "ROOT=1"]);
     }
     command.args(["--share", ".:rw", "--", "python3", "-c", OPERATIONS]).current_dir(&folder);

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{Ground, kernel};
+use super::{Fixture, kernel};
 use crate::setup::Kernel;
 use crate::vmm::sandbox;
 
@@ -32,8 +32,8 @@ pub(super) struct Ended {
 }
 
 /// `kite run` with this kernel; the rest of the command line is the caller's.
-pub(super) fn kite(ground: &Ground, kernel: &Kernel) -> Result<Command> {
-    let mut kite = Command::new(ground.program()?);
+pub(super) fn kite(fixture: &Fixture, kernel: &Kernel) -> Result<Command> {
+    let mut kite = Command::new(fixture.program()?);
     kite.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(kernel.bz_image());
     kite.arg("--modules").arg(kernel.modules());
     Ok(kite)
@@ -92,8 +92,8 @@ struct Case {
 
 const NOTHING: Case = Case { options: &[], command: &[], input: "", code: 0, stdout: "", stderr: "" };
 
-fn check(ground: &Ground, kernel: &Kernel, case: &Case) -> Result<()> {
-    let mut command = kite(ground, kernel)?;
+fn check(fixture: &Fixture, kernel: &Kernel, case: &Case) -> Result<()> {
+    let mut command = kite(fixture, kernel)?;
     command.args(case.options).arg("--").args(case.command);
     let ended = ended(command, case.input.as_bytes())?;
     let stdout = String::from_utf8_lossy(&ended.stdout);
@@ -111,7 +111,7 @@ fn check(ground: &Ground, kernel: &Kernel, case: &Case) -> Result<()> {
 }
 
 /// Streams and statuses.
-pub fn streams(ground: &Ground, name: &str) -> Result<String> {
+pub fn streams(fixture: &Fixture, name: &str) -> Result<String> {
     let cases = [
         Case { command: &["true"], ..NOTHING },
         Case {
@@ -159,15 +159,15 @@ pub fn streams(ground: &Ground, name: &str) -> Result<String> {
         },
     ];
     let kernel = kernel(name)?;
-    cases.iter().try_for_each(|case| check(ground, &kernel, case))?;
-    gone_reader(ground, &kernel)?;
-    closed_streams(ground, &kernel)?;
+    cases.iter().try_for_each(|case| check(fixture, &kernel, case))?;
+    gone_reader(fixture, &kernel)?;
+    closed_streams(fixture, &kernel)?;
     Ok(String::new())
 }
 
 /// Whoever reads the output goes: the command is told, as it would be here.
-fn gone_reader(ground: &Ground, kernel: &Kernel) -> Result<()> {
-    let mut command = kite(ground, kernel)?;
+fn gone_reader(fixture: &Fixture, kernel: &Kernel) -> Result<()> {
+    let mut command = kite(fixture, kernel)?;
     command.args(["--", "yes"]).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("starting kite")?;
     let mut first = [0; 2];
@@ -177,8 +177,8 @@ fn gone_reader(ground: &Ground, kernel: &Kernel) -> Result<()> {
 }
 
 /// kite without any stream at all.
-fn closed_streams(ground: &Ground, kernel: &Kernel) -> Result<()> {
-    let kite = kite(ground, kernel)?;
+fn closed_streams(fixture: &Fixture, kernel: &Kernel) -> Result<()> {
+    let kite = kite(fixture, kernel)?;
     let mut shell = Command::new("sh");
     shell.args(["-c", "\"$@\" <&- >&- 2>&-", "sh"]).arg(kite.get_program()).args(kite.get_args());
     shell.args(["--", "sh", "-c", "cat; echo lost; exit 9"]);
@@ -202,10 +202,10 @@ impl Noise {
 }
 
 /// So many MiB through the guest and back.
-pub fn bytes(ground: &Ground, name: &str, mib: u64) -> Result<String> {
+pub fn bytes(fixture: &Fixture, name: &str, mib: u64) -> Result<String> {
     const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
     const CHUNK: usize = 1 << 16;
-    let mut command = kite(ground, &kernel(name)?)?;
+    let mut command = kite(fixture, &kernel(name)?)?;
     command.args(["--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().context("starting kite")?;
     let (mut stdin, mut stdout) =
@@ -245,15 +245,15 @@ pub fn bytes(ground: &Ground, name: &str, mib: u64) -> Result<String> {
 }
 
 /// Whose files the guest sees, and which of them it changes.
-pub fn files(ground: &Ground, name: &str) -> Result<String> {
+pub fn files(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
-    let folder = ground.file("files");
+    let folder = fixture.file("files");
     for sub in ["here", "beside", "root/bin"] {
         fs::create_dir_all(folder.join(sub)).context("making folders")?;
     }
     fs::write(folder.join("here/file"), "host\n").context("writing a file")?;
     let run = |options: &[&str], script: &str, expected: &str| -> Result<()> {
-        let mut command = kite(ground, &kernel)?;
+        let mut command = kite(fixture, &kernel)?;
         command.current_dir(folder.join("here")).args(options).args(["--", "sh", "-c", script]);
         let ended = ended(command, b"")?;
         let stdout = String::from_utf8_lossy(&ended.stdout);
@@ -272,7 +272,7 @@ pub fn files(ground: &Ground, name: &str) -> Result<String> {
     let text = fs::read_to_string(&kept).context("reading what the guest wrote")?;
     ensure!(text == "kept\n", "the share has {text:?}");
     let (user, owner) =
-        (ground.user(), fs::metadata(&kept).context("looking at what the guest wrote")?.uid());
+        (fixture.user(), fs::metadata(&kept).context("looking at what the guest wrote")?.uid());
     ensure!(owner == user, "what user {user} wrote is user {owner}'s");
     run(&[], "id -u; test -r /etc/hostname && echo root", &format!("{user}\nroot\n"))?;
     run(&["--env", "A=b c", "--env", "HOME"], "echo $A; test \"$HOME\" = ~ && echo home", "b c\nhome\n")?;
@@ -296,7 +296,7 @@ pub fn files(ground: &Ground, name: &str) -> Result<String> {
     })?;
     run(&["--user", "1234:42"], "id -u; id -g; id -G", "1234\n42\n42\n")?;
     run(&AS_ROOT, WHAT_IS_THERE, "")?;
-    let disk = ground.debian.disk().display().to_string();
+    let disk = fixture.debian.disk().display().to_string();
     let disk = format!("path={},ephemeral", disk.replace(',', ",,"));
     let from_disk = [&AS_ROOT[..], &["--root", "disk", "--disk", &disk]].concat();
     run(&from_disk, "pwd; cat /etc/hostname; echo x >/etc/hostname", "/\nkite\n")
@@ -317,7 +317,7 @@ test \"$(ls /proc/self/fd | wc -l)\" = 4
 ";
 
 /// A kernel that crashes tells why, also where the command has closed its standard error before, a pipe.
-pub fn crash(ground: &Ground, name: &str) -> Result<String> {
+pub fn crash(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
     let panic = Case {
         options: &AS_ROOT,
@@ -326,20 +326,20 @@ pub fn crash(ground: &Ground, name: &str) -> Result<String> {
         stderr: "Kernel panic - not syncing: sysrq triggered crash",
         ..NOTHING
     };
-    check(ground, &kernel, &panic)?;
-    let alone = ground.file("vmlinuz");
+    check(fixture, &kernel, &panic)?;
+    let alone = fixture.file("vmlinuz");
     fs::copy(kernel.bz_image(), &alone).context("copying the kernel")?;
     // A host that has this very kernel installed has its modules, too.
     if !Path::new("/lib/modules").join(&kernel.release).exists() {
-        let mut command = Command::new(ground.program()?);
+        let mut command = Command::new(fixture.program()?);
         command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(&alone).args(["--", "true"]);
         let ended = ended(command, b"")?;
         let cure = format!("there is no folder of modules for kernel {}", kernel.release);
         let last = ended.stderr.trim_end().rsplit('\n').next().unwrap_or_default();
         ensure!(ended.code == Some(255) && last.contains(&cure), "without modules: {ended:#?}");
     }
-    let log = ground.file("kernel-log");
-    let mut command = kite(ground, &kernel)?;
+    let log = fixture.file("kernel-log");
+    let mut command = kite(fixture, &kernel)?;
     command.arg("--kernel-log").arg(&log).args(AS_ROOT);
     command.args(["--", "sh", "-c", "echo marked >/dev/kmsg"]);
     let ended = ended(command, b"")?;
@@ -367,15 +367,15 @@ pub(super) fn left(temporary: &Path) -> Result<[usize; 4]> {
 }
 
 /// So many runs, one after the other, and nothing of them is left.
-pub fn many(ground: &Ground, name: &str, times: u32) -> Result<String> {
+pub fn many(fixture: &Fixture, name: &str, times: u32) -> Result<String> {
     let kernel = kernel(name)?;
     // Where nobody else leaves anything.
-    let temporary = ground.file("many");
+    let temporary = fixture.file("many");
     fs::create_dir_all(&temporary).context("making a folder")?;
     let before = left(&temporary)?;
     let start = Instant::now();
     for time in 0..times {
-        let mut command = kite(ground, &kernel)?;
+        let mut command = kite(fixture, &kernel)?;
         command.env("TMPDIR", &temporary).args(["--", "true"]);
         let ended = ended(command, b"").with_context(|| format!("run {time}"))?;
         let silent = ended.stdout.is_empty() && ended.stderr.is_empty();

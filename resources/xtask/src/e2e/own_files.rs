@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::command::ended;
-use super::{Ground, kernel};
+use super::{Fixture, kernel};
 use crate::setup::Kernel;
 use crate::vmm::sandbox;
 
@@ -30,22 +30,22 @@ echo done
 "#;
 
 /// A folder with the kernel and its modules, as one has it that builds a kernel.
-fn built(ground: &Ground, kernel: &Kernel) -> Result<std::path::PathBuf> {
-    let folder = ground.file("own-files");
+fn built(fixture: &Fixture, kernel: &Kernel) -> Result<std::path::PathBuf> {
+    let folder = fixture.file("own-files");
     fs::create_dir_all(&folder).context("making a folder")?;
     fs::copy(kernel.bz_image(), folder.join("kernel")).context("copying the kernel")?;
     let copied = Command::new("cp").arg("-r").arg(kernel.modules()).arg(folder.join("modules")).status();
     ensure!(copied.context("copying modules")?.success(), "cp cannot copy the modules");
-    let own = Command::new("chown").arg("-R").arg(ground.user().to_string()).arg(&folder).status();
+    let own = Command::new("chown").arg("-R").arg(fixture.user().to_string()).arg(&folder).status();
     ensure!(own.context("giving files away")?.success(), "chown cannot give the files away");
     Ok(folder)
 }
 
 /// One boot, of a kernel in the share.
-pub fn own_files(ground: &Ground, name: &str) -> Result<String> {
+pub fn own_files(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
-    let folder = built(ground, &kernel)?;
-    let program = ground.program()?;
+    let folder = built(fixture, &kernel)?;
+    let program = fixture.program()?;
     let mut command = Command::new(program);
     command.current_dir(&folder).args(["run", "--sandbox", sandbox(), "--kernel", "kernel"]);
     command.args(["--modules", "modules", "--share", ".:rw", "--", "sh", "-c", SCRIPT]);

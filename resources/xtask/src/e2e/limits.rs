@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::command::{ended, kite};
-use super::{Ground, NotHere, kernel};
+use super::{Fixture, NotHere, kernel};
 use crate::bench::images::elf;
 use crate::running::Running;
 use crate::setup::LAB;
@@ -34,9 +34,9 @@ const NOBODY: u32 = 65534;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// `kite run` with a tiny guest.
-fn tiny(ground: &Ground, code: &[u8], options: &[&str]) -> Result<Command> {
-    let program = ground.program()?;
-    let path = ground.file(if code == SPIN { "spin" } else { "power-off" });
+fn tiny(fixture: &Fixture, code: &[u8], options: &[&str]) -> Result<Command> {
+    let program = fixture.program()?;
+    let path = fixture.file(if code == SPIN { "spin" } else { "power-off" });
     fs::write(&path, elf(code)).context("writing a guest")?;
     let mut command = Command::new(program);
     command.args(["run", "--sandbox", sandbox(), "--force", "--memory", "64M", "--kernel"]).arg(path);
@@ -45,22 +45,22 @@ fn tiny(ground: &Ground, code: &[u8], options: &[&str]) -> Result<Command> {
 }
 
 /// Whether this user may make groups here.
-pub(super) fn check_groups(ground: &Ground) -> Result<()> {
-    if ground.groups.get().is_none() {
-        let ended = ended(tiny(ground, POWER_OFF, &["--limit", "cpu=1,memory=1G,pids=64"])?, b"")?;
+pub(super) fn check_groups(fixture: &Fixture) -> Result<()> {
+    if fixture.groups.get().is_none() {
+        let ended = ended(tiny(fixture, POWER_OFF, &["--limit", "cpu=1,memory=1G,pids=64"])?, b"")?;
         let said = ended.stderr.trim().to_owned();
         ensure!(ended.code == Some(0) || said.contains("group"), "{ended:?}");
-        let _ = ground.groups.set(if ended.code == Some(0) { Ok(()) } else { Err(said) });
+        let _ = fixture.groups.set(if ended.code == Some(0) { Ok(()) } else { Err(said) });
     }
-    match ground.groups.get() {
+    match fixture.groups.get() {
         Some(Err(said)) => Err(NotHere(said.clone()).into()),
         _ => Ok(()),
     }
 }
 
 /// The share of a CPU that a machine takes which computes for ever.
-fn share(ground: &Ground, options: &[&str]) -> Result<f64> {
-    let mut running = Running::start(tiny(ground, SPIN, options)?, ground.shown)?;
+fn share(fixture: &Fixture, options: &[&str]) -> Result<f64> {
+    let mut running = Running::start(tiny(fixture, SPIN, options)?, fixture.shown)?;
     running.wait_for("!", LIMIT)?;
     let family = family(running.id());
     let used = || -> f64 { family.iter().filter_map(|pid| ticks(*pid)).sum::<u64>() as f64 / TICKS };
@@ -87,10 +87,10 @@ fn ticks(pid: u32) -> Option<u64> {
 }
 
 /// A machine gets as much of a CPU as it may; and all of it without a limit.
-pub fn cpu(ground: &Ground) -> Result<String> {
-    check_groups(ground)?;
-    let limited = share(ground, &["--limit", "cpu=0.3"])?;
-    let free = share(ground, &[])?;
+pub fn cpu(fixture: &Fixture) -> Result<String> {
+    check_groups(fixture)?;
+    let limited = share(fixture, &["--limit", "cpu=0.3"])?;
+    let free = share(fixture, &[])?;
     // On a machine that is busy with other things both get less.
     ensure!(limited <= 0.45, "{limited:.2} of a CPU with a limit of 0.3");
     ensure!(free >= limited * 1.5, "{free:.2} of a CPU without a limit, and {limited:.2} with one of 0.3");
@@ -98,14 +98,14 @@ pub fn cpu(ground: &Ground) -> Result<String> {
 }
 
 /// A machine whose guest takes too much memory is killed, and another goes on.
-pub fn memory(ground: &Ground, name: &str) -> Result<String> {
-    check_groups(ground)?;
-    let mut other = Running::start(tiny(ground, SPIN, &[])?, ground.shown)?;
+pub fn memory(fixture: &Fixture, name: &str) -> Result<String> {
+    check_groups(fixture)?;
+    let mut other = Running::start(tiny(fixture, SPIN, &[])?, fixture.shown)?;
     other.wait_for("!", LIMIT)?;
-    let junit = ground.file("limits.xml");
-    let mut command = kite(ground, &kernel(name)?)?;
+    let junit = fixture.file("limits.xml");
+    let mut command = kite(fixture, &kernel(name)?)?;
     command
-        .args(["--memory", "700M", "--cgroup", "kite-proof", "--limit", "memory=300M", "--junit"])
+        .args(["--memory", "700M", "--cgroup", "kite-e2e", "--limit", "memory=300M", "--junit"])
         .arg(&junit);
     command.args(["--", "sh", "-c", "echo began; head -c 500M /dev/zero >/tmp/much; echo lived"]);
     let killed = ended(command, b"")?;
@@ -114,7 +114,7 @@ pub fn memory(ground: &Ground, name: &str) -> Result<String> {
     ensure!(killed.code == Some(123) && killed.stderr == line && killed.stdout == b"began\n", "{killed:?}");
     let results = fs::read_to_string(&junit).context("reading the results")?;
     ensure!(results.contains("<error") && results.contains("the host killed the machine"), "{results}");
-    ensure!(left("kite-proof").is_empty(), "the group is left: {:?}", left("kite-proof"));
+    ensure!(left("kite-e2e").is_empty(), "the group is left: {:?}", left("kite-e2e"));
     ensure!(family(other.id()).iter().all(|pid| ticks(*pid).is_some()), "the other machine has ended, too");
     other.kill()?;
     Ok(String::new())
@@ -129,12 +129,12 @@ exec 1>&- 2>&-; read -r line; exit 7";
 
 /// A guest reads no more of a disk a second than it may, and of another all it can. Whoever reads what a command prints
 /// sees the end of it when the command closes it, though another process of kite's stays.
-pub fn io_and_streams(ground: &Ground, name: &str) -> Result<String> {
-    check_groups(ground)?;
-    let disks = [LoopDevice::new(&ground.file("limited.img"))?, LoopDevice::new(&ground.file("free.img"))?];
+pub fn io_and_streams(fixture: &Fixture, name: &str) -> Result<String> {
+    check_groups(fixture)?;
+    let disks = [LoopDevice::new(&fixture.file("limited.img"))?, LoopDevice::new(&fixture.file("free.img"))?];
     // What was written may not be read from memory.
     fs::write("/proc/sys/vm/drop_caches", "3").context("forgetting what was written")?;
-    let mut command = kite(ground, &kernel(name)?)?;
+    let mut command = kite(fixture, &kernel(name)?)?;
     for disk in &disks {
         command.arg("--disk").arg(format!("path={},readonly", disk.0));
     }
@@ -217,8 +217,8 @@ fn left(name: &str) -> Vec<PathBuf> {
 }
 
 /// A user without any rights, in a group of version 2 that was given to them, as a service manager gives it.
-pub fn delegated(ground: &Ground) -> Result<String> {
-    check_groups(ground)?;
+pub fn delegated(fixture: &Fixture) -> Result<String> {
+    check_groups(fixture)?;
     let top = Path::new(CGROUPS);
     let here = fs::read_to_string(top.join("cgroup.controllers")).unwrap_or_default();
     if !nix::unistd::geteuid().is_root() || !here.split_whitespace().any(|name| name == "pids") {
@@ -234,11 +234,11 @@ pub fn delegated(ground: &Ground) -> Result<String> {
         }
         (false, false) => return Err(NotHere("/dev/kvm is for no group".to_owned()).into()),
     };
-    let scope = Scope::new(top.join("kite-proof.scope"))?;
-    let program = ground.file("kite");
-    let kite = ground.program()?;
+    let scope = Scope::new(top.join("kite-e2e.scope"))?;
+    let program = fixture.file("kite");
+    let kite = fixture.program()?;
     fs::copy(kite, &program).context("copying kite")?;
-    fs::write(ground.file("power-off"), elf(POWER_OFF)).context("writing a guest")?;
+    fs::write(fixture.file("power-off"), elf(POWER_OFF)).context("writing a guest")?;
     let folder = program.parent().context("a file is in a folder")?;
     fs::set_permissions(folder, Permissions::from_mode(0o755)).context("opening up a folder")?;
     let run = format!(
@@ -247,7 +247,7 @@ pub fn delegated(ground: &Ground) -> Result<String> {
         scope = scope.0.display(),
         sandbox = sandbox(),
         kite = program.display(),
-        guest = ground.file("power-off").display(),
+        guest = fixture.file("power-off").display(),
     );
     let mut command = Command::new("sh");
     command.args(["-c", &run]).current_dir("/");

@@ -1,6 +1,6 @@
-//! Devices proved on real guests: whole systems, data that is checked, networks, and machines that are killed. Run where
-//! hardware KVM is, on this machine or inside the lab, in a network namespace of its own, by a hidden command of this
-//! program.
+//! End-to-end tests on Linux guests: whole systems, data that is checked, networks, and machines that are killed. They run
+//! where hardware KVM is, on this machine or inside the lab, in a network namespace of their own, by a hidden command of
+//! this program.
 
 mod command;
 mod connected;
@@ -56,83 +56,83 @@ pub const PROGRAMS: [(&str, &str); 6] = [
 /// What a guest's script may take.
 const SCRIPT: Duration = Duration::from_secs(300);
 
-/// What a proof does: it answers what else is to be told of it.
-type Run = fn(&Ground) -> Result<String>;
+/// A test's function, which returns a detail for the line about it.
+type Run = fn(&Fixture) -> Result<String>;
 
-/// One proof.
+/// An end-to-end test.
 #[derive(Clone, Copy)]
-pub struct Proof {
+pub struct Test {
     name: &'static str,
     /// With a kite that an ordinary user runs, where another could.
     user: bool,
     run: Run,
 }
 
-impl fmt::Display for Proof {
+impl fmt::Display for Test {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(if self.user { user::MARK } else { "" })?;
         out.write_str(self.name)
     }
 }
 
-/// Every proof, with its tiers. A boot costs six seconds, and ten commands in one guest no more than one: a proof of the
-/// quick tier proves much in one boot.
-const PROOFS: &[(&str, Tiers, Run)] = &[
-    ("debian/1cpu", Tiers::ALL, |ground| disk::debian(ground, 1)),
-    ("debian/2cpu", Tiers::USER, |ground| disk::debian(ground, 2)),
-    ("debian/4cpu", Tiers::ALL, |ground| disk::debian(ground, 4)),
-    ("disk/verified/1cpu", Tiers::ALL, |ground| disk::verified(ground, 1)),
-    ("disk/verified/2cpu", Tiers::ROOT, |ground| disk::verified(ground, 2)),
-    ("disk/verified/4cpu", Tiers::ALL, |ground| disk::verified(ground, 4)),
-    ("disk/killed-2-times", Tiers::ROOT, |ground| killed::killed(ground, 2)),
-    ("disk/killed-50-times", Tiers::ALL, |ground| killed::killed(ground, 50)),
+/// Every test, with its tiers. A boot costs six seconds, and ten commands in one guest no more than one: a test of the
+/// quick tier checks much in one boot.
+const TESTS: &[(&str, Tiers, Run)] = &[
+    ("debian/1cpu", Tiers::ALL, |fixture| disk::debian(fixture, 1)),
+    ("debian/2cpu", Tiers::USER, |fixture| disk::debian(fixture, 2)),
+    ("debian/4cpu", Tiers::ALL, |fixture| disk::debian(fixture, 4)),
+    ("disk/verified/1cpu", Tiers::ALL, |fixture| disk::verified(fixture, 1)),
+    ("disk/verified/2cpu", Tiers::ROOT, |fixture| disk::verified(fixture, 2)),
+    ("disk/verified/4cpu", Tiers::ALL, |fixture| disk::verified(fixture, 4)),
+    ("disk/killed-2-times", Tiers::ROOT, |fixture| killed::killed(fixture, 2)),
+    ("disk/killed-50-times", Tiers::ALL, |fixture| killed::killed(fixture, 50)),
     ("net/tap", Tiers::ROOT, network::tap),
     ("net/user", Tiers::USER, network::user),
     ("net/flooded", Tiers::ROOT, network::flooded),
-    ("stats/6.1", Tiers::ROOT, |ground| stats::boot(ground, "6.1")),
-    ("stats/6.12", Tiers::NIGHTLY, |ground| stats::boot(ground, "6.12")),
-    ("command/together/6.1", Tiers::USER, |ground| together::command(ground, "6.1")),
-    ("command/streams/6.1", Tiers::NIGHTLY_BY_BOTH, |ground| command::streams(ground, "6.1")),
-    ("command/streams/6.12", Tiers::NIGHTLY, |ground| command::streams(ground, "6.12")),
-    ("command/bytes/64M", Tiers::ROOT, |ground| command::bytes(ground, "6.12", 64)),
-    ("command/bytes/1G", Tiers::NIGHTLY, |ground| command::bytes(ground, "6.1", 1024)),
-    ("command/files/6.1", Tiers::NIGHTLY, |ground| command::files(ground, "6.1")),
-    ("command/files/6.12", Tiers::NIGHTLY_BY_BOTH, |ground| command::files(ground, "6.12")),
-    ("command/connected", Tiers::USER, |ground| connected::connected(ground, "6.12")),
-    ("command/rights", Tiers::BOTH, |ground| rights::rights(ground, "6.12")),
-    ("command/today", Tiers::ROOT, |ground| today::command(ground, TODAY)),
-    ("command/own-files", Tiers::NIGHTLY_BY_BOTH, |ground| own_files::own_files(ground, "6.12")),
-    ("command/terminal", Tiers::ROOT, |ground| terminal::session(ground, "6.12")),
-    ("command/terminal/ways-out", Tiers::NIGHTLY, |ground| terminal::ways_out(ground, "6.12")),
-    ("command/crash", Tiers::NIGHTLY, |ground| command::crash(ground, "6.12")),
-    ("command/as-root/6.12", Tiers::ROOT, |ground| together::as_root(ground, "6.12")),
-    ("command/tools", Tiers::ROOT, |ground| tools::tools(ground, "6.1")),
-    ("command/selftests/6.1", Tiers::NIGHTLY, |ground| tools::selftests(ground, "6.1")),
-    ("command/selftests/6.12", Tiers::NIGHTLY, |ground| tools::selftests(ground, "6.12")),
-    // These are traced, too: see `calls`.
+    ("stats/6.1", Tiers::ROOT, |fixture| stats::boot(fixture, "6.1")),
+    ("stats/6.12", Tiers::NIGHTLY, |fixture| stats::boot(fixture, "6.12")),
+    ("command/together/6.1", Tiers::USER, |fixture| together::command(fixture, "6.1")),
+    ("command/streams/6.1", Tiers::NIGHTLY_BY_BOTH, |fixture| command::streams(fixture, "6.1")),
+    ("command/streams/6.12", Tiers::NIGHTLY, |fixture| command::streams(fixture, "6.12")),
+    ("command/bytes/64M", Tiers::ROOT, |fixture| command::bytes(fixture, "6.12", 64)),
+    ("command/bytes/1G", Tiers::NIGHTLY, |fixture| command::bytes(fixture, "6.1", 1024)),
+    ("command/files/6.1", Tiers::NIGHTLY, |fixture| command::files(fixture, "6.1")),
+    ("command/files/6.12", Tiers::NIGHTLY_BY_BOTH, |fixture| command::files(fixture, "6.12")),
+    ("command/connected", Tiers::USER, |fixture| connected::connected(fixture, "6.12")),
+    ("command/rights", Tiers::BOTH, |fixture| rights::rights(fixture, "6.12")),
+    ("command/today", Tiers::ROOT, |fixture| today::command(fixture, TODAY)),
+    ("command/own-files", Tiers::NIGHTLY_BY_BOTH, |fixture| own_files::own_files(fixture, "6.12")),
+    ("command/terminal", Tiers::ROOT, |fixture| terminal::session(fixture, "6.12")),
+    ("command/terminal/ways-out", Tiers::NIGHTLY, |fixture| terminal::ways_out(fixture, "6.12")),
+    ("command/crash", Tiers::NIGHTLY, |fixture| command::crash(fixture, "6.12")),
+    ("command/as-root/6.12", Tiers::ROOT, |fixture| together::as_root(fixture, "6.12")),
+    ("command/tools", Tiers::ROOT, |fixture| tools::tools(fixture, "6.1")),
+    ("command/selftests/6.1", Tiers::NIGHTLY, |fixture| tools::selftests(fixture, "6.1")),
+    ("command/selftests/6.12", Tiers::NIGHTLY, |fixture| tools::selftests(fixture, "6.12")),
+    // These are traced, too: see `seccomp_coverage`.
     ("jail/devices", Tiers::ROOT, every::devices),
-    ("jail/share", Tiers::ROOT, |ground| every::share(ground, "6.12")),
-    ("output/terminal", Tiers::ROOT, |ground| output::terminal(ground, "6.12")),
-    ("output/lost", Tiers::ROOT, |ground| output::lost(ground, "6.1")),
+    ("jail/share", Tiers::ROOT, |fixture| every::share(fixture, "6.12")),
+    ("output/terminal", Tiers::ROOT, |fixture| output::terminal(fixture, "6.12")),
+    ("output/lost", Tiers::ROOT, |fixture| output::lost(fixture, "6.1")),
     ("limits/cpu", Tiers::ROOT_ALONE, limits::cpu),
-    ("limits/memory", Tiers::ROOT_ALONE, |ground| limits::memory(ground, "6.12")),
-    ("limits/io-and-streams", Tiers::ROOT_ALONE, |ground| limits::io_and_streams(ground, "6.12")),
+    ("limits/memory", Tiers::ROOT_ALONE, |fixture| limits::memory(fixture, "6.12")),
+    ("limits/io-and-streams", Tiers::ROOT_ALONE, |fixture| limits::io_and_streams(fixture, "6.12")),
     ("limits/delegated", Tiers::ROOT_ALONE, limits::delegated),
-    ("command/many/3", Tiers::NIGHTLY, |ground| command::many(ground, "6.12", 3)),
-    ("command/many/200", Tiers::ALL, |ground| command::many(ground, "6.1", 200)),
+    ("command/many/3", Tiers::NIGHTLY, |fixture| command::many(fixture, "6.12", 3)),
+    ("command/many/200", Tiers::ALL, |fixture| command::many(fixture, "6.1", 200)),
 ];
 
-/// The proofs by both, where root could do them and an ordinary user, too; with their tiers.
-pub fn proofs(both: bool) -> Vec<(Proof, Tier)> {
+/// The tests with their tiers: as root, then as an ordinary user, where `both` can run them.
+pub fn tests(both: bool) -> Vec<(Test, Tier)> {
     let runs = |&(name, tiers, run): &(&'static str, Tiers, Run)| {
-        tiers.runs(both).into_iter().map(move |(user, tier)| (Proof { name, user, run }, tier))
+        tiers.runs(both).into_iter().map(move |(user, tier)| (Test { name, user, run }, tier))
     };
-    let (theirs, own): (Vec<_>, Vec<_>) = PROOFS.iter().flat_map(runs).partition(|(proof, _)| proof.user);
+    let (theirs, own): (Vec<_>, Vec<_>) = TESTS.iter().flat_map(runs).partition(|(test, _)| test.user);
     [own, theirs].concat()
 }
 
-/// What proofs stand on.
-pub struct Ground {
+/// What every test uses: the VMM, a kernel, a disk and a folder.
+pub struct Fixture {
     vmm: Vmm,
     kernel: Kernel,
     debian: Debian,
@@ -145,7 +145,7 @@ pub struct Ground {
     pub shown: bool,
 }
 
-impl Ground {
+impl Fixture {
     /// # Errors
     /// The Debian disk or the kernel is missing, or there is no folder to be had.
     pub fn new(vmm: Vmm, kernel: &str) -> Result<Self> {
@@ -243,7 +243,7 @@ fn watched<T>(mut running: Running, work: impl FnOnce(&mut Running) -> Result<T>
     })
 }
 
-/// Why something cannot be proved on this host.
+/// Why a test cannot run on this host.
 #[derive(Debug)]
 struct NotHere(String);
 
@@ -259,22 +259,22 @@ impl std::error::Error for NotHere {}
 ///
 /// # Errors
 /// `out` cannot be written.
-pub fn run(ground: &Ground, proofs: &[Proof], out: &mut dyn Write) -> Result<()> {
-    let theirs = proofs.iter().any(|proof| proof.user).then(|| ground.of_user());
-    for proof in proofs {
+pub fn run(fixture: &Fixture, tests: &[Test], out: &mut dyn Write) -> Result<()> {
+    let theirs = tests.iter().any(|test| test.user).then(|| fixture.of_user());
+    for test in tests {
         let start = Instant::now();
         let result = match &theirs {
-            Some(Ok(theirs)) if proof.user => (proof.run)(theirs),
-            Some(Err(why)) if proof.user => Err(NotHere(format!("{why:#}")).into()),
-            _ => (proof.run)(ground),
+            Some(Ok(theirs)) if test.user => (test.run)(theirs),
+            Some(Err(why)) if test.user => Err(NotHere(format!("{why:#}")).into()),
+            _ => (test.run)(fixture),
         };
         match result {
-            Ok(detail) => writeln!(out, "ok {proof} ({:.1} s) {detail}", start.elapsed().as_secs_f64())?,
-            Err(error) if error.is::<NotHere>() => writeln!(out, "skip {proof}: {error}")?,
+            Ok(detail) => writeln!(out, "ok {test} ({:.1} s) {detail}", start.elapsed().as_secs_f64())?,
+            Err(error) if error.is::<NotHere>() => writeln!(out, "skip {test}: {error}")?,
             Err(error) => {
                 let text = format!("{error:#}");
                 let mut lines = text.lines();
-                writeln!(out, "FAIL {proof}: {}", lines.next().unwrap_or_default())?;
+                writeln!(out, "FAIL {test}: {}", lines.next().unwrap_or_default())?;
                 for line in lines {
                     writeln!(out, "  | {}", line.trim_end())?;
                 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Ground, SCRIPT, watched};
+use super::{Fixture, SCRIPT, watched};
 use crate::inside::RECORDS;
 use crate::inside::records::{self, RECORD, SLOTS};
 use crate::running::Running;
@@ -18,9 +18,9 @@ use crate::vmm::Access;
 const LONGEST: u64 = 1500;
 
 /// Kills a machine so many times; answers how many records were told of.
-pub fn killed(ground: &Ground, times: u32) -> Result<String> {
-    let disk = ground.file("records.img");
-    let mut machine = ground.machine(RECORDS)?;
+pub fn killed(fixture: &Fixture, times: u32) -> Result<String> {
+    let disk = fixture.file("records.img");
+    let mut machine = fixture.machine(RECORDS)?;
     machine.memory = 128;
     machine.disks.push((disk.clone(), Access::Write));
     let mut told = 0;
@@ -28,7 +28,7 @@ pub fn killed(ground: &Ground, times: u32) -> Result<String> {
         let file = File::create(&disk).context("making a disk")?;
         file.set_len(SLOTS * RECORD as u64).context("making a disk")?;
         let random = RandomState::new().hash_one(time) % LONGEST;
-        let last = watched(ground.start(&machine)?, |running| kill(running, Duration::from_millis(random)))?;
+        let last = watched(fixture.start(&machine)?, |running| kill(running, Duration::from_millis(random)))?;
         compare(&disk, last).with_context(|| format!("kill {time}, after {random} ms"))?;
         told += last + 1;
     }

@@ -12,7 +12,7 @@ use nix::sys::socket::sockopt::BindToDevice;
 
 use super::command::{ended, kite};
 use super::wire::{ASSIGNED, ip};
-use super::{GUEST, Ground, HERE, TAP, Wire, kernel};
+use super::{Fixture, GUEST, HERE, TAP, Wire, kernel};
 use crate::host;
 
 /// Where data is fetched.
@@ -66,13 +66,13 @@ nameserver 10.9.0.1
 ";
 
 /// Two boots: one with all networks at once, and one whose root is a disk.
-pub fn connected(ground: &Ground, name: &str) -> Result<String> {
+pub fn connected(fixture: &Fixture, name: &str) -> Result<String> {
     if host::program("passt").is_none() {
         bail!("there is no passt");
     }
     let kernel = kernel(name)?;
-    let wire = Wire::new(ground.user)?;
-    wire.assigned(&ASSIGNER.to_string(), ground.user)?;
+    let wire = Wire::new(fixture.user)?;
+    wire.assigned(&ASSIGNER.to_string(), fixture.user)?;
     for words in [
         format!("addr replace {BEYOND}/32 dev lo"),
         format!("link set {TAP} mtu 1380"),
@@ -85,14 +85,14 @@ pub fn connected(ground: &Ground, name: &str) -> Result<String> {
     let before = ["/etc/hosts", "/etc/resolv.conf"].map(fs::read);
     let here = format!("tap={TAP},ip={GUEST}/24,dns={HERE}");
     let (all, routed) = (format!("{here},ip=fd00:9::2/64"), format!("{here},gw={HERE}"));
-    let (assigned, disk) = (format!("tap={ASSIGNED}"), ground.debian.disk().display().to_string());
+    let (assigned, disk) = (format!("tap={ASSIGNED}"), fixture.debian.disk().display().to_string());
     let disk = format!("path={},ephemeral", disk.replace(',', ",,"));
     let on_all = ["--net", &all, "--net", &assigned, "--net", "user,mtu=1300"];
     let on_disk = ["--root", "disk", "--disk", &disk, "--net", &routed];
     for (options, script, printed, said) in
         [(&on_all[..], ALL, ALL_PRINTED, ALL_SAID), (&on_disk[..], ON_DISK, ON_DISK_PRINTED, "")]
     {
-        let mut command = kite(ground, &kernel)?;
+        let mut command = kite(fixture, &kernel)?;
         command.args(options).args(["--user", "0", "--", "bash", "-c", &(FETCH.to_owned() + script)]);
         let ended = ended(command, b"")?;
         let stdout = String::from_utf8_lossy(&ended.stdout);

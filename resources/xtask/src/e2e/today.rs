@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use boot::modules::{ModuleFile, Modules};
 
 use super::command::ended;
-use super::{Ground, NotHere};
+use super::{Fixture, NotHere};
 use crate::host;
 use crate::setup::Kernel;
 use crate::vmm::sandbox;
@@ -33,13 +33,13 @@ const PACKERS: [&[&str]; 4] = [
 ];
 
 /// A guest of little memory loads them, and a module that is cut short is found before it starts.
-pub fn command(ground: &Ground, name: &str) -> Result<String> {
+pub fn command(fixture: &Fixture, name: &str) -> Result<String> {
     // Backports go on to the next.
     let Some(kernel) = Kernel::open(name)? else { return Err(NotHere(format!("no kernel {name}")).into()) };
-    let packed = packed(ground, &kernel)?;
-    let folder = ground.file("modules");
+    let packed = packed(fixture, &kernel)?;
+    let folder = fixture.file("modules");
     let run = || -> Result<Command> {
-        let program = ground.program()?;
+        let program = fixture.program()?;
         let mut kite = Command::new(program);
         kite.args(["run", "--sandbox", sandbox(), "--memory", "192M", "--kernel"]).arg(kernel.bz_image());
         kite.arg("--modules").arg(&folder).args(["--", "sh", "-c", "uname -r; cut -d' ' -f1 /proc/modules"]);
@@ -64,13 +64,13 @@ pub fn command(ground: &Ground, name: &str) -> Result<String> {
 }
 
 /// Makes a folder of the modules, each packed in another way.
-fn packed(ground: &Ground, kernel: &Kernel) -> Result<Vec<ModuleFile>> {
+fn packed(fixture: &Fixture, kernel: &Kernel) -> Result<Vec<ModuleFile>> {
     for packer in PACKERS {
         if host::program(packer[0]).is_none() {
             return Err(NotHere(format!("there is no {}", packer[0])).into());
         }
     }
-    let (from, to) = (kernel.modules(), ground.file("modules"));
+    let (from, to) = (kernel.modules(), fixture.file("modules"));
     fs::create_dir_all(&to).context("making a folder")?;
     for list in ["modules.dep", "modules.builtin"] {
         fs::copy(from.join(list), to.join(list)).with_context(|| format!("copying {list}"))?;

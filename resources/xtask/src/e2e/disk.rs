@@ -4,7 +4,7 @@ use std::fs::{self, File};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Ground, finish, noise, stats, watched};
+use super::{Fixture, finish, noise, stats, watched};
 use crate::debian;
 use crate::host;
 use crate::vmm::{Access, Net, Vmm};
@@ -46,17 +46,17 @@ echo 'guest: the disk that forgets is read back'
 "#;
 
 /// A whole Debian boots to its login prompt, finds its network, and leaves a clean file system behind.
-pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
-    let disk = ground.file("debian.img");
+pub fn debian(fixture: &Fixture, cpus: u32) -> Result<String> {
+    let disk = fixture.file("debian.img");
     if !disk.exists() {
-        debian::copy(&ground.debian.disk(), &disk)?;
+        debian::copy(&fixture.debian.disk(), &disk)?;
     }
-    let _wire = super::Wire::new(ground.user)?;
-    let has_net = ground.vmm != Vmm::Qemu("threads") && host::program("passt").is_some();
+    let _wire = super::Wire::new(fixture.user)?;
+    let has_net = fixture.vmm != Vmm::Qemu("threads") && host::program("passt").is_some();
     let nets = if has_net { vec![Net::User] } else { Vec::new() };
-    let mut machine = debian::machine(&ground.debian, &disk, Access::Write, cpus, nets);
-    machine.stats = matches!(ground.vmm, Vmm::Kite(_)).then(|| ground.file("stats.json"));
-    let visit = debian::visit(&machine, &ground.vmm, ground.shown)?;
+    let mut machine = debian::machine(&fixture.debian, &disk, Access::Write, cpus, nets);
+    machine.stats = matches!(fixture.vmm, Vmm::Kite(_)).then(|| fixture.file("stats.json"));
+    let visit = debian::visit(&machine, &fixture.vmm, fixture.shown)?;
     debian::check(&disk)?;
     if visit.cpus != cpus.to_string() {
         bail!("{} processors instead of {cpus}", visit.cpus);
@@ -72,17 +72,17 @@ pub fn debian(ground: &Ground, cpus: u32) -> Result<String> {
 }
 
 /// What is written is what is read; and of a disk that forgets, the file is what it was.
-pub fn verified(ground: &Ground, cpus: u32) -> Result<String> {
-    let (disk, kept) = (ground.file("data.img"), ground.file("kept.img"));
+pub fn verified(fixture: &Fixture, cpus: u32) -> Result<String> {
+    let (disk, kept) = (fixture.file("data.img"), fixture.file("kept.img"));
     File::create(&disk).and_then(|file| file.set_len(SIZE)).context("making a disk")?;
     let before = noise(&kept, 48 << 20)?;
-    let listing = || -> Result<usize> { Ok(fs::read_dir(ground.folder.path())?.count()) };
-    let mut machine = ground.machine(&format!("{VERIFY}{SCRIBBLE}"))?;
+    let listing = || -> Result<usize> { Ok(fs::read_dir(fixture.folder.path())?.count()) };
+    let mut machine = fixture.machine(&format!("{VERIFY}{SCRIBBLE}"))?;
     machine.cpus = cpus;
     machine.disks.push((disk.clone(), Access::Write));
     machine.disks.push((kept.clone(), Access::Ephemeral));
     let files = listing()?;
-    watched(ground.start(&machine)?, finish)?;
+    watched(fixture.start(&machine)?, finish)?;
     if fs::read(&kept).context("reading the disk again")? != before {
         bail!("the file of a disk that forgets has changed");
     }

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::command::{ended, kite};
-use super::{Ground, kernel};
+use super::{Fixture, kernel};
 use crate::user::GROUP;
 
 /// What kite's caller has set. There are fewer open files than the command has open at once on the share, were they divided
@@ -58,16 +58,16 @@ nosuid
 ";
 
 /// One boot for all of it.
-pub fn rights(ground: &Ground, name: &str) -> Result<String> {
-    let folder = ground.file("rights");
+pub fn rights(fixture: &Fixture, name: &str) -> Result<String> {
+    let folder = fixture.file("rights");
     fs::create_dir(&folder).context("making a folder")?;
-    chown(&folder, Some(ground.user()), Some(ground.user())).context("giving a folder to kite's user")?;
+    chown(&folder, Some(fixture.user()), Some(fixture.user())).context("giving a folder to kite's user")?;
     // Not in a folder that is wholly the user's.
     let team = tempfile::tempdir().context("making a folder")?;
     let team = team.path();
     chown(team, Some(0), Some(GROUP)).context("giving a folder to a group")?;
     fs::set_permissions(team, Permissions::from_mode(0o2770)).context("opening a folder to a group")?;
-    let kite = kite(ground, &kernel(name)?)?;
+    let kite = kite(fixture, &kernel(name)?)?;
     let mut command = Command::new("bash");
     command.args(["-c", CALLER, "bash"]).arg(kite.get_program()).args(kite.get_args());
     command.args(["--share", ".:rw", "--share"]).arg(format!("{}:/team:rw", team.display()));
@@ -78,6 +78,6 @@ pub fn rights(ground: &Ground, name: &str) -> Result<String> {
     ensure!(as_it_should, "{:?}: {stdout}{}", ended.code, ended.stderr);
     let of = |path: &Path| fs::metadata(path).map(|it| (it.uid(), it.gid(), it.mode() & 0o7777));
     let made = of(&team.join("made")).context("looking at what the guest made")?;
-    ensure!(made == (ground.user(), GROUP, 0o2750), "a folder in one of a group's is {made:?}");
+    ensure!(made == (fixture.user(), GROUP, 0o2750), "a folder in one of a group's is {made:?}");
     Ok(String::new())
 }

@@ -41,7 +41,7 @@ struct Seen {
 /// Set-up fails; or a rule is not needed, or lacks.
 pub fn run(setup: &mut Setup, profile: Profile, both: bool) -> Result<()> {
     setup.programs(&[("strace", "strace"), ("insmod", "kmod")])?;
-    setup.programs(&crate::proof::PROGRAMS)?;
+    setup.programs(&crate::e2e::PROGRAMS)?;
     setup.debian()?;
     let kernel = setup.kernel()?;
     let programs = step("building tests", Programs::built)?;

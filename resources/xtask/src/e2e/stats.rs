@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Ground, command, kernel};
+use super::{Fixture, command, kernel};
 
 /// What the trace of a boot has, in this order.
 const BOOT: [&str; 10] = [
@@ -91,11 +91,11 @@ fn run(mut kite: Command) -> Result<String> {
 }
 
 /// A stock kernel, for its own sake and for a command's.
-pub fn boot(ground: &Ground, name: &str) -> Result<String> {
+pub fn boot(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
-    let (stats, trace) = (ground.file("stats.json"), ground.file("trace.json"));
+    let (stats, trace) = (fixture.file("stats.json"), fixture.file("trace.json"));
     let measured = || -> Result<Command> {
-        let mut kite = command::kite(ground, &kernel)?;
+        let mut kite = command::kite(fixture, &kernel)?;
         kite.arg("--trace").arg(&trace);
         Ok(kite)
     };

@@ -10,13 +10,13 @@ use anyhow::{Context, Result, ensure};
 use super::command::{AS_ROOT, kite, wait};
 use super::limits::check_groups;
 use super::terminal::Person;
-use super::{Ground, NotHere, kernel};
+use super::{Fixture, NotHere, kernel};
 
 /// A command whose standard error is the terminal, so that its stream has ended before it has begun.
-pub fn terminal(ground: &Ground, name: &str) -> Result<String> {
+pub fn terminal(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
     let person = |options: &[&str], script: &str| {
-        let mut command = kite(ground, &kernel)?;
+        let mut command = kite(fixture, &kernel)?;
         command.args(options).args(["--", "sh", "-c", script]);
         Person::new(command, 24, 80)
     };
@@ -33,7 +33,7 @@ pub fn terminal(ground: &Ground, name: &str) -> Result<String> {
     late.sees("Ctrl-A Ctrl-A  send one Ctrl-A to the guest")?;
     late.sees("kite: the guest was ended: it neither ran nor printed for 5s")?;
     ensure!(late.ends()? == Some(124), "a command that is late has another status");
-    if let Err(error) = check_groups(ground) {
+    if let Err(error) = check_groups(fixture) {
         ensure!(error.is::<NotHere>(), error);
         return Ok(format!("but for a limit's kill: {error:#}"));
     }
@@ -46,11 +46,11 @@ pub fn terminal(ground: &Ground, name: &str) -> Result<String> {
 }
 
 /// Output that cannot be written, and output that nobody reads.
-pub fn lost(ground: &Ground, name: &str) -> Result<String> {
+pub fn lost(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
-    let log = ground.file("log-that-may-not-grow");
+    let log = fixture.file("log-that-may-not-grow");
     let mut command = Command::new("sh");
-    let kite_itself = kite(ground, &kernel)?;
+    let kite_itself = kite(fixture, &kernel)?;
     // The kernel says more than fits.
     command.args(["-c", "ulimit -f 8; exec \"$@\"", "sh"]);
     command.arg(kite_itself.get_program()).args(kite_itself.get_args()).arg("--kernel-log").arg(&log);
@@ -68,7 +68,7 @@ pub fn lost(ground: &Ground, name: &str) -> Result<String> {
     fs::remove_file(&log).context("removing a file")?;
 
     let (_reader, writer) = io::pipe().context("making a pipe")?;
-    let mut command = kite(ground, &kernel)?;
+    let mut command = kite(fixture, &kernel)?;
     command.args(["--timeout", "15s", "--", "sh", "-c", "exec yes >&2"]);
     let mut flood = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn()?;
     let code = wait(&mut flood)?;

@@ -1,4 +1,4 @@
-//! What a command finds in its guest, in as few boots as its options allow: what combines shares one. The nightly proofs of
+//! What a command finds in its guest, in as few boots as its options allow: what combines shares one. The nightly tests of
 //! `command` look at each alone.
 
 use std::fs;
@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use anyhow::{Context, Result, ensure};
 
 use super::command::{self, AS_ROOT, Ended, WHAT_IS_THERE, ended, kite};
-use super::{Ground, kernel};
+use super::{Fixture, kernel};
 
 /// Files, environment, streams and a status, for the user who calls: what is printed is compared whole.
 const AS_CALLER: &str = r#"pwd; cat file; echo guest >file; cat file
@@ -30,8 +30,8 @@ const CRASHES: &str = "rm file; mkdir -p new/folder; touch /new; ls /new
 echo marked >/dev/kmsg; echo c >/proc/sysrq-trigger; sleep 1000";
 
 /// The files of a host.
-fn files(ground: &Ground, name: &str) -> Result<std::path::PathBuf> {
-    let folder = ground.file(name);
+fn files(fixture: &Fixture, name: &str) -> Result<std::path::PathBuf> {
+    let folder = fixture.file(name);
     for sub in ["here", "beside"] {
         fs::create_dir_all(folder.join(sub)).context("making folders")?;
     }
@@ -50,16 +50,16 @@ fn expect(ended: &Ended, code: i32, stdout: &str, stderr: &str) -> Result<()> {
 }
 
 /// An ordinary command in three boots, of which nothing is left.
-pub fn command(ground: &Ground, name: &str) -> Result<String> {
+pub fn command(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
-    let folder = files(ground, "together")?;
-    let (here, user) = (folder.join("here"), ground.user());
+    let folder = files(fixture, "together")?;
+    let (here, user) = (folder.join("here"), fixture.user());
     // Where nobody else leaves anything.
-    let temporary = ground.file("temporary");
+    let temporary = fixture.file("temporary");
     fs::create_dir_all(&temporary).context("making a folder")?;
     let before = command::left(&temporary)?;
     let run = |options: &[&str], script: &str, input: &[u8]| -> Result<Ended> {
-        let mut command = kite(ground, &kernel)?;
+        let mut command = kite(fixture, &kernel)?;
         command.current_dir(&here).env("TMPDIR", &temporary).args(options).args(["--", "sh", "-c", script]);
         ended(command, input)
     };
@@ -76,7 +76,7 @@ pub fn command(ground: &Ground, name: &str) -> Result<String> {
     let options = ["--user", "nobody", "--clear-env", "--env", &env, "--cwd", "/usr", "--share", "../beside"];
     let stdout = "65534\nnobody\nno\ntmp\nrefused\nHERE HOME LOGNAME PATH PWD USER /usr\n";
     expect(&run(&options, AS_NOBODY, b"")?, 143, stdout, "")?;
-    let disk = ground.debian.disk().display().to_string();
+    let disk = fixture.debian.disk().display().to_string();
     let disk = format!("path={},ephemeral", disk.replace(',', ",,"));
     let options = [&AS_ROOT[..], &["--root", "disk", "--disk", &disk]].concat();
     expect(&run(&options, ON_DISK, b"")?, 0, "/\nx\n", "")?;
@@ -86,10 +86,10 @@ pub fn command(ground: &Ground, name: &str) -> Result<String> {
 }
 
 /// Root finds what programs expect, changes nothing of the host's, and crashes the kernel, which says why.
-pub fn as_root(ground: &Ground, name: &str) -> Result<String> {
-    let folder = files(ground, "as-root")?;
-    let (here, log) = (folder.join("here"), ground.file("as-root.log"));
-    let mut command = kite(ground, &kernel(name)?)?;
+pub fn as_root(fixture: &Fixture, name: &str) -> Result<String> {
+    let folder = files(fixture, "as-root")?;
+    let (here, log) = (folder.join("here"), fixture.file("as-root.log"));
+    let mut command = kite(fixture, &kernel(name)?)?;
     command.arg("--kernel-log").arg(&log).args(AS_ROOT).current_dir(&here);
     command.args(["--", "sh", "-c", &format!("{WHAT_IS_THERE}{CRASHES}")]);
     let ended = ended(command, b"")?;

@@ -110,7 +110,7 @@ impl Folder {
     pub fn guests(&self, setup: &mut Setup, kernel: &str) -> Result<()> {
         let own = std::env::current_exe().context("finding this program")?;
         let mut argv: Vec<OsString> = vec!["env".into(), format!("{MORE}={NO_URING}").into(), own.into()];
-        let words = ["proofs", "--kite", "/out/traced", "--kernel", kernel, "jail/devices", "jail/share"];
+        let words = ["e2e", "--kite", "/out/traced", "--kernel", kernel, "jail/devices", "jail/share"];
         argv.extend(words.map(OsString::from));
         let said = self.lab(setup, &argv)?;
         println!("{}", said.trim_end());
