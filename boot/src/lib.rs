@@ -7,6 +7,7 @@
 
 pub mod acpi;
 pub mod cpuid;
+pub mod erofs;
 pub mod firmware;
 pub mod initramfs;
 pub mod kallsyms;
