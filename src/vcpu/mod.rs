@@ -4,7 +4,11 @@
 //! signal that arrives just before KVM_RUN is lost, so one is not enough. What a vCPU's state is, its thread is asked too,
 //! while it is still.
 
-pub mod kvm_run;
+pub mod coalesced;
+pub mod counters;
+pub mod exit;
+pub mod registers;
+pub mod stop;
 
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
@@ -19,11 +23,11 @@ use nix::time::ClockId;
 use nix::unistd::gettid;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::lifecycle::exit::{Exit, ExitRequest};
-use crate::observe::stats::meter::{Cause, Meter, Timed};
 use crate::sandbox;
-use crate::vcpu::kvm_run::{Ending, Left, Space};
-use crate::vm::coalesced::Coalesced;
+use crate::vcpu::coalesced::Coalesced;
+use crate::vcpu::counters::{Cause, Counters, Timed};
+use crate::vcpu::exit::{Ending, Space, VcpuExit};
+use crate::vcpu::stop::{Exit, ExitRequest};
 
 const RUN: u8 = 0;
 const PAUSE: u8 = 1;
@@ -89,7 +93,7 @@ pub struct Vcpu {
     /// Where the last accesses went, to ports and to memory.
     hints: [Hint; 2],
     /// What counts the exits, if anybody wants to know.
-    meter: Option<Arc<Meter>>,
+    counters: Option<Arc<Counters>>,
 }
 
 /// What the vCPUs of a machine share.
@@ -113,12 +117,12 @@ impl Vcpu {
 
     /// The same, which `switch` stops while it runs on its owner's thread.
     pub fn under(switch: &Switch, index: u32, fd: VcpuFd, shared: Shared) -> Self {
-        Self { index, fd, shared, gate: switch.0.clone(), hints: Default::default(), meter: None }
+        Self { index, fd, shared, gate: switch.0.clone(), hints: Default::default(), counters: None }
     }
 
-    /// Has its exits counted and timed by `meter`.
-    pub fn metered(self, meter: Option<Arc<Meter>>) -> Self {
-        Self { meter, ..self }
+    /// Has its exits counted and timed by `counters`.
+    pub fn counted_by(self, counters: Option<Arc<Counters>>) -> Self {
+        Self { counters, ..self }
     }
 
     /// The vCPU's descriptor. What the last exit was about is completed at the next KVM_RUN.
@@ -139,8 +143,8 @@ impl Vcpu {
         let run = move || {
             entry.confine(sandbox::Thread::Vcpu);
             self.gate.thread.store(gettid().as_raw(), Ordering::Release);
-            if let Some(meter) = &self.meter {
-                meter.enter();
+            if let Some(counters) = &self.counters {
+                counters.enter();
             }
             self.run();
             self.gate.posture().still = true;
@@ -172,19 +176,19 @@ impl Vcpu {
     /// Runs the guest until its next exit, and carries that out.
     #[inline(always)]
     fn step(&mut self) -> Step {
-        let exit = kvm_run::enter(&mut self.fd);
+        let reason = exit::enter(&mut self.fd);
         let Shared { ports, mmio, coalesced, .. } = &self.shared;
         coalesced.carry_out(ports, mmio);
-        if self.meter.is_some() { self.answer_timed(exit) } else { self.answer(exit) }
+        if self.counters.is_some() { self.answer_timed(reason) } else { self.answer(reason) }
     }
 
     /// Does what the guest has left for.
     #[inline(always)]
-    fn answer(&mut self, exit: kvm_run::Exit) -> Step {
+    fn answer(&mut self, reason: exit::Reason) -> Step {
         let Shared { ports, mmio, .. } = &self.shared;
         let [port, memory] = &mut self.hints;
-        match kvm_run::left(&mut self.fd, exit) {
-            Left::Access { space, address, write, data } => {
+        match exit::left(&mut self.fd, reason) {
+            VcpuExit::Access { space, address, write, data } => {
                 match (space, write) {
                     (Space::Port, true) => ports.write_near(port, address, data),
                     (Space::Port, false) => ports.read_near(port, address, data),
@@ -193,18 +197,18 @@ impl Vcpu {
                 }
                 Step::Exited
             }
-            Left::Interrupted => Step::Interrupted,
-            Left::Ended(ending) => self.ended(ending),
+            VcpuExit::Interrupted => Step::Interrupted,
+            VcpuExit::Ended(ending) => self.ended(ending),
         }
     }
 
     /// The same, counted and timed. A function of its own, so that it costs one look where nobody wants it.
     #[inline(never)]
-    fn answer_timed(&mut self, exit: kvm_run::Exit) -> Step {
-        let timed = Timed::begin(Cause::of(&kvm_run::left(&mut self.fd, exit)));
-        let step = self.answer(exit);
-        if let Some(meter) = &self.meter {
-            meter.end(timed);
+    fn answer_timed(&mut self, reason: exit::Reason) -> Step {
+        let timed = Timed::begin(Cause::of(&exit::left(&mut self.fd, reason)));
+        let step = self.answer(reason);
+        if let Some(counters) = &self.counters {
+            counters.end(timed);
         }
         step
     }

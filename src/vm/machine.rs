@@ -26,13 +26,13 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::lifecycle::exit::{Exit, ExitRequest};
-use crate::observe::crash::state::State;
 use crate::observe::stats::Stats;
 use crate::observe::trace::Timeline;
 use crate::sandbox;
+use crate::vcpu::coalesced::{Coalesced, CoalescingHost};
+use crate::vcpu::registers::VcpuRegisters;
+use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vcpu::{self, LONGEST_STEP, Shared, Vcpu, VcpuThread};
-use crate::vm::coalesced::{Coalesced, CoalescingHost};
 use crate::vm::device_thread::{Bell, BellRope, IoThread, Served};
 use crate::vm::memory::GuestRam;
 use crate::vm::pit::Ports;
@@ -174,7 +174,7 @@ impl Machine {
     pub fn measure(&mut self) -> Arc<Stats> {
         let Shared { ports, mmio, coalesced, .. } = &self.shared;
         let stats = Stats::new(self.vm.fd().clone(), &self.vcpus, ports.clone(), mmio.clone());
-        coalesced.set_meter(stats.ring().clone());
+        coalesced.set_counters(stats.ring().clone());
         self.stats.insert(Arc::new(stats)).clone()
     }
 
@@ -184,8 +184,8 @@ impl Machine {
     /// The host has no threads left.
     pub fn start(self) -> anyhow::Result<Running> {
         let Self { vm, shared, serial, vcpus, virtio, stats, .. } = self;
-        let meter = |index: u32| stats.as_ref()?.meter(index as usize);
-        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).metered(meter(index)).start();
+        let counters = |index: u32| stats.as_ref()?.counters(index as usize);
+        let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).counted_by(counters(index)).start();
         let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
         let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
         let mut threads: Vec<(String, Vec<Served>)> = Vec::new();
@@ -289,7 +289,7 @@ pub struct Running {
     shared: Shared,
     serial: Arc<Mutex<Serial>>,
     /// How the vCPUs stood when they were stopped, if that is of interest.
-    states: Vec<Option<State>>,
+    states: Vec<Option<VcpuRegisters>>,
     /// One of its threads did not end when it was stopped.
     stuck: bool,
 }
@@ -349,10 +349,10 @@ impl Running {
     }
 
     /// How each vCPU stands: now, if they are paused, or as they were stopped; nothing for one that runs or cannot tell.
-    pub fn states(&self) -> Vec<Option<State>> {
+    pub fn states(&self) -> Vec<Option<VcpuRegisters>> {
         match self.vcpus.as_slice() {
             [] => self.states.clone(),
-            vcpus => vcpus.iter().map(|vcpu| vcpu.ask(State::read)?.ok()).collect(),
+            vcpus => vcpus.iter().map(|vcpu| vcpu.ask(VcpuRegisters::read)?.ok()).collect(),
         }
     }
 

@@ -1,6 +1,5 @@
 //! A KVM virtual machine: memory slots, interrupt controllers, lines.
 
-pub mod coalesced;
 pub mod device_thread;
 pub mod load;
 pub mod machine;
@@ -24,8 +23,8 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::lifecycle::exit::ExitRequest;
-use crate::vm::coalesced::Coalesced;
+use crate::vcpu::coalesced::Coalesced;
+use crate::vcpu::stop::ExitRequest;
 use crate::vm::memory::GuestRam;
 use crate::vm::pit::{Pit, Ports};
 use crate::vm::testdev::{Ioeventfd, Levels};

@@ -10,7 +10,7 @@ use devices::bus::BusDevice;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_channel_state, kvm_pit_config};
 use kvm_ioctls::VmFd;
 
-use crate::lifecycle::exit::{Exit, ExitRequest};
+use crate::vcpu::stop::{Exit, ExitRequest};
 
 /// Which ports the stand-in is at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

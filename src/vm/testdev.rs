@@ -15,7 +15,7 @@ use devices::testdev::{
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::lifecycle::exit::{Exit, ExitRequest};
+use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vm::Vm;
 use crate::vm::machine::Board;
 use crate::vm::memory::GuestRam;

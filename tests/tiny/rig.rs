@@ -7,8 +7,8 @@ use boot::kernel::Image;
 use boot::layout;
 use devices::bus::{Bus, BusDevice, SharedDevice};
 use devices::power::Power;
-use kite::lifecycle::exit::{Exit, ExitRequest};
 use kite::observe::stats::Stats;
+use kite::vcpu::stop::{Exit, ExitRequest};
 use kite::vcpu::{self, Shared, Vcpu, VcpuThread};
 use kite::vm::memory::GuestRam;
 use kite::vm::{self, Vm};
@@ -69,7 +69,7 @@ impl Rig {
         let stats = Stats::new(vm.fd().clone(), &vcpus, port_bus.clone(), memory_bus.clone());
         let shared = Shared { ports: port_bus, mmio: memory_bus, coalesced, exit: exit.clone() };
         let start = |fd| {
-            let vcpu = Vcpu::new(0, fd, shared.clone()).metered(stats.meter(0)).start().unwrap();
+            let vcpu = Vcpu::new(0, fd, shared.clone()).counted_by(stats.counters(0)).start().unwrap();
             vcpu.release();
             vcpu
         };

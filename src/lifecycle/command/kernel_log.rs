@@ -19,7 +19,7 @@ use crate::host::atomic_file;
 use crate::host::messages::write_all;
 use crate::host::terminal;
 use crate::observe::crash::text::PanicText;
-use crate::observe::trace::{Ear, Timeline};
+use crate::observe::trace::{Milestones, Timeline};
 use crate::sandbox;
 
 /// How much is kept, in bytes.
@@ -56,7 +56,7 @@ struct Said {
     /// Bytes in all.
     count: u64,
     panic: PanicText,
-    ear: Ear,
+    milestones: Milestones,
 }
 
 impl KernelLog {
@@ -186,7 +186,7 @@ impl Shared {
         let mut said = lock(&self.said);
         said.count += bytes.len() as u64;
         said.panic.feed(bytes);
-        said.ear.feed(bytes, &self.timeline);
+        said.milestones.feed(bytes, &self.timeline);
         said.ring.extend(bytes);
         let over = said.ring.len().saturating_sub(KEPT);
         said.ring.drain(..over);

@@ -16,11 +16,11 @@ use super::streams::{InputStream, News, OutputStream, Tee, Wake, Word};
 use crate::host::messages;
 use crate::host::signals::{self, Signals};
 use crate::host::terminal::{self, RawTerminal};
-use crate::lifecycle::exit::Exit;
-use crate::observe::crash::hang::{self, Verdict, Watch};
+use crate::observe::crash::watchdog::{self, Verdict, Watch};
 use crate::observe::trace::{Mark, Timeline};
 use crate::sandbox;
 use crate::spec::task::{self, CONTROL, End, Messages, Order, Output, Report};
+use crate::vcpu::stop::Exit;
 use crate::vm::machine::Running;
 
 /// How long what the guest says it has written may take to arrive, while nothing stands in its way.
@@ -124,7 +124,7 @@ impl Session {
             ];
             let timeout = match self.ended {
                 Some(_) => Some(TICK),
-                None => Some(limits.left().unwrap_or(hang::INTERVAL).min(hang::INTERVAL)),
+                None => Some(limits.left().unwrap_or(watchdog::INTERVAL).min(watchdog::INTERVAL)),
             };
             match poll(&mut fds, rounded_up(timeout)) {
                 Ok(_) | Err(Errno::EINTR) => {}

@@ -4,21 +4,21 @@
 //! A crashed guest may have anything in its registers and memory: whatever is followed has an end, and what is printed is
 //! numbers and printable names.
 
-pub mod hang;
 pub mod paging;
 pub mod panic;
-pub mod state;
 pub mod text;
 mod trace;
+pub mod watchdog;
 
 use std::io::{self, Write};
 
 use boot::GuestMemory;
 use boot::kallsyms::{Files, KERNEL_HALF, Place, Symbols};
 
+use crate::vcpu::registers::{Activity, INTERRUPTS_ON, VcpuRegisters};
 use crate::vm::machine::Running;
 use paging::AddressSpace;
-use state::{Activity, INTERRUPTS_ON, State};
+
 use trace::Tracer;
 
 /// How many vCPUs are told of in full.
@@ -41,7 +41,8 @@ const UNMOVED: Place = Place { address: 0xffff_ffff_8100_0000, physical: 16 << 2
 pub fn report(running: &Running, files: &Files, out: &mut dyn Write) -> io::Result<()> {
     let states = running.states();
     let memory = running.ram().memory();
-    let in_kernel = |it: &State| it.activity != Activity::NotStarted && !it.is_reset() && !it.is_user();
+    let in_kernel =
+        |it: &VcpuRegisters| it.activity != Activity::NotStarted && !it.is_reset() && !it.is_user();
     let symbols = if states.iter().flatten().any(in_kernel) { symbols(memory, &states, files) } else { None };
     for (index, state) in states.iter().enumerate().take(VCPUS) {
         match state {
@@ -53,7 +54,7 @@ pub fn report(running: &Running, files: &Files, out: &mut dyn Write) -> io::Resu
         0 => {}
         more => writeln!(out, "and {more} more vCPUs")?,
     }
-    let is_linux = |it: &State| in_kernel(it) && it.regs.rip >= KERNEL_HALF;
+    let is_linux = |it: &VcpuRegisters| in_kernel(it) && it.regs.rip >= KERNEL_HALF;
     match symbols {
         None if states.iter().flatten().any(is_linux) => writeln!(out, "{}", nameless(files)),
         _ => Ok(()),
@@ -69,10 +70,10 @@ fn nameless(files: &Files) -> String {
 }
 
 /// The symbols of the kernel that the vCPUs run.
-fn symbols(memory: &GuestMemory, states: &[Option<State>], files: &Files) -> Option<Symbols> {
+fn symbols(memory: &GuestMemory, states: &[Option<VcpuRegisters>], files: &Files) -> Option<Symbols> {
     let states = || states.iter().flatten().take(VCPUS);
     let fault = states().find_map(|state| page_fault_code(memory, state));
-    let code = |state: &State| {
+    let code = |state: &VcpuRegisters| {
         let address = Some(state.regs.rip).filter(|rip| *rip >= KERNEL_HALF)?;
         let physical = AddressSpace::of(memory, &state.sregs)?.find(address)?.address;
         Some(Place { address, physical })
@@ -88,7 +89,7 @@ fn symbols(memory: &GuestMemory, states: &[Option<State>], files: &Files) -> Opt
 }
 
 /// Where the code is that a page fault leads to.
-fn page_fault_code(memory: &GuestMemory, state: &State) -> Option<Place> {
+fn page_fault_code(memory: &GuestMemory, state: &VcpuRegisters) -> Option<Place> {
     let space = AddressSpace::of(memory, &state.sregs)?;
     let gate = state.sregs.idt.base.checked_add(PAGE_FAULT * 16)?;
     let (low, high) = (space.word(gate)?, space.word(gate.checked_add(8)?)?);
@@ -100,14 +101,14 @@ fn page_fault_code(memory: &GuestMemory, state: &State) -> Option<Place> {
 /// A vCPU to be printed.
 struct Vcpu<'a> {
     index: usize,
-    state: &'a State,
+    state: &'a VcpuRegisters,
     memory: &'a GuestMemory,
     symbols: Option<&'a Symbols>,
 }
 
 impl Vcpu<'_> {
     fn print(&self, out: &mut dyn Write) -> io::Result<()> {
-        let State { regs, sregs, .. } = self.state;
+        let VcpuRegisters { regs, sregs, .. } = self.state;
         let (index, space) = (self.index, AddressSpace::of(self.memory, sregs));
         if self.state.activity == Activity::NotStarted {
             return writeln!(out, "vCPU {index}: not started");
@@ -144,7 +145,7 @@ impl Vcpu<'_> {
     }
 
     fn print_registers(&self, out: &mut dyn Write) -> io::Result<()> {
-        let State { regs, sregs, .. } = self.state;
+        let VcpuRegisters { regs, sregs, .. } = self.state;
         let (cs, ss) = (sregs.cs.selector, sregs.ss.selector);
         writeln!(
             out,

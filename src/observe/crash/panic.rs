@@ -5,9 +5,9 @@ use boot::GuestMemory;
 use boot::kallsyms::Files;
 
 use super::paging::AddressSpace;
-use super::state::{Activity, State};
 use super::trace::Tracer;
 use super::{VCPUS, symbols};
+use crate::vcpu::registers::{Activity, VcpuRegisters};
 
 /// The functions that a panicked kernel does not leave.
 const PANIC: [&str; 3] = ["panic", "vpanic", "nmi_panic"];
@@ -24,7 +24,7 @@ pub enum Stand {
 }
 
 /// How vCPUs stand that are paused.
-pub fn stand(memory: &GuestMemory, states: &[Option<State>]) -> Stand {
+pub fn stand(memory: &GuestMemory, states: &[Option<VcpuRegisters>]) -> Stand {
     if !is_alike(states) {
         return Stand::Otherwise;
     }
@@ -37,7 +37,7 @@ pub fn stand(memory: &GuestMemory, states: &[Option<State>]) -> Stand {
 }
 
 /// Whether the vCPU is in a panic's function, or in one that it has called.
-fn is_panicked(tracer: &Tracer<'_>, state: &State) -> bool {
+fn is_panicked(tracer: &Tracer<'_>, state: &VcpuRegisters) -> bool {
     let entries = tracer.trace(state.regs.rip, state.regs.rsp);
     let names = entries.iter().filter(|it| it.certain).map(|it| tracer.name(it.address, !it.interrupted));
     let names = std::iter::once(tracer.name(state.regs.rip, false)).chain(names);
@@ -46,8 +46,8 @@ fn is_panicked(tracer: &Tracer<'_>, state: &State) -> bool {
 }
 
 /// Whether all vCPUs but one are dead, and that one, if there is one, runs in the kernel.
-fn is_alike(states: &[Option<State>]) -> bool {
-    let mut alive = states.iter().filter(|it| !it.as_ref().is_some_and(State::is_dead));
+fn is_alike(states: &[Option<VcpuRegisters>]) -> bool {
+    let mut alive = states.iter().filter(|it| !it.as_ref().is_some_and(VcpuRegisters::is_dead));
     match (alive.next(), alive.next()) {
         (None, _) => true,
         (Some(Some(one)), None) => !one.is_user() && one.activity == Activity::Runs,
@@ -60,7 +60,7 @@ mod tests {
     use super::super::tests::{DATA, call, code, memory, stack, state};
     use super::*;
 
-    fn dead() -> Option<State> {
+    fn dead() -> Option<VcpuRegisters> {
         let mut dead = state(code(1, 0), DATA);
         dead.activity = Activity::Halted;
         dead.regs.rflags = 2;

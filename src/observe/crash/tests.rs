@@ -31,8 +31,8 @@ pub(super) fn memory() -> GuestMemory {
     memory
 }
 
-pub(super) fn state(rip: u64, rsp: u64) -> State {
-    State {
+pub(super) fn state(rip: u64, rsp: u64) -> VcpuRegisters {
+    VcpuRegisters {
         regs: kvm_regs { rip, rsp, rflags: 0x202, rax: 0xabc, ..Default::default() },
         sregs: kvm_sregs {
             cr0: 1 << 31 | 1,
@@ -80,7 +80,7 @@ pub(super) fn stack(memory: &GuestMemory, at: u64, words: &[u64]) {
     }
 }
 
-fn printed(memory: &GuestMemory, state: &State, symbols: Option<&Symbols>) -> String {
+fn printed(memory: &GuestMemory, state: &VcpuRegisters, symbols: Option<&Symbols>) -> String {
     let mut out = Vec::new();
     Vcpu { index: 3, state, memory, symbols }.print(&mut out).unwrap();
     String::from_utf8(out).unwrap()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Stats;
-use super::meter::{Access, Kind, Meter};
+use crate::vcpu::counters::{Access, Counters, Kind};
 
 /// An access, or all of a kind that found no place.
 pub type Subject = (Kind, Option<Access>);
@@ -28,16 +28,16 @@ pub struct Counts(BTreeMap<Subject, Count>);
 impl Counts {
     pub(super) fn of(stats: &Stats) -> Self {
         let mut counts = Self::default();
-        stats.vcpus.iter().for_each(|vcpu| counts.add(&vcpu.meter, false));
+        stats.vcpus.iter().for_each(|vcpu| counts.add(&vcpu.counters, false));
         counts.add(&stats.ring, true);
         counts
     }
 
-    fn add(&mut self, meter: &Meter, is_ring: bool) {
-        for (kind, access, tally) in meter.accesses() {
+    fn add(&mut self, counters: &Counters, is_ring: bool) {
+        for (kind, access, histogram) in counters.accesses() {
             let subject = (kind, access);
             let count = self.0.entry(subject).or_insert(Count { subject, exits: 0, ring: 0, ticks: 0 });
-            let (times, ticks) = tally.totals();
+            let (times, ticks) = histogram.totals();
             *(if is_ring { &mut count.ring } else { &mut count.exits }) += times;
             count.ticks = count.ticks.wrapping_add(ticks);
         }
@@ -66,16 +66,16 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
-    use super::super::meter::{Cause, Space, Timed};
     use super::*;
+    use crate::vcpu::counters::{Cause, Space, Timed};
 
-    fn count(meter: &Meter, address: u64) {
-        meter.end(Timed::begin(Cause::Access(Access::new(Space::Port, address, true, 1))));
+    fn count(counters: &Counters, address: u64) {
+        counters.end(Timed::begin(Cause::Access(Access::new(Space::Port, address, true, 1))));
     }
 
     #[test]
     fn only_what_came_between_is_left() {
-        let (vcpu, ring) = (Meter::default(), Meter::default());
+        let (vcpu, ring) = (Counters::default(), Counters::default());
         let counts = || {
             let mut counts = Counts::default();
             counts.add(&vcpu, false);

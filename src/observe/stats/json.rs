@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::meter::{Kind, Space};
 use super::report::{Cost, Report, Row, Total, Vcpu};
+use crate::vcpu::counters::{Kind, Space};
 
 /// What the file calls itself.
 pub const SCHEMA: &str = "kite-stats";

@@ -4,14 +4,11 @@
 //! The time is that which kite takes from KVM_RUN's return until the access has been carried out; KVM's own part of an
 //! exit, and the processor's, are not in it.
 
-pub mod clock;
 mod counts;
 mod json;
-pub mod meter;
 mod report;
+mod summary;
 mod table;
-pub mod tally;
-mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +18,8 @@ use devices::bus::Bus;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::observe::kvm_stats::KvmStats;
-use clock::Scale;
-use meter::{Access, Meter, Space};
+use crate::vcpu::counters::clock::Scale;
+use crate::vcpu::counters::{Access, Counters, Space};
 
 pub use counts::{Count, Counts, Subject};
 pub use report::{Cost, Report, Row};
@@ -30,11 +27,11 @@ pub use report::{Cost, Report, Row};
 /// Who answers where there is no device.
 const NOBODY: &str = "nobody";
 
-/// The meters of a machine, and who is who on its board.
+/// The counters of a machine, and who is who on its board.
 pub struct Stats {
     scale: Scale,
     vcpus: Vec<Vcpu>,
-    ring: Arc<Meter>,
+    ring: Arc<Counters>,
     ports: Arc<Bus>,
     mmio: Arc<Bus>,
     /// [`KvmStats`] must not outlive it.
@@ -43,7 +40,7 @@ pub struct Stats {
 
 #[derive(Default)]
 struct Vcpu {
-    meter: Arc<Meter>,
+    counters: Arc<Counters>,
     kvm: Option<KvmStats>,
 }
 
@@ -65,23 +62,23 @@ impl Stats {
     }
 
     /// What vCPU `index` counts with; nothing if there is no such vCPU.
-    pub fn meter(&self, index: usize) -> Option<Arc<Meter>> {
-        self.vcpus.get(index).map(|vcpu| vcpu.meter.clone())
+    pub fn counters(&self, index: usize) -> Option<Arc<Counters>> {
+        self.vcpus.get(index).map(|vcpu| vcpu.counters.clone())
     }
 
-    /// What counts the writes that come through KVM's ring (see [`crate::vm::coalesced`]).
-    pub fn ring(&self) -> &Arc<Meter> {
+    /// What counts the writes that come through KVM's ring (see [`crate::vcpu::coalesced`]).
+    pub fn ring(&self) -> &Arc<Counters> {
         &self.ring
     }
 
-    /// How long ago the meters were made.
+    /// How long ago the counters were made.
     pub fn elapsed(&self) -> Duration {
         self.scale.elapsed()
     }
 
     /// When each vCPU that has run was entered for the first time.
     pub fn entered(&self) -> impl Iterator<Item = Option<Instant>> {
-        self.vcpus.iter().map(|vcpu| vcpu.meter.entered())
+        self.vcpus.iter().map(|vcpu| vcpu.counters.entered())
     }
 
     /// What people call the device that this access goes to.
@@ -112,11 +109,11 @@ impl Stats {
     /// How many exits there were for each device, those without a device together.
     pub fn exits_by_device(&self) -> BTreeMap<String, u64> {
         let mut exits = BTreeMap::new();
-        for (_, access, tally) in self.vcpus.iter().flat_map(|vcpu| vcpu.meter.accesses()) {
+        for (_, access, histogram) in self.vcpus.iter().flat_map(|vcpu| vcpu.counters.accesses()) {
             let device = access.and_then(|access| self.device(access)).unwrap_or(NOBODY);
             match exits.get_mut(device) {
-                Some(count) => *count += tally.totals().0,
-                None => _ = exits.insert(device.to_owned(), tally.totals().0),
+                Some(count) => *count += histogram.totals().0,
+                None => _ = exits.insert(device.to_owned(), histogram.totals().0),
             }
         }
         exits

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Stats;
-use super::meter::{Access, Kind, Meter, Space};
-use super::tally::Sum;
-use super::words;
+use super::summary;
+use crate::vcpu::counters::histogram::Sum;
+use crate::vcpu::counters::{Access, Counters, Kind, Space};
 
 /// How often, and how long in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Total {
 /// All that has been counted.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Since the meters were made.
+    /// Since the counters were made.
     pub elapsed: Duration,
     /// Each vCPU.
     pub vcpus: Vec<Vcpu>,
@@ -119,9 +119,9 @@ impl Report {
         let mut all = Rows::default();
         let vcpus = stats.vcpus.iter().map(|vcpu| {
             let mut rows = Rows::default();
-            rows.add(&vcpu.meter);
-            all.add(&vcpu.meter);
-            let reasons = Kind::ALL.map(|kind| (kind, Cost::of(&vcpu.meter.sum(kind), tick_ns)));
+            rows.add(&vcpu.counters);
+            all.add(&vcpu.counters);
+            let reasons = Kind::ALL.map(|kind| (kind, Cost::of(&vcpu.counters.sum(kind), tick_ns)));
             Vcpu {
                 reasons: reasons.into_iter().filter(|(_, cost)| cost.count > 0).collect(),
                 rows: rows.finish(stats, tick_ns),
@@ -140,7 +140,7 @@ impl Report {
         let (ports, memory) = (total(Space::Port, "io_exits"), total(Space::Memory, "mmio_exits"));
         let mut report =
             Self { elapsed: stats.elapsed(), vcpus, rows, ring, ports, memory, words: Vec::new() };
-        report.words = words::of(&report);
+        report.words = summary::of(&report);
         report
     }
 
@@ -168,9 +168,9 @@ fn counter_of(kvm: &[(String, u64)], name: &str) -> Option<u64> {
 struct Rows(BTreeMap<(Kind, Option<Access>), Sum>);
 
 impl Rows {
-    fn add(&mut self, meter: &Meter) {
-        for (kind, access, tally) in meter.accesses() {
-            self.0.entry((kind, access)).or_default().add(tally);
+    fn add(&mut self, counters: &Counters) {
+        for (kind, access, histogram) in counters.accesses() {
+            self.0.entry((kind, access)).or_default().add(histogram);
         }
     }
 

@@ -3,9 +3,9 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::NOBODY;
-use super::meter::Space;
 use super::report::{Cost, Report, Row, Total};
-use super::words::{counted, grouped, time};
+use super::summary::{counted, grouped, time};
+use crate::vcpu::counters::Space;
 
 /// Of the addresses, the most expensive; a file has all.
 const ROWS: usize = 30;

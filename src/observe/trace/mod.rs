@@ -1,8 +1,8 @@
 //! When a boot came to what: kite's own phases, and the guest's as seen from outside, with the exits until then. Nothing
 //! in the guest is changed for it.
 
-mod ear;
 mod events;
+mod milestones;
 mod samples;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::observe::stats::{Counts, Stats};
 
-pub use ear::{Ear, OWN_INIT};
+pub use milestones::{Milestones, OWN_INIT};
 pub use samples::Samples;
 
 /// No more phases of kite's are kept: a guest that reboots for ever makes more and more.
@@ -152,7 +152,7 @@ mod tests {
     pub(super) fn watched() -> Timeline {
         let timeline = Timeline::default();
         let stats = Stats::without_kvm(1, Arc::default(), Arc::default());
-        stats.meter(0).unwrap().enter();
+        stats.counters(0).unwrap().enter();
         timeline.watch(Arc::new(stats));
         timeline
     }

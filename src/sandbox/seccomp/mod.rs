@@ -16,7 +16,7 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
-use crate::vcpu::kvm_run::KVM_RUN;
+use crate::vcpu::exit::KVM_RUN;
 pub use listing::listing;
 use rules::{Check, Rule};
 

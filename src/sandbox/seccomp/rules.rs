@@ -5,7 +5,7 @@
 
 use libc::*;
 
-use crate::vcpu::kvm_run::KVM_RUN;
+use crate::vcpu::exit::KVM_RUN;
 
 /// What a call's arguments must be.
 #[derive(Clone, Copy, Debug)]

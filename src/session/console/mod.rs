@@ -25,10 +25,10 @@ use crate::host::messages;
 use crate::host::rss;
 use crate::host::signals::Signals;
 use crate::host::terminal::{self, RawTerminal};
-use crate::lifecycle::exit::{Exit, ExitRequest};
-use crate::observe::crash::hang::{self, Verdict, Watch};
+use crate::observe::crash::watchdog::{self, Verdict, Watch};
 use crate::observe::trace::Timeline;
 use crate::sandbox;
+use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vm::machine::Running;
 use keys::{Key, Keys};
 use output::{Line, Output, Ready};
@@ -154,7 +154,7 @@ impl Console {
         let exit = machine.exit();
         let mut settled = false;
         let mut watch = Watch::new(None);
-        let interval = PollTimeout::try_from(hang::INTERVAL).expect("a second is no long time");
+        let interval = PollTimeout::try_from(watchdog::INTERVAL).expect("a second is no long time");
         while exit.reason().is_none() {
             let reading = self.input_open && (self.terminal.is_some() || self.pending.len() < PENDING);
             let watched = if reading { PollFlags::POLLIN } else { PollFlags::empty() };

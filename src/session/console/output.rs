@@ -16,10 +16,10 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::{keys::HELP, lock};
 use crate::host::messages::{self, write_all};
 use crate::host::signals::{self, Signals};
-use crate::lifecycle::exit::{Exit, ExitRequest};
 use crate::observe::crash::text::PanicText;
-use crate::observe::trace::{Ear, Timeline};
+use crate::observe::trace::{Milestones, Timeline};
 use crate::sandbox;
+use crate::vcpu::stop::{Exit, ExitRequest};
 
 /// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
 const GATHER: Duration = Duration::from_millis(1);
@@ -185,7 +185,7 @@ struct Writer {
     exit: Arc<ExitRequest>,
     done: Arc<EventFd>,
     /// One for each console.
-    ears: [Ear; 2],
+    ears: [Milestones; 2],
     timeline: Arc<Timeline>,
 }
 

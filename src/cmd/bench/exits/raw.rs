@@ -12,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::signal::SIGRTMIN;
 
-use crate::vcpu::kvm_run::KVM_RUN;
+use crate::vcpu::exit::KVM_RUN;
 
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)` (KVM API, KVM_SET_DEVICE_ATTR).
 const KVM_SET_DEVICE_ATTR: u64 = 0x4018_aee1;

@@ -23,7 +23,7 @@ use devices::serial::Host;
 use kvm_bindings::KVM_COALESCED_MMIO_PAGE_OFFSET;
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 
-use crate::observe::stats::meter::{Access, Cause, Meter, Space, Timed};
+use crate::vcpu::counters::{Access, Cause, Counters, Space, Timed};
 
 /// More entries than KVM's ring has: what is in it when an exit is taken fits, whatever other vCPUs add meanwhile.
 const ENTRIES: usize = 256;
@@ -37,18 +37,18 @@ pub struct Coalesced {
     vcpu: Mutex<Option<OwnedFd>>,
     ring: OnceLock<Ring>,
     /// What counts the writes, if anybody wants to know.
-    meter: OnceLock<Arc<Meter>>,
+    counters: OnceLock<Arc<Counters>>,
 }
 
 impl Coalesced {
     /// No ring yet: it is made for the first register.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, vcpu: Mutex::default(), ring: OnceLock::new(), meter: OnceLock::new() }
+        Self { vm, vcpu: Mutex::default(), ring: OnceLock::new(), counters: OnceLock::new() }
     }
 
-    /// Has the writes counted and timed by `meter`; the first one stays.
-    pub fn set_meter(&self, meter: Arc<Meter>) {
-        let _ = self.meter.set(meter);
+    /// Has the writes counted and timed by `counters`; the first one stays.
+    pub fn set_counters(&self, counters: Arc<Counters>) {
+        let _ = self.counters.set(counters);
     }
 
     /// Tells which vCPU to map the ring through. Without this, or without the capability, nothing is coalesced.
@@ -115,10 +115,10 @@ impl Coalesced {
             let space = if entry.phys_addr > u16::MAX.into() { Space::Memory } else { Space::Port };
             let bus = if space == Space::Memory { mmio } else { ports };
             let access = || Cause::Access(Access::new(space, entry.phys_addr, true, len));
-            let meter = self.meter.get().map(|meter| (meter, Timed::begin(access())));
+            let counters = self.counters.get().map(|counters| (counters, Timed::begin(access())));
             bus.write(entry.phys_addr, &entry.data[..len]);
-            if let Some((meter, timed)) = meter {
-                meter.end(timed);
+            if let Some((counters, timed)) = counters {
+                counters.end(timed);
             }
         }
         ring.busy.store(false, Ordering::SeqCst);

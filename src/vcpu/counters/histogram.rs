@@ -10,14 +10,14 @@ const BITS: u32 = 36;
 const LENGTHS: usize = ((BITS - PARTS + 1) << PARTS) as usize;
 
 /// The numbers of one kind of event. Only one thread at a time may [`Self::add`].
-pub struct Tally {
+pub struct Histogram {
     count: AtomicU64,
     ticks: AtomicU64,
     longest: AtomicU64,
     lengths: [AtomicU32; LENGTHS],
 }
 
-impl Default for Tally {
+impl Default for Histogram {
     fn default() -> Self {
         let zero = || AtomicU64::new(0);
         let lengths = std::array::from_fn(|_| AtomicU32::new(0));
@@ -25,7 +25,7 @@ impl Default for Tally {
     }
 }
 
-impl Tally {
+impl Histogram {
     /// Counts an event that took `ticks`.
     #[inline]
     pub fn add(&self, ticks: u64) {
@@ -69,7 +69,7 @@ fn middle(length: usize) -> u64 {
     (part << shift) + (1 << shift >> 1)
 }
 
-/// Several tallies taken together.
+/// Several histograms taken together.
 #[derive(Clone)]
 pub struct Sum {
     /// How many events.
@@ -88,13 +88,13 @@ impl Default for Sum {
 }
 
 impl Sum {
-    /// Takes `tally` in. Of one that is being counted, the last event may be in some numbers and not in others.
-    pub fn add(&mut self, tally: &Tally) {
-        let (count, ticks) = tally.totals();
+    /// Takes `histogram` in. Of one that is being counted, the last event may be in some numbers and not in others.
+    pub fn add(&mut self, histogram: &Histogram) {
+        let (count, ticks) = histogram.totals();
         self.count += count;
         self.ticks = self.ticks.wrapping_add(ticks);
-        self.longest = self.longest.max(tally.longest.load(Ordering::Relaxed));
-        for (sum, length) in self.lengths.iter_mut().zip(&tally.lengths) {
+        self.longest = self.longest.max(histogram.longest.load(Ordering::Relaxed));
+        for (sum, length) in self.lengths.iter_mut().zip(&histogram.lengths) {
             *sum += u64::from(length.load(Ordering::Relaxed));
         }
     }
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn percentiles_are_those_of_all_events() {
-        let (one, other) = (Tally::default(), Tally::default());
+        let (one, other) = (Histogram::default(), Histogram::default());
         (0..90).for_each(|_| one.add(100));
         (0..9).for_each(|_| other.add(10_000));
         other.add(1_000_000);
@@ -159,10 +159,10 @@ mod tests {
 
     #[test]
     fn no_percentile_is_longer_than_the_longest() {
-        let tally = Tally::default();
-        tally.add(1025);
+        let histogram = Histogram::default();
+        histogram.add(1025);
         let mut sum = Sum::default();
-        sum.add(&tally);
+        sum.add(&histogram);
         assert_eq!(sum.percentile(990), 1025);
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::meter::Space;
 use super::report::{Report, Row};
+use crate::vcpu::counters::Space;
 
 /// At most so many lines.
 const LINES: usize = 8;
@@ -144,9 +144,9 @@ pub(super) fn time(ns: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::meter::{Access, Kind};
     use super::super::report::{Cost, Vcpu};
     use super::*;
+    use crate::vcpu::counters::{Access, Kind};
 
     fn row(kind: Kind, address: u64, device: Option<&str>, count: u64, total_ns: u64) -> Row {
         let access = Access {

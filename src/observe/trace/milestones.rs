@@ -13,12 +13,12 @@ const LINE: usize = 256;
 
 /// One console's listener.
 #[derive(Debug, Default)]
-pub struct Ear {
+pub struct Milestones {
     line: Vec<u8>,
     done: bool,
 }
 
-impl Ear {
+impl Milestones {
     /// Takes what the guest has printed.
     pub fn feed(&mut self, bytes: &[u8], timeline: &Timeline) {
         if self.done || bytes.is_empty() || !timeline.is_watched() {
@@ -75,16 +75,16 @@ mod tests {
     #[test]
     fn a_line_without_an_end_takes_no_more_room_than_a_line() {
         let timeline = super::super::tests::watched();
-        let mut ear = Ear::default();
+        let mut milestones = Milestones::default();
         for _ in 0..100 {
-            ear.feed(&[b'x'; 1000], &timeline);
+            milestones.feed(&[b'x'; 1000], &timeline);
         }
-        assert!(ear.line.len() <= LINE && timeline.moment(Mark::Kernel).is_none());
-        ear.feed(b"\n[ 0.0] Linux ver", &timeline);
+        assert!(milestones.line.len() <= LINE && timeline.moment(Mark::Kernel).is_none());
+        milestones.feed(b"\n[ 0.0] Linux ver", &timeline);
         assert!(timeline.moment(Mark::Kernel).is_none());
-        ear.feed(b"sion 6.1\r\nRun /i", &timeline);
+        milestones.feed(b"sion 6.1\r\nRun /i", &timeline);
         assert!(timeline.moment(Mark::Kernel).is_some() && timeline.moment(Mark::Init).is_none());
-        ear.feed(b"nit as init process\n", &timeline);
+        milestones.feed(b"nit as init process\n", &timeline);
         assert!(timeline.moment(Mark::Init).is_some() && timeline.moment(Mark::FirstOutput).is_some());
     }
 }

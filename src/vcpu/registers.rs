@@ -16,7 +16,7 @@ const NMI: u32 = 4 << 8;
 
 /// A vCPU's registers, and what it does.
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct VcpuRegisters {
     /// General registers, RIP and RFLAGS.
     pub regs: kvm_regs,
     /// Segments, control registers and tables.
@@ -38,7 +38,7 @@ pub enum Activity {
     NotStarted,
 }
 
-impl State {
+impl VcpuRegisters {
     /// Reads the state.
     ///
     /// # Errors

@@ -6,10 +6,11 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::clock;
-use super::tally::{Sum, Tally};
-use crate::vcpu::kvm_run::Left;
-pub use crate::vcpu::kvm_run::Space;
+pub mod clock;
+pub mod histogram;
+pub use crate::vcpu::exit::Space;
+use crate::vcpu::exit::VcpuExit;
+use histogram::{Histogram, Sum};
 
 /// How many accesses are told apart.
 const PLACES: usize = 512;
@@ -87,13 +88,13 @@ pub enum Cause {
 impl Cause {
     /// What KVM_RUN's answer says.
     #[inline]
-    pub fn of(left: &Left<'_>) -> Self {
+    pub fn of(left: &VcpuExit<'_>) -> Self {
         match left {
-            Left::Access { space, address, write, data } => {
+            VcpuExit::Access { space, address, write, data } => {
                 Self::Access(Access::new(*space, *address, *write, data.len()))
             }
-            Left::Interrupted => Self::Interrupted,
-            Left::Ended(_) => Self::Ended,
+            VcpuExit::Interrupted => Self::Interrupted,
+            VcpuExit::Ended(_) => Self::Ended,
         }
     }
 }
@@ -114,30 +115,30 @@ impl Timed {
 }
 
 /// The counts of one vCPU, or of one ring. One thread at a time writes, any may read.
-pub struct Meter {
+pub struct Counters {
     keys: Box<[AtomicU64]>,
-    places: Box<[Tally]>,
+    places: Box<[Histogram]>,
     /// Accesses that found no place: reads of ports, writes, reads of memory, writes.
-    others: [Tally; 4],
-    interrupted: Tally,
-    ended: Tally,
+    others: [Histogram; 4],
+    interrupted: Histogram,
+    ended: Histogram,
     entered: OnceLock<Instant>,
 }
 
-impl Default for Meter {
+impl Default for Counters {
     fn default() -> Self {
         Self {
             keys: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
-            places: (0..PLACES).map(|_| Tally::default()).collect(),
+            places: (0..PLACES).map(|_| Histogram::default()).collect(),
             others: Default::default(),
-            interrupted: Tally::default(),
-            ended: Tally::default(),
+            interrupted: Histogram::default(),
+            ended: Histogram::default(),
             entered: OnceLock::new(),
         }
     }
 }
 
-impl Meter {
+impl Counters {
     /// The guest is about to be entered for the first time.
     pub fn enter(&self) {
         let _ = self.entered.set(Instant::now());
@@ -152,16 +153,16 @@ impl Meter {
     #[inline]
     pub fn end(&self, timed: Timed) {
         let ticks = clock::ticks().saturating_sub(timed.begun);
-        let tally = match timed.cause {
+        let histogram = match timed.cause {
             Cause::Access(access) => self.place(access),
             Cause::Interrupted => &self.interrupted,
             Cause::Ended => &self.ended,
         };
-        tally.add(ticks);
+        histogram.add(ticks);
     }
 
     #[inline]
-    fn place(&self, access: Access) -> &Tally {
+    fn place(&self, access: Access) -> &Histogram {
         let key = access.key();
         // Fibonacci hashing: the upper bits of the product depend on all bits of the key.
         let first = (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
@@ -181,14 +182,17 @@ impl Meter {
 
     /// Every access that was made, with its counts, in no order. `None` stands for the address of those that found no
     /// place.
-    pub fn accesses(&self) -> impl Iterator<Item = (Kind, Option<Access>, &Tally)> {
-        let placed = self.keys.iter().zip(&self.places).filter_map(|(key, tally)| {
+    pub fn accesses(&self) -> impl Iterator<Item = (Kind, Option<Access>, &Histogram)> {
+        let placed = self.keys.iter().zip(&self.places).filter_map(|(key, histogram)| {
             let access = Access::of_key(key.load(Ordering::Relaxed))?;
-            Some((Kind::of(access.space, access.write), Some(access), tally))
+            Some((Kind::of(access.space, access.write), Some(access), histogram))
         });
         let others = Kind::ACCESSES.into_iter().zip(&self.others);
-        placed
-            .chain(others.filter(|(_, tally)| tally.totals().0 > 0).map(|(kind, tally)| (kind, None, tally)))
+        placed.chain(
+            others
+                .filter(|(_, histogram)| histogram.totals().0 > 0)
+                .map(|(kind, histogram)| (kind, None, histogram)),
+        )
     }
 
     /// All exits of this kind.
@@ -197,7 +201,10 @@ impl Meter {
         match kind {
             Kind::Interrupted => sum.add(&self.interrupted),
             Kind::Ended => sum.add(&self.ended),
-            _ => self.accesses().filter(|(it, ..)| *it == kind).for_each(|(_, _, tally)| sum.add(tally)),
+            _ => self
+                .accesses()
+                .filter(|(it, ..)| *it == kind)
+                .for_each(|(_, _, histogram)| sum.add(histogram)),
         }
         sum
     }
@@ -261,15 +268,15 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vcpu::kvm_run::Ending;
+    use crate::vcpu::exit::Ending;
 
-    fn count(meter: &Meter, access: Access) {
-        meter.end(Timed::begin(Cause::Access(access)));
+    fn count(counters: &Counters, access: Access) {
+        counters.end(Timed::begin(Cause::Access(access)));
     }
 
     #[test]
     fn accesses_are_told_apart_by_all_that_they_are() {
-        let meter = Meter::default();
+        let counters = Counters::default();
         let accesses = [
             Access::new(Space::Port, 0, false, 1),
             Access::new(Space::Port, 0x3f8, true, 1),
@@ -280,35 +287,36 @@ mod tests {
             Access::new(Space::Memory, (1 << 52) - 1, true, 8),
         ];
         for (access, times) in accesses.iter().zip(1..) {
-            (0..times).for_each(|_| count(&meter, *access));
+            (0..times).for_each(|_| count(&counters, *access));
         }
         for (access, times) in accesses.iter().zip(1..) {
-            let found = meter.accesses().find(|(_, it, _)| *it == Some(*access));
-            assert_eq!(found.map(|(.., tally)| tally.totals().0), Some(times), "{access:?}");
+            let found = counters.accesses().find(|(_, it, _)| *it == Some(*access));
+            assert_eq!(found.map(|(.., histogram)| histogram.totals().0), Some(times), "{access:?}");
         }
-        assert_eq!(meter.accesses().count(), accesses.len());
-        assert_eq!(meter.sum(Kind::PortWrite).count, 2 + 4 + 5);
+        assert_eq!(counters.accesses().count(), accesses.len());
+        assert_eq!(counters.sum(Kind::PortWrite).count, 2 + 4 + 5);
     }
 
     #[test]
     fn a_guest_that_goes_everywhere_loses_no_count_and_takes_no_room() {
-        let meter = Meter::default();
+        let counters = Counters::default();
         for address in 0..10_000 {
-            count(&meter, Access::new(Space::Memory, address << 12, address % 4 == 0, 4));
+            count(&counters, Access::new(Space::Memory, address << 12, address % 4 == 0, 4));
         }
-        assert_eq!(meter.sum(Kind::MemoryWrite).count, 2_500);
-        assert_eq!(meter.sum(Kind::MemoryRead).count, 7_500);
-        let (known, others): (Vec<_>, Vec<_>) = meter.accesses().partition(|(_, access, _)| access.is_some());
+        assert_eq!(counters.sum(Kind::MemoryWrite).count, 2_500);
+        assert_eq!(counters.sum(Kind::MemoryRead).count, 7_500);
+        let (known, others): (Vec<_>, Vec<_>) =
+            counters.accesses().partition(|(_, access, _)| access.is_some());
         assert!(known.len() <= PLACES && known.len() > PLACES / 2, "{}", known.len());
         assert_eq!(others.len(), 2);
     }
 
     #[test]
     fn exits_without_an_access_have_counts_of_their_own() {
-        let meter = Meter::default();
-        meter.end(Timed::begin(Cause::of(&Left::Interrupted)));
-        meter.end(Timed::begin(Cause::of(&Left::Ended(Ending::Shutdown))));
-        let counts = Kind::ALL.map(|kind| meter.sum(kind).count);
+        let counters = Counters::default();
+        counters.end(Timed::begin(Cause::of(&VcpuExit::Interrupted)));
+        counters.end(Timed::begin(Cause::of(&VcpuExit::Ended(Ending::Shutdown))));
+        let counts = Kind::ALL.map(|kind| counters.sum(kind).count);
         assert_eq!(counts, [0, 0, 0, 0, 1, 1]);
     }
 }

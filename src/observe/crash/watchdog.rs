@@ -7,8 +7,8 @@
 use std::time::{Duration, Instant};
 
 use super::panic::{self, Stand};
-use super::state::State;
-use crate::lifecycle::exit::{Exit, Panic};
+use crate::vcpu::registers::VcpuRegisters;
+use crate::vcpu::stop::{Exit, Panic};
 use crate::vm::machine::Running;
 
 /// How often to look.
@@ -45,7 +45,7 @@ trait Guest {
     /// How much processor time its vCPUs have used.
     fn cpu_time(&self) -> Duration;
     /// What its vCPUs are at.
-    fn examine(&self) -> Vec<Option<State>>;
+    fn examine(&self) -> Vec<Option<VcpuRegisters>>;
     /// What its kernel has told of a panic.
     fn panic(&self) -> Panic;
     /// Whether its vCPUs stand as a panic leaves them.
@@ -57,7 +57,7 @@ impl Guest for Running {
         self.cpu_time()
     }
 
-    fn examine(&self) -> Vec<Option<State>> {
+    fn examine(&self) -> Vec<Option<VcpuRegisters>> {
         self.pause();
         let states = self.states();
         self.resume();
@@ -192,7 +192,7 @@ impl Watch {
     }
 
     fn are_all_dead(&mut self, guest: &dyn Guest, now: Instant) -> bool {
-        let dead = guest.examine().iter().all(|it| it.as_ref().is_some_and(State::is_dead));
+        let dead = guest.examine().iter().all(|it| it.as_ref().is_some_and(VcpuRegisters::is_dead));
         (self.examined, self.cpu_time) = (now, guest.cpu_time());
         self.patience = PATIENCE.min(2 * self.patience);
         dead
@@ -204,13 +204,13 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::observe::crash::state::Activity;
+    use crate::vcpu::registers::Activity;
 
     /// A guest that uses so many thousandths of a processor, with vCPUs in these states.
     struct Made {
         load: Cell<u32>,
         time: Cell<Duration>,
-        states: Vec<State>,
+        states: Vec<VcpuRegisters>,
         panic: Panic,
         stand: Stand,
         examined: Cell<u32>,
@@ -221,7 +221,7 @@ mod tests {
             self.time.get()
         }
 
-        fn examine(&self) -> Vec<Option<State>> {
+        fn examine(&self) -> Vec<Option<VcpuRegisters>> {
             self.examined.set(self.examined.get() + 1);
             self.states.iter().cloned().map(Some).collect()
         }
@@ -236,20 +236,20 @@ mod tests {
         }
     }
 
-    fn state(activity: Activity, rflags: u64) -> State {
+    fn state(activity: Activity, rflags: u64) -> VcpuRegisters {
         let regs = kvm_bindings::kvm_regs { rflags, ..Default::default() };
-        State { regs, sregs: Default::default(), activity, can_be_woken: false }
+        VcpuRegisters { regs, sregs: Default::default(), activity, can_be_woken: false }
     }
 
-    fn dead() -> State {
+    fn dead() -> VcpuRegisters {
         state(Activity::Halted, 2)
     }
 
-    fn waiting() -> State {
+    fn waiting() -> VcpuRegisters {
         state(Activity::Halted, 0x202)
     }
 
-    fn made(load: u32, states: Vec<State>) -> Made {
+    fn made(load: u32, states: Vec<VcpuRegisters>) -> Made {
         Made {
             load: load.into(),
             time: Cell::default(),
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn one_vcpu_that_can_go_on_keeps_a_guest_alive() {
-        let woken = State { can_be_woken: true, ..dead() };
+        let woken = VcpuRegisters { can_be_woken: true, ..dead() };
         for other in [waiting(), state(Activity::Runs, 2), woken] {
             let guest = made(0, vec![dead(), other, dead()]);
             assert!(matches!(watch(&guest, None, 600, silent).0, Verdict::Alive));

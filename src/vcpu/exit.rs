@@ -27,7 +27,7 @@ pub enum Space {
 
 /// Why KVM_RUN came back.
 #[derive(Debug)]
-pub enum Left<'a> {
+pub enum VcpuExit<'a> {
     /// For an access, which is completed at the next entry.
     Access {
         /// Where.
@@ -64,7 +64,7 @@ pub enum Ending {
 
 /// What [`enter`] came back with; [`left`] says what that means.
 #[derive(Clone, Copy, Debug)]
-pub struct Exit(u32);
+pub struct Reason(u32);
 
 /// A signal, or what was told before; an error: no reasons of KVM's.
 const INTERRUPTED: u32 = u32::MAX;
@@ -72,19 +72,19 @@ const FAILED: u32 = u32::MAX - 1;
 
 /// Runs the guest until its next exit.
 #[inline]
-pub fn enter(vcpu: &mut VcpuFd) -> Exit {
+pub fn enter(vcpu: &mut VcpuFd) -> Reason {
     // SAFETY: the descriptor is a vCPU's, and this request has no argument.
     if unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_RUN, 0) } < 0 {
         return failed(vcpu.get_kvm_run());
     }
-    Exit(vcpu.get_kvm_run().exit_reason)
+    Reason(vcpu.get_kvm_run().exit_reason)
 }
 
 /// Why the guest was left. Nothing else has been done with the vCPU since.
 #[inline(always)]
-pub fn left(vcpu: &mut VcpuFd, exit: Exit) -> Left<'_> {
+pub fn left(vcpu: &mut VcpuFd, reason: Reason) -> VcpuExit<'_> {
     let run = vcpu.get_kvm_run();
-    match exit.0 {
+    match reason.0 {
         KVM_EXIT_IO => {
             // SAFETY: the exit's reason says that this is the member in use; all of it is plain numbers.
             let io = unsafe { run.__bindgen_anon_1.io };
@@ -94,23 +94,23 @@ pub fn left(vcpu: &mut VcpuFd, exit: Exit) -> Left<'_> {
             // nothing else refers to them while `vcpu` is borrowed.
             let data = unsafe { std::slice::from_raw_parts_mut(start.add(io.data_offset as usize), len) };
             let write = u32::from(io.direction) == KVM_EXIT_IO_OUT;
-            Left::Access { space: Space::Port, address: io.port.into(), write, data }
+            VcpuExit::Access { space: Space::Port, address: io.port.into(), write, data }
         }
         KVM_EXIT_MMIO => {
             // SAFETY: as above.
             let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
             let len = mmio.data.len().min(mmio.len as usize);
             let (address, write) = (mmio.phys_addr, mmio.is_write != 0);
-            Left::Access { space: Space::Memory, address, write, data: &mut mmio.data[..len] }
+            VcpuExit::Access { space: Space::Memory, address, write, data: &mut mmio.data[..len] }
         }
-        INTERRUPTED => Left::Interrupted,
-        reason => Left::Ended(ending(run, reason)),
+        INTERRUPTED => VcpuExit::Interrupted,
+        reason => VcpuExit::Ended(ending(run, reason)),
     }
 }
 
 #[cold]
-fn failed(run: &kvm_run) -> Exit {
-    Exit(match Errno::last() {
+fn failed(run: &kvm_run) -> Reason {
+    Reason(match Errno::last() {
         Errno::EINTR | Errno::EAGAIN => INTERRUPTED,
         // The answer is there all the same (KVM API, KVM_EXIT_MEMORY_FAULT).
         Errno::EFAULT if run.exit_reason == KVM_EXIT_MEMORY_FAULT => KVM_EXIT_MEMORY_FAULT,
