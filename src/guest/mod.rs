@@ -21,10 +21,19 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::termios::{OutputFlags, SetArg, tcdrain, tcgetattr, tcsetattr};
 
-use crate::observe::trace::OWN_INIT;
-use crate::session::console::prefers_hvc;
 use crate::spec::task;
 use job::Job;
+
+/// What `/init` prints for the trace, on a kernel that says little else.
+pub const OWN_INIT: &str = "kite: init";
+
+/// Whether the guest's user space is at the virtio console, given the kernel's command line: the last `console=`, or
+/// `kite.console=` for kite's own `/init` alone, names it.
+pub fn prefers_hvc(cmdline: &str) -> bool {
+    let words = cmdline.split_ascii_whitespace();
+    let mut consoles = words.filter_map(|it| it.strip_prefix("kite.").unwrap_or(it).strip_prefix("console="));
+    consoles.next_back().is_some_and(|console| console.starts_with("hvc"))
+}
 
 /// Whether this process is the init of a guest that kite started. Process 1 of a container is not.
 pub fn is_init() -> bool {
@@ -104,4 +113,23 @@ fn print(lines: &str) {
 /// Waits until the console has sent everything: what it holds is lost when the machine goes.
 fn drain() {
     let _no_terminal = tcdrain(io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_console_of_the_command_line_is_listened_to() {
+        for (cmdline, hvc) in [
+            ("console=ttyS0 console=hvc0", true),
+            ("console=hvc0 panic=-1", true),
+            ("console=hvc0 console=ttyS0,115200", false),
+            ("earlycon console=ttyS0", false),
+            ("init=/x xconsole=hvc0", false),
+            ("", false),
+        ] {
+            assert_eq!(prefers_hvc(cmdline), hvc, "{cmdline}");
+        }
+    }
 }

@@ -3,8 +3,10 @@
 pub mod alloc;
 pub mod atomic_file;
 pub(crate) mod child;
+pub mod lock;
 pub mod log;
 pub mod messages;
+pub mod phases;
 pub mod remedy;
 pub mod rss;
 pub mod signals;

@@ -113,7 +113,7 @@ impl Gauges {
         if self.target.is_none() && self.trace.is_none() {
             return Ok(());
         }
-        let stats = machine.measure();
+        let stats = Stats::measure(machine);
         if self.trace.is_some() {
             self.timeline.watch(stats.clone());
         }

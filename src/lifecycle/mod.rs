@@ -19,6 +19,7 @@ use nix::sys::sysinfo::sysinfo;
 
 use crate::backend::net;
 use crate::cli::{self, OnReboot, RunOptions};
+use crate::guest;
 use crate::host::messages;
 use crate::host::rss;
 use crate::host::signals::Signals;
@@ -27,7 +28,7 @@ use crate::observe::crash;
 use crate::observe::trace::Timeline;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::{self, Inherited, Inside, Outside, Side};
-use crate::session::console::{self, Console};
+use crate::session::console::Console;
 use crate::vcpu::stop::{Exit, Panic};
 use crate::vm;
 use crate::vm::load::Guest;
@@ -68,7 +69,7 @@ fn machine(
     let timeline = gauges.timeline().clone();
     let boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
     let signals = Signals::take_over(sandbox.splits() || group.is_some())?;
-    let mut console = Console::new(signals, console::prefers_hvc(&boot.cmdline), timeline.clone())?;
+    let mut console = Console::new(signals, guest::prefers_hvc(&boot.cmdline), timeline.clone())?;
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
     let extra = Extra { hvc, ..Extra::default() };
     let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;

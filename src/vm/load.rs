@@ -7,7 +7,7 @@ use boot::params::Params;
 use boot::{Piece, acpi, firmware, layout, mptable};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::observe::trace::Timeline;
+use crate::host::phases::Phases;
 use crate::vm::machine::Board;
 use crate::vm::memory::GuestRam;
 
@@ -28,16 +28,16 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// Fills `ram`, which is new, for the machine `board`; returns where the boot parameters are. Notes in `timeline` how
+    /// Fills `ram`, which is new, for the machine `board`; returns where the boot parameters are. Notes in `phases` how
     /// long each part takes.
     ///
     /// # Errors
     /// The guest does not fit in memory, or a file cannot be read.
-    pub fn load(&self, board: Board, ram: &GuestRam, timeline: &Timeline) -> anyhow::Result<u64> {
-        timeline.phase("load the kernel", || self.place_kernel(board, ram))?;
-        let initrd = timeline.phase("load the initrd", || self.place_initrd(board, ram))?;
+    pub fn load(&self, board: Board, ram: &GuestRam, phases: &Phases) -> anyhow::Result<u64> {
+        phases.phase("load the kernel", || self.place_kernel(board, ram))?;
+        let initrd = phases.phase("load the initrd", || self.place_initrd(board, ram))?;
         let memory = ram.memory();
-        let rsdp = timeline.phase(if board.acpi { "ACPI" } else { "MP table" }, || tables(board, ram))?;
+        let rsdp = phases.phase(if board.acpi { "ACPI" } else { "MP table" }, || tables(board, ram))?;
         memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
         if board.test_devices {
             firmware::write(memory).context("cannot write real mode's interrupt vectors")?;

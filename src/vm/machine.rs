@@ -26,10 +26,10 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::observe::stats::Stats;
-use crate::observe::trace::Timeline;
+use crate::host::phases::Phases;
 use crate::sandbox;
 use crate::vcpu::coalesced::{Coalesced, CoalescingHost};
+use crate::vcpu::counters::Counters;
 use crate::vcpu::registers::VcpuRegisters;
 use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vcpu::{self, LONGEST_STEP, Shared, Vcpu, VcpuThread};
@@ -80,12 +80,13 @@ pub struct Machine {
     serial: Arc<Mutex<Serial>>,
     vcpus: Vec<VcpuFd>,
     virtio: Vec<(String, Served)>,
-    stats: Option<Arc<Stats>>,
+    /// What counts the exits of each vCPU; empty if they are not counted.
+    counters: Vec<Arc<Counters>>,
 }
 
 impl Machine {
     /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says. Notes in
-    /// `timeline` how long each part takes.
+    /// `phases` how long each part takes.
     ///
     /// # Errors
     /// The host has not enough of something.
@@ -95,7 +96,7 @@ impl Machine {
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
         devices: Vec<Attachment>,
-        timeline: &Timeline,
+        phases: &Phases,
     ) -> anyhow::Result<Self> {
         let most = kvm.get_max_vcpus();
         ensure!(
@@ -107,10 +108,10 @@ impl Machine {
         // guest each answer is an exit, and all of them take as long.
         let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
             let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
-            let ask = || timeline.phase("ask for CPUID", || vm::supported_cpuid(kvm));
+            let ask = || phases.phase("ask for CPUID", || vm::supported_cpuid(kvm));
             let asking = asking.spawn_scoped(scope, ask);
             let asking = asking.context("cannot start a thread")?;
-            let vm = timeline.phase("virtual machine", || Vm::new(kvm, ram, board.cpus));
+            let vm = phases.phase("virtual machine", || Vm::new(kvm, ram, board.cpus));
             Ok((vm?, asking.join().expect("a panic ends the process")?))
         })?;
         let start = Instant::now();
@@ -128,9 +129,9 @@ impl Machine {
             .map(|(place, it)| add_virtio(&vm, &coalesced, &mut mmio, place, it))
             .collect::<Result<_, _>>()?;
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
-        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, stats: None };
-        timeline.note("devices", start);
-        timeline.phase("vCPUs", || machine.create_vcpus(&supported))?;
+        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, counters: Vec::new() };
+        phases.note("devices", start);
+        phases.phase("vCPUs", || machine.create_vcpus(&supported))?;
         Ok(machine)
     }
 
@@ -170,12 +171,25 @@ impl Machine {
         boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
     }
 
-    /// Has the exits of the vCPUs counted and timed.
-    pub fn measure(&mut self) -> Arc<Stats> {
-        let Shared { ports, mmio, coalesced, .. } = &self.shared;
-        let stats = Stats::new(self.vm.fd().clone(), &self.vcpus, ports.clone(), mmio.clone());
-        coalesced.set_counters(stats.ring().clone());
-        self.stats.insert(Arc::new(stats)).clone()
+    /// Has the exits of each vCPU counted and timed by its own of `vcpus`, and coalesced writes by `ring`.
+    pub fn count(&mut self, vcpus: Vec<Arc<Counters>>, ring: Arc<Counters>) {
+        self.shared.coalesced.set_counters(ring);
+        self.counters = vcpus;
+    }
+
+    /// The vCPUs' descriptors, in the order of their indices.
+    pub fn vcpus(&self) -> &[VcpuFd] {
+        &self.vcpus
+    }
+
+    /// The virtual machine.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// What the vCPUs share.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Starts the threads of vCPUs and devices; the guest begins when it is [released](Running::release).
@@ -183,8 +197,8 @@ impl Machine {
     /// # Errors
     /// The host has no threads left.
     pub fn start(self) -> anyhow::Result<Running> {
-        let Self { vm, shared, serial, vcpus, virtio, stats, .. } = self;
-        let counters = |index: u32| stats.as_ref()?.counters(index as usize);
+        let Self { vm, shared, serial, vcpus, virtio, counters, .. } = self;
+        let counters = |index: u32| counters.get(index as usize).cloned();
         let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).counted_by(counters(index)).start();
         let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
         let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();

@@ -18,8 +18,10 @@ use devices::bus::Bus;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::observe::kvm_stats::KvmStats;
+use crate::vcpu::Shared;
 use crate::vcpu::counters::clock::Scale;
 use crate::vcpu::counters::{Access, Counters, Space};
+use crate::vm::machine::Machine;
 
 pub use counts::{Count, Counts, Subject};
 pub use report::{Cost, Report, Row};
@@ -45,6 +47,15 @@ struct Vcpu {
 }
 
 impl Stats {
+    /// Has the exits of `machine` counted and timed.
+    pub fn measure(machine: &mut Machine) -> Arc<Self> {
+        let Shared { ports, mmio, .. } = machine.shared();
+        let stats = Self::new(machine.vm().fd().clone(), machine.vcpus(), ports.clone(), mmio.clone());
+        let vcpus = stats.vcpus.iter().map(|vcpu| vcpu.counters.clone()).collect();
+        machine.count(vcpus, stats.ring.clone());
+        Arc::new(stats)
+    }
+
     /// For a machine with these vCPUs and buses that has not started.
     pub fn new(vm: Arc<VmFd>, vcpus: &[VcpuFd], ports: Arc<Bus>, mmio: Arc<Bus>) -> Self {
         let mut stats = Self::without_kvm(vcpus.len(), ports, mmio);

@@ -82,7 +82,7 @@ impl Timeline {
     }
 
     fn add_phases(&self, events: &mut Vec<Value>) {
-        let phases = self.phases();
+        let phases = self.list();
         let mut threads: Vec<&str> = Vec::new();
         for phase in phases.iter() {
             let known = threads.iter().position(|thread| *thread == phase.thread);

@@ -1,13 +1,12 @@
 //! Hears in what the guest prints how far it is.
 
 use super::{Mark, Timeline};
+use crate::guest::OWN_INIT;
 
 /// The kernel's first line, whatever its version (Linux `init/version-timestamp.c`, `linux_banner`).
 const BANNER: &[u8] = b"Linux version ";
 /// What the kernel says before it starts the first process (Linux `init/main.c`, `run_init_process`).
 const INIT: [&[u8]; 2] = [b"Run /", b" as init process"];
-/// What kite's own `/init` says when the kernel is not to say much.
-pub const OWN_INIT: &str = "kite: init";
 /// No line that is of interest is longer.
 const LINE: usize = 256;
 

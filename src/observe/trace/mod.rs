@@ -5,16 +5,15 @@ mod events;
 mod milestones;
 mod samples;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::host::phases::Phases;
 use crate::observe::stats::{Counts, Stats};
 
-pub use milestones::{Milestones, OWN_INIT};
+pub use milestones::Milestones;
 pub use samples::Samples;
-
-/// No more phases of kite's are kept: a guest that reboots for ever makes more and more.
-const PHASES: usize = 128;
 
 /// What a guest comes to, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,15 +58,6 @@ impl Mark {
     }
 }
 
-/// Something of kite's that took time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Phase {
-    name: &'static str,
-    thread: String,
-    start: Instant,
-    end: Instant,
-}
-
 /// When the guest came to a mark, and how its exits stood.
 #[derive(Clone, Debug)]
 struct Moment {
@@ -78,9 +68,17 @@ struct Moment {
 /// Where it is noted. Any thread may, at next to no cost: the marks of a guest only once it is watched.
 pub struct Timeline {
     begun: Instant,
-    phases: Mutex<Vec<Phase>>,
+    phases: Phases,
     stats: OnceLock<Arc<Stats>>,
     moments: [OnceLock<Moment>; Mark::ALL.len()],
+}
+
+impl Deref for Timeline {
+    type Target = Phases;
+
+    fn deref(&self) -> &Phases {
+        &self.phases
+    }
 }
 
 impl Default for Timeline {
@@ -92,28 +90,7 @@ impl Default for Timeline {
 impl Timeline {
     /// Of a process that began then.
     pub fn new(begun: Instant) -> Self {
-        Self { begun, phases: Mutex::default(), stats: OnceLock::new(), moments: Default::default() }
-    }
-
-    /// Does a part of kite's work, and notes how long that took.
-    pub fn phase<T>(&self, name: &'static str, work: impl FnOnce() -> T) -> T {
-        let start = Instant::now();
-        let result = work();
-        self.note(name, start);
-        result
-    }
-
-    /// Notes that a part of kite's work began then and is done.
-    pub fn note(&self, name: &'static str, start: Instant) {
-        let thread = std::thread::current().name().unwrap_or("main").to_owned();
-        let mut phases = self.phases();
-        if phases.len() < PHASES {
-            phases.push(Phase { name, thread, start, end: Instant::now() });
-        }
-    }
-
-    fn phases(&self) -> MutexGuard<'_, Vec<Phase>> {
-        self.phases.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { begun, phases: Phases::default(), stats: OnceLock::new(), moments: Default::default() }
     }
 
     /// The guest's marks are to be noted from now on, with its exits. Only of the first machine.
@@ -155,19 +132,6 @@ mod tests {
         stats.counters(0).unwrap().enter();
         timeline.watch(Arc::new(stats));
         timeline
-    }
-
-    #[test]
-    fn phases_are_noted_with_their_threads_and_no_more_than_there_is_room_for() {
-        let timeline = Timeline::default();
-        assert_eq!(timeline.phase("one", || 7), 7);
-        for _ in 0..2 * PHASES {
-            timeline.phase("more", || ());
-        }
-        let phases = timeline.phases();
-        assert_eq!((phases.len(), phases[0].name), (PHASES, "one"));
-        assert_eq!(phases[0].thread, std::thread::current().name().unwrap());
-        assert!(phases[0].start <= phases[0].end && phases[0].end <= phases[1].start);
     }
 
     #[test]

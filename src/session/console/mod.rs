@@ -82,14 +82,6 @@ impl hvc::Host for Wake {
     }
 }
 
-/// Whether the guest's user space is at the virtio console, given the kernel's command line: the last `console=`, or
-/// `kite.console=` for kite's own `/init` alone, names it.
-pub fn prefers_hvc(cmdline: &str) -> bool {
-    let words = cmdline.split_ascii_whitespace();
-    let mut consoles = words.filter_map(|it| it.strip_prefix("kite.").unwrap_or(it).strip_prefix("console="));
-    consoles.next_back().is_some_and(|console| console.starts_with("hvc"))
-}
-
 impl Console {
     /// At the process's `signals`. With `prefers_hvc`, input goes to the virtio console once the guest has that open. What the
     /// guest comes to is noted in `timeline`.
@@ -273,23 +265,4 @@ impl Console {
 
 fn lock(serial: &Mutex<Serial>) -> MutexGuard<'_, Serial> {
     serial.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_console_of_the_command_line_is_listened_to() {
-        for (cmdline, hvc) in [
-            ("console=ttyS0 console=hvc0", true),
-            ("console=hvc0 panic=-1", true),
-            ("console=hvc0 console=ttyS0,115200", false),
-            ("earlycon console=ttyS0", false),
-            ("init=/x xconsole=hvc0", false),
-            ("", false),
-        ] {
-            assert_eq!(prefers_hvc(cmdline), hvc, "{cmdline}");
-        }
-    }
 }
