@@ -14,3 +14,6 @@ pub mod session;
 pub mod spec;
 pub mod vcpu;
 pub mod vm;
+
+#[cfg(test)]
+mod layers;

@@ -21,7 +21,6 @@ use crate::backend::socket;
 use crate::cmd::bench;
 use crate::cmd::inspect;
 use crate::cmd::matrix;
-use crate::host::messages;
 use crate::sandbox;
 use crate::sandbox::cgroup;
 
@@ -36,22 +35,10 @@ pub use measure::MeasureOptions;
 use number::{MIB, memory_size};
 pub(crate) use number::{bytes, memory_limit, whole};
 
-/// The guest powered off or rebooted, or the user quit.
-pub const DONE: u8 = 0;
-/// kite or the host failed, or was asked for something impossible.
-pub const FAILED: u8 = 125;
-/// The host killed the machine for want of memory.
-pub const OUT_OF_MEMORY: u8 = 123;
-/// A command took longer than it may.
-pub const TIMED_OUT: u8 = 124;
-/// The user quit a command.
-pub const QUIT: u8 = 130;
-/// A command cannot be executed.
-pub const NOT_EXECUTABLE: u8 = 126;
-/// There is no such command.
-pub const NOT_FOUND: u8 = 127;
-/// The guest crashed.
-pub const CRASHED: u8 = 255;
+pub use crate::host::exit_code::{
+    CRASHED, DONE, FAILED, NOT_EXECUTABLE, NOT_FOUND, OUT_OF_MEMORY, QUIT, TIMED_OUT,
+};
+pub use crate::host::messages::{complain, printable};
 
 /// What the user is told of a guest that took too long begins with this; then comes the limit.
 pub const GUEST_ENDED: &str = "the guest was ended: ";
@@ -372,23 +359,6 @@ pub fn check(arguments: &[OsString]) -> Result<(), String> {
         Command::Run(options) => options.sandbox().map(drop).map_err(|error| format!("{error:#}")),
         _ => Ok(()),
     }
-}
-
-/// Tells the user on standard error, in one line. Whether anybody reads it changes nothing.
-pub fn complain(message: &str) {
-    messages::say(format!("kite: {}\n", printable(message)).into_bytes());
-}
-
-/// Paths and arguments can hold control characters; a terminal must not obey them.
-pub fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char.is_control() {
-            true => printable.extend(char.escape_default()),
-            false => printable.push(char),
-        }
-    }
-    printable
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{self, Write};
 
-use crate::cli;
+use crate::host::exit_code::FAILED;
 use crate::host::terminal;
 
 /// The system's allocator, which here never answers with nothing.
@@ -47,5 +47,5 @@ fn given(memory: *mut u8, size: usize) -> *mut u8 {
 fn exhausted(size: usize) -> ! {
     terminal::restore();
     let _ = writeln!(io::stderr(), "kite: the host has no memory left: {size} bytes more were refused");
-    std::process::exit(cli::FAILED.into())
+    std::process::exit(FAILED.into())
 }

@@ -6,8 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::cli::printable;
-use crate::host::messages;
+use crate::host::messages::{self, printable};
 use crate::host::terminal;
 
 /// How many lines a target has.

@@ -120,6 +120,24 @@ pub fn say(message: Vec<u8>) {
     push(message, ROOM);
 }
 
+/// Tells the user on standard error, in one line. Whether the line is read changes nothing.
+pub fn complain(message: &str) {
+    say(format!("kite: {}\n", printable(message)).into_bytes());
+}
+
+/// `text` with its control characters escaped: paths and arguments can hold some, and a terminal must not obey them.
+pub fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            printable.extend(char.escape_default());
+        } else {
+            printable.push(char);
+        }
+    }
+    printable
+}
+
 /// Says what can be done without where the reader does not read.
 pub fn log(message: Vec<u8>) {
     push(message, LOG_ROOM);

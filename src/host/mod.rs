@@ -3,6 +3,8 @@
 pub mod alloc;
 pub mod atomic_file;
 pub(crate) mod child;
+pub(crate) mod confinement;
+pub mod exit_code;
 pub mod lock;
 pub mod log;
 pub mod messages;

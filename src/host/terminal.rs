@@ -8,7 +8,7 @@ use anyhow::Context;
 use nix::sys::termios::{self, SetArg, Termios};
 use nix::unistd::{getpgrp, read, tcgetpgrp};
 
-use crate::cli;
+use crate::host::exit_code::FAILED;
 use crate::host::messages;
 
 /// How the terminal was, while it is raw.
@@ -100,7 +100,7 @@ pub fn restore() {
 
 /// Tells the user while the guest runs: one line, also on a terminal that is raw.
 pub fn tell(message: &str) {
-    line(&format!("kite: {}", cli::printable(message)));
+    line(&format!("kite: {}", messages::printable(message)));
 }
 
 /// Writes one line to standard error, also on a terminal that is raw.
@@ -132,7 +132,7 @@ pub fn end_on_panic() {
     std::panic::set_hook(Box::new(move |panic| {
         restore();
         print(panic);
-        std::process::exit(cli::FAILED.into());
+        std::process::exit(FAILED.into());
     }));
 }
 

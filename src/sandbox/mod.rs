@@ -31,7 +31,7 @@ use nix::errno::Errno;
 use nix::sys::utsname::uname;
 use nix::unistd::{Pid, geteuid};
 
-use crate::cmd::doctor::Confinement;
+use crate::host::confinement::Confinement;
 use news::News;
 pub use options::{Layer, Mode, Options, parse};
 pub use outside::{Chores, End, Outside};

@@ -13,7 +13,7 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-use crate::cli;
+use crate::host::exit_code::FAILED;
 use crate::sandbox;
 
 /// What is said after the file's name.
@@ -108,5 +108,5 @@ extern "C" fn cut(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_vo
     }
     sandbox::leave_terminal();
     // SAFETY: ends the process at once.
-    unsafe { libc::_exit(cli::FAILED.into()) };
+    unsafe { libc::_exit(FAILED.into()) };
 }

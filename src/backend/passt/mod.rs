@@ -17,7 +17,7 @@ use anyhow::{Context, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::backend::net::Forward;
-use crate::cmd::doctor::Confinement;
+use crate::host::confinement::Confinement;
 use crate::sandbox;
 use options::Resolvers;
 use probe::Answer;

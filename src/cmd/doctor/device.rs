@@ -7,9 +7,9 @@ use std::{fs, io};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, eaccess};
 
-use super::confinement::{in_container, lacks_users};
 use super::hardware::Processor;
 use super::{Problem, Verdict, text};
+use crate::host::confinement::{in_container, lacks_users};
 
 /// `KVM_GET_API_VERSION`'s answer since Linux 2.6.22 (Linux `Documentation/virt/kvm/api.rst` §4.1).
 const API_VERSION: i32 = 12;

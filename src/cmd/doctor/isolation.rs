@@ -3,44 +3,8 @@
 use nix::errno::Errno;
 use nix::unistd::geteuid;
 
-use super::confinement::{Confinement, is_filtered};
 use super::{Problem, Verdict, syscalls, text};
-
-/// The settings that decide who may make user namespaces.
-#[derive(Debug, Default)]
-pub(super) struct Namespaces {
-    most: Option<String>,
-    /// Debian's and older Ubuntu's switch.
-    unprivileged: Option<String>,
-    /// Ubuntu's switch since 23.10.
-    apparmor: Option<String>,
-    root: bool,
-    /// `/proc` is not there to tell.
-    untold: bool,
-    /// Root is nobody in a new one (user_namespaces(7), "Linux 5.12").
-    nameless: bool,
-}
-
-impl Namespaces {
-    pub(super) fn allowed_here() -> Self {
-        let status = text("/proc/self/status");
-        Self {
-            most: text("/proc/sys/user/max_user_namespaces"),
-            unprivileged: text("/proc/sys/kernel/unprivileged_userns_clone"),
-            apparmor: text("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
-            root: geteuid().is_root(),
-            untold: status.is_none(),
-            nameless: status.as_deref().is_some_and(lacks_setfcap),
-        }
-    }
-}
-
-/// Whether `/proc/self/status` tells of a process without CAP_SETFCAP.
-fn lacks_setfcap(status: &str) -> bool {
-    const SETFCAP: u64 = 1 << 31;
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective.and_then(|it| u64::from_str_radix(it.trim(), 16).ok()).is_some_and(|it| it & SETFCAP == 0)
-}
+use crate::host::confinement::{Confinement, Namespaces, is_filtered, user_namespaces};
 
 /// This user may make user namespaces here, and no container's profile says otherwise.
 pub(super) fn user_namespaces_here() -> Verdict {
@@ -48,36 +12,6 @@ pub(super) fn user_namespaces_here() -> Verdict {
     match syscalls::unshare_error() {
         Errno::EPERM | Errno::ENOSYS => Err(Confinement::here().problem()),
         _ => Ok(found),
-    }
-}
-
-/// No switch keeps this user from making user namespaces.
-pub(super) fn user_namespaces(namespaces: &Namespaces) -> Verdict {
-    let setting = match namespaces {
-        Namespaces { untold: true, .. } => {
-            return Err(Problem::new("not to be had without /proc", "mount -t proc proc /proc"));
-        }
-        Namespaces { root: true, nameless: true, .. } => {
-            let fix = "give kite that one, as docker run --cap-add SETFCAP does";
-            return Err(Problem::new("of no use to root without the capability SETFCAP", fix));
-        }
-        Namespaces { most: None, .. } => {
-            return Err(Problem::new("not in this host kernel", "boot one with CONFIG_USER_NS"));
-        }
-        Namespaces { most: Some(most), .. } if most == "0" => {
-            return Err(Problem::new("turned off", "sysctl -w user.max_user_namespaces=15000"));
-        }
-        Namespaces { unprivileged: Some(allowed), .. } if allowed == "0" => {
-            "kernel.unprivileged_userns_clone=1"
-        }
-        Namespaces { apparmor: Some(restricted), .. } if restricted != "0" => {
-            "kernel.apparmor_restrict_unprivileged_userns=0, or give kite an AppArmor profile with the rule 'userns,'"
-        }
-        Namespaces { most: Some(most), .. } => return Ok(format!("up to {most}")),
-    };
-    match namespaces.root {
-        true => Ok("for root only".into()),
-        false => Err(Problem::new("for root only", format!("sysctl -w {setting}"))),
     }
 }
 
@@ -169,43 +103,6 @@ pub(super) fn seccomp(actions: Option<&str>, status: &str) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn namespaces(most: &str, unprivileged: Option<&str>, apparmor: Option<&str>) -> Namespaces {
-        let own = |text: Option<&str>| text.map(str::to_owned);
-        Namespaces {
-            most: own(Some(most)),
-            unprivileged: own(unprivileged),
-            apparmor: own(apparmor),
-            ..Namespaces::default()
-        }
-    }
-
-    #[test]
-    fn each_switch_that_forbids_user_namespaces_is_the_one_to_turn() {
-        let fix = |facts| user_namespaces(&facts).unwrap_err().fix;
-        assert!(fix(Namespaces::default()).contains("CONFIG_USER_NS"));
-        assert!(fix(namespaces("0", None, None)).contains("max_user_namespaces"));
-        assert!(fix(namespaces("9", Some("0"), None)).contains("unprivileged_userns_clone=1"));
-        assert!(fix(namespaces("9", Some("1"), Some("1"))).contains("apparmor"));
-        assert_eq!(user_namespaces(&namespaces("9", Some("1"), Some("0"))), Ok("up to 9".into()));
-    }
-
-    #[test]
-    fn root_is_above_the_switches_but_not_above_the_limit() {
-        assert!(user_namespaces(&Namespaces { root: true, ..namespaces("9", Some("0"), None) }).is_ok());
-        assert!(user_namespaces(&Namespaces { root: true, ..namespaces("0", None, None) }).is_err());
-    }
-
-    #[test]
-    fn what_else_makes_them_useless_is_told() {
-        let facts = Namespaces { nameless: true, ..namespaces("9", None, None) };
-        assert!(user_namespaces(&facts).is_ok());
-        assert!(user_namespaces(&Namespaces { root: true, ..facts }).unwrap_err().fix.contains("SETFCAP"));
-        let facts = Namespaces { untold: true, ..Namespaces::default() };
-        assert!(user_namespaces(&facts).unwrap_err().fix.contains("/proc"));
-        assert!(lacks_setfcap("Name: x\nCapEff:\t000000017fffffff\n"));
-        assert!(!lacks_setfcap("Name: x\nCapEff:\t00000000a80425fb\n"));
-    }
 
     const V1: &str = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup /sys/fs/cgroup/cpu cgroup rw,cpu 0 0\n";
     const V2: &str = "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n";

@@ -5,7 +5,6 @@
 //! opening a node loads its driver.
 
 mod capabilities;
-mod confinement;
 mod device;
 pub mod hardware;
 mod isolation;
@@ -15,7 +14,6 @@ mod speed;
 mod syscalls;
 
 use std::env;
-use std::fs;
 use std::path::Path;
 
 use kvm_ioctls::Kvm;
@@ -23,25 +21,12 @@ use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::backend::passt;
-pub(crate) use confinement::Confinement;
+use crate::host::confinement::{Problem, is_filtered, text};
 use device::Node;
 pub use hardware::{Engine, Processor};
 
 /// What a check found to be good, or the [`Problem`].
 type Verdict = Result<String, Problem>;
-
-/// What a check found to be missing or wrong.
-#[derive(Debug, PartialEq)]
-struct Problem {
-    found: String,
-    fix: String,
-}
-
-impl Problem {
-    fn new(found: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { found: found.into(), fix: fix.into() }
-    }
-}
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -134,7 +119,7 @@ fn host_checks() -> Vec<Check> {
             speed::io_uring(
                 syscalls::io_uring_setup_error(),
                 text("/proc/sys/kernel/io_uring_disabled").as_deref(),
-                confinement::is_filtered(&status),
+                is_filtered(&status),
             ),
         ),
         Check::optional("huge-pages", speed::huge_pages(&speed::HugePages::of_this_machine())),
@@ -151,11 +136,6 @@ fn host_checks() -> Vec<Check> {
 fn boot_checks() -> Vec<Check> {
     let kernel = kernel::kernel(env::var_os("KITE_KERNEL"), Path::new("/"));
     vec![Check::optional("kernel", kernel.image), Check::optional("modules", kernel.modules)]
-}
-
-/// A short file's text without the white space around it; `None` if it cannot be read.
-fn text(path: impl AsRef<Path>) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use syscalls::Sysno;
 
 use super::AUDIT_ARCH_X86_64;
-use crate::cli;
+use crate::host::exit_code::FAILED;
 use crate::sandbox;
 
 /// What the kernel tells of the call (sigaction(2), `si_syscall`): `si_signo`, `si_errno`, `si_code`, padding,
@@ -98,7 +98,7 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len) };
     sandbox::leave_terminal();
     // SAFETY: ends the process at once.
-    unsafe { libc::_exit(cli::FAILED.into()) };
+    unsafe { libc::_exit(FAILED.into()) };
 }
 
 /// What goes before the thread's name.
