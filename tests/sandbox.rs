@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use devices::virtio::fs::Share;
 use kite::host::atomic_file;
-use kite::sandbox::{self, Chores, Entry, Inherited, Needs, Side, Thread};
+use kite::sandbox::{self, Chores, Cleanup, Entry, Fork, InheritedFds, Needs, Thread};
 
 /// What a child of a test is to do: a thread's kind and an act, by their names.
 const ACT: &str = "KITE_TEST_ACT";
@@ -30,7 +30,7 @@ const KINDS: [(&str, Thread); 6] = [
     ("share", Thread::Share),
     ("read-only-share", Thread::ReadOnlyShare),
     ("main", Thread::Main),
-    ("outside", Thread::Outside),
+    ("supervisor", Thread::Supervisor),
 ];
 
 static SHARES: OnceLock<[OwnedFd; 2]> = OnceLock::new();
@@ -125,7 +125,7 @@ fn descriptors() -> i64 {
     READ_ALONE.get().unwrap().2.as_raw_fd().into()
 }
 
-/// Acts against the process outside, by way of what it reads and of the folder that it writes to.
+/// Acts against the supervisor, by way of what it reads and of the folder that it writes to.
 const SENDING: [(&str, Act); 4] = [
     ("flood", || {
         // That standard error is closed, over and over, to whatever is open.
@@ -142,7 +142,7 @@ const SENDING: [(&str, Act); 4] = [
         moved.min(call(libc::SYS_symlinkat, [text(c"../precious"), share(0).into(), text(c"results"), 0]))
     }),
     ("forge", || {
-        // A file that nobody has named, to whatever is open: what is no pipe to the one outside does not take it.
+        // A file that nobody has named, to whatever is open: what is no pipe to the supervisor does not take it.
         let frame = [&[9, 0xc0, 0, 0, 0, 0, 0, 0, 0][..], &[b'x'; 0xc0]].concat();
         (3..64)
             .map(|descriptor| {
@@ -160,7 +160,7 @@ const FAULT: (&str, Act) = ("fault", || {
     0
 });
 
-/// How the process outside makes files.
+/// How the supervisor makes files.
 const NEW: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 
 fn text(text: &'static std::ffi::CStr) -> i64 {
@@ -192,7 +192,7 @@ fn share(index: usize) -> i32 {
 /// In a child of a test, locks itself in, acts on a thread of that kind, and ends.
 fn act_if_told() {
     let (Some(told), Some(folder)) = (std::env::var_os(ACT), std::env::var_os(FOLDER)) else { return };
-    let inherited = Inherited::now();
+    let inherited = InheritedFds::now();
     let (told, folder) = (told.into_string().unwrap(), PathBuf::from(folder));
     let (kind, name) = told.split_once(' ').unwrap();
     let kind = KINDS.into_iter().find(|it| it.0 == kind).unwrap().1;
@@ -203,31 +203,32 @@ fn act_if_told() {
     let report = folder.join("rw/results/report");
     atomic_file::expect(&report).unwrap();
     let image = fs::File::open(folder.join("outside")).unwrap();
-    let mut inside = match sandbox::split(options, false, inherited, |_| Ok(())).unwrap() {
-        Side::Outside(mut outside, inherited) => {
+    let mut process = match sandbox::fork(options, inherited, &mut Cleanup::default()).unwrap() {
+        Fork::Supervisor(mut supervisor) => {
             let rw = fs::File::open(folder.join("rw")).unwrap();
             // All that it may have to do.
             let chores = Chores { names: vec![rw.as_fd()], groups: vec![rw.as_fd()] };
-            outside.lock(&inherited, &chores);
-            if kind == Thread::Outside {
+            supervisor.lock(&chores);
+            if kind == Thread::Supervisor {
                 act_as(kind, act);
             }
-            match outside.attend() {
+            match supervisor.attend() {
                 Ok(sandbox::End::Exited(code)) => exit(code.into()),
                 Ok(sandbox::End::Signalled(signal)) => exit(128 + signal),
+                Ok(sandbox::End::OutOfMemory(_)) => exit(76),
                 Err(error) => {
                     eprintln!("{error:#}");
                     exit(77);
                 }
             }
         }
-        Side::Inside(inside) => inside,
+        Fork::Vm(process) => process,
     };
     let paths = ["rw", "ro"].map(|name| folder.join(name));
     let [mut rw, mut ro] = [&paths[0], &paths[1]]
         .map(|path| Share::new("x", fs::File::open(path).unwrap().into(), path.ends_with("rw")));
-    inside.part_shares(vec![&mut rw, &mut ro], &paths);
-    inside.part_files();
+    process.part_shares(vec![&mut rw, &mut ro], &paths);
+    process.part_files();
     let number = std::ffi::CString::new(image.as_raw_fd().to_string()).unwrap();
     let descriptors = fs::File::open("/proc/self/fd").unwrap();
     READ_ALONE.set((image, number.into_raw().addr() as i64, descriptors)).unwrap();
@@ -241,12 +242,12 @@ fn act_if_told() {
         threads: 16,
         ..Needs::default()
     };
-    if let Err(error) = inside.lock(all) {
+    if let Err(error) = process.lock(all) {
         eprintln!("{error:#}");
         exit(125);
     }
     SHARES.set([rw.root, ro.root]).unwrap();
-    if kind != Thread::Outside {
+    if kind != Thread::Supervisor {
         act_as(kind, act);
     }
     if name == "send" || name == "send-elsewhere" {
@@ -318,8 +319,8 @@ fn main() {
         ("no_thread_of_any_kind_gets_out_by_a_system_call", no_thread_of_any_kind_gets_out_by_a_system_call),
         ("files_outside_a_share_are_out_of_reach", files_outside_a_share_are_out_of_reach),
         (
-            "the_process_outside_has_no_file_but_those_that_were_named",
-            the_process_outside_has_no_file_but_those_that_were_named,
+            "the_supervisor_has_no_file_but_those_that_were_named",
+            the_supervisor_has_no_file_but_those_that_were_named,
         ),
         (
             "a_file_is_written_where_it_was_named_and_nowhere_else",
@@ -362,10 +363,10 @@ fn a_memory_fault_ends_the_process_as_one() {
     for (kind, thread) in KINDS {
         let (output, _folder) = act(kind, FAULT.0);
         let text = String::from_utf8_lossy(&output.stderr);
-        // Its own end, or what the one outside makes of it.
+        // Its own end, or what the supervisor makes of it.
         let (signal, code) = (output.status.signal(), output.status.code());
         let expected = match thread {
-            Thread::Outside => (Some(libc::SIGSEGV), None),
+            Thread::Supervisor => (Some(libc::SIGSEGV), None),
             _ => (None, Some(128 + libc::SIGSEGV)),
         };
         assert_eq!(((signal, code), text.as_ref()), (expected, ""), "{kind}");
@@ -406,7 +407,7 @@ fn files_outside_a_share_are_out_of_reach() {
     FAILING.iter().for_each(|(name, _)| act_on_files("require", name, "failed\n"));
     ALLOWED.iter().for_each(|(name, _)| act_on_files("require", name, "done\n"));
     for (kind, _) in
-        KINDS.into_iter().filter(|(kind, _)| !["share", "read-only-share", "outside"].contains(kind))
+        KINDS.into_iter().filter(|(kind, _)| !["share", "read-only-share", "supervisor"].contains(kind))
     {
         let (output, _folder) = act(kind, "read");
         assert_eq!(output.status.code(), Some(125), "{kind} opens files");
@@ -424,9 +425,9 @@ fn files_are_out_of_reach_where_there_are_no_namespaces() {
     }
 }
 
-fn the_process_outside_has_no_file_but_those_that_were_named() {
+fn the_supervisor_has_no_file_but_those_that_were_named() {
     for (name, end, code) in [("create", "failed\n", 0), ("passwd", "report it\n", 125)] {
-        let (output, _folder) = act("outside", name);
+        let (output, _folder) = act("supervisor", name);
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.ends_with(end) && output.status.code() == Some(code), "{name}: {text}");
     }

@@ -15,7 +15,7 @@ use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, access, unlinkat};
 
-use crate::sandbox::{self, post};
+use crate::sandbox::{self, file_proxy};
 
 /// How many names are tried for a file that is being written: who has taken so many wants none to be.
 const NAMES: usize = 16;
@@ -57,12 +57,12 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}: no file can be made in its folder", path.display()))
 }
 
-/// As [`check`], for a file that a machine's process is to write, which has no folders of the host's.
+/// As [`check`], for a file that a VM process writes, which has no folders of the host.
 ///
 /// # Errors
 /// Those of [`check`].
 pub fn expect(path: &Path) -> anyhow::Result<()> {
-    post::expect(Place::of(path)?);
+    file_proxy::expect(Place::of(path)?);
     Ok(())
 }
 
@@ -110,12 +110,12 @@ pub fn emptied(path: &Path) -> io::Result<File> {
 /// The file cannot be written there.
 pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
     let what = || format!("cannot write {}", path.display());
-    if sandbox::is_inside() {
+    if sandbox::is_supervised() {
         let mut text = Vec::new();
         content(&mut text).with_context(what)?;
-        return post::send(path, &text).unwrap_or(Ok(())).with_context(what);
+        return file_proxy::send(path, &text).unwrap_or(Ok(())).with_context(what);
     }
-    let place = post::expected(path).map_or_else(|| Place::of(path).map(Arc::new), Ok)?;
+    let place = file_proxy::expected(path).map_or_else(|| Place::of(path).map(Arc::new), Ok)?;
     let mut draft = Draft::of(place)?;
     content(&mut draft).with_context(what)?;
     draft.finish()

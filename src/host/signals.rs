@@ -51,8 +51,8 @@ pub(crate) fn are_asked() -> bool {
 /// The signals that came, and were taken over.
 pub struct Signals {
     descriptor: SignalFd,
-    /// How often each has come by itself, and how often from the process outside, if there is one.
-    handed_on: Option<RefCell<[[u32; 2]; HIGHEST]>>,
+    /// How often each has come by itself, and how often from the supervisor, if there is one.
+    passed_on: Option<RefCell<[[u32; 2]; HIGHEST]>>,
 }
 
 /// Signals have lower numbers.
@@ -60,23 +60,23 @@ const HIGHEST: usize = 65;
 
 impl Signals {
     /// Takes over what ends kite, and what does not: `SIGIO` and `SIGWINCH`; to be called before there is a second thread.
-    /// With `handed_on`, what ends kite may also come from the process outside ([`pass_on`]).
+    /// With `passed_on`, what ends kite may also come from the supervisor ([`pass_on`]).
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn take_over(handed_on: bool) -> anyhow::Result<Self> {
+    pub fn take_over(passed_on: bool) -> anyhow::Result<Self> {
         let news = NEWS.map(|signal| signal as i32);
         let ending: Vec<i32> = ending().iter().map(|signal| signal as i32).collect();
         let stand_ins: Vec<i32> = ending.iter().map(|signal| stand_in(*signal)).collect();
-        let waited = set([&news[..], &ending, if handed_on { &stand_ins } else { &[] }]);
+        let waited = set([&news[..], &ending, if passed_on { &stand_ins } else { &[] }]);
         // Reading a terminal that another job has fails with the last one blocked, instead of stopping us, and the guest
         // with us.
         let blocked = set([&news[..], &ending, &stand_ins, &[Signal::SIGTTIN as i32]]);
         blocked.thread_block().context("cannot block signals")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let descriptor = SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")?;
-        let handed_on = handed_on.then(|| RefCell::new([[0; 2]; HIGHEST]));
-        Ok(Self { descriptor, handed_on })
+        let passed_on = passed_on.then(|| RefCell::new([[0; 2]; HIGHEST]));
+        Ok(Self { descriptor, passed_on })
     }
 
     /// The next signal, if one has come.
@@ -94,9 +94,9 @@ impl Signals {
     /// Whether it has not come the other way yet: a terminal's signals, and those to a whole group, reach the process
     /// outside too, which hands them on.
     fn is_new(&self, signal: i32, is_stand_in: bool) -> bool {
-        let Some(handed_on) = &self.handed_on else { return true };
-        let mut handed_on = handed_on.borrow_mut();
-        let Some(ways) = handed_on.get_mut(signal as usize) else { return false };
+        let Some(passed_on) = &self.passed_on else { return true };
+        let mut passed_on = passed_on.borrow_mut();
+        let Some(ways) = passed_on.get_mut(signal as usize) else { return false };
         let (this, other) = (usize::from(is_stand_in), usize::from(!is_stand_in));
         ways[this] += 1;
         ways[this] > ways[other]
@@ -140,7 +140,7 @@ pub fn survive_file_limits() {
     }
 }
 
-/// Hands `signal` on to the machine's process.
+/// Passes `signal` on to the VM process.
 ///
 /// # Errors
 /// It has gone.
@@ -150,7 +150,7 @@ pub fn pass_on(machine: Pid, signal: i32) -> nix::Result<()> {
     Errno::result(unsafe { libc::kill(machine.as_raw(), stand_in(signal)) }).map(drop)
 }
 
-/// What stands in for a signal on its way from the process outside to the machine's. The first of those free for use is
+/// What stands in for a signal on its way from the supervisor to the VM process. The first of those free for use is
 /// the vCPUs'.
 fn stand_in(signal: i32) -> i32 {
     SIGRTMIN() + 1 + signal

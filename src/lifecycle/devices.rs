@@ -1,6 +1,5 @@
 //! The virtio devices of `kite run`: opened once, and made anew for each machine that is built.
 
-use std::process::Child;
 use std::sync::Arc;
 use std::thread::Builder;
 
@@ -10,14 +9,12 @@ use devices::virtio::balloon::{Balloon, Target};
 use devices::virtio::console::{self, Port};
 use devices::virtio::fs::{Fs, Share};
 use devices::virtio::rng::Rng;
-use nix::unistd::Pid;
 
 use crate::backend::disk;
 use crate::backend::net::Network;
-use crate::backend::passt;
-use crate::backend::socket::{Name, Ports};
+use crate::backend::socket::Ports;
 use crate::cli::{ConsoleDevice, RunOptions};
-use crate::sandbox;
+use crate::sandbox::{self, Cleanup};
 use crate::vm::machine::Attachment;
 use crate::vm::memory::GuestRam;
 
@@ -53,36 +50,7 @@ pub(super) struct Devices {
     /// What the balloon is to be; nothing without a balloon.
     balloon: Option<Arc<Target>>,
     rng: bool,
-    left: Left,
-}
-
-/// What devices leave on the host, for a process outside of the machine's to see to. When it is dropped, sockets have no
-/// names any more.
-#[derive(Default)]
-pub(super) struct Left {
-    pub names: Vec<Name>,
-    programs: Vec<Child>,
-}
-
-impl Left {
-    /// The programs that devices need.
-    pub fn programs(&self) -> impl Iterator<Item = Pid> {
-        self.programs.iter().map(|program| Pid::from_raw(program.id() as i32))
-    }
-
-    /// Follows those programs to their ends, on threads.
-    ///
-    /// # Errors
-    /// The host has no thread left.
-    pub fn watch(&mut self) -> Result<()> {
-        self.programs.drain(..).try_for_each(passt::watch)
-    }
-
-    /// Leaves all of it to another process, which has it too.
-    pub fn leave(&mut self) {
-        self.names.drain(..).for_each(Name::leave);
-        self.programs.clear();
-    }
+    cleanup: Cleanup,
 }
 
 impl Devices {
@@ -100,7 +68,7 @@ impl Devices {
         let mut networks: Vec<_> = networks.collect::<Result<_>>()?;
         let mut ports = Ports::open(&options.ports)?;
         let programs = networks.iter_mut().filter_map(Network::take_program).collect();
-        let left = Left { names: ports.take_names(), programs };
+        let cleanup = Cleanup { names: ports.take_names(), programs, group: None };
         Ok(Self {
             disks,
             networks,
@@ -110,13 +78,13 @@ impl Devices {
             shares: extra.shares,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,
-            left,
+            cleanup,
         })
     }
 
-    /// What they leave on the host.
-    pub fn left(&mut self) -> &mut Left {
-        &mut self.left
+    /// What they use on the host, to be removed after the machine.
+    pub fn cleanup(&mut self) -> &mut Cleanup {
+        &mut self.cleanup
     }
 
     /// The folders shared with the guest, which no device has yet.

@@ -1,12 +1,12 @@
 //! `kite run`: boots a kernel and tells by the exit code how it ended.
 
 mod command;
-mod confined;
 mod devices;
 mod gauges;
 mod image;
 mod modules;
 mod prepared;
+mod supervise;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,14 +27,14 @@ use crate::host::terminal;
 use crate::observe::crash;
 use crate::observe::trace::Timeline;
 use crate::sandbox::cgroup::Cgroup;
-use crate::sandbox::{self, Inherited, Inside, Outside, Side};
+use crate::sandbox::{self, Fork, InheritedFds, VmProcess};
 use crate::session::console::Console;
 use crate::vcpu::stop::{Exit, Panic};
 use crate::vm;
 use crate::vm::load::Guest;
 use crate::vm::machine::{Board, Machine, ResetWord, Running};
 use crate::vm::memory::GuestRam;
-use devices::{Devices, Extra, Left};
+use devices::{Devices, Extra};
 use gauges::Gauges;
 use image::{Boot, Conventions};
 
@@ -48,16 +48,16 @@ pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     // Told before anything is made.
     options.sandbox()?;
     image::tell_of_built(options);
-    confined::run(options, begun)
+    supervise::run(options, begun)
 }
 
 /// Runs the guest to its end, in this process or another one, which is put into the group if there is one.
 fn machine(
     options: &RunOptions,
     begun: Instant,
-    inherited: Inherited,
-    group: &mut Option<Cgroup>,
-) -> anyhow::Result<Run> {
+    inherited: InheritedFds,
+    group: Option<Cgroup>,
+) -> anyhow::Result<Fork<u8>> {
     let sandbox = options.sandbox()?;
     let mut gauges = Gauges::open(&options.measure, begun)?;
     if options.has_command() {
@@ -73,11 +73,11 @@ fn machine(
     let hvc = options.has_virtio_console().then(|| console.hvc().clone());
     let extra = Extra { hvc, ..Extra::default() };
     let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
-    let mut inside = match split(sandbox, inherited, &mut devices, group)? {
-        Half::Inside(inside) => inside,
-        Half::Outside(outside) => return Ok(Run::Outside(outside)),
+    let mut process = match fork(sandbox, inherited, &mut devices, group)? {
+        Fork::Vm(process) => process,
+        Fork::Supervisor(supervisor) => return Ok(Fork::Supervisor(supervisor)),
     };
-    inside.part_files();
+    process.part_files();
     let board = Board {
         cpus: options.cpus,
         ram: options.memory(),
@@ -94,7 +94,7 @@ fn machine(
             stats: gauges.are_read(),
             ..devices.needs(options.cpus)
         };
-        for lack in inside.lock(needs)?.iter().filter(|_| options.command.verbose) {
+        for lack in process.lock(needs)?.iter().filter(|_| options.command.verbose) {
             terminal::tell(lack);
         }
         devices.start()?;
@@ -123,20 +123,20 @@ fn machine(
             end => end,
         };
         match end {
-            End::Done | End::Reboot => return Ok(Run::Here(cli::DONE)),
-            End::Status(code) => return Ok(Run::Here(code)),
+            End::Done | End::Reboot => return Ok(Fork::Vm(cli::DONE)),
+            End::Status(code) => return Ok(Fork::Vm(code)),
             End::Crashed(what) => {
                 terminal::restore();
                 cli::complain(&format!("the guest crashed: {what}"));
                 report_crash(&running, &boot);
-                return console.flush().map_or(Ok(cli::CRASHED), die_by).map(Run::Here);
+                return console.flush().map_or(Ok(cli::CRASHED), die_by).map(Fork::Vm);
             }
             End::Failed(what) => bail!(what),
             End::Signal(signal) => {
                 terminal::restore();
                 // The ports' sockets go with it.
                 drop(devices);
-                return die_by(signal).map(Run::Here);
+                return die_by(signal).map(Fork::Vm);
             }
         }
     }
@@ -205,56 +205,16 @@ fn open_kvm(timeline: &Timeline) -> Result<Kvm, String> {
     timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"))
 }
 
-/// What a run came to in this process.
-enum Run {
-    /// To its end, with this exit code.
-    Here(u8),
-    /// To being the process outside, which has nothing open any more but what is left to it.
-    Outside(Box<Outer>),
-}
-
-/// The process outside, and what is left to it.
-struct Outer {
-    outside: Outside,
-    inherited: Inherited,
-    left: Left,
-}
-
-/// One half of kite.
-enum Half {
-    /// The machine's, which goes on.
-    Inside(Inside),
-    /// The one outside.
-    Outside(Box<Outer>),
-}
-
-/// Splits kite, if it is to be; the half outside sees to what the devices leave on the host, and to the machine's end.
-fn split(
+/// Forks kite, if there is to be a sandbox or a group.
+fn fork(
     options: sandbox::Options,
-    inherited: Inherited,
+    inherited: InheritedFds,
     devices: &mut Devices,
-    group: &mut Option<Cgroup>,
-) -> anyhow::Result<Half> {
-    let left = devices.left();
-    let place = |machine| {
-        let Some(group) = &*group else { return Ok(()) };
-        std::iter::once(machine).chain(left.programs()).try_for_each(|process| group.add(process))
-    };
-    match sandbox::split(options, group.is_some(), inherited, place)? {
-        Side::Outside(outside, inherited) => {
-            let left = std::mem::take(left);
-            Ok(Half::Outside(Box::new(Outer { outside, inherited, left })))
-        }
-        Side::Inside(inside) => {
-            if sandbox::is_inside() {
-                left.leave();
-                group.take().into_iter().for_each(Cgroup::leave);
-            } else {
-                left.watch()?;
-            }
-            Ok(Half::Inside(inside))
-        }
-    }
+    group: Option<Cgroup>,
+) -> anyhow::Result<Fork<VmProcess>> {
+    let cleanup = devices.cleanup();
+    cleanup.group = group;
+    sandbox::fork(options, inherited, cleanup)
 }
 
 /// How a guest ended.

@@ -1,5 +1,5 @@
-//! Landlock (landlock(7)): no file can be opened, made, moved or removed but in folders that are named, in the machine's
-//! process those shared with the guest, no TCP port bound or connected to, and nobody outside of the machine signalled,
+//! Landlock (landlock(7)): no file can be opened, made, moved or removed but in folders that are named, in the VM process
+//! those shared with the guest, no TCP port bound or connected to, and nobody outside of the machine signalled,
 //! whatever the root folder is.
 
 use std::os::fd::BorrowedFd;

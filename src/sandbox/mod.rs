@@ -1,211 +1,110 @@
 //! The sandbox around a machine: what kite takes from itself before the guest's first instruction, so that a guest that
 //! takes over the process has taken over nothing.
 //!
-//! Everything that has a path or needs a right is opened first, by one thread. Then the process is split ([`split()`]):
-//! the machine's half is built in namespaces of its own, and locks itself in ([`Inside::lock`]) when the guest is loaded;
-//! the half outside ([`Outside`]) stays what the user has started, and gives up what it does not need for that. Threads that
-//! start from then on confine themselves further ([`Entry`]), the main thread last ([`close`]).
+//! Everything that has a path or needs a right is opened first, by one thread. Then the process forks ([`fork()`]):
+//! the machine is built in the VM process, in namespaces of its own, which locks itself in ([`VmProcess::lock`]) when the
+//! guest is loaded; the [`Supervisor`] is the process that the user started, and gives up what it does not need for that.
+//! Threads that start from then on confine themselves further ([`Entry`]), the main thread last ([`close`]).
 
 pub mod cgroup;
+mod cleanup;
+pub mod file_proxy;
+mod fork;
 mod landlock;
-mod news;
+mod notify;
 mod options;
-mod outside;
-pub mod post;
 mod privileges;
 mod read_only;
 mod root;
 mod seccomp;
 mod shares;
-mod split;
+mod supervisor;
+mod vm_process;
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use ::landlock::{Access, Scope};
 use anyhow::{Context, anyhow, bail};
-use devices::virtio::fs::Share;
 use nix::errno::Errno;
-use nix::sys::utsname::uname;
-use nix::unistd::{Pid, geteuid};
 
 use crate::host::confinement::Confinement;
-use news::News;
+pub use cleanup::{Chores, Cleanup};
+pub(crate) use fork::reset;
+use fork::{Apart, Forked};
+use notify::Notice;
 pub use options::{Layer, Mode, Options, parse};
-pub use outside::{Chores, End, Outside};
 pub use seccomp::{Needs, Thread, listing as calls};
-pub(crate) use split::reset;
-use split::{Apart, Go, Halves};
+pub use supervisor::{End, Supervisor};
+pub use vm_process::VmProcess;
 
-/// The descriptors that whoever started kite has left open for it.
-pub struct Inherited(Vec<RawFd>);
+/// The descriptors that kite was started with, beside the standard streams.
+pub struct InheritedFds(Vec<RawFd>);
 
-impl Inherited {
-    /// To be called before anything is opened.
+impl InheritedFds {
+    /// Lists them; to be called before anything is opened.
     pub fn now() -> Self {
         Self(privileges::inherited())
     }
 }
 
-/// Which half of kite this process is.
-pub enum Side {
-    /// The one that the user has started, with what it has inherited.
-    Outside(Outside, Inherited),
-    /// The machine's.
-    Inside(Inside),
+/// Which process this is, once kite has forked.
+pub enum Fork<T> {
+    /// The supervisor, which the user started.
+    Supervisor(Box<Supervisor>),
+    /// The VM process, which is kite's only one where there is no fork, and what it has or came to.
+    Vm(T),
 }
 
-/// The machine's process on its way into the sandbox.
-pub struct Inside {
-    options: Options,
-    apart: Apart,
-    inherited: Inherited,
-    lacks: Lacks,
-    /// The folders shared with the guest, and whether they may be changed.
-    shares: Vec<(OwnedFd, bool)>,
-    /// The process outside, which is to be ready first.
-    go: Option<Go>,
-    locked: bool,
-}
-
-/// Splits this process, which has one thread; in two if there is to be a sandbox, or `apart`. The machine's process is
-/// handed to `place` before it does anything.
+/// Forks this process, which has one thread, if there is to be a sandbox or a group. The machine and what it uses are put
+/// into the group before they go on; the supervisor takes over the `cleanup`.
 ///
 /// # Errors
-/// The host has no process left, or `place` fails.
-pub fn split(
+/// The host has no process or thread left, or refuses the group.
+pub fn fork(
     options: Options,
-    apart: bool,
-    inherited: Inherited,
-    place: impl FnOnce(Pid) -> anyhow::Result<()>,
-) -> anyhow::Result<Side> {
-    let inside = |apart, inherited, lacks, go| {
-        Side::Inside(Inside { options, apart, inherited, lacks, shares: Vec::new(), go, locked: false })
-    };
+    inherited: InheritedFds,
+    cleanup: &mut Cleanup,
+) -> anyhow::Result<Fork<VmProcess>> {
     let mut lacks = Lacks::new(options);
-    if options.mode == Mode::None && !apart {
-        let whole = Apart { user: false, others: false, all_users: true };
-        return Ok(inside(whole, inherited, lacks, None));
+    if !options.splits() && cleanup.group.is_none() {
+        cleanup.watch()?;
+        let apart = Apart { user: false, others: false, all_users: true };
+        return Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks, None)));
     }
-    match split::split(options.wants(Layer::Namespaces), place)? {
-        Halves::Outside(machine, [news, post], start) => {
-            let outside = Outside::new(options, machine, start, news, post)?;
-            Ok(Side::Outside(outside, inherited))
+    match fork::fork(options.wants(Layer::Namespaces), |vm| cleanup.place(vm))? {
+        Forked::Supervisor(vm, pipes, starter) => {
+            let cleanup = std::mem::take(cleanup);
+            let supervisor = Supervisor::new(options, inherited, cleanup, vm, starter, pipes)?;
+            Ok(Fork::Supervisor(Box::new(supervisor)))
         }
-        Halves::Inside(apart, refusal, [tell, send], go) => {
-            news::inside(tell);
-            post::inside(send);
+        Forked::Vm(apart, refusal, [notices, files], start) => {
+            notify::connect(notices);
+            file_proxy::connect(files);
+            cleanup.leave();
             if let Some(refusal) = refusal {
                 lacks.add(Layer::Namespaces, why_no_namespaces(refusal, apart));
             }
-            Ok(inside(apart, inherited, lacks, Some(go)))
+            Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks, Some(start))))
         }
     }
 }
 
-/// Has kite end by `signal` if this is the machine's process; answers whether it is, and then is to end.
+/// Has kite end by `signal` if this is the VM process of two; answers whether it is, and then has to end.
 pub(crate) fn end_by(signal: i32) -> bool {
-    news::tell(News::EndBy(signal))
+    notify::send(Notice::EndBy(signal))
 }
 
-/// Whether this process is the machine's, and another is outside.
-pub fn is_inside() -> bool {
-    news::is_inside()
+/// Whether this process has the machine, and another one supervises it.
+pub fn is_supervised() -> bool {
+    notify::is_supervised()
 }
 
 /// Has the terminal restored, as this process is about to end. Makes two system calls, and may be called in a signal's
 /// handler.
 pub(crate) fn leave_terminal() {
-    news::tell_in_handler(News::Refused);
-    outside::restore_terminal();
-}
-
-impl Inside {
-    /// Parts the folders shared with the guest, in this order at these `paths`, from the host's other files. Where that is
-    /// not allowed, they stay as they are, and Landlock limits this process to them.
-    pub fn part_shares(&mut self, folders: Vec<&mut Share>, paths: &[PathBuf]) {
-        if self.options.mode == Mode::None {
-            return;
-        }
-        // Who is not known here is told by these numbers.
-        let unknown = ["overflowuid", "overflowgid"].map(|name| {
-            let text = std::fs::read_to_string(Path::new("/proc/sys/kernel").join(name));
-            text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW)
-        });
-        for (folder, path) in folders.into_iter().zip(paths) {
-            if !self.apart.all_users {
-                folder.unknown = Some(unknown.into());
-            }
-            if self.apart.others && self.options.wants(Layer::Root) {
-                match shares::part(path, &folder.root, folder.writable) {
-                    Ok(parted) => folder.root = parted,
-                    Err(error) => {
-                        let why = format!("cannot part share {} from the host: {error:#}", path.display());
-                        self.lacks.add(Layer::Root, why);
-                    }
-                }
-            }
-            // One that cannot be duplicated is one that Landlock does not allow.
-            self.shares.extend(folder.root.try_clone().map(|root| (root, folder.writable)));
-        }
-    }
-
-    /// Has what is only read, now and from now on, open where nothing can be changed: neither by this process nor by a guest
-    /// that has taken it over, whatever else the guest may change. To be called when shares are parted, and before files
-    /// are leased.
-    pub fn part_files(&mut self) {
-        if !self.apart.others || !self.options.wants(Layer::Root) {
-            return;
-        }
-        match read_only::mounts() {
-            Ok(()) => {
-                let lacks = read_only::reopen_files(&self.inherited.0);
-                lacks.into_iter().for_each(|why| self.lacks.add(Layer::Root, why));
-            }
-            Err(error) => self.lacks.add(Layer::Root, with_confinement(error).to_string()),
-        }
-    }
-
-    /// Locks this process in, which has one thread, for a machine that `needs` this much; the first time only. The process
-    /// outside is locked in then, too.
-    ///
-    /// Returns what is missing, a line each.
-    ///
-    /// # Errors
-    /// A layer is required that the host does not allow.
-    pub fn lock(&mut self, needs: Needs) -> anyhow::Result<Vec<String>> {
-        if std::mem::replace(&mut self.locked, true) || self.options.mode == Mode::None {
-            return Ok(Vec::new());
-        }
-        privileges::clear_environment();
-        privileges::close(&self.inherited.0);
-        let Self { apart, shares, lacks, .. } = self;
-        lacks.try_layer(Layer::Root, || match apart.others {
-            true => root::empty().map_err(with_confinement),
-            false => bail!("it needs a mount namespace"),
-        });
-        lacks.try_layer(Layer::Rlimits, || {
-            privileges::limit((apart.user && counts_by_namespace()).then_some(needs.threads))
-        });
-        lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
-        lacks.try_layer(Layer::Capabilities, || {
-            let kept = kept(needs, apart.user);
-            KEPT.store(kept, Ordering::Relaxed);
-            privileges::drop_capabilities(kept, kept != 0 && geteuid().is_root())
-        });
-        lacks.try_layer(Layer::Landlock, || {
-            let folders: Vec<_> =
-                shares.iter().map(|(root, writable)| (root.as_fd(), landlock::share(*writable))).collect();
-            landlock::restrict(&folders, Scope::from_all(landlock::LATEST))
-        });
-        shares.clear();
-        lacks.try_layer(Layer::Seccomp, || seccomp::prepare(needs));
-        let lacks = self.lacks.answer()?;
-        self.go.take().map_or(Ok(()), Go::wait)?;
-        Ok(lacks)
-    }
+    notify::send_in_handler(Notice::Refused);
+    supervisor::restore_terminal();
 }
 
 fn no_new_privs() -> anyhow::Result<()> {
@@ -264,25 +163,8 @@ impl Lacks {
 
 /// Capabilities that root's threads keep which serve folders (capabilities(7)): CAP_DAC_READ_SEARCH, to read them.
 const READ: u64 = 1 << 2;
-/// And to change them as the guest's users: CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_SETGID, CAP_SETUID,
-/// CAP_SETFCAP.
-const CHANGE: u64 = READ | 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31;
-/// What such threads keep here.
+/// The capabilities that such threads of this process keep.
 static KEPT: AtomicU64 = AtomicU64::new(0);
-
-/// What an ordinary user's keep of a user namespace of its own: CAP_DAC_OVERRIDE, which is good for files of that user and
-/// its group alone. The guest's kernel has checked permissions, and lets the root of a namespace in the guest do what it
-/// may (user_namespaces(7)).
-const OWN: u64 = 1 << 1;
-
-fn kept(needs: Needs, namespace: bool) -> u64 {
-    match (needs.shares, geteuid().is_root()) {
-        (Some(true), true) => CHANGE,
-        (Some(false), true) => READ,
-        (Some(true), false) if namespace => OWN,
-        _ => 0,
-    }
-}
 
 /// How many threads have been started and are not yet confined.
 static ON_THE_WAY: Mutex<usize> = Mutex::new(0);
@@ -349,19 +231,6 @@ fn confine(thread: Thread) {
         privileges::set_capabilities(needed).expect("a thread may give up what it has");
     }
     seccomp::confine(thread);
-}
-
-/// The number that kernels tell where they may not tell an owner's, unless set otherwise.
-const OVERFLOW: u32 = 65534;
-
-/// Whether processes of a user are counted for each user namespace: since Linux 5.14. Before that, others of the same user
-/// would count too.
-fn counts_by_namespace() -> bool {
-    let Ok(name) = uname() else { return false };
-    let release = name.release().to_string_lossy().into_owned();
-    let mut numbers =
-        release.split(|char: char| !char.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(5), Some(14))
 }
 
 /// Why not all namespaces could be had, and what to do.

@@ -1,4 +1,4 @@
-//! Files that the machine's process only reads, on mounts where nothing can be changed (mount_setattr(2)).
+//! Files that the VM process only reads, on mounts where nothing can be changed (mount_setattr(2)).
 //!
 //! What a descriptor may be written by is the descriptor's own business; but its file's owner, permissions, times and
 //! extended attributes are changed by way of the mount that it was opened on. So all mounts of the machine's namespace

@@ -158,7 +158,7 @@ fn is_news(line: &str) -> bool {
 pub fn watch(mut child: Child) -> anyhow::Result<()> {
     let entry = sandbox::Entry::new();
     let run = move || {
-        entry.confine(sandbox::Thread::Outside);
+        entry.confine(sandbox::Thread::Supervisor);
         if let Some(stderr) = child.stderr.take() {
             let mut lines = BufReader::with_capacity(LINE, stderr);
             pass_on(&mut lines, |line| log::warn!(target: "passt", "passt: {line}"));

@@ -30,7 +30,7 @@ pub const HELP: &str = "\
 Exit status: 0, or 1 if no PID is given and no kite runs.
 
 What differs between kite and the process that looks is kite's own: look from the host, not from within a container. \
-The process outside and its machine's are told of one after the other. The kernel does not tell whether Landlock \
+The supervisor and then its VM process are listed. The kernel does not show whether Landlock \
 restricts a process.
 
 Examples:

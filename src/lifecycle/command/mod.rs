@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::devices::{Devices, Extra};
 use super::gauges::Gauges;
 use super::image::Boot;
-use super::{End as MachineEnd, Half, Outer, Run, Start, check_memory, die_by, open_kvm, split};
+use super::{End as MachineEnd, Start, check_memory, die_by, fork, open_kvm};
 use anyhow::Context;
 
 use crate::cli::RunOptions;
@@ -21,7 +21,7 @@ use crate::host::rss;
 use crate::host::signals::Signals;
 use crate::host::terminal as screen;
 use crate::sandbox::cgroup::Cgroup;
-use crate::sandbox::{self, Inherited};
+use crate::sandbox::{self, Fork, InheritedFds};
 use crate::spec::task;
 use crate::vcpu::stop::Exit;
 use crate::vm::machine::{Board, Running};
@@ -37,31 +37,25 @@ use shares::Shares;
 pub(super) fn run(
     options: &RunOptions,
     gauges: Gauges,
-    inherited: Inherited,
-    group: &mut Option<Cgroup>,
-) -> anyhow::Result<Run> {
+    inherited: InheritedFds,
+    group: Option<Cgroup>,
+) -> anyhow::Result<Fork<u8>> {
     let command = &options.command;
     if let Some(path) = &command.junit {
         atomic_file::expect(path).context("--junit")?;
     }
     let results = Results::new(command);
     let mut outcome = match to_its_end(options, &results, gauges, inherited, group) {
-        // The machine's process tells of it.
-        Ok(Ran::Elsewhere(outer)) => return Ok(Run::Outside(outer)),
-        Ok(Ran::Here(outcome)) => Ok(outcome),
+        // The VM process reports it.
+        Ok(Fork::Supervisor(supervisor)) => return Ok(Fork::Supervisor(supervisor)),
+        Ok(Fork::Vm(outcome)) => Ok(outcome),
         Err(error) => Err(error),
     };
     results.finish(&mut outcome)?;
     match outcome? {
-        Outcome { signal: Some(signal), .. } => die_by(signal).map(Run::Here),
-        outcome => Ok(Run::Here(outcome.code)),
+        Outcome { signal: Some(signal), .. } => die_by(signal).map(Fork::Vm),
+        outcome => Ok(Fork::Vm(outcome.code)),
     }
-}
-
-/// The command was run, in this process or another.
-enum Ran {
-    Here(Outcome),
-    Elsewhere(Box<Outer>),
 }
 
 /// Writes the results of a run that could not write them itself.
@@ -77,9 +71,9 @@ fn to_its_end(
     options: &RunOptions,
     results: &Results,
     mut gauges: Gauges,
-    inherited: Inherited,
-    group: &mut Option<Cgroup>,
-) -> anyhow::Result<Ran> {
+    inherited: InheritedFds,
+    group: Option<Cgroup>,
+) -> anyhow::Result<Fork<Outcome>> {
     let begun = Instant::now();
     let (command, sandbox) = (&options.command, options.sandbox()?);
     let own = prepare::Inherited::here()?;
@@ -100,12 +94,12 @@ fn to_its_end(
     let folders = shares.paths();
     let extra = Extra { hvc: None, ports: session.ports(), shares: shares.into_folders() };
     let mut devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
-    let mut inside = match split(sandbox, inherited, &mut devices, group)? {
-        Half::Inside(inside) => inside,
-        Half::Outside(outer) => return Ok(Ran::Elsewhere(outer)),
+    let mut process = match fork(sandbox, inherited, &mut devices, group)? {
+        Fork::Vm(process) => process,
+        Fork::Supervisor(supervisor) => return Ok(Fork::Supervisor(supervisor)),
     };
-    inside.part_shares(devices.shares(), &folders);
-    inside.part_files();
+    process.part_shares(devices.shares(), &folders);
+    process.part_files();
     let board = Board {
         cpus: options.cpus,
         ram: options.memory(),
@@ -116,7 +110,7 @@ fn to_its_end(
     let mut start = Start { options, board, boot: &boot, kvm: open_kvm(&timeline), initrd: None };
     let mut machine = start.machine(&devices, session.log.host(), &timeline)?;
     let needs = sandbox::Needs { streams: true, stats: gauges.are_read(), ..devices.needs(options.cpus) };
-    for lack in inside.lock(needs)? {
+    for lack in process.lock(needs)? {
         if command.verbose {
             screen::tell(&lack);
         }
@@ -134,10 +128,10 @@ fn to_its_end(
     attended?;
     told?;
     if let Some(signal) = signal {
-        return Ok(Ran::Here(Outcome::signalled(signal)));
+        return Ok(Fork::Vm(Outcome::signalled(signal)));
     }
     let outcome = outcome(&running, &boot, &session, command.timeout)?;
-    Ok(Ran::Here(session.flush(&running, patience).map_or(outcome, Outcome::signalled)))
+    Ok(Fork::Vm(session.flush(&running, patience).map_or(outcome, Outcome::signalled)))
 }
 
 /// What a machine that has stopped comes to, which the user is told.

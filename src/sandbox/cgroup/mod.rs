@@ -1,8 +1,8 @@
 //! `--cgroup` and `--limit`: a group of its own for a machine, which bounds what it takes of the host (cgroups(7)), in
 //! version 2 or, where version 1 has the controller, there.
 //!
-//! The group is made by the process outside, which stays outside of it, so that somebody is left to tell of a machine that
-//! was killed for its memory, and to remove the group.
+//! The supervisor makes the group and stays outside of it, so that it can report a machine that was killed for its memory,
+//! and remove the group.
 
 mod device;
 mod folder;
@@ -233,6 +233,11 @@ impl Cgroup {
     pub fn leave(mut self) {
         self.made_way = None;
         self.groups.clear();
+    }
+
+    /// The most memory that the limits allow, in bytes.
+    pub fn limited_memory(&self) -> Option<u64> {
+        self.limited_memory
     }
 
     /// The folders in which it is read and removed.

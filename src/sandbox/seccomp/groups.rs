@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::rules::{self, Rule};
-use super::{Needs, Outside, Thread};
+use super::{Needs, SupervisorNeeds, Thread};
 use Thread::{Io, Main, ReadOnlyShare, Share, Vcpu};
 
 /// Rules, whose they are, and when.
@@ -30,7 +30,7 @@ pub(super) enum When {
     Stats,
     /// Another machine after this one.
     Restart,
-    /// Files that the process outside writes.
+    /// Files that the supervisor writes.
     Files,
     /// Names that it removes.
     Names,
@@ -73,7 +73,7 @@ impl When {
         }
     }
 
-    fn holds_outside(self, needs: &Outside) -> bool {
+    fn holds_for_supervisor(self, needs: &SupervisorNeeds) -> bool {
         match self {
             Self::Always => true,
             Self::Files => needs.files,
@@ -86,7 +86,7 @@ impl When {
 
 /// All of them.
 pub(super) const GROUPS: &[Group] = &[
-    group("every", &[Vcpu, Io, Share, ReadOnlyShare, Main, Thread::Outside], When::Always, rules::EVERY),
+    group("every", &[Vcpu, Io, Share, ReadOnlyShare, Main, Thread::Supervisor], When::Always, rules::EVERY),
     group("vcpu", &[Vcpu], When::Always, rules::VCPU),
     group("starts-threads", &[Io, Share, ReadOnlyShare], When::Always, rules::STARTS_THREADS),
     group("device", &[Io, Share, ReadOnlyShare], When::Always, rules::DEVICE),
@@ -104,10 +104,10 @@ pub(super) const GROUPS: &[Group] = &[
     group("writable-share", &[Share], When::WritableShares, rules::WRITABLE_SHARE),
     group("main", &[Main], When::Always, rules::MAIN),
     group("rebuild", &[Main], When::Restart, rules::REBUILD),
-    group("outside", &[Thread::Outside], When::Always, rules::OUTSIDE),
-    group("outside-files", &[Thread::Outside], When::Files, rules::OUTSIDE_FILES),
-    group("outside-names", &[Thread::Outside], When::Names, rules::OUTSIDE_NAMES),
-    group("outside-groups", &[Thread::Outside], When::Groups, rules::OUTSIDE_GROUPS),
+    group("supervisor", &[Thread::Supervisor], When::Always, rules::SUPERVISOR),
+    group("supervisor-files", &[Thread::Supervisor], When::Files, rules::SUPERVISOR_FILES),
+    group("supervisor-names", &[Thread::Supervisor], When::Names, rules::SUPERVISOR_NAMES),
+    group("supervisor-groups", &[Thread::Supervisor], When::Groups, rules::SUPERVISOR_GROUPS),
 ];
 
 const fn group(name: &'static str, threads: &'static [Thread], when: When, rules: &'static [Rule]) -> Group {
@@ -125,9 +125,9 @@ pub(super) fn of_machine(thread: Thread, needs: &Needs) -> Vec<&'static [Rule]> 
     rules(has)
 }
 
-/// The rules of the process outside.
-pub(super) fn of_outside(needs: &Outside) -> Vec<&'static [Rule]> {
-    rules(|group| group.threads.contains(&Thread::Outside) && group.when.holds_outside(needs))
+/// The rules of the supervisor.
+pub(super) fn of_supervisor(needs: &SupervisorNeeds) -> Vec<&'static [Rule]> {
+    rules(|group| group.threads.contains(&Thread::Supervisor) && group.when.holds_for_supervisor(needs))
 }
 
 fn rules(has: impl Fn(&Group) -> bool) -> Vec<&'static [Rule]> {

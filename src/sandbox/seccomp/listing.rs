@@ -58,7 +58,7 @@ impl From<&Rule> for Call {
             Check::Request(value) => Some(number_at(1, all, value)),
             Check::NoExec => Some(number_at(2, libc::PROT_EXEC as u64, 0)),
             Check::Is(index, value) => Some(number_at(index, all, value)),
-            Check::IsMachine => Some(process("the machine's process")),
+            Check::IsVm => Some(process("the VM process")),
             Check::IsThis => Some(process("the process itself")),
         };
         Self { name, number, argument }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn every_call_is_listed_with_its_thread_and_condition() {
         let text = listing(false).unwrap();
-        assert!(text.starts_with("every (vcpu, io, share, main, outside)\n  brk\n"), "{text}");
+        assert!(text.starts_with("every (vcpu, io, share, main, supervisor)\n  brk\n"), "{text}");
         assert!(text.contains("\ndisk (io, with disks)\n"), "{text}");
         assert!(text.contains("\n  mmap              argument 3 & 0x4 = 0x0\n"), "{text}");
         assert!(text.contains("\n  ioctl             argument 2 = 0xae80\n"), "{text}");

@@ -33,8 +33,8 @@ pub enum Thread {
     ReadOnlyShare,
     /// It attends the machine.
     Main,
-    /// It is of the process outside, and attends the machine's.
-    Outside,
+    /// It is the supervisor's, and attends the VM process.
+    Supervisor,
 }
 
 impl Thread {
@@ -45,7 +45,7 @@ impl Thread {
             Self::Io => "io",
             Self::Share | Self::ReadOnlyShare => "share",
             Self::Main => "main",
-            Self::Outside => "outside",
+            Self::Supervisor => "supervisor",
         }
     }
 }
@@ -73,11 +73,11 @@ pub struct Needs {
     pub restart: bool,
 }
 
-/// What the process outside makes system calls for.
+/// What the supervisor makes system calls for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Outside {
-    /// The machine's process.
-    pub machine: Pid,
+pub(super) struct SupervisorNeeds {
+    /// The VM process.
+    pub vm: Pid,
     /// There are files to be written.
     pub files: bool,
     /// There are names to be removed.
@@ -112,14 +112,15 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// As [`prepare`], for the process outside.
+/// As [`prepare`], for the supervisor.
 ///
 /// # Errors
 /// The kernel has no such filters.
-pub(super) fn prepare_outside(needs: Outside) -> anyhow::Result<()> {
-    refused::tell("the outer process's thread ")?;
+pub(super) fn prepare_supervisor(needs: SupervisorNeeds) -> anyhow::Result<()> {
+    refused::tell("the supervisor's thread ")?;
     // A process is locked once.
-    let _ = FILTERS.set(vec![(Thread::Outside, compile(&groups::of_outside(&needs), Some(needs.machine))?)]);
+    let filter = compile(&groups::of_supervisor(&needs), Some(needs.vm))?;
+    let _ = FILTERS.set(vec![(Thread::Supervisor, filter)]);
     Ok(())
 }
 
@@ -131,12 +132,12 @@ pub fn confine(thread: Thread) {
     seccompiler::apply_filter(filter).expect("the kernel has filters, and this one is well formed");
 }
 
-/// The program of these groups, for a process that attends `machine`'s if it does.
-fn compile(groups: &[&[Rule]], machine: Option<Pid>) -> anyhow::Result<BpfProgram> {
+/// The program of these groups, for the supervisor of the process `vm` if there is one.
+fn compile(groups: &[&[Rule]], vm: Option<Pid>) -> anyhow::Result<BpfProgram> {
     let mut calls: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
     for (call, check) in groups.iter().copied().flatten() {
         let ways = calls.entry(*call).or_insert_with(|| Some(Vec::new()));
-        match (condition(*check, machine)?, ways) {
+        match (condition(*check, vm)?, ways) {
             (None, ways) => *ways = None,
             (Some(condition), Some(ways)) => ways.push(SeccompRule::new(vec![condition])?),
             (Some(_), None) => {}
@@ -150,8 +151,8 @@ fn compile(groups: &[&[Rule]], machine: Option<Pid>) -> anyhow::Result<BpfProgra
     Ok([&first()[..], &filter].concat())
 }
 
-fn condition(check: Check, machine: Option<Pid>) -> anyhow::Result<Option<SeccompCondition>> {
-    let machine = || machine.context("there is no machine's process").map(|it| it.as_raw() as u64);
+fn condition(check: Check, vm: Option<Pid>) -> anyhow::Result<Option<SeccompCondition>> {
+    let vm = || vm.context("there is no VM process").map(|it| it.as_raw() as u64);
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq};
     Ok(Some(match check {
@@ -159,7 +160,7 @@ fn condition(check: Check, machine: Option<Pid>) -> anyhow::Result<Option<Seccom
         Check::Request(request) => SeccompCondition::new(1, Dword, Eq, request)?,
         Check::NoExec => SeccompCondition::new(2, Qword, MaskedEq(libc::PROT_EXEC as u64), 0)?,
         Check::Is(at, value) => SeccompCondition::new(at, Dword, Eq, value)?,
-        Check::IsMachine => SeccompCondition::new(0, Dword, Eq, machine()?)?,
+        Check::IsVm => SeccompCondition::new(0, Dword, Eq, vm()?)?,
         Check::IsThis => SeccompCondition::new(0, Dword, Eq, std::process::id().into())?,
     }))
 }

@@ -18,13 +18,13 @@ pub(super) enum Check {
     NoExec,
     /// The argument at this place, as 32 bits, is this.
     Is(u8, u64),
-    /// The first argument is the machine's process.
-    IsMachine,
+    /// The first argument is the VM process.
+    IsVm,
     /// The first argument is this process.
     IsThis,
 }
 
-use Check::{Any, Is, IsMachine, IsThis, NoExec, Request};
+use Check::{Any, Is, IsThis, IsVm, NoExec, Request};
 
 /// A call, and one way in which its arguments may be.
 pub(super) type Rule = (c_long, Check);
@@ -310,12 +310,12 @@ pub(super) const STATS: &[Rule] = &[(SYS_pread64, Any)];
 /// A command's streams: nothing takes the place of one that the command has closed.
 pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any)];
 
-/// The process outside: attends the machine's, hands on signals, restores the terminal, and ends as that has.
-pub(super) const OUTSIDE: &[Rule] = &[
+/// The supervisor: attends the VM process, hands on signals, restores the terminal, and ends as that has.
+pub(super) const SUPERVISOR: &[Rule] = &[
     (SYS_poll, Any),
     (SYS_read, Any),
     (SYS_wait4, Any),
-    (SYS_kill, IsMachine),
+    (SYS_kill, IsVm),
     (SYS_ioctl, Request(TCGETS)),
     (SYS_ioctl, Request(TCSETS)),
     // Its own stop and end.
@@ -323,8 +323,8 @@ pub(super) const OUTSIDE: &[Rule] = &[
     (SYS_tgkill, IsThis),
 ];
 
-/// Files that the machine's process has sent: each is a new one, which then takes the name.
-pub(super) const OUTSIDE_FILES: &[Rule] = &[
+/// Files that the VM process has sent: each is a new one, which then takes the name.
+pub(super) const SUPERVISOR_FILES: &[Rule] = &[
     (SYS_newfstatat, Any),
     (SYS_openat, Is(2, (O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC) as u64)),
     (SYS_renameat, Any),
@@ -332,10 +332,10 @@ pub(super) const OUTSIDE_FILES: &[Rule] = &[
 ];
 
 /// Sockets' names, which are removed.
-pub(super) const OUTSIDE_NAMES: &[Rule] = &[(SYS_newfstatat, Any), (SYS_unlinkat, Any)];
+pub(super) const SUPERVISOR_NAMES: &[Rule] = &[(SYS_newfstatat, Any), (SYS_unlinkat, Any)];
 
 /// The machine's group: whether it has run out of memory, and its end.
-pub(super) const OUTSIDE_GROUPS: &[Rule] = &[
+pub(super) const SUPERVISOR_GROUPS: &[Rule] = &[
     (SYS_openat2, Any),
     (SYS_unlinkat, Any),
     (SYS_clock_nanosleep, Any),

@@ -22,10 +22,10 @@ const RARE: [(&str, &str); 12] = [
     ("disk of io: clock_nanosleep", "the kernel has no memory for what a disk is to do"),
     ("disk-reset of vcpu: clock_nanosleep", "the kernel has no memory for what a disk is to do"),
     (
-        "outside-groups of outside: kill 2=0x9",
+        "supervisor-groups of supervisor: kill 2=0x9",
         "a process that is left in the group when the machine has ended",
     ),
-    ("outside-groups of outside: clock_nanosleep", "the same takes a moment to end"),
+    ("supervisor-groups of supervisor: clock_nanosleep", "the same takes a moment to end"),
 ];
 
 /// When a rule is made use of, if that is seldom.

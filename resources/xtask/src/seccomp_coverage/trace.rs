@@ -150,7 +150,7 @@ impl Task {
     /// What a thread is there for that confines itself under this name.
     fn kind(&self, name: &str) -> Kind {
         match name {
-            _ if self.started => "outside",
+            _ if self.started => "supervisor",
             _ if self.first => "main",
             _ if name.starts_with("vcpu") => "vcpu",
             _ if name.starts_with("fs") => "share",

@@ -1,5 +1,5 @@
-//! Whole files that the machine's process has the one outside write, as it has no folder itself. It names them by number:
-//! their places are what the user has said, before there were two processes.
+//! Whole files that the supervisor writes for the VM process, which has no folder itself. It names them by number: their
+//! places are what the user has said, before there were two processes.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,14 +24,14 @@ const CHUNK: usize = 64 << 10;
 
 /// The files that may be written, in the order of their numbers.
 static PLACES: Mutex<Vec<Arc<Place>>> = Mutex::new(Vec::new());
-/// Where the machine's process sends them, and what it may call them.
+/// Where the VM process sends them, and what it may call them.
 static OUT: OnceLock<Mutex<(PipeWriter, Vec<PathBuf>)>> = OnceLock::new();
 
 fn places() -> MutexGuard<'static, Vec<Arc<Place>>> {
     PLACES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets the machine's process have a file written. To be called before the process is split.
+/// Lets the VM process have a file written; to be called before the fork.
 pub fn expect(place: Place) {
     places().push(Arc::new(place));
 }
@@ -41,17 +41,17 @@ pub fn expected(path: &Path) -> Option<Arc<Place>> {
     places().iter().find(|place| place.path() == path).cloned()
 }
 
-/// This process is the machine's from now on, which has none of the folders.
-pub(super) fn inside(out: PipeWriter) {
+/// Makes this process the VM process, which has none of the folders.
+pub(super) fn connect(out: PipeWriter) {
     let paths = places().drain(..).map(|place| place.path().to_owned()).collect();
-    // A process is split once.
+    // A process forks once.
     let _ = OUT.set(Mutex::new((out, paths)));
 }
 
-/// Has the process outside write the file, if there is one; else nothing.
+/// Has the supervisor write the file, if there is one; else nothing.
 ///
 /// # Errors
-/// The file is not one that was expected, or the process outside has gone.
+/// The file is not one that was expected, or the supervisor has gone.
 pub fn send(path: &Path, content: &[u8]) -> Option<io::Result<()>> {
     let mut out = OUT.get()?.lock().unwrap_or_else(PoisonError::into_inner);
     let (out, paths) = &mut *out;
@@ -66,7 +66,7 @@ pub fn send(path: &Path, content: &[u8]) -> Option<io::Result<()>> {
     Some(out.write_all(&header).and_then(|()| out.write_all(content)))
 }
 
-/// Where they come.
+/// Reads the files that the VM process sends.
 pub(super) struct Reader {
     /// Nothing once there is no more to come, or what came made no sense: who sends more is refused then.
     pipe: Option<PipeReader>,

@@ -1,13 +1,13 @@
-//! The process outside: the one that the user has started, and knows. It hands signals on to the machine's process, stops
-//! and goes on with it, and ends as it ends. What the host is to be rid of then, such as a socket's name, is its to remove,
-//! and what the machine has to tell in files its to write.
+//! The supervisor: the process that the user started, and knows. It passes signals on to the VM process, stops and goes on
+//! with it, and ends as it ends. It writes the files that the machine reports in, and then removes what is of no use any
+//! more on the host, such as a socket's name and the machine's group.
 //!
-//! It reads what a machine's process says that a guest may have taken over. So it locks itself in, too, as far as its
-//! chores allow, and before the guest's first instruction.
+//! It reads what the VM process sends, which a guest may have taken over. So it locks itself in, too, as far as its chores
+//! allow, and before the guest's first instruction.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -21,78 +21,76 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout, geteuid};
 
-use super::news::{self, News};
-use super::split::Start;
+use super::cgroup::Cgroup;
+use super::fork::Starter;
+use super::notify::{self, Notice};
 use super::{
-    Inherited, Lacks, Layer, Options, Thread, close_as, landlock, no_new_privs, post, privileges, seccomp,
+    Chores, Cleanup, InheritedFds, Lacks, Layer, Options, Thread, close_as, file_proxy, landlock,
+    no_new_privs, privileges, seccomp,
 };
 use crate::host::messages;
 use crate::host::signals;
 use crate::host::terminal::Saved;
 
-/// How often the post is looked at when the machine's process has ended: more often than its pipe can have left something.
+/// How often the files' pipe is read when the VM process has ended: more often than it can have something in it.
 const LAST_LOOKS: usize = 64;
 
-/// How long the machine's process may take to end by a signal that was handed on to it.
+/// How long the VM process may take to end by a signal that was passed on to it.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// How the terminal was, if it is ours, for every way out.
 static TERMINAL: OnceLock<Saved> = OnceLock::new();
 
-/// What the machine's process had no time for. Makes one system call, and may be called in a signal's handler.
+/// Restores the terminal, if there is one. Makes one system call, and may be called in a signal's handler.
 pub(super) fn restore_terminal() {
     TERMINAL.get().into_iter().for_each(Saved::restore);
 }
 
-/// The machine's process, seen from outside. It ends when this is dropped.
-pub struct Outside {
+/// The supervisor of a VM process, which ends when this is dropped.
+pub struct Supervisor {
     options: Options,
-    machine: Pid,
-    start: Option<Start>,
+    inherited: InheritedFds,
+    cleanup: Cleanup,
+    vm: Pid,
+    starter: Option<Starter>,
     /// Whether this process is locked in as is required.
     locked: anyhow::Result<()>,
-    news: news::Reader,
-    post: post::Reader,
+    notices: notify::Reader,
+    files: file_proxy::Reader,
     signals: SignalFd,
     /// The signal that kite is to end by.
     told: Option<i32>,
-    /// The first signal that was handed on to end the machine's process, and when that is to have ended.
-    handed_on: Option<(i32, Instant)>,
+    /// The first signal that was passed on to end the VM process, and when that has to have ended.
+    passed_on: Option<(i32, Instant)>,
     end: Option<End>,
 }
 
-/// What is left to be done outside, beside what is to be done in any case: where names are removed, and where groups of
-/// processes.
-pub struct Chores<'a> {
-    /// Folders that have a name to be removed.
-    pub names: Vec<BorrowedFd<'a>>,
-    /// Folders of a group that has to be ended and removed.
-    pub groups: Vec<BorrowedFd<'a>>,
-}
-
-/// How the machine's process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the VM process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
     /// With this exit code.
     Exited(u8),
     /// By this signal, or with the wish to.
     Signalled(i32),
+    /// The host killed it for this reason, which has to do with memory.
+    OutOfMemory(String),
 }
 
-impl Outside {
+impl Supervisor {
     /// To be called before there is a second thread, which would take signals away.
     ///
     /// # Errors
     /// The host refuses a descriptor.
     pub(super) fn new(
         options: Options,
-        machine: Pid,
-        start: Start,
-        news: io::PipeReader,
-        post: io::PipeReader,
+        inherited: InheritedFds,
+        cleanup: Cleanup,
+        vm: Pid,
+        starter: Starter,
+        [notices, files]: [io::PipeReader; 2],
     ) -> anyhow::Result<Self> {
-        let news = news::Reader::new(news).context("cannot set up a pipe")?;
-        let post = post::Reader::new(post).context("cannot set up a pipe")?;
+        let notices = notify::Reader::new(notices).context("cannot set up a pipe")?;
+        let files = file_proxy::Reader::new(files).context("cannot set up a pipe")?;
         let signals = take_signals()?;
         // Where the host has nothing, a pipe that nobody writes to or reads will do.
         let null = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
@@ -101,36 +99,54 @@ impl Outside {
         // The core dump, if there is to be one, is the machine's.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot forbid core dumps")?;
         if let Some(terminal) = Saved::now() {
-            // A process is split once.
+            // A process forks once.
             let _ = TERMINAL.set(terminal);
         }
         // They are the machine's: whoever is at their other end is to see when it closes them.
         dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).context("cannot let go of standard output")?;
-        let (start, locked) = (Some(start), Ok(()));
         Ok(Self {
             options,
-            machine,
-            start,
-            locked,
-            news,
-            post,
+            inherited,
+            cleanup,
+            vm,
+            starter: Some(starter),
+            locked: Ok(()),
+            notices,
+            files,
             signals,
             told: None,
-            handed_on: None,
+            passed_on: None,
             end: None,
         })
     }
 
+    /// Attends the VM process to its end, and then removes what the machine had on the host.
+    ///
+    /// # Errors
+    /// The host has no thread left, or those of [`Self::attend`].
+    pub fn run(mut self) -> anyhow::Result<End> {
+        let mut cleanup = std::mem::take(&mut self.cleanup);
+        let memory = cleanup.group.as_ref().and_then(Cgroup::limited_memory);
+        memory.into_iter().for_each(|bytes| self.files.limit(bytes));
+        self.lock(&cleanup.chores());
+        // The VM process ends before what it uses is removed.
+        let end = cleanup.watch().and_then(|()| self.attend())?;
+        cleanup.names.clear();
+        let killed = end == End::Signalled(Signal::SIGKILL as i32);
+        let group = cleanup.group.as_ref().filter(|_| killed);
+        Ok(group.and_then(Cgroup::told_of_memory).map_or(end, End::OutOfMemory))
+    }
+
     /// Gives up all that this process, which has one thread, does not need for its `chores`. Where a layer is required that
-    /// the host does not allow, the machine's process will end, and tell why.
-    pub fn lock(&mut self, inherited: &Inherited, chores: &Chores<'_>) {
+    /// the host does not allow, the VM process ends, and reports why.
+    pub fn lock(&mut self, chores: &Chores<'_>) {
         if !self.options.splits() {
             return;
         }
-        privileges::close(&inherited.0);
-        let needs = seccomp::Outside {
-            machine: self.machine,
-            files: self.post.folders().next().is_some(),
+        privileges::close(&self.inherited.0);
+        let needs = seccomp::SupervisorNeeds {
+            vm: self.vm,
+            files: self.files.folders().next().is_some(),
             names: !chores.names.is_empty(),
             groups: !chores.groups.is_empty(),
         };
@@ -138,48 +154,40 @@ impl Outside {
         lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
         lacks.try_layer(Layer::Capabilities, || privileges::drop_capabilities(kept(needs), false));
         lacks.try_layer(Layer::Landlock, || {
-            let files = self.post.folders().map(|it| (it, landlock::writes()));
+            let files = self.files.folders().map(|it| (it, landlock::writes()));
             let names = chores.names.iter().map(|it| (*it, landlock::removes()));
             let groups = chores.groups.iter().map(|it| (*it, landlock::ends_groups()));
             let folders: Vec<_> = files.chain(names).chain(groups).collect();
             // Signals are what it is there for.
             landlock::restrict(&folders, Scope::AbstractUnixSocket.into())
         });
-        lacks.try_layer(Layer::Seccomp, || seccomp::prepare_outside(needs));
-        // What may be missing is missing inside, too, and told there.
+        lacks.try_layer(Layer::Seccomp, || seccomp::prepare_supervisor(needs));
+        // What may be missing is missing in the VM process, too, which reports it.
         self.locked = lacks.answer().map(drop);
     }
 
-    /// Takes no file of the machine's that is longer than so many bytes: as much as it may have in its own memory.
-    pub fn limit_files(&mut self, bytes: u64) {
-        self.post.limit(bytes);
-    }
-
-    /// Attends the machine's process to its end.
+    /// Attends the VM process to its end.
     ///
     /// # Errors
-    /// The host refuses to wait, a file that the machine's process has sent cannot be written, or that process does not stop
-    /// to tell.
+    /// The host refuses to wait, a file that the VM process has sent cannot be written, or that process sends without end.
     pub fn attend(mut self) -> anyhow::Result<End> {
-        close_as(Thread::Outside);
-        self.start.take().into_iter().for_each(|start| start.go_on(&self.locked));
+        close_as(Thread::Supervisor);
+        self.starter.take().into_iter().for_each(|starter| starter.go_on(&self.locked));
         loop {
             self.hear();
-            self.post.take();
+            self.files.take();
             if let Some(end) = self.ended()? {
-                return self.post.failure().map_or(Ok(end), Err);
+                return self.files.failure().map_or(Ok(end), Err);
             }
-            if self.news.is_flooded() {
-                bail!(
-                    "the machine's process tells without end, as if the guest had taken it over: it was killed"
-                );
+            if self.notices.is_flooded() {
+                bail!("the VM process sends without end, as if the guest had taken it over: it was killed");
             }
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            let pipes = self.news.more().into_iter().chain(self.post.more());
+            let pipes = self.notices.more().into_iter().chain(self.files.more());
             fds.extend(pipes.map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
             match poll(&mut fds, self.time_left()) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(anyhow!(error).context("cannot wait for the machine's process")),
+                Err(error) => return Err(anyhow!(error).context("cannot wait for the VM process")),
             }
             self.end_if_late();
             while let Ok(Some(info)) = self.signals.read_signal() {
@@ -189,45 +197,45 @@ impl Outside {
     }
 
     fn hear(&mut self) {
-        for news in self.news.take() {
-            match news {
-                News::Refused => restore_terminal(),
-                News::EndBy(signal) => self.told = Some(signal),
+        for notice in self.notices.take() {
+            match notice {
+                Notice::Refused => restore_terminal(),
+                Notice::EndBy(signal) => self.told = Some(signal),
             }
         }
     }
 
     fn ended(&mut self) -> anyhow::Result<Option<End>> {
-        let status = waitpid(self.machine, Some(WaitPidFlag::WNOHANG));
-        let end = match status.context("cannot wait for the machine's process")? {
+        let status = waitpid(self.vm, Some(WaitPidFlag::WNOHANG));
+        let end = match status.context("cannot wait for the VM process")? {
             WaitStatus::Exited(_, code) => End::Exited(code as u8),
             WaitStatus::Signaled(_, signal, _) => End::Signalled(signal as i32),
             _ => return Ok(None),
         };
         // It may not have been ours any more.
         restore_terminal();
-        // What it told and sent last may not have been read yet.
+        // What it sent last may not have been read yet.
         self.hear();
         for _ in 0..LAST_LOOKS {
-            self.post.take();
+            self.files.take();
         }
         self.end = Some(self.told.map_or(end, End::Signalled));
-        Ok(self.end)
+        Ok(self.end.clone())
     }
 
-    /// How long to wait for the machine's process to end.
+    /// How long to wait for the VM process to end.
     fn time_left(&self) -> PollTimeout {
-        let Some((_, until)) = self.handed_on else { return PollTimeout::NONE };
+        let Some((_, until)) = self.passed_on else { return PollTimeout::NONE };
         // Rounded up: a wait that is a little short would be repeated without rest.
         let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
     }
 
-    /// Ends the machine's process if it has not ended by the signal that was handed on to it: then kite does.
+    /// Ends the VM process if it has not ended by the signal that was passed on to it; kite ends by that signal then.
     fn end_if_late(&mut self) {
-        if let Some((signal, _)) = self.handed_on.take_if(|(_, until)| Instant::now() >= *until) {
+        if let Some((signal, _)) = self.passed_on.take_if(|(_, until)| Instant::now() >= *until) {
             self.told.get_or_insert(signal);
-            let _ = kill(self.machine, Signal::SIGKILL);
+            let _ = kill(self.vm, Signal::SIGKILL);
             let name = Signal::try_from(signal).map_or("the signal", Signal::as_str);
             let seconds = GRACE.as_secs();
             let why = format!("kite: the machine did not end within {seconds} s of {name}, and was killed\n");
@@ -241,34 +249,34 @@ impl Outside {
             Signal::SIGCHLD => {}
             Signal::SIGTSTP | Signal::SIGTTOU => self.stop(name),
             // A question is the machine's to answer, by its own name.
-            Signal::SIGUSR1 if signals::are_asked() => _ = kill(self.machine, name),
+            Signal::SIGUSR1 if signals::are_asked() => _ = kill(self.vm, name),
             _ => {
-                self.handed_on.get_or_insert((signal, Instant::now() + GRACE));
-                let _ = signals::pass_on(self.machine, signal);
+                self.passed_on.get_or_insert((signal, Instant::now() + GRACE));
+                let _ = signals::pass_on(self.vm, signal);
             }
         }
     }
 
-    /// Stops with the machine until the user's shell lets both go on. As the first process of its namespace, the machine's
+    /// Stops with the machine until the user's shell lets both go on. As the first process of its namespace, the VM process
     /// would be stopped by nothing else.
     fn stop(&self, signal: Signal) {
-        let _ = kill(self.machine, Signal::SIGSTOP);
+        let _ = kill(self.vm, Signal::SIGSTOP);
         let mut mask = SigSet::empty();
         mask.add(signal);
         // Where nobody would let it go on, it is not stopped.
         let _ = raise(signal);
         let _ = mask.thread_unblock();
         let _ = mask.thread_block();
-        let _ = kill(self.machine, Signal::SIGCONT);
+        let _ = kill(self.vm, Signal::SIGCONT);
     }
 }
 
-impl Drop for Outside {
+impl Drop for Supervisor {
     fn drop(&mut self) {
         if self.end.is_none() {
             // There is nobody left to attend it.
-            let _ = kill(self.machine, Signal::SIGKILL);
-            let _ = waitpid(self.machine, None);
+            let _ = kill(self.vm, Signal::SIGKILL);
+            let _ = waitpid(self.vm, None);
             restore_terminal();
         }
     }
@@ -280,7 +288,7 @@ const FOLDERS: u64 = 1 << 1 | 1 << 3;
 const KILL: u64 = 1 << 5;
 
 /// The capabilities that root needs: in folders of others, and to end processes of others.
-fn kept(needs: seccomp::Outside) -> u64 {
+fn kept(needs: seccomp::SupervisorNeeds) -> u64 {
     if !geteuid().is_root() {
         return 0;
     }
@@ -288,7 +296,7 @@ fn kept(needs: seccomp::Outside) -> u64 {
     folders | if needs.groups { KILL } else { 0 }
 }
 
-/// Takes over what is to be handed on, or to be done with the machine.
+/// Takes over the signals that are passed on, and those that stop the machine, too.
 fn take_signals() -> anyhow::Result<SignalFd> {
     let mut waited = signals::ending();
     for signal in [Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGTTOU] {

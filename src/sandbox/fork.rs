@@ -1,4 +1,4 @@
-//! One process becomes two: the machine's, in namespaces of its own, and the one outside that was started by the user
+//! kite becomes two processes: the supervisor, which the user started, and the VM process, in namespaces of its own
 //! (clone(2), user_namespaces(7), pid_namespaces(7)).
 #![expect(unsafe_code, reason = "clone(2) as fork(2), into namespaces, has no safe interface")]
 
@@ -18,7 +18,7 @@ const OTHERS: i32 =
 /// All of them.
 const ALL: i32 = libc::CLONE_NEWUSER | OTHERS;
 
-/// How the machine's process differs from the one outside.
+/// How the VM process differs from the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Apart {
     /// It is in a user namespace of its own.
@@ -29,20 +29,20 @@ pub(super) struct Apart {
     pub all_users: bool,
 }
 
-/// What the two have of each other.
-pub(super) enum Halves {
-    /// The process that the user has started: the machine's, what it has to tell, and the way to let it go on.
-    Outside(Pid, [PipeReader; 2], Start),
-    /// The machine's process: how it is, why not better, where to tell, and the way to wait for the one outside.
-    Inside(Apart, Option<Errno>, [PipeWriter; 2], Go),
+/// What each of the two processes has of the other.
+pub(super) enum Forked {
+    /// The supervisor: the VM process, the pipes from it, and the way to let it go on.
+    Supervisor(Pid, [PipeReader; 2], Starter),
+    /// The VM process: how it is, why not better, the pipes to the supervisor, and the way to wait for that.
+    Vm(Apart, Option<Errno>, [PipeWriter; 2], Start),
 }
 
-/// By this the machine's process waits for the one outside.
-pub(super) struct Go(PipeReader);
-/// By this the one outside lets the machine's go on.
-pub(super) struct Start(PipeWriter);
+/// By this the VM process waits for the supervisor.
+pub(super) struct Start(PipeReader);
+/// By this the supervisor lets the VM process go on.
+pub(super) struct Starter(PipeWriter);
 
-impl Go {
+impl Start {
     /// Waits until there are namespaces for it; answers whether every user of the host is a user there.
     fn begin(&mut self) -> anyhow::Result<bool> {
         let mut all_users = [0];
@@ -50,7 +50,7 @@ impl Go {
         Ok(all_users[0] != 0)
     }
 
-    /// Waits until the one outside is locked in.
+    /// Waits until the supervisor is locked in.
     ///
     /// # Errors
     /// It is not, and why.
@@ -65,13 +65,13 @@ impl Go {
     }
 }
 
-const GONE: &str = "the process outside has gone";
-/// What is told of a process outside that is locked in, and one that is not, before the reason.
+const GONE: &str = "the supervisor has gone";
+/// What is sent by a supervisor that is locked in, and by one that is not, before the reason.
 const LOCKED: &str = "l";
 const NOT_LOCKED: &str = "n";
 
-// One that is gone is told in vain, and waited for like any other.
-impl Start {
+// A VM process that has gone gets nothing of this, and is waited for like any other.
+impl Starter {
     fn begin(&mut self, all_users: bool) {
         let _ = self.0.write_all(&[u8::from(all_users)]);
     }
@@ -86,32 +86,33 @@ impl Start {
     }
 }
 
-/// Splits the process, which has one thread; into namespaces if they are `wanted`. The new one is handed to `place` before
-/// it does anything. Either ends with the other.
+/// Forks this process, which has one thread; into namespaces if they are `wanted`. The VM process is handed to `place`
+/// before it does anything. Either ends with the other.
 ///
 /// # Errors
 /// The host has no process left, or `place` fails.
-pub(super) fn split(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>) -> anyhow::Result<Halves> {
-    let (news, tell) = io::pipe().context("cannot make a pipe")?;
-    let (post, send) = io::pipe().context("cannot make a pipe")?;
-    let (go, start) = io::pipe().context("cannot make a pipe")?;
-    let (mut go, mut start) = (Go(go), Start(start));
+pub(super) fn fork(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>) -> anyhow::Result<Forked> {
+    let (notices, send_notices) = io::pipe().context("cannot make a pipe")?;
+    let (files, send_files) = io::pipe().context("cannot make a pipe")?;
+    let (start, starter) = io::pipe().context("cannot make a pipe")?;
+    let (mut start, mut starter) = (Start(start), Starter(starter));
     // Ignored, as whoever started kite may have left it, it would leave nobody to wait for.
     reset(Signal::SIGCHLD)?;
     let Cloned { child, flags, refusal } = clone_as_allowed(wanted).context("cannot start a process")?;
     match child {
         Some((child, all_users)) => {
-            drop((go, tell, send));
+            drop((start, send_notices, send_files));
             place(child).inspect_err(|_| end(child))?;
-            start.begin(all_users);
-            Ok(Halves::Outside(child, [news, post], start))
+            starter.begin(all_users);
+            Ok(Forked::Supervisor(child, [notices, files], starter))
         }
         None => {
-            drop((news, post, start));
-            set_pdeathsig(Signal::SIGKILL).context("cannot follow the process outside")?;
-            let all_users = go.begin()?;
+            drop((notices, files, starter));
+            set_pdeathsig(Signal::SIGKILL).context("cannot follow the supervisor")?;
+            let all_users = start.begin()?;
             let (user, others) = (flags & libc::CLONE_NEWUSER != 0, flags & OTHERS != 0);
-            Ok(Halves::Inside(Apart { user, others, all_users }, refusal, [tell, send], go))
+            let apart = Apart { user, others, all_users };
+            Ok(Forked::Vm(apart, refusal, [send_notices, send_files], start))
         }
     }
 }
@@ -229,13 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_goes_on_when_the_one_outside_is_locked_in_or_says_why_it_is_not() {
+    fn the_vm_process_goes_on_when_the_supervisor_is_locked_in_or_says_why_it_is_not() {
         let told = |locked: Option<anyhow::Result<()>>| {
-            let (go, start) = io::pipe().unwrap();
-            let start = Start(start);
-            locked.into_iter().for_each(|locked| start.0.try_clone().map(Start).unwrap().go_on(&locked));
-            drop(start);
-            Go(go).wait().map_err(|error| error.to_string())
+            let (start, starter) = io::pipe().unwrap();
+            let starter = Starter(starter);
+            locked.into_iter().for_each(|locked| starter.0.try_clone().map(Starter).unwrap().go_on(&locked));
+            drop(starter);
+            Start(start).wait().map_err(|error| error.to_string())
         };
         assert_eq!(told(Some(Ok(()))), Ok(()));
         assert_eq!(told(Some(Err(anyhow::anyhow!("no layer")))), Err("no layer".to_owned()));

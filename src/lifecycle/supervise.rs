@@ -1,27 +1,24 @@
-//! A machine in a process of its own, and in a cgroup if one is wanted, seen to its end from outside; and what is told of
-//! it if the host ended it.
+//! A machine in a process of its own, and in a cgroup if one is wanted, supervised to its end; and the report if the host
+//! ended it.
 
 use std::io;
 use std::time::Instant;
 
 use anyhow::anyhow;
-use nix::sys::signal::Signal;
 
-use super::{Outer, Run, command, die_by, machine};
-use crate::backend::socket;
+use super::{command, die_by, machine};
 use crate::cli::{self, RunOptions};
 use crate::host::signals;
 use crate::sandbox::cgroup::{Cgroup, Limits, Name};
-use crate::sandbox::{Chores, End, Inherited};
+use crate::sandbox::{End, Fork, InheritedFds, Supervisor};
 
 /// Runs the guest to its end; returns the exit code.
 pub(super) fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
-    let inherited = Inherited::now();
-    let mut group = group(options)?;
-    let run = machine(options, begun, inherited, &mut group);
+    let inherited = InheritedFds::now();
+    let run = machine(options, begun, inherited, group(options)?);
     match run.map_err(|error| with_limit(error, &options.limits))? {
-        Run::Here(code) => Ok(code),
-        Run::Outside(outer) => attend(options, *outer, group),
+        Fork::Vm(code) => Ok(code),
+        Fork::Supervisor(supervisor) => supervise(options, *supervisor),
     }
 }
 
@@ -47,31 +44,21 @@ fn group(options: &RunOptions) -> anyhow::Result<Option<Cgroup>> {
     Cgroup::create(&name, &limits).map(Some)
 }
 
-/// Sees the machine's process to its end, and ends as it does; the user is told if it could not tell why itself.
-fn attend(options: &RunOptions, outer: Outer, group: Option<Cgroup>) -> anyhow::Result<u8> {
-    let Outer { mut outside, inherited, mut left } = outer;
-    let names = left.names.iter().map(socket::Name::folder).collect();
-    let memory = options.limits.iter().filter_map(|limits| limits.memory).min();
-    memory.into_iter().for_each(|bytes| outside.limit_files(bytes));
-    outside.lock(&inherited, &Chores { names, groups: group.iter().flat_map(Cgroup::folders).collect() });
-    left.watch()?;
-    let end = outside.attend()?;
-    drop(left);
-    let killed = end == End::Signalled(Signal::SIGKILL as i32);
-    let memory = group.as_ref().filter(|_| killed).and_then(Cgroup::told_of_memory);
-    drop(group);
+/// Supervises the VM process to its end, and ends as it does; the user is told why if that process could not tell itself.
+fn supervise(options: &RunOptions, supervisor: Supervisor) -> anyhow::Result<u8> {
+    let end = supervisor.run()?;
     // All that is left is to say how it ended, to a reader who may not read.
     signals::release();
-    match (memory, end) {
-        (Some(memory), _) => {
-            let why = format!("the host killed the machine: {memory}");
+    match end {
+        End::OutOfMemory(why) => {
+            let why = format!("the host killed the machine: {why}");
             cli::complain(&why);
             if options.has_command() {
                 command::record_failure(options, &why)?;
             }
             Ok(cli::OUT_OF_MEMORY)
         }
-        (None, End::Exited(code)) => Ok(code),
-        (None, End::Signalled(signal)) => die_by(signal),
+        End::Exited(code) => Ok(code),
+        End::Signalled(signal) => die_by(signal),
     }
 }

@@ -1,4 +1,4 @@
-//! What the machine's process tells the one outside: a few bytes, which are all that it can ask of it.
+//! What the VM process asks of the supervisor, a byte each.
 
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -9,16 +9,16 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::host::signals;
 
-/// Something that the one outside is told.
+/// What the VM process sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum Notice {
     /// A system call was refused, or a mapped file cut, and the end is near.
     Refused,
     /// kite is to end by this signal.
     EndBy(i32),
 }
 
-impl News {
+impl Notice {
     /// One byte each: signals have their numbers.
     pub(super) const fn byte(self) -> u8 {
         match self {
@@ -40,7 +40,7 @@ impl News {
 /// is not ours any more.
 const MOST: usize = 256;
 
-/// Where news come.
+/// Reads notices.
 pub(super) struct Reader {
     pipe: PipeReader,
     /// How many bytes have come.
@@ -57,7 +57,7 @@ impl Reader {
     }
 
     /// What was told since the last time, or a part of it: to hear any of it twice does no more than to hear it once.
-    pub fn take(&mut self) -> Vec<News> {
+    pub fn take(&mut self) -> Vec<Notice> {
         let mut bytes = [0; MOST];
         match self.pipe.read(&mut bytes) {
             Ok(0) => {
@@ -66,7 +66,7 @@ impl Reader {
             }
             Ok(count) => {
                 self.heard = self.heard.saturating_add(count);
-                bytes[..count].iter().copied().filter_map(News::of).collect()
+                bytes[..count].iter().copied().filter_map(Notice::of).collect()
             }
             Err(_) => Vec::new(),
         }
@@ -83,33 +83,33 @@ impl Reader {
     }
 }
 
-/// Where this process, if it is the machine's, tells the one outside.
-static OUTSIDE: OnceLock<PipeWriter> = OnceLock::new();
+/// The way from this process, if it is the VM process, to the supervisor.
+static SUPERVISOR: OnceLock<PipeWriter> = OnceLock::new();
 /// Its descriptor, for a signal's handler.
 static DESCRIPTOR: AtomicI32 = AtomicI32::new(-1);
 
-/// This process is the machine's from now on.
-pub(super) fn inside(tell: PipeWriter) {
-    DESCRIPTOR.store(tell.as_raw_fd(), Ordering::Relaxed);
+/// Makes this process the VM process.
+pub(super) fn connect(pipe: PipeWriter) {
+    DESCRIPTOR.store(pipe.as_raw_fd(), Ordering::Relaxed);
     // A process is split once.
-    let _ = OUTSIDE.set(tell);
+    let _ = SUPERVISOR.set(pipe);
 }
 
-/// Whether this process is the machine's, and another is outside.
-pub(super) fn is_inside() -> bool {
-    OUTSIDE.get().is_some()
+/// Whether this process is the VM process, and another one supervises it.
+pub(super) fn is_supervised() -> bool {
+    SUPERVISOR.get().is_some()
 }
 
-/// Tells the one outside, if there is one; answers whether there is.
-pub(super) fn tell(news: News) -> bool {
-    OUTSIDE.get().is_some_and(|mut outside| outside.write_all(&[news.byte()]).is_ok())
+/// Sends a notice to the supervisor, if there is one; answers whether there is.
+pub(super) fn send(notice: Notice) -> bool {
+    SUPERVISOR.get().is_some_and(|mut supervisor| supervisor.write_all(&[notice.byte()]).is_ok())
 }
 
-/// As [`tell`], in a signal's handler.
+/// As [`send`], in a signal's handler.
 #[expect(unsafe_code, reason = "a write that takes no lock")]
-pub(super) fn tell_in_handler(news: News) {
-    let byte = [news.byte()];
-    // SAFETY: reads a byte. Where there is no process outside, the descriptor is none.
+pub(super) fn send_in_handler(notice: Notice) {
+    let byte = [notice.byte()];
+    // SAFETY: reads a byte. Where there is no supervisor, the descriptor is none.
     unsafe { libc::write(DESCRIPTOR.load(Ordering::Relaxed), byte.as_ptr().cast(), 1) };
 }
 
@@ -122,11 +122,11 @@ mod tests {
         let (reader, mut writer) = std::io::pipe().unwrap();
         let mut reader = Reader::new(reader).unwrap();
         assert_eq!(reader.take(), []);
-        // Signals that stop or that nobody is told to end by are no news, nor is what is no signal.
+        // Signals that stop or that nobody is told to end by are no notices, nor is what is no signal.
         writer.write_all(&[0, 15, 0x80, 9, 19, 99, 0x81, 0xff]).unwrap();
-        let heard = [News::EndBy(15), News::Refused];
+        let heard = [Notice::EndBy(15), Notice::Refused];
         assert_eq!(reader.take(), heard);
-        assert!(heard.iter().all(|news| News::of(news.byte()) == Some(*news)));
+        assert!(heard.iter().all(|notice| Notice::of(notice.byte()) == Some(*notice)));
         drop(writer);
         assert_eq!((reader.take(), reader.more().is_none()), (Vec::new(), true));
     }
@@ -140,7 +140,7 @@ mod tests {
         writer.write_all(&[0x81; 2 * MOST]).unwrap();
         writer.write_all(&[15]).unwrap();
         let heard: Vec<_> = (0..3).flat_map(|_| reader.take()).collect();
-        assert_eq!((heard.last(), reader.is_flooded()), (Some(&News::EndBy(15)), true));
+        assert_eq!((heard.last(), reader.is_flooded()), (Some(&Notice::EndBy(15)), true));
         assert!(reader.more().is_some());
     }
 }

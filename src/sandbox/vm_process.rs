@@ -1,0 +1,157 @@
+//! The VM process: it locks itself in, step by step, until only what the machine needs is possible.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use ::landlock::{Access, Scope};
+use anyhow::bail;
+use devices::virtio::fs::Share;
+use nix::sys::utsname::uname;
+use nix::unistd::geteuid;
+
+use super::fork::{Apart, Start};
+use super::{
+    InheritedFds, KEPT, Lacks, Layer, Mode, Needs, Options, READ, landlock, no_new_privs, privileges,
+    read_only, root, seccomp, shares, with_confinement,
+};
+
+/// The process that has the machine, on its way into the sandbox; kite's only process where there is no fork.
+pub struct VmProcess {
+    options: Options,
+    apart: Apart,
+    inherited: InheritedFds,
+    lacks: Lacks,
+    /// The folders shared with the guest, and whether they may be changed.
+    shares: Vec<(OwnedFd, bool)>,
+    /// What the supervisor sends before the guest may begin, if there is one.
+    start: Option<Start>,
+    locked: bool,
+}
+
+impl VmProcess {
+    pub(super) fn new(
+        options: Options,
+        inherited: InheritedFds,
+        apart: Apart,
+        lacks: Lacks,
+        start: Option<Start>,
+    ) -> Self {
+        Self { options, apart, inherited, lacks, shares: Vec::new(), start, locked: false }
+    }
+
+    /// Parts the folders shared with the guest, in this order at these `paths`, from the host's other files. Where that is
+    /// not allowed, they stay as they are, and Landlock limits this process to them.
+    pub fn part_shares(&mut self, folders: Vec<&mut Share>, paths: &[PathBuf]) {
+        if self.options.mode == Mode::None {
+            return;
+        }
+        // Who is not known here is told by these numbers.
+        let unknown = ["overflowuid", "overflowgid"].map(|name| {
+            let text = std::fs::read_to_string(Path::new("/proc/sys/kernel").join(name));
+            text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW)
+        });
+        for (folder, path) in folders.into_iter().zip(paths) {
+            if !self.apart.all_users {
+                folder.unknown = Some(unknown.into());
+            }
+            if self.apart.others && self.options.wants(Layer::Root) {
+                match shares::part(path, &folder.root, folder.writable) {
+                    Ok(parted) => folder.root = parted,
+                    Err(error) => {
+                        let why = format!("cannot part share {} from the host: {error:#}", path.display());
+                        self.lacks.add(Layer::Root, why);
+                    }
+                }
+            }
+            // One that cannot be duplicated is one that Landlock does not allow.
+            self.shares.extend(folder.root.try_clone().map(|root| (root, folder.writable)));
+        }
+    }
+
+    /// Has what is only read, now and from now on, open where nothing can be changed: neither by this process nor by a guest
+    /// that has taken it over, whatever else the guest may change. To be called when shares are parted, and before files
+    /// are leased.
+    pub fn part_files(&mut self) {
+        if !self.apart.others || !self.options.wants(Layer::Root) {
+            return;
+        }
+        match read_only::mounts() {
+            Ok(()) => {
+                let lacks = read_only::reopen_files(&self.inherited.0);
+                lacks.into_iter().for_each(|why| self.lacks.add(Layer::Root, why));
+            }
+            Err(error) => self.lacks.add(Layer::Root, with_confinement(error).to_string()),
+        }
+    }
+
+    /// Locks this process in, which has one thread, for a machine that `needs` this much; the first time only. The
+    /// supervisor is locked in then, too.
+    ///
+    /// Returns what is missing, a line each.
+    ///
+    /// # Errors
+    /// A layer is required that the host does not allow.
+    pub fn lock(&mut self, needs: Needs) -> anyhow::Result<Vec<String>> {
+        if std::mem::replace(&mut self.locked, true) || self.options.mode == Mode::None {
+            return Ok(Vec::new());
+        }
+        privileges::clear_environment();
+        privileges::close(&self.inherited.0);
+        let Self { apart, shares, lacks, .. } = self;
+        lacks.try_layer(Layer::Root, || match apart.others {
+            true => root::empty().map_err(with_confinement),
+            false => bail!("it needs a mount namespace"),
+        });
+        lacks.try_layer(Layer::Rlimits, || {
+            privileges::limit((apart.user && counts_by_namespace()).then_some(needs.threads))
+        });
+        lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
+        lacks.try_layer(Layer::Capabilities, || {
+            let kept = kept(needs, apart.user);
+            KEPT.store(kept, Ordering::Relaxed);
+            privileges::drop_capabilities(kept, kept != 0 && geteuid().is_root())
+        });
+        lacks.try_layer(Layer::Landlock, || {
+            let folders: Vec<_> =
+                shares.iter().map(|(root, writable)| (root.as_fd(), landlock::share(*writable))).collect();
+            landlock::restrict(&folders, Scope::from_all(landlock::LATEST))
+        });
+        shares.clear();
+        lacks.try_layer(Layer::Seccomp, || seccomp::prepare(needs));
+        let lacks = self.lacks.answer()?;
+        self.start.take().map_or(Ok(()), Start::wait)?;
+        Ok(lacks)
+    }
+}
+
+/// What root's threads keep that change folders as the guest's users: CAP_DAC_READ_SEARCH, CAP_CHOWN, CAP_DAC_OVERRIDE,
+/// CAP_FOWNER, CAP_FSETID, CAP_SETGID, CAP_SETUID, CAP_SETFCAP.
+const CHANGE: u64 = READ | 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31;
+
+/// What an ordinary user's keep of a user namespace of its own: CAP_DAC_OVERRIDE, which is good for files of that user and
+/// its group alone. The guest's kernel has checked permissions, and lets the root of a namespace in the guest do what it
+/// may (user_namespaces(7)).
+const OWN: u64 = 1 << 1;
+
+fn kept(needs: Needs, namespace: bool) -> u64 {
+    match (needs.shares, geteuid().is_root()) {
+        (Some(true), true) => CHANGE,
+        (Some(false), true) => READ,
+        (Some(true), false) if namespace => OWN,
+        _ => 0,
+    }
+}
+
+/// The number that kernels tell where they may not tell an owner's, unless set otherwise.
+const OVERFLOW: u32 = 65534;
+
+/// Whether processes of a user are counted for each user namespace: since Linux 5.14. Before that, others of the same user
+/// would count too.
+fn counts_by_namespace() -> bool {
+    let Ok(name) = uname() else { return false };
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers =
+        release.split(|char: char| !char.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(14))
+}
