@@ -9,9 +9,5 @@ pub mod irq;
 mod testing;
 pub mod virtio;
 
-// By these names the board knows them as yet.
-pub use chipset::{cmos, i8042, power, pvpanic, serial, testdev};
-pub use irq as interrupt;
-
 /// Guest RAM as devices see it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap;

@@ -11,7 +11,7 @@ mod supervise;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::devices::serial::Host;
+use ::devices::chipset::serial::Host;
 use anyhow::{Context, bail, ensure};
 use boot::Piece;
 use kvm_ioctls::Kvm;

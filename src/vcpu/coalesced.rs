@@ -3,9 +3,9 @@
 //! the console this halves the exits of a boot.
 //!
 //! Such a write may be late, but for some registers that does not show. What a virtio driver acknowledges takes back only
-//! what it has read ([`devices::virtio::mmio::InterruptLine`]). The clock's index does nothing until the data
+//! what it has read ([`devices::virtio::transport::mmio::InterruptLine`]). The clock's index does nothing until the data
 //! port is used. And the serial port's data may wait if the driver comes back to the port after its last byte, so the
-//! ring starts when the guest's driver has shown that it does ([`devices::serial::Host::output_awaited`]).
+//! ring starts when the guest's driver has shown that it does ([`devices::chipset::serial::Host::output_awaited`]).
 #![expect(
     unsafe_code,
     reason = "a second handle of a vCPU's descriptor, and the ring that is mapped through it"
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyhow::Context;
 use boot::layout::{CMOS_PORT, SERIAL_PORT};
 use devices::bus::Bus;
-use devices::serial::Host;
+use devices::chipset::serial::Host;
 use kvm_bindings::KVM_COALESCED_MMIO_PAGE_OFFSET;
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use devices::power::{PowerSwitch, Request};
+use devices::chipset::power::{PowerSwitch, Request};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::spec::task::End;

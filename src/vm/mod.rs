@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
-use devices::interrupt::Line;
+use devices::irq::Line;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,

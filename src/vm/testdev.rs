@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::Context;
 use boot::layout;
 use devices::bus::{Bus, BusDevice, SharedDevice};
-use devices::testdev::{
+use devices::chipset::testdev::{
     BAR_LEN, ConfigPorts, DebugExit, Doorbell, EndTest, Flush, FlushPage, FwCfg, Latch, Lines, PciTest,
     Place, PmTimer, SCRATCH_LEN, Scratch, SetLine, Window, Wiring,
 };

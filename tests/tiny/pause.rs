@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use boot::kernel::Image;
 use devices::bus::BusDevice;
-use devices::serial::Host;
+use devices::chipset::serial::Host;
 use kite::observe::trace::Timeline;
 use kite::vcpu::registers::Activity;
 use kite::vcpu::stop::Exit;

@@ -6,7 +6,7 @@ use boot::cpuid::Leaves;
 use boot::kernel::Image;
 use boot::layout;
 use devices::bus::{Bus, BusDevice, SharedDevice};
-use devices::power::Power;
+use devices::chipset::power::Power;
 use kite::observe::stats::Stats;
 use kite::vcpu::stop::{Exit, ExitRequest};
 use kite::vcpu::{self, Shared, Vcpu, VcpuThread};

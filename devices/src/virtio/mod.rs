@@ -26,7 +26,7 @@ pub use copies::Copies;
 pub use core::Virtio;
 pub use device::{Source, VirtioDevice};
 pub use queue::{Chain, Error, Queues, Served};
-pub use transport::{Cause, Doorbell, Interrupt, mmio};
+pub use transport::{Cause, Doorbell, Interrupt};
 
 /// Makes a system call again as long as signals interrupt it.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {

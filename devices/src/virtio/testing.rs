@@ -22,7 +22,7 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::mmio::{InterruptLine, Mmio};
+use super::transport::mmio::{InterruptLine, Mmio};
 use super::{Doorbell, Virtio, VirtioDevice};
 use crate::GuestMemory;
 use crate::bus::BusDevice;

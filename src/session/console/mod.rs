@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow};
-use devices::serial::{Host, Serial};
+use devices::chipset::serial::{Host, Serial};
 use devices::virtio::console::{self as hvc, Port};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -2,8 +2,8 @@
 
 use arbitrary::Arbitrary;
 use devices::bus::BusDevice;
-use devices::interrupt::Line;
-use devices::serial::{Host, OUTPUT_LIMIT, Serial};
+use devices::chipset::serial::{Host, OUTPUT_LIMIT, Serial};
+use devices::irq::Line;
 
 use crate::{bytes, each};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use devices::bus::BusDevice;
-use devices::testdev::{
+use devices::chipset::testdev::{
     ConfigPorts, DebugExit, Doorbell, EndTest, Flush, FlushPage, FwCfg, Latch, Lines, PciTest, Place,
     PmTimer, Scratch, SetLine, Window, Wiring,
 };
