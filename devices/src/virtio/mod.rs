@@ -10,6 +10,7 @@ mod core;
 mod device;
 pub mod fs;
 pub mod net;
+pub mod pool;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]

@@ -11,7 +11,8 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::block::Block;
 use devices::virtio::block::disk::Disk;
 use devices::virtio::block::engine;
-use devices::virtio::block::pool::{Pool, Spawn};
+use devices::virtio::block::threads::Threads;
+use devices::virtio::pool::Spawn;
 use devices::virtio::testing::{BUFFERS, Driver};
 
 use crate::drive;
@@ -44,7 +45,7 @@ impl Options {
     fn block(&self, disk: &Arc<Disk>, memory: &GuestMemory) -> Block {
         let spawn: Spawn = Box::new(|work| thread::Builder::new().spawn(work).map(drop));
         let engine = match self.has(2) {
-            true => Box::new(Pool::new(disk.clone(), memory.clone(), spawn).unwrap()),
+            true => Box::new(Threads::new(disk.clone(), memory.clone(), spawn).unwrap()),
             false => engine::start(disk, memory, 64, spawn).unwrap(),
         };
         Block::new(disk.clone(), engine, Arc::default(), 1 + u16::from(self.has(3)))

@@ -11,8 +11,8 @@ use std::thread;
 use arbitrary::Arbitrary;
 use devices::GuestMemory;
 use devices::virtio::VirtioDevice;
-use devices::virtio::block::pool::Spawn;
 use devices::virtio::fs::{Fs, Share};
+use devices::virtio::pool::Spawn;
 use devices::virtio::testing::{BUFFERS, Driver, every_queue_serves};
 use tempfile::TempDir;
 

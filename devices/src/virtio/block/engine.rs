@@ -1,4 +1,4 @@
-//! How operations on a disk's files get done: io_uring ([`super::uring`]), or threads ([`super::pool`]) where that is
+//! How operations on a disk's files get done: io_uring ([`super::uring`]), or threads ([`super::threads`]) where that is
 //! forbidden.
 
 use std::io;
@@ -6,11 +6,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, LazyLock};
 
 use super::disk::{Disk, Target};
-use super::pool::{Pool, Spawn};
 use super::request::Request;
+use super::threads::Threads;
 use super::uring::Uring;
 use crate::GuestMemory;
 use crate::virtio::Buffers;
+use crate::virtio::pool::Spawn;
 
 /// What [`Action::WriteZeros`] writes: it bounds how much one operation does.
 pub static ZEROS: LazyLock<Box<[u8]>> = LazyLock::new(|| vec![0; 64 << 10].into());
@@ -95,7 +96,7 @@ pub fn start(
         Ok(ring) => Ok(Box::new(ring)),
         Err(error) => {
             log::info!("no io_uring ({error}): disks are served by threads");
-            Ok(Box::new(Pool::new(disk.clone(), memory.clone(), spawn)?))
+            Ok(Box::new(Threads::new(disk.clone(), memory.clone(), spawn)?))
         }
     }
 }

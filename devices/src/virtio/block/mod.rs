@@ -3,10 +3,10 @@
 pub mod disk;
 pub mod engine;
 mod overlay;
-pub mod pool;
 mod request;
 #[cfg(test)]
 mod tests;
+pub mod threads;
 pub mod uring;
 
 use std::sync::Arc;

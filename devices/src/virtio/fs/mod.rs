@@ -20,7 +20,6 @@ mod host;
 mod inode_table;
 mod mounts;
 mod ops;
-mod pool;
 mod proc_fd;
 mod server;
 #[cfg(test)]
@@ -34,12 +33,11 @@ use std::time::Duration;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
-use super::block::pool::Spawn;
+use super::pool::{Pool, Spawn};
 use super::{Copies, Error, Queues, Source, VirtioDevice};
 use crate::GuestMemory;
-use exchange::Request;
+use exchange::{Job, Worker};
 pub use inode_table::Limits;
-use pool::Pool;
 use server::Server;
 
 /// Bytes of a tag (§5.11.4).
@@ -47,6 +45,8 @@ pub const MOST_TAG: usize = 36;
 /// The queue for what goes past other requests, and that for requests. A request has up to 256 pages and a few more
 /// pieces, and a chain not more than a queue has entries.
 const QUEUES: [u16; 2] = [64, 512];
+/// The most threads of a share. They wait for disks more than they work.
+const THREADS: usize = 8;
 /// How long a guest may take what it knows of a share for true where others, too, can write: as much as `virtiofsd` gives.
 const SHORT: Duration = Duration::from_secs(1);
 /// The same where the guest cannot write: a compiler asks for the same thousands of names again and again, and somebody
@@ -99,10 +99,8 @@ impl Share {
 
 /// A share in the guest.
 pub struct Fs {
-    server: Arc<Server>,
-    memory: GuestMemory,
-    copies: Arc<Copies>,
-    pool: Pool,
+    worker: Worker,
+    pool: Pool<Worker>,
     config: [u8; MOST_TAG + 4],
 }
 
@@ -126,9 +124,9 @@ impl Fs {
         let mut config = [0; MOST_TAG + 4];
         config[..tag.len()].copy_from_slice(tag);
         config[MOST_TAG] = QUEUES.len() as u8 - 1;
-        let server = Arc::new(Server::new(share)?);
-        let pool = Pool::new(server.clone(), memory.clone(), copies.clone(), spawn)?;
-        Ok(Self { server, memory, copies, pool, config })
+        let worker = Worker { server: Arc::new(Server::new(share)?), memory, copies };
+        let pool = Pool::new(worker.clone(), THREADS, spawn)?;
+        Ok(Self { worker, pool, config })
     }
 
     fn complete(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
@@ -161,10 +159,9 @@ impl VirtioDevice for Fs {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
         while let Some(chain) = queues.take(index)? {
-            let mut request = Request { memory: &self.memory, chain: &chain, copies: &self.copies };
-            match self.server.serve(&mut request, false) {
+            match self.worker.server.serve(&mut self.worker.request(&chain), false) {
                 Some(written) => queues.complete(index, chain.head, written as u32)?,
-                None => self.pool.push(index, chain),
+                None => self.pool.push(Job::new(index, chain)),
             }
         }
         self.complete(queues)
@@ -188,6 +185,6 @@ impl VirtioDevice for Fs {
             let _forgotten = self.pool.completed();
         }
         self.pool.forget_postponed();
-        self.server.clear();
+        self.worker.server.clear();
     }
 }

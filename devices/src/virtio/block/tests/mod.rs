@@ -13,10 +13,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::disk::Disk;
 use super::engine::Engine;
-use super::pool::{Pool, Spawn};
+use super::threads::Threads;
 use super::uring::Uring;
 use super::*;
 use crate::GuestMemory;
+use crate::virtio::pool::Spawn;
 use crate::virtio::testing::{BUFFERS, Driver};
 
 /// Where a test's requests have header and status.
@@ -43,9 +44,9 @@ impl Kind {
         let (disk, memory) = (disk.clone(), memory.clone());
         Ok(match self {
             Self::Uring => Box::new(Uring::new(disk, memory, 256)?),
-            Self::Threads => Box::new(Pool::new(disk, memory, spawn())?),
+            Self::Threads => Box::new(Threads::new(disk, memory, spawn())?),
             Self::NoThreads => {
-                Box::new(Pool::new(disk, memory, Box::new(|_| Err(io::ErrorKind::WouldBlock.into())))?)
+                Box::new(Threads::new(disk, memory, Box::new(|_| Err(io::ErrorKind::WouldBlock.into())))?)
             }
         })
     }

@@ -11,7 +11,7 @@ use super::super::wire::{Args, IN_HEADER, OUT_HEADER, opcode};
 use super::super::{Fs, MOST_TAG, Share};
 use super::client::{Client, share, string, wide};
 use crate::virtio::Copies;
-use crate::virtio::block::pool::Spawn;
+use crate::virtio::pool::Spawn;
 use crate::virtio::testing::{BUFFERS, Driver, UP, alone, files_and_threads, watched};
 
 /// The queue for requests, and that for what goes past them.
