@@ -4,6 +4,7 @@
 
 pub mod bus;
 pub mod chipset;
+pub mod device;
 pub mod irq;
 #[cfg(test)]
 mod testing;

@@ -10,7 +10,7 @@ use boot::layout;
 use devices::bus::{Bus, BusDevice, SharedDevice};
 use devices::chipset::testdev::{
     BAR_LEN, ConfigPorts, DebugExit, Doorbell, EndTest, Flush, FlushPage, FwCfg, Latch, Lines, PciTest,
-    Place, PmTimer, SCRATCH_LEN, Scratch, SetLine, Window, Wiring,
+    Place, PmTimer, Scratch, SetLine, Window, Wiring,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -41,9 +41,9 @@ pub fn add(
     let [memory_len, port_len] = BAR_LEN.map(u64::from);
     let at_ports: [(u16, u64, &str, SharedDevice); 9] = [
         (layout::DEBUG_EXIT_PORT, DebugExit::LEN, "debug exit", shared(DebugExit::new(exit.clone()))),
-        (layout::LATCH_PORT, Latch::LEN, "latch", shared(Latch::new())),
+        (layout::LATCH_PORT, Latch::LEN, "latch", shared(Latch::new("latch"))),
         (layout::FLUSH_PORT, Flush::LEN, "page flush", shared(Flush::new(Box::new(Pages(vm.ram().clone()))))),
-        (layout::BYTE_LATCH_PORT, Latch::LEN, "latch", shared(Latch::new())),
+        (layout::BYTE_LATCH_PORT, Latch::LEN, "byte latch", shared(Latch::new("byte latch"))),
         (layout::LINES_PORT, Lines::LEN, "lines", shared(Lines::new(Box::new(vm.levels())))),
         (layout::FW_CFG_PORT, FwCfg::LEN, "fw_cfg", shared(FwCfg::new(cpus, board.ram))),
         (layout::PM_TIMER_PORT, PmTimer::LEN, "PM timer", shared(PmTimer::new(elapsed))),
@@ -61,7 +61,7 @@ pub fn add(
     }
     let window = shared(Window::new(function, Place::Memory));
     mmio.insert(layout::PCI_TEST_MEMORY, memory_len, window)
-        .and_then(|()| mmio.insert(layout::SCRATCH, SCRATCH_LEN, shared(Scratch::new())))
+        .and_then(|()| mmio.insert(layout::SCRATCH, Scratch::LEN, shared(Scratch::new("scratch"))))
         .context("two devices share an address")?;
     mmio.set_name(layout::PCI_TEST_MEMORY, "pci-testdev");
     mmio.set_name(layout::SCRATCH, "scratch");

@@ -7,7 +7,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
+use crate::device::{Device, Error, State, base64_bytes, check};
 
 /// How many ports the device takes: index and data.
 pub const LEN: u64 = 2;
@@ -51,10 +54,18 @@ pub struct Cmos {
     now: Box<dyn Fn() -> SystemTime + Send>,
     /// When status A was read last.
     asked: SystemTime,
+    state: Registers,
+}
+
+/// The guest-visible state.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registers {
     /// The guest's time less the host's, in seconds.
     ahead: i64,
     index: u8,
     /// What was written. The time registers count only while the clock is stopped.
+    #[serde(with = "base64_bytes")]
     registers: [u8; SIZE],
 }
 
@@ -64,11 +75,11 @@ impl Cmos {
         let mut registers = [0; SIZE];
         registers[usize::from(STATUS_A)] = STATUS_A_RESET;
         registers[usize::from(STATUS_B)] = HOURS_24;
-        Self { now, asked: UNIX_EPOCH, ahead: 0, index: 0, registers }
+        Self { now, asked: UNIX_EPOCH, state: Registers { ahead: 0, index: 0, registers } }
     }
 
     fn register(&self, index: u8) -> u8 {
-        self.registers[usize::from(index)]
+        self.state.registers[usize::from(index)]
     }
 
     fn has(&self, status_b: u8) -> bool {
@@ -76,7 +87,7 @@ impl Cmos {
     }
 
     fn read_data(&mut self) -> u8 {
-        match self.index {
+        match self.state.index {
             STATUS_A => {
                 self.asked = (self.now)();
                 self.register(STATUS_A) & !UIP
@@ -93,11 +104,11 @@ impl Cmos {
     fn write_data(&mut self, value: u8) {
         let stopped = self.has(SET);
         // A time register that is written while the clock runs is set as if it stopped for that.
-        let touched = TIME.contains(&self.index) && !stopped;
+        let touched = TIME.contains(&self.state.index) && !stopped;
         if touched {
             self.stop();
         }
-        self.registers[usize::from(self.index)] = value;
+        self.state.registers[usize::from(self.state.index)] = value;
         match (stopped, self.has(SET)) {
             (false, true) => self.stop(),
             (true, false) => self.start(),
@@ -109,14 +120,14 @@ impl Cmos {
     /// Puts the time into the registers.
     fn stop(&mut self) {
         for (register, value) in TIME.into_iter().zip(self.encode(self.time())) {
-            self.registers[usize::from(register)] = value;
+            self.state.registers[usize::from(register)] = value;
         }
     }
 
     /// Goes on from the time in the registers, or as before if what they hold is none.
     fn start(&mut self) {
         if let Some(time) = self.decode() {
-            self.ahead = time.saturating_sub(self.host_time());
+            self.state.ahead = time.saturating_sub(self.host_time());
         }
     }
 
@@ -134,7 +145,7 @@ impl Cmos {
 
     /// Seconds since 1970 in the guest.
     fn time(&self) -> i64 {
-        self.host_time().saturating_add(self.ahead)
+        self.host_time().saturating_add(self.state.ahead)
     }
 
     /// What the registers of [`TIME`] show at `time`, in the format that status B asks for.
@@ -227,11 +238,29 @@ impl BusDevice for Cmos {
         for byte in data {
             match offset {
                 // Bit 7 masks the NMI, which nothing here raises.
-                INDEX_PORT => self.index = byte & 0x7f,
+                INDEX_PORT => self.state.index = byte & (SIZE as u8 - 1),
                 DATA_PORT => self.write_data(*byte),
                 _ => {}
             }
         }
+    }
+}
+
+impl Device for Cmos {
+    fn name(&self) -> &'static str {
+        "cmos"
+    }
+
+    /// A clock that runs is as far from the host's wherever it is loaded; one that is stopped shows what it did.
+    fn save(&mut self) -> Result<State, Error> {
+        Ok(State::of(&self.state))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), Error> {
+        let state: Registers = state.take()?;
+        check(usize::from(state.index) < SIZE, "index")?;
+        self.state = state;
+        Ok(())
     }
 }
 

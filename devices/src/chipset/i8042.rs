@@ -4,8 +4,11 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
 use crate::chipset::power::{PowerSwitch, Request};
+use crate::device::{Device, Error, State, check};
 
 /// How many ports the controller takes. The ones between data and command belong to other chips: they float.
 pub const LEN: u64 = 5;
@@ -26,6 +29,13 @@ const OUTPUT_PORT: u8 = 0x03;
 /// The controller: data port at offset 0, command and status at offset 4.
 pub struct I8042 {
     switch: Arc<dyn PowerSwitch>,
+    state: Registers,
+}
+
+/// The guest-visible state.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registers {
     command_byte: u8,
     /// The command whose parameter the next data byte is.
     command: Option<u8>,
@@ -35,40 +45,61 @@ pub struct I8042 {
 impl I8042 {
     /// A controller whose reset line is `switch`.
     pub fn new(switch: Arc<dyn PowerSwitch>) -> Self {
-        Self { switch, command_byte: INITIAL_COMMAND_BYTE, command: None, answer: None }
+        let command_byte = INITIAL_COMMAND_BYTE;
+        Self { switch, state: Registers { command_byte, command: None, answer: None } }
     }
 
     fn command(&mut self, command: u8) {
-        self.command = None;
+        self.state.command = None;
         match command {
-            0x20 => self.answer = Some(self.command_byte),
-            // These take a parameter: write command byte, output port, keyboard or auxiliary output buffer,
-            // auxiliary device.
-            0x60 | 0xd1..=0xd4 => self.command = Some(command),
-            0xa7 => self.command_byte |= 0x20,
-            0xa8 => self.command_byte &= !0x20,
+            0x20 => self.state.answer = Some(self.state.command_byte),
+            command if has_parameter(command) => self.state.command = Some(command),
+            0xa7 => self.state.command_byte |= 0x20,
+            0xa8 => self.state.command_byte &= !0x20,
             // Test of the auxiliary and the keyboard port: the clock line is stuck low, as nothing is there.
-            0xa9 | 0xab => self.answer = Some(0x01),
-            0xaa => self.answer = Some(0x55),
-            0xad => self.command_byte |= 0x10,
-            0xae => self.command_byte &= !0x10,
-            0xd0 => self.answer = Some(OUTPUT_PORT),
+            0xa9 | 0xab => self.state.answer = Some(0x01),
+            0xaa => self.state.answer = Some(0x55),
+            0xad => self.state.command_byte |= 0x10,
+            0xae => self.state.command_byte &= !0x10,
+            0xd0 => self.state.answer = Some(OUTPUT_PORT),
             0xfe => self.switch.request(Request::Reset),
             _ => {}
         }
     }
 
     fn data(&mut self, value: u8) {
-        match self.command.take() {
-            Some(0x60) => self.command_byte = value,
+        match self.state.command.take() {
+            Some(0x60) => self.state.command_byte = value,
             // Both come back as if from the keyboard: there is no auxiliary port to mark them with.
-            Some(0xd2 | 0xd3) => self.answer = Some(value),
+            Some(0xd2 | 0xd3) => self.state.answer = Some(value),
             _ => {}
         }
     }
 
     fn status(&self) -> u8 {
-        UNLOCKED | if self.answer.is_some() { OUTPUT_FULL } else { 0 }
+        UNLOCKED | if self.state.answer.is_some() { OUTPUT_FULL } else { 0 }
+    }
+}
+
+/// Whether a data byte follows: write command byte, output port, keyboard or auxiliary output buffer, auxiliary device.
+fn has_parameter(command: u8) -> bool {
+    matches!(command, 0x60 | 0xd1..=0xd4)
+}
+
+impl Device for I8042 {
+    fn name(&self) -> &'static str {
+        "i8042"
+    }
+
+    fn save(&mut self) -> Result<State, Error> {
+        Ok(State::of(&self.state))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), Error> {
+        let state: Registers = state.take()?;
+        check(state.command.is_none_or(has_parameter), "command")?;
+        self.state = state;
+        Ok(())
     }
 }
 
@@ -76,7 +107,7 @@ impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for byte in data {
             *byte = match offset {
-                DATA => self.answer.take().unwrap_or(0),
+                DATA => self.state.answer.take().unwrap_or(0),
                 COMMAND => self.status(),
                 _ => 0xff,
             };

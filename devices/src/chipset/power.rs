@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::bus::BusDevice;
+use crate::device::Device;
 
 /// What a guest asks the board for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,12 @@ impl Power {
     /// Registers that tell `switch` what the guest wants.
     pub fn new(switch: Arc<dyn PowerSwitch>) -> Self {
         Self { switch }
+    }
+}
+
+impl Device for Power {
+    fn name(&self) -> &'static str {
+        "power"
     }
 }
 

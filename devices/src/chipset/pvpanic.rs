@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::bus::BusDevice;
 use crate::chipset::power::{PowerSwitch, Request};
+use crate::device::Device;
 
 /// How many ports the device takes.
 pub const LEN: u64 = 1;
@@ -24,6 +25,12 @@ impl PvPanic {
     /// A device that tells `switch` what has happened.
     pub fn new(switch: Arc<dyn PowerSwitch>) -> Self {
         Self { switch }
+    }
+}
+
+impl Device for PvPanic {
+    fn name(&self) -> &'static str {
+        "pvpanic"
     }
 }
 

@@ -11,7 +11,10 @@
 use std::collections::VecDeque;
 use std::mem;
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
+use crate::device::{Device, Error, State, check};
 use crate::irq::Line;
 
 /// How many bytes of address space the registers take.
@@ -69,6 +72,8 @@ mod lsr {
 }
 
 mod msr {
+    /// Which lines changed.
+    pub const CHANGES: u8 = 0x0f;
     pub const RI_ENDED: u8 = 0x04;
     pub const CTS: u8 = 0x10;
     pub const DSR: u8 = 0x20;
@@ -88,7 +93,8 @@ pub trait Host: Send {
 }
 
 /// How far the driver has come in waiting for its output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Awaited {
     /// The last access was something else.
     No,
@@ -96,16 +102,14 @@ enum Awaited {
     Sent,
     /// And then a read of LSR.
     Waited,
-    /// The host has been told.
-    Told,
+    /// The host knows of it.
+    Reported,
 }
 
-/// The UART. Every byte of a wider access is one access to the same register, since that is what a string
-/// instruction does and KVM does not tell them apart.
-pub struct Serial {
-    line: Box<dyn Line>,
-    host: Box<dyn Host>,
-
+/// The guest-visible state.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registers {
     ier: u8,
     fcr: u8,
     lcr: u8,
@@ -117,12 +121,7 @@ pub struct Serial {
     /// THR became empty, and neither IIR was read nor THR written since.
     thr_emptied: bool,
     overrun: bool,
-
     received: VecDeque<u8>,
-    output: Vec<u8>,
-    dropped: u64,
-    /// The host has input that was refused.
-    refused: bool,
     /// How many of the last accesses were reads of LSR with an idle transmitter.
     lsr_reads: u8,
     /// The driver polls for input. It does until it writes IER or FCR or reads RBR without looking, that is
@@ -131,12 +130,10 @@ pub struct Serial {
     awaited: Awaited,
 }
 
-impl Serial {
-    /// A UART after reset, which interrupts through `line`.
-    pub fn new(line: Box<dyn Line>, host: Box<dyn Host>) -> Self {
+impl Registers {
+    /// Those after reset.
+    fn new() -> Self {
         Self {
-            line,
-            host,
             ier: 0,
             fcr: 0,
             lcr: 0,
@@ -148,13 +145,38 @@ impl Serial {
             thr_emptied: false,
             overrun: false,
             received: VecDeque::with_capacity(FIFO),
-            output: Vec::new(),
-            dropped: 0,
-            refused: false,
             lsr_reads: 0,
             polled: false,
             awaited: Awaited::No,
         }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        check(self.ier & !ier::MASK == 0, "IER")?;
+        check(self.fcr == 0 || self.fcr & fcr::ENABLE != 0, "FCR")?;
+        check(self.mcr & !mcr::MASK == 0, "MCR")?;
+        check(self.modem_changes & !msr::CHANGES == 0, "MSR")?;
+        check(self.received.len() <= FIFO, "number of received bytes")
+    }
+}
+
+/// The UART. Every byte of a wider access is one access to the same register, since that is what a string
+/// instruction does and KVM does not tell them apart.
+pub struct Serial {
+    line: Box<dyn Line>,
+    host: Box<dyn Host>,
+    regs: Registers,
+    output: Vec<u8>,
+    dropped: u64,
+    /// The host has input that was refused.
+    refused: bool,
+}
+
+impl Serial {
+    /// A UART after reset, which interrupts through `line`.
+    pub fn new(line: Box<dyn Line>, host: Box<dyn Host>) -> Self {
+        let (output, dropped, refused) = (Vec::new(), 0, false);
+        Self { line, host, regs: Registers::new(), output, dropped, refused }
     }
 
     /// Appends all waiting output to `into` and lets the guest go on writing. An empty `into` is swapped, not
@@ -168,19 +190,19 @@ impl Serial {
             into.append(&mut self.output);
         }
         if !was_idle {
-            self.thr_emptied = true;
+            self.regs.thr_emptied = true;
         }
-        self.settle(pending);
+        self.signal_changes(pending);
     }
 
     /// Offers input from the host and returns how many of `bytes` the guest takes now. If it is not all of
     /// them, [`Host::input_wanted`] follows once when the guest has read what it has and can take more.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        let room = if self.takes_input() { self.depth().saturating_sub(self.received.len()) } else { 0 };
+        let room = if self.takes_input() { self.depth().saturating_sub(self.regs.received.len()) } else { 0 };
         let taken = room.min(bytes.len());
-        self.received.extend(&bytes[..taken]);
+        self.regs.received.extend(&bytes[..taken]);
         self.refused = taken < bytes.len();
-        if taken > 0 && self.ier & ier::RDI != 0 {
+        if taken > 0 && self.regs.ier & ier::RDI != 0 {
             self.line.pulse();
         }
         taken
@@ -192,7 +214,7 @@ impl Serial {
     }
 
     fn fifos(&self) -> bool {
-        self.fcr & fcr::ENABLE != 0
+        self.regs.fcr & fcr::ENABLE != 0
     }
 
     /// How many bytes the receiver holds.
@@ -201,7 +223,7 @@ impl Serial {
     }
 
     fn takes_input(&self) -> bool {
-        self.mcr & mcr::LOOP == 0 && (self.ier & ier::RDI != 0 || self.polled)
+        self.regs.mcr & mcr::LOOP == 0 && (self.regs.ier & ier::RDI != 0 || self.regs.polled)
     }
 
     /// Whether the driver may fill the FIFO: a whole one has to fit.
@@ -212,35 +234,35 @@ impl Serial {
     /// The interrupt causes that are there and enabled, by their bits in IER.
     fn pending(&self) -> u8 {
         let causes = [
-            (!self.received.is_empty(), ier::RDI),
-            (self.thr_emptied, ier::THRI),
-            (self.overrun, ier::RLSI),
-            (self.modem_changes != 0, ier::MSI),
+            (!self.regs.received.is_empty(), ier::RDI),
+            (self.regs.thr_emptied, ier::THRI),
+            (self.regs.overrun, ier::RLSI),
+            (self.regs.modem_changes != 0, ier::MSI),
         ];
-        causes.into_iter().filter(|(there, _)| *there).fold(0, |all, (_, cause)| all | cause) & self.ier
+        causes.into_iter().filter(|(there, _)| *there).fold(0, |all, (_, cause)| all | cause) & self.regs.ier
     }
 
     /// Looks for a driver that waits for its output: THR, LSR, IER.
     fn watch_output(&mut self, offset: u64, write: bool) {
-        self.awaited = match (self.awaited, offset, write) {
-            (Awaited::Told, ..) => return,
-            (_, 0, true) if self.lcr & LCR_DLAB == 0 => Awaited::Sent,
+        self.regs.awaited = match (self.regs.awaited, offset, write) {
+            (Awaited::Reported, ..) => return,
+            (_, 0, true) if self.regs.lcr & LCR_DLAB == 0 => Awaited::Sent,
             (Awaited::Sent, LSR, false) => Awaited::Waited,
             (Awaited::Waited, 1, true) => {
                 self.host.output_awaited();
-                Awaited::Told
+                Awaited::Reported
             }
             _ => Awaited::No,
         };
     }
 
     /// Tells the line and the host what an access has changed, given what was pending before it.
-    fn settle(&mut self, pending: u8) {
+    fn signal_changes(&mut self, pending: u8) {
         if self.pending() & !pending != 0 {
             self.line.pulse();
         }
         // Not before the FIFO is empty: the guest reads until it is, and a wake-up for each byte is dear.
-        if self.refused && self.received.is_empty() && self.takes_input() {
+        if self.refused && self.regs.received.is_empty() && self.takes_input() {
             self.refused = false;
             self.host.input_wanted();
         }
@@ -248,47 +270,51 @@ impl Serial {
 
     fn read_register(&mut self, offset: u64) -> u8 {
         match offset {
-            0 | 1 if self.lcr & LCR_DLAB != 0 => self.divisor[offset as usize],
+            0 | 1 if self.regs.lcr & LCR_DLAB != 0 => self.regs.divisor[offset as usize],
             0 => self.read_rbr(),
-            1 => self.ier,
+            1 => self.regs.ier,
             2 => self.read_iir(),
-            3 => self.lcr,
-            4 => self.mcr,
+            3 => self.regs.lcr,
+            4 => self.regs.mcr,
             LSR => self.read_lsr(),
-            6 => self.modem_lines() | mem::take(&mut self.modem_changes),
-            7 => self.scr,
+            6 => self.modem_lines() | mem::take(&mut self.regs.modem_changes),
+            7 => self.regs.scr,
             _ => 0xff,
         }
     }
 
     fn write_register(&mut self, offset: u64, value: u8) {
         match offset {
-            0 | 1 if self.lcr & LCR_DLAB != 0 => self.divisor[offset as usize] = value,
+            0 | 1 if self.regs.lcr & LCR_DLAB != 0 => self.regs.divisor[offset as usize] = value,
             0 => self.write_thr(value),
             1 => self.write_ier(value),
             2 => self.write_fcr(value),
-            3 => self.lcr = value,
+            3 => self.regs.lcr = value,
             4 => self.write_mcr(value),
-            7 => self.scr = value,
+            7 => self.regs.scr = value,
             // LSR and MSR are read-only.
             _ => {}
         }
     }
 
     fn read_rbr(&mut self) -> u8 {
-        self.polled &= !self.received.is_empty();
-        self.received.pop_front().unwrap_or(0)
+        self.regs.polled &= !self.regs.received.is_empty();
+        self.regs.received.pop_front().unwrap_or(0)
     }
 
     fn read_iir(&mut self) -> u8 {
-        let trigger = [1, 4, 8, 14][usize::from(self.fcr >> 6)];
+        let trigger = [1, 4, 8, 14][usize::from(self.regs.fcr >> 6)];
         let pending = self.pending();
         let source = if pending & ier::RLSI != 0 {
             iir::LINE_STATUS
         } else if pending & ier::RDI != 0 {
-            if self.fifos() && self.received.len() < trigger { iir::CHARACTER_TIMEOUT } else { iir::DATA }
+            if self.fifos() && self.regs.received.len() < trigger {
+                iir::CHARACTER_TIMEOUT
+            } else {
+                iir::DATA
+            }
         } else if pending & ier::THRI != 0 {
-            self.thr_emptied = false;
+            self.regs.thr_emptied = false;
             iir::THR_EMPTY
         } else if pending & ier::MSI != 0 {
             iir::MODEM_STATUS
@@ -299,27 +325,30 @@ impl Serial {
     }
 
     fn read_lsr(&mut self) -> u8 {
-        let mut value = if mem::take(&mut self.overrun) { lsr::OVERRUN } else { 0 };
-        if !self.received.is_empty() {
+        let mut value = if mem::take(&mut self.regs.overrun) { lsr::OVERRUN } else { 0 };
+        if !self.regs.received.is_empty() {
             value |= lsr::DATA_READY;
         }
         // With a busy transmitter the driver may be waiting for that, not for input.
-        self.lsr_reads = if self.transmitter_idle() { self.lsr_reads.saturating_add(1) } else { 0 };
-        self.polled |= self.lsr_reads >= POLLS;
+        self.regs.lsr_reads = if self.transmitter_idle() { self.regs.lsr_reads.saturating_add(1) } else { 0 };
+        self.regs.polled |= self.regs.lsr_reads >= POLLS;
         value | if self.transmitter_idle() { lsr::THR_EMPTY | lsr::TRANSMITTER_EMPTY } else { 0 }
     }
 
     /// MSR's upper half: a terminal that is always there, or MCR's outputs in loopback.
     fn modem_lines(&self) -> u8 {
-        if self.mcr & mcr::LOOP == 0 {
+        if self.regs.mcr & mcr::LOOP == 0 {
             return msr::DCD | msr::DSR | msr::CTS;
         }
         let wires = [(mcr::RTS, msr::CTS), (mcr::DTR, msr::DSR), (mcr::OUT1, msr::RI), (mcr::OUT2, msr::DCD)];
-        wires.into_iter().filter(|(output, _)| self.mcr & output != 0).fold(0, |all, (_, input)| all | input)
+        wires
+            .into_iter()
+            .filter(|(output, _)| self.regs.mcr & output != 0)
+            .fold(0, |all, (_, input)| all | input)
     }
 
     fn write_thr(&mut self, value: u8) {
-        if self.mcr & mcr::LOOP != 0 {
+        if self.regs.mcr & mcr::LOOP != 0 {
             self.loop_back(value);
         } else if self.output.len() == OUTPUT_LIMIT {
             self.dropped = self.dropped.saturating_add(1);
@@ -329,45 +358,45 @@ impl Serial {
                 self.host.output_ready();
             }
         }
-        self.thr_emptied = self.transmitter_idle();
+        self.regs.thr_emptied = self.transmitter_idle();
     }
 
     fn loop_back(&mut self, value: u8) {
-        if self.received.len() >= self.depth() {
-            self.overrun = true;
+        if self.regs.received.len() >= self.depth() {
+            self.regs.overrun = true;
             if self.fifos() {
                 return;
             }
-            self.received.clear();
+            self.regs.received.clear();
         }
-        self.received.push_back(value);
+        self.regs.received.push_back(value);
     }
 
     fn write_ier(&mut self, value: u8) {
-        let enabled = value & !self.ier;
-        self.ier = value & ier::MASK;
+        let enabled = value & !self.regs.ier;
+        self.regs.ier = value & ier::MASK;
         if enabled & ier::THRI != 0 {
-            self.thr_emptied = self.transmitter_idle();
+            self.regs.thr_emptied = self.transmitter_idle();
         }
-        self.polled = false;
+        self.regs.polled = false;
     }
 
     fn write_fcr(&mut self, value: u8) {
         // Without the enable bit no other bit is taken.
-        self.fcr = if value & fcr::ENABLE != 0 { value } else { 0 };
-        if self.fcr & fcr::CLEAR_RECEIVER != 0 {
-            self.received.clear();
+        self.regs.fcr = if value & fcr::ENABLE != 0 { value } else { 0 };
+        if self.regs.fcr & fcr::CLEAR_RECEIVER != 0 {
+            self.regs.received.clear();
         }
-        self.polled = false;
+        self.regs.polled = false;
     }
 
     fn write_mcr(&mut self, value: u8) {
         let before = self.modem_lines();
-        self.mcr = value & mcr::MASK;
+        self.regs.mcr = value & mcr::MASK;
         let after = self.modem_lines();
-        self.modem_changes |= ((before ^ after) & !msr::RI) >> 4;
+        self.regs.modem_changes |= ((before ^ after) & !msr::RI) >> 4;
         if before & !after & msr::RI != 0 {
-            self.modem_changes |= msr::RI_ENDED;
+            self.regs.modem_changes |= msr::RI_ENDED;
         }
     }
 }
@@ -378,10 +407,10 @@ impl BusDevice for Serial {
             let pending = self.pending();
             self.watch_output(offset, false);
             if offset != LSR {
-                self.lsr_reads = 0;
+                self.regs.lsr_reads = 0;
             }
             *byte = self.read_register(offset);
-            self.settle(pending);
+            self.signal_changes(pending);
         }
     }
 
@@ -389,10 +418,39 @@ impl BusDevice for Serial {
         for byte in data {
             let pending = self.pending();
             self.watch_output(offset, true);
-            self.lsr_reads = 0;
+            self.regs.lsr_reads = 0;
             self.write_register(offset, *byte);
-            self.settle(pending);
+            self.signal_changes(pending);
         }
+    }
+}
+
+impl Device for Serial {
+    fn name(&self) -> &'static str {
+        "serial"
+    }
+
+    /// Output that the host has not taken is not in it: the host that it was written to has it.
+    fn save(&mut self) -> Result<State, Error> {
+        // Without that output the transmitter is empty.
+        let thr_emptied = self.regs.thr_emptied || !self.transmitter_idle();
+        Ok(State::of(&Registers { thr_emptied, ..self.regs.clone() }))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), Error> {
+        let mut regs: Registers = state.take()?;
+        regs.check()?;
+        // What vCPUs do with it allocates nothing.
+        regs.received.reserve(FIFO);
+        self.regs = regs;
+        if self.regs.awaited == Awaited::Reported {
+            self.host.output_awaited();
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        self.signal_changes(0);
     }
 }
 

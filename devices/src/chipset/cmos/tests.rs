@@ -208,7 +208,7 @@ fn a_storm_of_accesses_leaves_a_clock_that_can_be_set() {
     let mut random = Random::new(5);
     storm(&mut cmos, LEN, 6, |cmos| {
         host.0.store(random.below(LAST * 1_000_000), Relaxed);
-        if cmos.index == STATUS_A {
+        if cmos.state.index == STATUS_A {
             assert_eq!(get(cmos, STATUS_A) & UIP, 0);
         }
     });

@@ -1,8 +1,11 @@
 //! fw_cfg, QEMU's firmware configuration interface by I/O ports, without DMA (QEMU `docs/specs/fw_cfg.rst`): a selector of 16
 //! bits at offset 0, and a data port at offset 1 that gives the selected item's bytes in turn.
 
+use serde::{Deserialize, Serialize};
+
 use super::number;
 use crate::bus::BusDevice;
+use crate::device::{Device, Error, State};
 
 const SELECTOR: u64 = 0;
 const DATA: u64 = 1;
@@ -20,6 +23,13 @@ const TRADITIONAL: u32 = 1;
 pub struct FwCfg {
     cpus: u16,
     ram: u64,
+    state: Registers,
+}
+
+/// The guest-visible state.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registers {
     selected: u16,
     position: usize,
 }
@@ -30,13 +40,13 @@ impl FwCfg {
 
     /// Tells of a machine with `cpus` CPUs and `ram` bytes of RAM.
     pub fn new(cpus: u16, ram: u64) -> Self {
-        Self { cpus, ram, selected: SIGNATURE, position: 0 }
+        Self { cpus, ram, state: Registers { selected: SIGNATURE, position: 0 } }
     }
 
     /// The item's byte at a position.
     fn byte(&self, position: usize) -> u8 {
         let at = |bytes: &[u8]| bytes.get(position).copied().unwrap_or(0);
-        match self.selected {
+        match self.state.selected {
             SIGNATURE => at(b"QEMU"),
             INTERFACE => at(&TRADITIONAL.to_le_bytes()),
             RAM_SIZE => at(&self.ram.to_le_bytes()),
@@ -47,6 +57,21 @@ impl FwCfg {
     }
 }
 
+impl Device for FwCfg {
+    fn name(&self) -> &'static str {
+        "fw_cfg"
+    }
+
+    fn save(&mut self) -> Result<State, Error> {
+        Ok(State::of(&self.state))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), Error> {
+        self.state = state.take()?;
+        Ok(())
+    }
+}
+
 impl BusDevice for FwCfg {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if offset != DATA {
@@ -54,15 +79,15 @@ impl BusDevice for FwCfg {
             return;
         }
         for byte in data {
-            *byte = self.byte(self.position);
-            self.position = self.position.saturating_add(1);
+            *byte = self.byte(self.state.position);
+            self.state.position = self.state.position.saturating_add(1);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         // The data port has been read-only since QEMU 2.4.
         if offset == SELECTOR && data.len() == 2 {
-            (self.selected, self.position) = (number(data) as u16, 0);
+            self.state = Registers { selected: number(data) as u16, position: 0 };
         }
     }
 }

@@ -14,7 +14,7 @@ mod pm_timer;
 
 pub use exit::{DebugExit, EndTest};
 pub use fw_cfg::FwCfg;
-pub use latch::{Latch, SCRATCH_LEN, Scratch};
+pub use latch::{Latch, Memory, Scratch};
 pub use lines::{Flush, FlushPage, Lines, SetLine};
 pub use pci::{ConfigPorts, Place, Wiring};
 pub use pci_test::{BAR_LEN, Doorbell, PciTest, Window};

@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::pci_test::PciTest;
 use super::{give, number};
 use crate::bus::BusDevice;
+use crate::device::{Device, Error, State};
 
 /// CONFIG_ADDRESS: bit 31 enables; bus, device, function, and the byte in the configuration space.
 const ENABLE: u32 = 1 << 31;
@@ -38,6 +41,28 @@ impl ConfigPorts {
     }
 }
 
+/// The guest-visible state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    address: u32,
+}
+
+impl Device for ConfigPorts {
+    fn name(&self) -> &'static str {
+        "PCI configuration"
+    }
+
+    fn save(&mut self) -> Result<State, Error> {
+        Ok(State::of(&Saved { address: self.address }))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), Error> {
+        self.address = state.take::<Saved>()?.address;
+        Ok(())
+    }
+}
+
 impl BusDevice for ConfigPorts {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if offset < DATA {
@@ -65,7 +90,8 @@ impl BusDevice for ConfigPorts {
 }
 
 /// Which of the function's two windows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// BAR 0, memory.
     Memory,

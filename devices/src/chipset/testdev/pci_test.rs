@@ -6,9 +6,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::give;
 use super::pci::{Place, Wiring};
 use crate::bus::BusDevice;
+use crate::device::{Device, Error, State, check};
 
 /// What counts a guest's writes without an exit.
 pub trait Doorbell: Send {
@@ -41,20 +44,29 @@ const DATA: u8 = 0xfa;
 const WIDTH: u8 = 1;
 
 /// A test that has been started.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Test {
     place: Place,
     number: usize,
     count: u32,
 }
 
-/// The function.
-pub struct PciTest {
-    wiring: Wiring,
+/// The guest-visible state.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registers {
     command: u8,
     interrupt_line: u8,
     /// Whether a window's register holds all ones, as a driver writes them to learn its length.
     sizing: [bool; 2],
     test: Option<Test>,
+}
+
+/// The function.
+pub struct PciTest {
+    wiring: Wiring,
+    state: Registers,
     doorbell: Box<dyn Doorbell>,
 }
 
@@ -62,7 +74,11 @@ impl PciTest {
     /// With its windows where `wiring` says, enabled, as firmware leaves them.
     pub fn new(wiring: Wiring, doorbell: Box<dyn Doorbell>) -> Self {
         let command = ENABLE_PORTS | ENABLE_MEMORY;
-        Self { wiring, command, interrupt_line: 0, sizing: [false; 2], test: None, doorbell }
+        Self {
+            wiring,
+            state: Registers { command, interrupt_line: 0, sizing: [false; 2], test: None },
+            doorbell,
+        }
     }
 
     /// Reads from the configuration space.
@@ -74,13 +90,13 @@ impl PciTest {
     fn config(&self) -> [u8; 64] {
         let mut config = [0; 64];
         config[..4].copy_from_slice(&[0x36, 0x1b, 0x05, 0x00]);
-        config[COMMAND] = self.command;
+        config[COMMAND] = self.state.command;
         config[0x0b] = 0xff; // a class of its own
         for (bar, at) in BARS.iter().enumerate() {
             config[*at..at + 4].copy_from_slice(&self.bar(bar).to_le_bytes());
         }
         config[0x2c..0x30].copy_from_slice(&[0xf4, 0x1a, 0x00, 0x11]);
-        config[INTERRUPT_LINE] = self.interrupt_line;
+        config[INTERRUPT_LINE] = self.state.interrupt_line;
         config
     }
 
@@ -90,7 +106,7 @@ impl PciTest {
             0 => (self.wiring.memory, 0),
             _ => (self.wiring.port.into(), 1),
         };
-        (if self.sizing[bar] { !(BAR_LEN[bar] - 1) } else { address }) | kind
+        (if self.state.sizing[bar] { !(BAR_LEN[bar] - 1) } else { address }) | kind
     }
 
     /// Writes to the configuration space.
@@ -101,16 +117,16 @@ impl PciTest {
             *byte = *value;
         }
         let written = |at: usize| (from..from.saturating_add(data.len())).contains(&at);
-        self.command = config[COMMAND] & (ENABLE_PORTS | ENABLE_MEMORY);
-        self.interrupt_line = config[INTERRUPT_LINE];
+        self.state.command = config[COMMAND] & (ENABLE_PORTS | ENABLE_MEMORY);
+        self.state.interrupt_line = config[INTERRUPT_LINE];
         for (bar, at) in BARS.into_iter().enumerate() {
             let value = u32::from_le_bytes([config[at], config[at + 1], config[at + 2], config[at + 3]]);
             let mask = !(BAR_LEN[bar] - 1);
             if (at..at + 4).any(written) {
-                self.sizing[bar] = value & mask == mask;
+                self.state.sizing[bar] = value & mask == mask;
             }
         }
-        if self.test.as_ref().is_some_and(|test| !self.answers(test.place)) {
+        if self.state.test.as_ref().is_some_and(|test| !self.answers(test.place)) {
             self.stop();
         }
     }
@@ -118,13 +134,13 @@ impl PciTest {
     /// Whether a window is where the board has put it.
     fn answers(&self, place: Place) -> bool {
         match place {
-            Place::Memory => self.command & ENABLE_MEMORY != 0 && !self.sizing[0],
-            Place::Port => self.command & ENABLE_PORTS != 0 && !self.sizing[1],
+            Place::Memory => self.state.command & ENABLE_MEMORY != 0 && !self.state.sizing[0],
+            Place::Port => self.state.command & ENABLE_PORTS != 0 && !self.state.sizing[1],
         }
     }
 
     fn stop(&mut self) {
-        if self.test.take().is_some_and(|test| test.number != NO_EVENTFD) {
+        if self.state.test.take().is_some_and(|test| test.number != NO_EVENTFD) {
             self.doorbell.disconnect();
         }
     }
@@ -142,15 +158,22 @@ impl PciTest {
                 return;
             }
         }
-        self.test = Some(Test { place, number, count: 0 });
+        self.state.test = Some(Test { place, number, count: 0 });
+    }
+
+    /// Counts what the doorbell has counted.
+    fn count(&mut self) {
+        if let Some(test) = self.state.test.as_mut().filter(|test| test.number != NO_EVENTFD) {
+            test.count = test.count.wrapping_add(self.doorbell.take());
+        }
     }
 
     /// The registers of a window: of the test that runs there, or all zeros.
     fn registers(&mut self, place: Place) -> Vec<u8> {
-        let Some(test) = self.test.as_mut().filter(|test| test.place == place) else { return Vec::new() };
-        if test.number != NO_EVENTFD {
-            test.count = test.count.wrapping_add(self.doorbell.take());
-        }
+        self.count();
+        let Some(test) = self.state.test.as_ref().filter(|test| test.place == place) else {
+            return Vec::new();
+        };
         let kind = if place == Place::Memory { "mmio" } else { "portio" };
         let numbers = [offset(place, test.number), DATA.into(), test.count];
         let mut registers = vec![test.number as u8, WIDTH, 0, 0];
@@ -165,13 +188,39 @@ impl PciTest {
             _ => {
                 // The others' writes never come here: the doorbell has them.
                 let here = |test: &&mut Test| test.place == place && test.number == NO_EVENTFD;
-                let Some(test) = self.test.as_mut().filter(here) else { return };
+                let Some(test) = self.state.test.as_mut().filter(here) else { return };
                 if at == u64::from(offset(place, NO_EVENTFD)) {
                     let counted = data.iter().filter(|byte| **byte == DATA).count();
                     test.count = test.count.wrapping_add(counted as u32);
                 }
             }
         }
+    }
+}
+
+impl Device for PciTest {
+    fn name(&self) -> &'static str {
+        "pci-testdev"
+    }
+
+    fn save(&mut self) -> Result<State, Error> {
+        self.count();
+        Ok(State::of(&self.state))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), Error> {
+        let state: Registers = state.take()?;
+        check(state.command & !(ENABLE_PORTS | ENABLE_MEMORY) == 0, "command")?;
+        check(state.test.as_ref().is_none_or(|test| test.number < TESTS.len()), "test")?;
+        self.stop();
+        self.state = Registers { test: None, ..state.clone() };
+        if let Some(test) = state.test {
+            check(self.answers(test.place), "test")?;
+            self.start(test.place, test.number);
+            check(self.state.test.is_some(), "test")?;
+            self.state.test = Some(test);
+        }
+        Ok(())
     }
 }
 

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::give;
 use crate::bus::BusDevice;
+use crate::device::{Device, Error, State};
 
 /// Tells the time since the machine was made.
 pub type Elapsed = Box<dyn Fn() -> Duration + Send>;
@@ -11,7 +14,18 @@ pub type Elapsed = Box<dyn Fn() -> Duration + Send>;
 const HERTZ: u128 = 3_579_545;
 
 /// The counter. There is no interrupt when its highest bit changes.
-pub struct PmTimer(Elapsed);
+pub struct PmTimer {
+    elapsed: Elapsed,
+    /// What the machine that this one was saved from had counted by then.
+    before: Duration,
+}
+
+/// The guest-visible state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    elapsed: Duration,
+}
 
 impl PmTimer {
     /// How many ports it has.
@@ -19,14 +33,35 @@ impl PmTimer {
 
     /// Counts what `elapsed` tells.
     pub fn new(elapsed: Elapsed) -> Self {
-        Self(elapsed)
+        Self { elapsed, before: Duration::ZERO }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.before.saturating_add((self.elapsed)())
+    }
+}
+
+impl Device for PmTimer {
+    fn name(&self) -> &'static str {
+        "PM timer"
+    }
+
+    fn save(&mut self) -> Result<State, Error> {
+        Ok(State::of(&Saved { elapsed: self.elapsed() }))
+    }
+
+    /// Time goes on from when the state was saved.
+    fn load(&mut self, state: State) -> Result<(), Error> {
+        let Saved { elapsed } = state.take()?;
+        self.before = elapsed.saturating_sub((self.elapsed)());
+        Ok(())
     }
 }
 
 impl BusDevice for PmTimer {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // It wraps around.
-        let ticks = ((self.0)().as_nanos() * HERTZ / 1_000_000_000) as u32;
+        let ticks = (self.elapsed().as_nanos() * HERTZ / 1_000_000_000) as u32;
         give(&ticks.to_le_bytes(), offset, data, 0xff);
     }
 

@@ -130,7 +130,7 @@ impl Client {
     }
 
     pub fn forget(&self, node: u64, count: u64) {
-        assert_eq!(self.raw(&self.request(opcode::FORGET, node, &wide(&[count])), 100), []);
+        assert_eq!(self.raw(&self.request(opcode::FORGET, node, &wide(&[count])), 100), b"");
     }
 
     pub fn attributes(&self, node: u64) -> Answer<Entry> {

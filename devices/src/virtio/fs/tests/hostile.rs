@@ -275,7 +275,7 @@ fn a_list_of_forgotten_nodes_may_say_anything() {
     for (count, entries) in [(u32::MAX, 1), (0, 2), (1, 0), (2, 1)] {
         let mut args = wide(&[count.into()]);
         (0..entries).for_each(|_| args.extend(wide(&[entry.node, 0])));
-        assert_eq!(guest.raw(&guest.request(opcode::BATCH_FORGET, 0, &args), 100), []);
+        assert_eq!(guest.raw(&guest.request(opcode::BATCH_FORGET, 0, &args), 100), b"");
     }
     assert!(guest.attributes(entry.node).is_ok());
     let args = wide(&[2, 1, 9, entry.node, 1]);
