@@ -1,15 +1,16 @@
 //! One child process: followed to its end, or ended.
 
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::{Pid, getpid, getppid};
@@ -19,6 +20,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// How much is read at once, and how often once a child has ended: more than its pipes hold.
 const PIECE: usize = 16 << 10;
 const LAST_PIECES: usize = 128;
+/// What any pipe holds, in bytes (pipe(7)).
+const PIPE_MIN: usize = 4096;
 
 /// Where output came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +51,37 @@ pub(crate) fn run(
     limit: Option<Duration>,
     take: &mut dyn FnMut(Stream, &[u8]),
 ) -> anyhow::Result<End> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    follow(command.stdin(Stdio::null()), stop, limit, take)
+}
+
+/// Runs a command that reads `input`, which a pipe is to hold: at most 4096 bytes. It is ended once `limit` is over.
+///
+/// # Errors
+/// The input is too long, or the command cannot be started or followed.
+pub(crate) fn run_with_input(
+    command: &mut Command,
+    input: &[u8],
+    limit: Duration,
+    take: &mut dyn FnMut(Stream, &[u8]),
+) -> anyhow::Result<End> {
+    if input.len() > PIPE_MIN {
+        bail!("cannot give {} {} bytes of input", command.get_program().display(), input.len());
+    }
+    let (reader, mut writer) = io::pipe().context("cannot make a pipe")?;
+    writer.write_all(input).context("cannot write to a pipe")?;
+    drop(writer);
+    // Never readable.
+    let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?;
+    follow(command.stdin(reader), stop.as_fd(), Some(limit), take)
+}
+
+fn follow(
+    command: &mut Command,
+    stop: BorrowedFd<'_>,
+    limit: Option<Duration>,
+    take: &mut dyn FnMut(Stream, &[u8]),
+) -> anyhow::Result<End> {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     end_with_this_thread(command);
     let child = command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?;
     let mut following = Following::new(child)?;

@@ -4,6 +4,7 @@
 //! version 2, schema 2; the protocol is the OCI distribution specification's.
 
 pub mod archive;
+pub mod auth;
 pub mod blob;
 pub mod config;
 pub mod digest;
