@@ -12,3 +12,4 @@ pub mod layout;
 pub mod local;
 pub mod manifest;
 pub mod reference;
+pub mod registry;
