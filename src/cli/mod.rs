@@ -40,9 +40,6 @@ pub use crate::host::exit_code::{
 };
 pub use crate::host::messages::{complain, printable};
 
-/// What the user is told of a guest that took too long begins with this; then comes the limit.
-pub const GUEST_ENDED: &str = "the guest was ended: ";
-
 /// The version, and the commit if it was built from one: `0.1.0 (0123456789ab)`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("KITE_COMMIT"));
 

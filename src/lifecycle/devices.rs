@@ -15,6 +15,7 @@ use crate::backend::net::Network;
 use crate::backend::socket::Ports;
 use crate::cli::{ConsoleDevice, RunOptions};
 use crate::sandbox::{self, Cleanup};
+use crate::session::Wiring;
 use crate::vm::machine::Attachment;
 use crate::vm::memory::GuestRam;
 
@@ -26,10 +27,8 @@ const STACK: usize = 128 << 10;
 /// Devices that the command line does not name.
 #[derive(Default)]
 pub(super) struct Extra {
-    /// The host's end of `hvc0`, if the guest has it.
-    pub hvc: Option<Arc<Port>>,
-    /// The host's ends of named ports.
-    pub ports: Vec<Arc<Port>>,
+    /// The session's ends of the virtio console's ports.
+    pub wiring: Wiring,
     /// Folders.
     pub shares: Vec<Arc<Share>>,
 }
@@ -72,9 +71,9 @@ impl Devices {
         Ok(Self {
             disks,
             networks,
-            hvc: extra.hvc,
+            hvc: extra.wiring.hvc,
             ports,
-            more_ports: extra.ports,
+            more_ports: extra.wiring.ports,
             shares: extra.shares,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
             rng: acpi && !options.no_rng,

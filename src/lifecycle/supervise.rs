@@ -6,18 +6,21 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 
-use super::{command, die_by, machine};
+use super::{die_by, run as machine};
 use crate::cli::{self, RunOptions};
 use crate::host::signals;
 use crate::sandbox::cgroup::{Cgroup, Limits, Name};
 use crate::sandbox::{End, Fork, InheritedFds, Supervisor};
+use crate::session::Outcome;
+use crate::session::command::results::Results;
 
 /// Runs the guest to its end; returns the exit code.
 pub(super) fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     let inherited = InheritedFds::now();
-    let run = machine(options, begun, inherited, group(options)?);
+    let run = machine::run(options, begun, inherited, group(options)?);
     match run.map_err(|error| with_limit(error, &options.limits))? {
-        Fork::Vm(code) => Ok(code),
+        Fork::Vm(Outcome { signal: Some(signal), .. }) => die_by(signal),
+        Fork::Vm(outcome) => Ok(outcome.code),
         Fork::Supervisor(supervisor) => supervise(options, *supervisor),
     }
 }
@@ -54,7 +57,7 @@ fn supervise(options: &RunOptions, supervisor: Supervisor) -> anyhow::Result<u8>
             let why = format!("the host killed the machine: {why}");
             cli::complain(&why);
             if options.has_command() {
-                command::record_failure(options, &why)?;
+                Results::record_failure(&options.command, &why)?;
             }
             Ok(cli::OUT_OF_MEMORY)
         }

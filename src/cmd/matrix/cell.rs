@@ -14,6 +14,7 @@ use super::progress::Progress;
 use crate::cli;
 use crate::host::child::{self, End, Stream};
 use crate::observe::results::{Ending, Recorder, Suite, Tail};
+use crate::session::command::GUEST_ENDED;
 
 /// How much of each stream is kept for its last lines, in bytes.
 const KEPT: usize = 64 << 10;
@@ -115,7 +116,7 @@ fn ending(status: ExitStatus, stderr: &str) -> Ending {
         let line = lines().next().unwrap_or("it did not say why");
         line.strip_prefix("the guest crashed: ").unwrap_or(line).to_owned()
     };
-    let limit = || lines().find_map(|line| line.strip_prefix(cli::GUEST_ENDED));
+    let limit = || lines().find_map(|line| line.strip_prefix(GUEST_ENDED));
     match (code, limit()) {
         (cli::TIMED_OUT, Some(limit)) => return Ending::TimedOut(limit.to_owned()),
         // So a command may end, too.

@@ -12,22 +12,23 @@ mod output;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, bail};
 use devices::chipset::serial::{Host, Serial};
 use devices::virtio::console::{self as hvc, Port};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::Signal;
 
-use crate::host::messages;
+use super::{End, Next, Outcome, Progress, Session, Stopped, Wiring, event_loop};
 use crate::host::rss;
 use crate::host::signals::Signals;
 use crate::host::terminal::{self, RawTerminal};
-use crate::observe::crash::watchdog::{self, Verdict, Watch};
+use crate::host::{exit_code, messages};
+use crate::observe::crash::watchdog;
+use crate::observe::results::Ending;
 use crate::observe::trace::Timeline;
-use crate::sandbox;
 use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vm::machine::Running;
 use keys::{Key, Keys};
@@ -36,12 +37,12 @@ use output::{Line, Output, Ready};
 /// How much input waits for a guest that takes none; the rest stays where it comes from, and what is typed is lost.
 const PENDING: usize = 4096;
 
-/// When nothing has happened for so long, in milliseconds, the start is over.
-const SETTLING: u16 = 200;
+/// When nothing has happened for so long, the start is over.
+const SETTLING: Duration = Duration::from_millis(200);
 
 /// The host's end of both consoles. It outlives the machines that are built one after the other at the other end.
 pub struct Console {
-    signals: Signals,
+    stdin: io::Stdin,
     terminal: Option<RawTerminal>,
     keys: Keys,
     /// Read and not yet taken by the guest.
@@ -51,7 +52,24 @@ pub struct Console {
     ready: Arc<Ready>,
     hvc: Arc<Port>,
     prefers_hvc: bool,
+    /// Whether the guest has the virtio console.
+    has_hvc: bool,
+    /// Whether a reset of the guest's boots it again.
+    restarts: bool,
+    settled: bool,
+    output: Option<Output>,
     timeline: Arc<Timeline>,
+}
+
+/// How a plain machine is attended.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Whether input goes to the virtio console once the guest has that open.
+    pub prefers_hvc: bool,
+    /// Whether the guest has the virtio console.
+    pub has_hvc: bool,
+    /// Whether a reset of the guest's boots it again.
+    pub restarts: bool,
 }
 
 /// Wakes the host's threads when a device has something for them.
@@ -83,19 +101,18 @@ impl hvc::Host for Wake {
 }
 
 impl Console {
-    /// At the process's `signals`. With `prefers_hvc`, input goes to the virtio console once the guest has that open. What the
-    /// guest comes to is noted in `timeline`.
+    /// A console that is not connected yet. What the guest comes to is noted in `timeline`.
     ///
     /// # Errors
     /// The host refuses a descriptor.
-    pub fn new(signals: Signals, prefers_hvc: bool, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
+    pub fn new(setup: Setup, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
         let wanted = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let wake =
             Wake { wanted: Arc::new(wanted.context("cannot make an eventfd")?), ready: Arc::default() };
         let hvc = Port::new("", Box::new(wake.clone())).context("cannot make an eventfd")?;
         hvc.connect(true);
         Ok(Self {
-            signals,
+            stdin: io::stdin(),
             terminal: None,
             keys: Keys::default(),
             pending: Vec::new(),
@@ -103,126 +120,26 @@ impl Console {
             wanted: wake.wanted,
             ready: wake.ready,
             hvc: Arc::new(hvc),
-            prefers_hvc,
+            prefers_hvc: setup.prefers_hvc,
+            has_hvc: setup.has_hvc,
+            restarts: setup.restarts,
+            settled: false,
+            output: None,
             timeline,
         })
     }
 
-    /// What a new machine's serial port is to wake.
-    pub fn host(&self) -> Box<dyn Host> {
-        Box::new(Wake { wanted: self.wanted.clone(), ready: self.ready.clone() })
+    /// Whether standard input is read: not while the guest takes nothing, unless it is a terminal, whose keys must work.
+    fn is_reading(&self) -> bool {
+        self.input_open && (self.terminal.is_some() || self.pending.len() < PENDING)
     }
 
-    /// The host's end of a new machine's virtio console.
-    pub fn hvc(&self) -> &Arc<Port> {
-        &self.hvc
-    }
-
-    /// Lets the guest begin, and carries bytes both ways until the machine is asked to stop, and stops it; what the guest has printed by then is
-    /// still written. Returns the signal that came while it was, if one did.
-    ///
-    /// # Errors
-    /// The host refuses a thread, or the terminal its setting.
-    pub fn attend(&mut self, machine: &mut Running) -> anyhow::Result<Option<i32>> {
-        self.terminal = RawTerminal::new()?;
-        self.measure_terminal();
-        messages::start()?;
-        let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
-        let (ready, exit) = (self.ready.clone(), machine.exit().clone());
-        let output = Output::start(serial, hvc, ready, exit, self.timeline.clone())?;
-        sandbox::close();
-        machine.release();
-        let waited = self.wait(machine);
-        machine.stop();
-        // The keys go nowhere from here on, and while output waits for its reader Ctrl-C is the way out.
-        self.terminal = None;
-        let signal = output.finish(&self.signals);
-        waited?;
-        signal
-    }
-
-    fn wait(&mut self, machine: &Running) -> anyhow::Result<()> {
-        let stdin = io::stdin();
-        let exit = machine.exit();
-        let mut settled = false;
-        let mut watch = Watch::new(None);
-        let interval = PollTimeout::try_from(watchdog::INTERVAL).expect("a second is no long time");
-        while exit.reason().is_none() {
-            let reading = self.input_open && (self.terminal.is_some() || self.pending.len() < PENDING);
-            let watched = if reading { PollFlags::POLLIN } else { PollFlags::empty() };
-            let wanted = self.wanted.clone();
-            let mut fds = [
-                PollFd::new(exit.event(), PollFlags::POLLIN),
-                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(wanted.as_fd(), PollFlags::POLLIN),
-                PollFd::new(stdin.as_fd(), watched),
-            ];
-            // A closed pipe is always ready; once it has been read to its end it must not be asked about again.
-            let count = if reading { 4 } else { 3 };
-            match poll(&mut fds[..count], if settled { interval } else { SETTLING.into() }) {
-                Ok(0) if !settled => {
-                    settled = true;
-                    rss::shrink();
-                }
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(anyhow!(error).context("cannot wait for input")),
-            }
-            let ready = fds.map(|fd| fd.any().unwrap_or(false));
-            if ready[1] {
-                self.take_signal(machine);
-            }
-            if ready[2] {
-                let _ = self.wanted.read();
-            }
-            if ready[3] {
-                self.read_input(exit);
-            }
-            self.offer(machine.serial());
-            let (printed, panic_seen) = self.printed();
-            if let Verdict::Dead(why) = watch.check(machine, printed, panic_seen) {
-                exit.request(why);
-            }
-        }
-        Ok(())
-    }
-
-    /// How much the machine has printed, in bytes, and whether that was a panic in the end.
-    pub fn printed(&self) -> (u64, bool) {
-        let heard = self.ready.heard();
-        (heard.bytes, heard.panic.seen())
-    }
-
-    /// The signal that tells kite to end, if one waits: a guest that resets itself at once, over and over, leaves
-    /// [`Self::attend`] no time to look.
-    pub fn ending_signal(&self) -> Option<i32> {
-        while let Some(signal) = self.signals.next() {
-            // The next machine measures the terminal and takes its leases anew.
-            if signal != Signal::SIGWINCH as i32 && signal != Signal::SIGIO as i32 {
-                return Some(signal);
-            }
-        }
-        None
-    }
-
-    /// Waits until the user has what kite had to say. A signal cuts it short, and is returned.
-    pub fn flush(&self) -> Option<i32> {
-        let mut signal = None;
-        messages::flush(|_| {
-            signal = self.ending_signal();
-            signal.is_some()
-        });
-        signal
-    }
-
-    fn take_signal(&self, machine: &Running) {
-        let Some(signal) = self.signals.next() else { return };
-        if signal == Signal::SIGWINCH as i32 {
-            self.measure_terminal();
-        } else if signal != Signal::SIGIO as i32 {
-            machine.exit().request(Exit::Signal(signal));
-        } else if let Err(error) = machine.detach_files() {
-            let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");
-            machine.exit().request(Exit::Failed(error));
+    fn report_lost_output(&self, machine: &Running) {
+        let lost = lock(machine.serial()).dropped() + self.hvc.lost();
+        if lost > 0 {
+            messages::complain(&format!(
+                "{lost} bytes of the guest's output were lost: standard output took none, and the guest went on"
+            ));
         }
     }
 
@@ -260,6 +177,105 @@ impl Console {
             };
             self.pending.drain(..taken);
         }
+    }
+}
+
+impl Session for Console {
+    fn wiring(&self) -> Wiring {
+        Wiring { hvc: self.has_hvc.then(|| self.hvc.clone()), ports: Vec::new() }
+    }
+
+    fn serial_host(&self) -> Box<dyn Host> {
+        Box::new(Wake { wanted: self.wanted.clone(), ready: self.ready.clone() })
+    }
+
+    fn start(&mut self, machine: &Running) -> anyhow::Result<()> {
+        self.terminal = RawTerminal::new()?;
+        self.settled = false;
+        self.measure_terminal();
+        messages::start()?;
+        let (serial, hvc) = (machine.serial().clone(), self.hvc.clone());
+        let (ready, exit) = (self.ready.clone(), machine.exit().clone());
+        self.output = Some(Output::start(serial, hvc, ready, exit, self.timeline.clone())?);
+        Ok(())
+    }
+
+    fn descriptors<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
+        fds.push(PollFd::new(self.wanted.as_fd(), PollFlags::POLLIN));
+        // A closed pipe is always ready; once it has been read to its end it must not be asked about again.
+        if self.is_reading() {
+            fds.push(PollFd::new(self.stdin.as_fd(), PollFlags::POLLIN));
+        }
+    }
+
+    fn timeout(&self) -> Duration {
+        if self.settled { watchdog::INTERVAL } else { SETTLING }
+    }
+
+    fn serve(&mut self, ready: &[bool], machine: &Running) {
+        if !self.settled && !ready.contains(&true) {
+            self.settled = true;
+            rss::shrink();
+        }
+        if ready[0] {
+            let _ = self.wanted.read();
+        }
+        if ready.get(1) == Some(&true) {
+            self.read_input(machine.exit());
+        }
+        self.offer(machine.serial());
+    }
+
+    fn resize(&mut self, columns: u16, rows: u16) {
+        self.hvc.resize(columns, rows);
+    }
+
+    fn progress(&self) -> Progress {
+        let heard = self.ready.heard();
+        Progress { bytes: heard.bytes, panic_seen: heard.panic.seen() }
+    }
+
+    fn finish(&mut self, _machine: &Running, signals: &Signals) -> anyhow::Result<Option<i32>> {
+        // The keys go nowhere from here on, and while output waits for its reader Ctrl-C is the way out.
+        self.terminal = None;
+        self.output.take().map_or(Ok(None), |output| output.finish(signals))
+    }
+
+    fn conclude(&mut self, end: End, stopped: &Stopped<'_>) -> anyhow::Result<Next> {
+        let machine = stopped.machine;
+        // A user who ends kite may be the one who reads nothing, and a test's status is all it has to say.
+        if !matches!(end, End::Quit | End::Status(_) | End::Signal(_)) {
+            self.report_lost_output(machine);
+        }
+        let done = |code| Outcome::new(code, Ending::Exited(code));
+        let outcome = match end {
+            End::Reboot if machine.is_stuck() => bail!("the guest cannot boot again"),
+            // A guest that resets itself at once, over and over, leaves the event loop no time to look at signals.
+            End::Reboot if self.restarts => match event_loop::ending_signal(stopped.signals, machine) {
+                Some(signal) => Outcome::signalled(signal),
+                None => return Ok(Next::Restart),
+            },
+            End::Failed(what) => bail!(what),
+            End::Crashed(what) => {
+                terminal::restore();
+                messages::complain(&format!("the guest crashed: {what}"));
+                stopped.report_crash();
+                match event_loop::flush(stopped.signals, machine) {
+                    Some(signal) => Outcome::signalled(signal),
+                    None => done(exit_code::CRASHED),
+                }
+            }
+            End::Signal(signal) => {
+                terminal::restore();
+                Outcome::signalled(signal)
+            }
+            End::Status(code) => done(code),
+            // The last three come with a command alone.
+            End::Off | End::Reboot | End::Quit | End::Command(_) | End::TimedOut | End::Idle(_) => {
+                done(exit_code::DONE)
+            }
+        };
+        Ok(outcome.into())
     }
 }
 

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::options::Options;
 use crate::cli;
 use crate::cmd::bench::measured::Way;
-use crate::lifecycle::Prepared;
+use crate::lifecycle::BootPlan;
 
 /// The other monitor.
 const QEMU: &str = "qemu-system-x86_64";
@@ -88,7 +88,7 @@ impl Guest {
     fn new(options: &Options, kernel: Option<&Path>, initrd: Option<PathBuf>) -> anyhow::Result<Self> {
         let prepare = |append: Option<&str>| {
             let run = cli::run_options(&arguments(kernel, append)).map_err(|error| anyhow!(error))?;
-            anyhow::Ok((Prepared::new(&run)?, run.memory()))
+            anyhow::Ok((BootPlan::new(&run)?, run.memory()))
         };
         let (prepared, memory) = prepare(options.append.as_deref())?;
         let is_linux = prepared.is_linux();
@@ -179,7 +179,7 @@ const PAGE: u64 = 4096;
 
 /// QEMU's microvm loads an initrd into whole pages up to the end of memory, over the ACPI tables that its firmware has put
 /// there, unless there is room for them behind it: zeros at its end, which Linux skips, make its length such.
-fn write_initrd(prepared: &Prepared, path: &Path) -> io::Result<()> {
+fn write_initrd(prepared: &BootPlan, path: &Path) -> io::Result<()> {
     let mut file = File::create(path)?;
     prepared.write_initrd(&mut BufWriter::new(&mut file))?;
     let len = file.metadata()?.len();

@@ -33,17 +33,17 @@ pub(super) fn check(options: &RunOptions) -> anyhow::Result<()> {
 }
 
 /// What a process has of its caller that no option says.
-pub(super) struct Inherited {
+pub(super) struct Surroundings {
     umask: u32,
     limits: Vec<(u64, u64)>,
 }
 
-impl Inherited {
+impl Surroundings {
     /// This process' own, as long as it has changed nothing, and has one thread.
     ///
     /// # Errors
     /// The kernel does not tell.
-    pub fn here() -> anyhow::Result<Self> {
+    pub fn now() -> anyhow::Result<Self> {
         // It can only be read by being set.
         let mask = umask(Mode::empty());
         umask(mask);
@@ -66,7 +66,7 @@ pub(super) fn task(
     options: &RunOptions,
     shares: &Shares,
     terminal: Option<Terminal>,
-    inherited: Inherited,
+    surroundings: Surroundings,
 ) -> anyhow::Result<Task> {
     let command = &options.command;
     let here =
@@ -82,8 +82,8 @@ pub(super) fn task(
         // Another root folder need not have the folder.
         cwd_or_root: command.cwd.is_none() && command.root.is_some(),
         user: user(command)?,
-        umask: inherited.umask,
-        limits: inherited.limits,
+        umask: surroundings.umask,
+        limits: surroundings.limits,
         root: shares.root(options),
         shares: shares.mounts.clone(),
         networks: options.networks.iter().zip(0..).map(|(spec, index)| spec.task(index)).collect(),

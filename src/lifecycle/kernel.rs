@@ -17,6 +17,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::devices::Devices;
 use super::modules;
 use crate::cli::{self, ConsoleDevice, KERNEL_VARIABLE, RunOptions};
+use crate::session::Conventions;
 use crate::spec::task;
 use crate::vm::memory::SystemFiles;
 
@@ -42,17 +43,6 @@ pub(super) struct Boot {
     pub modules: Option<PathBuf>,
     /// What kite's own `/init` is to do, as it is written to the initrd.
     pub task: Option<Vec<u8>>,
-}
-
-/// What the guest makes of the reset word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Conventions {
-    /// Nothing, as it is no Linux: a triple fault is a crash, whatever it has written there.
-    None,
-    /// It is Linux's to write.
-    Linux,
-    /// And a warm reset means a panic: it does with kite's command line, unless the user makes every reset warm.
-    WarmIsPanic,
 }
 
 impl Boot {
@@ -106,8 +96,8 @@ pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> an
     }
 }
 
-/// Tells the user of a kernel that only the current folder names.
-pub(super) fn tell_of_built(options: &RunOptions) {
+/// Names the kernel to the user that only the current folder names.
+pub(super) fn say_which_is_built(options: &RunOptions) {
     let is_named =
         options.kernel.is_some() || env::var_os(KERNEL_VARIABLE).is_some_and(|path| !path.is_empty());
     if let Some(path) = kernel::built(Path::new("")).filter(|_| !is_named) {

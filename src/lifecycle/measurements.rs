@@ -25,7 +25,7 @@ use crate::vm::machine::Machine;
 const STACK: usize = 256 << 10;
 
 /// Everything that is measured of a run.
-pub(super) struct Gauges {
+pub(super) struct Measurements {
     /// Where statistics go, if they are wanted.
     target: Option<Arc<Target>>,
     interval: Option<Duration>,
@@ -65,7 +65,7 @@ fn write(path: &Path, json: &serde_json::Value) -> anyhow::Result<()> {
     })
 }
 
-impl Gauges {
+impl Measurements {
     /// Looks at what is wanted; to be called before there is a second thread, and before signals are taken over. `begun`
     /// is when kite began.
     ///
@@ -128,11 +128,11 @@ impl Gauges {
         Ok(())
     }
 
-    /// Tells what was found out about the machine, which has stopped.
+    /// Reports what was found out about the machine, which has stopped.
     ///
     /// # Errors
     /// A file cannot be written.
-    pub fn tell(&mut self) -> anyhow::Result<()> {
+    pub fn report(&mut self) -> anyhow::Result<()> {
         let Some(watch) = self.watch.take() else { return Ok(()) };
         self.timeline.mark(Mark::Exit);
         let Looks { stats, samples, .. } = watch.stop();

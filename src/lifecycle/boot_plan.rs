@@ -8,17 +8,17 @@ use boot::initramfs::Archive;
 
 use super::check_memory;
 use super::devices::{Devices, Extra};
-use super::image::{self, Boot};
+use super::kernel::{self, Boot};
 use crate::cli::RunOptions;
 
 /// A kernel, its command line and its initrd.
-pub(crate) struct Prepared {
-    kernel: PathBuf,
+pub(crate) struct BootPlan {
+    path: PathBuf,
     boot: Boot,
     initrd: Archive,
 }
 
-impl Prepared {
+impl BootPlan {
     /// Looks at all that `options` name.
     ///
     /// # Errors
@@ -26,17 +26,17 @@ impl Prepared {
     pub fn new(options: &RunOptions) -> anyhow::Result<Self> {
         options.sandbox()?;
         check_memory(options.memory())?;
-        let kernel = image::kernel_path(options.kernel.as_deref())?;
+        let path = kernel::kernel_path(options.kernel.as_deref())?;
         let boot = Boot::prepare(options)?;
         let devices = Devices::open(options, Extra::default())?;
-        let pieces = image::initrd(options, &boot, &devices)?;
+        let pieces = kernel::initrd(options, &boot, &devices)?;
         let len = pieces.iter().map(Piece::len).sum();
-        Ok(Self { kernel, boot, initrd: Archive { pieces, len } })
+        Ok(Self { path, boot, initrd: Archive { pieces, len } })
     }
 
     /// The kernel's file.
     pub fn kernel(&self) -> &Path {
-        &self.kernel
+        &self.path
     }
 
     /// What the kernel calls itself.
@@ -56,7 +56,7 @@ impl Prepared {
 
     /// Why this host would not get it to user space, if it would not.
     pub fn refusal(&self) -> Option<&'static str> {
-        image::refusal(&self.boot.image)
+        kernel::refusal(&self.boot.image)
     }
 
     /// Whether there is an initrd.

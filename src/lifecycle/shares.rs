@@ -27,6 +27,7 @@ const FOR_MODULES: usize = 24;
 const MOST_DESCRIPTORS: u64 = 1 << 17;
 
 /// The folders, open, and where the guest mounts them.
+#[derive(Default)]
 pub(super) struct Shares {
     folders: Vec<Folder>,
     paths: Vec<PathBuf>,

@@ -31,7 +31,7 @@ const STACK: usize = 128 << 10;
 const NO_PCI: &str = "PCI: Fatal: No config space access function found";
 
 /// Where the messages go.
-pub(super) struct KernelLog {
+pub struct KernelLog {
     shared: Arc<Shared>,
 }
 
@@ -86,7 +86,7 @@ impl KernelLog {
     ///
     /// # Errors
     /// The host has no thread left.
-    pub fn start(&self, serial: Arc<Mutex<Serial>>, done: Arc<Wake>) -> anyhow::Result<()> {
+    pub(super) fn start(&self, serial: Arc<Mutex<Serial>>, done: Arc<Wake>) -> anyhow::Result<()> {
         let shared = self.shared.clone();
         let entry = sandbox::Entry::new();
         let run = move || {

@@ -113,7 +113,7 @@ impl Word {
 }
 
 /// Takes what the command writes to standard output, besides kite's own.
-pub(super) type Tee = Box<dyn FnMut(&[u8]) + Send>;
+pub type Tee = Box<dyn FnMut(&[u8]) + Send>;
 
 /// One of the command's outputs.
 pub(super) struct OutputStream {

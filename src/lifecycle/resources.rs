@@ -1,0 +1,92 @@
+//! Everything of a run that has a path or a privilege, opened before kite parts in two and locks itself.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::check_memory;
+use super::command::{self, Surroundings};
+use super::devices::{Devices, Extra};
+use super::kernel::Boot;
+use super::shares::Shares;
+use crate::backend::net;
+use crate::cli::{OnReboot, RunOptions};
+use crate::guest;
+use crate::host::rss;
+use crate::host::signals::Signals;
+use crate::observe::trace::Timeline;
+use crate::session::Session;
+use crate::session::command::results::Results;
+use crate::session::command::{CommandSession, KernelLog, Limits};
+use crate::session::console::{self, Console};
+use crate::spec::task;
+
+/// Everything that is open.
+pub(super) struct Resources {
+    pub boot: Boot,
+    pub signals: Signals,
+    pub session: Box<dyn Session>,
+    pub devices: Devices,
+    /// Where the shares' folders are on the host, in their order.
+    pub folders: Vec<PathBuf>,
+}
+
+impl Resources {
+    /// Opens what `options` name. With `parts`, kite is to be two processes.
+    ///
+    /// # Errors
+    /// Something that they name cannot be opened, or does not go with the rest.
+    pub fn open(
+        options: &RunOptions,
+        results: &Results<'_>,
+        parts: bool,
+        timeline: &Arc<Timeline>,
+    ) -> anyhow::Result<Self> {
+        let begun = Instant::now();
+        let surroundings = options.has_command().then(Surroundings::now).transpose()?;
+        rss::keep_one_heap();
+        check_memory(options.memory())?;
+        let mut shares = if options.has_command() {
+            command::check(options)?;
+            Shares::open(&options.command)?
+        } else {
+            options.networks.iter().try_for_each(net::Spec::check_without_command)?;
+            Shares::default()
+        };
+        let mut boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
+        let terminal = surroundings.as_ref().and_then(|_| command::terminal());
+        let log = match surroundings {
+            Some(surroundings) => {
+                if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
+                    shares.add_modules(modules, &version)?;
+                }
+                let task = command::task(options, &shares, terminal, surroundings)?;
+                boot.task = Some(task::encode(&task));
+                let command = &options.command;
+                Some(KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?)
+            }
+            None => None,
+        };
+        let signals = Signals::take_over(parts)?;
+        let session: Box<dyn Session> = match log {
+            Some(log) => {
+                let command = &options.command;
+                let limits =
+                    Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
+                Box::new(CommandSession::new(terminal, log, limits, results.tee(), timeline.clone())?)
+            }
+            None => {
+                let setup = console::Setup {
+                    prefers_hvc: guest::prefers_hvc(&boot.cmdline),
+                    has_hvc: options.has_virtio_console(),
+                    restarts: options.on_reboot == OnReboot::Restart,
+                };
+                Box::new(Console::new(setup, timeline.clone())?)
+            }
+        };
+        let folders = shares.paths();
+        let extra = Extra { wiring: session.wiring(), shares: shares.into_folders() };
+        let devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
+        Ok(Self { boot, signals, session, devices, folders })
+    }
+}

@@ -1,0 +1,183 @@
+//! The one order of steps: open, part, build, lock, run, and judge the end.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::devices::chipset::serial::Host;
+use anyhow::{Context, bail};
+use boot::Piece;
+use kvm_ioctls::Kvm;
+
+use super::devices::Devices;
+use super::kernel::{self, Boot};
+use super::measurements::Measurements;
+use super::resources::Resources;
+use crate::cli::{OnReboot, RunOptions};
+use crate::host::terminal;
+use crate::observe::trace::Timeline;
+use crate::sandbox::cgroup::Cgroup;
+use crate::sandbox::{self, Fork, InheritedFds, VmProcess};
+use crate::session::command::results::Results;
+use crate::session::{End, Next, Outcome, Stopped, event_loop};
+use crate::vm;
+use crate::vm::load::Guest;
+use crate::vm::machine::{Board, Machine};
+use crate::vm::memory::GuestRam;
+
+/// Runs the guest to its end, in this process or another one, which is put into the group if there is one.
+pub(super) fn run(
+    options: &RunOptions,
+    begun: Instant,
+    inherited: InheritedFds,
+    group: Option<Cgroup>,
+) -> anyhow::Result<Fork<Outcome>> {
+    let measurements = Measurements::open(&options.measure, begun)?;
+    let results = Results::new(&options.command)?;
+    let mut outcome = match to_its_end(options, &results, measurements, inherited, group) {
+        // The VM process writes the results.
+        Ok(Fork::Supervisor(supervisor)) => return Ok(Fork::Supervisor(supervisor)),
+        Ok(Fork::Vm(outcome)) => Ok(outcome),
+        Err(error) => Err(error),
+    };
+    results.finish(&mut outcome)?;
+    outcome.map(Fork::Vm)
+}
+
+fn to_its_end(
+    options: &RunOptions,
+    results: &Results<'_>,
+    mut measurements: Measurements,
+    inherited: InheritedFds,
+    group: Option<Cgroup>,
+) -> anyhow::Result<Fork<Outcome>> {
+    let timeline = measurements.timeline().clone();
+    let sandbox = options.sandbox()?;
+    let parts = sandbox.splits() || group.is_some();
+    let Resources { boot, signals, mut session, mut devices, folders } =
+        Resources::open(options, results, parts, &timeline)?;
+    let mut process = match fork(sandbox, inherited, &mut devices, group)? {
+        Fork::Vm(process) => process,
+        Fork::Supervisor(supervisor) => return Ok(Fork::Supervisor(supervisor)),
+    };
+    process.part_shares(devices.shares(), &folders);
+    process.part_files();
+    let mut plan = Plan::new(options, &boot, &devices, &timeline);
+    loop {
+        let mut machine = plan.build(&devices, session.serial_host(), &timeline)?;
+        let needs = sandbox::Needs {
+            streams: options.has_command(),
+            test_devices: options.test_devices,
+            restart: options.on_reboot == OnReboot::Restart,
+            stats: measurements.are_read(),
+            ..devices.needs(options.cpus)
+        };
+        for lack in process.lock(needs)?.iter().filter(|_| options.command.verbose) {
+            terminal::tell(lack);
+        }
+        devices.start()?;
+        measurements.watch(&mut machine)?;
+        let mut running = timeline.phase("start the threads", || machine.start())?;
+        let attended = event_loop::attend(&mut *session, &signals, &running);
+        running.stop();
+        let finished = attended.and_then(|()| session.finish(&running, &signals));
+        let measured = measurements.report();
+        let signal = finished?;
+        measured?;
+        let end = match signal {
+            Some(signal) => End::Signal(signal),
+            None => End::of(&running, boot.conventions, session.progress().panic_seen),
+        };
+        let stopped = Stopped {
+            machine: &running,
+            signals: &signals,
+            symbols: &boot.symbols,
+            version: boot.image.version(),
+            has_modules: boot.modules.is_some(),
+        };
+        match session.conclude(end, &stopped)? {
+            Next::Restart => {}
+            Next::Exit(outcome) => return Ok(Fork::Vm(outcome)),
+        }
+    }
+}
+
+/// The stack of the thread that loads, in bytes; the host gives what is touched of it.
+const LOADER_STACK: usize = 256 << 10;
+
+/// What every machine of a run has in common.
+struct Plan<'a> {
+    options: &'a RunOptions,
+    board: Board,
+    boot: &'a Boot,
+    /// KVM, or why there is none.
+    kvm: Result<Kvm, String>,
+    /// Made for the first machine, and used again for the next.
+    initrd: Option<Vec<Piece>>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(options: &'a RunOptions, boot: &'a Boot, devices: &Devices, timeline: &Timeline) -> Self {
+        let board = Board {
+            cpus: options.cpus,
+            ram: options.memory(),
+            acpi: !options.no_acpi,
+            virtio: devices.count(),
+            test_devices: options.test_devices,
+        };
+        // That there is no KVM is reported once everything else is known to be well.
+        let kvm = timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"));
+        Self { options, board, boot, kvm, initrd: None }
+    }
+
+    /// Builds a machine and loads the guest.
+    fn build(
+        &mut self,
+        devices: &Devices,
+        host: Box<dyn Host>,
+        timeline: &Timeline,
+    ) -> anyhow::Result<Machine> {
+        let Self { options, board, boot, kvm, initrd } = self;
+        let board = *board;
+        let ram = timeline.phase("memory", || GuestRam::new(board.ram))?;
+        let ram = Arc::new(ram.relying_on(boot.system.clone()));
+        let load = || -> anyhow::Result<_> {
+            let initrd = match initrd {
+                Some(initrd) => initrd,
+                None => {
+                    let made = timeline.phase("make the initrd", || kernel::initrd(options, boot, devices));
+                    initrd.insert(made?)
+                }
+            };
+            let (image, cmdline, module) = (&boot.image, &boot.cmdline, &boot.module);
+            Ok(Guest { image, initrd, cmdline, module }.load(board, &ram, timeline))
+        };
+        // KVM mostly waits while it builds a machine: time enough to load the guest.
+        let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
+            let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
+            let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
+            let machine = devices.attach(&ram).and_then(|devices| match kvm {
+                Ok(kvm) => Machine::build(kvm, board, ram.clone(), host, devices, timeline),
+                Err(why) => bail!("{why}"),
+            });
+            Ok((machine, loader.join().expect("a panic ends the process")))
+        })?;
+        // A file that the user can mend comes first, then what the host lacks, then what the guest's size is too small for.
+        let info = loaded?;
+        let mut machine = machine?;
+        let info = info?;
+        timeline.phase("registers", || machine.boot(&boot.image, info))?;
+        Ok(machine)
+    }
+}
+
+/// Forks kite, if there is to be a sandbox or a group.
+fn fork(
+    options: sandbox::Options,
+    inherited: InheritedFds,
+    devices: &mut Devices,
+    group: Option<Cgroup>,
+) -> anyhow::Result<Fork<VmProcess>> {
+    let cleanup = devices.cleanup();
+    cleanup.group = group;
+    sandbox::fork(options, inherited, cleanup)
+}

@@ -1,0 +1,151 @@
+//! The results of a command that machines read: recorded while it prints, and written at its end.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context;
+
+use super::Tee;
+use crate::cli::CommandOptions;
+use crate::host::{atomic_file, messages};
+use crate::observe::results::{Ending, FailOnKtap, Recorder, annotations};
+use crate::session::Outcome;
+
+/// What machines read of a run, if somebody wants it.
+pub struct Results<'a> {
+    options: &'a CommandOptions,
+    begun: Instant,
+    recorder: Option<Arc<Mutex<Recorder>>>,
+}
+
+impl<'a> Results<'a> {
+    /// Begins to record, if there is a file to be written or annotations are wanted.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn new(options: &'a CommandOptions) -> anyhow::Result<Self> {
+        options.junit.iter().try_for_each(|path| atomic_file::expect(path)).context("--junit")?;
+        Ok(Self::recording(options))
+    }
+
+    fn recording(options: &'a CommandOptions) -> Self {
+        let words: Vec<_> = options.command.iter().map(|word| word.to_string_lossy()).collect();
+        let rule = options.fail_on_ktap;
+        let wanted = !options.command.is_empty()
+            && (options.junit.is_some() || annotations::wanted() || rule == FailOnKtap::Always);
+        let recorder = wanted.then(|| Arc::new(Mutex::new(Recorder::new(&words.join(" "), rule))));
+        Self { options, begun: Instant::now(), recorder }
+    }
+
+    /// Writes the results of a run that could not write them itself.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn record_failure(options: &'a CommandOptions, why: &str) -> anyhow::Result<()> {
+        Self::recording(options).finish(&mut Err(anyhow::anyhow!("{why}")))
+    }
+
+    /// Takes what the command prints.
+    pub fn tee(&self) -> Option<Tee> {
+        let recorder = self.recorder.clone()?;
+        Some(Box::new(move |bytes| recorder.lock().unwrap_or_else(PoisonError::into_inner).feed(bytes)))
+    }
+
+    /// Writes what was recorded, and gives the outcome the exit code that its cases ask for.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn finish(self, outcome: &mut anyhow::Result<Outcome>) -> anyhow::Result<()> {
+        let Some(recorder) = &self.recorder else { return Ok(()) };
+        let (ending, log) = match outcome {
+            Ok(outcome) => (outcome.ending.clone(), outcome.log.as_str()),
+            Err(error) => (Ending::Failed(format!("{error:#}")), ""),
+        };
+        let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorder = std::mem::replace(&mut *recorder, Recorder::new("", self.options.fail_on_ktap));
+        let suite = recorder.finish(&ending, self.begun.elapsed(), log);
+        // Standard output is the command's.
+        let mut annotations = Vec::new();
+        suite.annotate(&mut annotations).context("cannot write annotations")?;
+        messages::say(annotations);
+        if let Ok(Outcome { code, ending: Ending::Exited(status), signal: None, .. }) = outcome {
+            *code = suite.status(*status);
+            let asked = self.options.junit.is_some() || self.options.fail_on_ktap == FailOnKtap::Always;
+            suite.remark().filter(|_| asked).into_iter().for_each(messages::complain);
+        }
+        match &self.options.junit {
+            Some(path) => suite.write_junit(path),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::session::command::ended;
+    use crate::spec::task::End;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: CommandOptions,
+    }
+
+    /// The exit code of a command that has printed this, and its JUnit file if there is one.
+    fn end(words: &[&str], printed: &str, end: &End) -> (u8, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("junit.xml");
+        let junit = format!("--junit={}", path.display());
+        let words = words.iter().map(|word| if *word == "--junit" { junit.as_str() } else { word });
+        let line = Line::parse_from(["kite"].into_iter().chain(words).chain(["--", "c"]));
+        let results = Results::new(&line.options).unwrap();
+        if let Some(mut tee) = results.tee() {
+            tee(printed.as_bytes());
+        }
+        let mut outcome = Ok(ended(end.clone()));
+        results.finish(&mut outcome).unwrap();
+        (outcome.unwrap().code, std::fs::read_to_string(path).unwrap_or_default())
+    }
+
+    const FAILING: &str = "[ 1.2] [  T1] KTAP version 1\n[ 1.2] [  T1] 1..1\n[ 1.2] [  T1] not ok 1 a\n";
+
+    #[test]
+    fn a_failed_case_makes_the_command_fail_where_results_are_written() {
+        for (words, expected) in [
+            (&["--junit"][..], 1),
+            (&["--junit", "--fail-on-ktap=auto"], 1),
+            (&["--fail-on-ktap=always"], 1),
+            (&["--junit", "--fail-on-ktap=never"], 0),
+            (&["--fail-on-ktap=never"], 0),
+        ] {
+            assert_eq!(end(words, FAILING, &End::Exited(0)).0, expected, "{words:?}");
+            assert_eq!(end(words, FAILING, &End::Exited(3)).0, 3, "{words:?}");
+            assert_eq!(end(words, FAILING, &End::Signalled(9)).0, 137, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_selftest_that_skipped_everything_ends_with_0_and_is_a_skip() {
+        let (code, junit) =
+            end(&["--junit"], "TAP version 13\n1..0 # SKIP needs a device\n", &End::Exited(4));
+        assert_eq!(code, 0);
+        assert!(junit.contains("tests=\"1\" failures=\"0\" errors=\"0\" skipped=\"1\""), "{junit}");
+        assert!(junit.contains("<skipped message=\"needs a device\"/>"), "{junit}");
+    }
+
+    #[test]
+    fn an_output_without_a_document_fails_only_if_there_must_be_one() {
+        let (code, junit) = end(&["--junit"], "hello\n", &End::Exited(0));
+        assert_eq!(code, 0);
+        assert!(junit.contains("<property name=\"ktap\" value=\"no document\"/>"), "{junit}");
+        let (code, junit) = end(&["--junit", "--fail-on-ktap=always"], "hello\n", &End::Exited(0));
+        assert_eq!(code, 1);
+        assert!(
+            junit.contains("<failure message=\"the command printed no KTAP or TAP document\">"),
+            "{junit}"
+        );
+    }
+}

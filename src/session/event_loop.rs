@@ -1,0 +1,94 @@
+//! Waits with a session while its machine runs: for the end, for signals, for what the session itself waits for, and for
+//! a guest that has died without a word.
+
+use std::os::fd::AsFd;
+
+use anyhow::{Context, anyhow};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::Signal;
+
+use super::{Progress, Session, rounded_up};
+use crate::host::signals::{self, Signals};
+use crate::host::{messages, terminal};
+use crate::observe::crash::watchdog::{Verdict, Watch};
+use crate::sandbox;
+use crate::vcpu::stop::Exit;
+use crate::vm::machine::Running;
+
+/// The descriptors that are waited for beside a session's own.
+const OWN: usize = 2;
+
+/// Lets the guest begin, and attends the machine until it is asked to stop; it still runs then.
+///
+/// # Errors
+/// The host refuses a thread, a wait, or the terminal its setting.
+pub fn attend(session: &mut dyn Session, signals: &Signals, machine: &Running) -> anyhow::Result<()> {
+    session.start(machine)?;
+    sandbox::close();
+    machine.release();
+    let exit = machine.exit();
+    let mut watch = Watch::new(session.idle_timeout());
+    while exit.reason().is_none() {
+        let ready = {
+            let mut fds = vec![
+                PollFd::new(exit.event(), PollFlags::POLLIN),
+                PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            ];
+            session.descriptors(&mut fds);
+            match poll(&mut fds, rounded_up(Some(session.timeout()))) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).context("cannot wait for the guest"),
+            }
+            fds.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<_>>()
+        };
+        if ready[1] {
+            take_signal(session, signals, machine);
+        }
+        session.serve(&ready[OWN..], machine);
+        let Progress { bytes, panic_seen } = session.progress();
+        match watch.check(machine, bytes, panic_seen) {
+            Verdict::Alive => {}
+            Verdict::Dead(why) => exit.request(why),
+            Verdict::Idle => exit.request(Exit::Idle(session.idle_timeout().unwrap_or_default())),
+        }
+    }
+    Ok(())
+}
+
+fn take_signal(session: &mut dyn Session, signals: &Signals, machine: &Running) {
+    let Some(signal) = signals.next() else { return };
+    if signal == Signal::SIGWINCH as i32 {
+        let (columns, rows) = terminal::size();
+        session.resize(columns, rows);
+    } else if signal != Signal::SIGIO as i32 {
+        machine.exit().request(Exit::Signal(signal));
+    } else if let Err(error) = machine.detach_files() {
+        let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");
+        machine.exit().request(Exit::Failed(error));
+    }
+}
+
+/// The signal that ends kite, if one has come for a machine that has stopped.
+pub fn ending_signal(signals: &Signals, machine: &Running) -> Option<i32> {
+    while let Some(signal) = signals.next() {
+        match signal {
+            // Another program wants to write to a file that the guest was loaded from, and need not wait for this. A
+            // copy that cannot be made is one that nothing runs from.
+            _ if signal == Signal::SIGIO as i32 => _ = machine.detach_files(),
+            _ if signals::is_news(signal) => {}
+            _ => return Some(signal),
+        }
+    }
+    None
+}
+
+/// Waits until the user has read what kite had to say. A signal cuts it short, and is returned.
+pub fn flush(signals: &Signals, machine: &Running) -> Option<i32> {
+    let mut signal = None;
+    messages::flush(|_| {
+        signal = ending_signal(signals, machine);
+        signal.is_some()
+    });
+    signal
+}
