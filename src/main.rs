@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use kite::cli::{self, Command};
+use kite::cli::{self, Command, pages};
 use kite::cmd::bench;
 use kite::cmd::doctor;
 use kite::cmd::inspect;
@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),
         Command::Bench(command) => bench::run(&command),
         Command::Doctor { json } => doctor::run(json),
+        Command::Completions { shell } => pages::print_completions(shell),
+        Command::Man { command } => pages::print_man(&command),
     };
     let code = result.unwrap_or_else(|error| {
         terminal::restore();

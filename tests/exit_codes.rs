@@ -61,7 +61,7 @@ fn readme_table(readme: &str) -> BTreeMap<u8, String> {
 
 #[test]
 fn help_and_version_exit_with_0() {
-    let helps: [&[&str]; 8] = [
+    let helps: [&[&str]; 10] = [
         &["--help"],
         &["-h"],
         &["help"],
@@ -70,6 +70,8 @@ fn help_and_version_exit_with_0() {
         &["matrix", "--help"],
         &["doctor", "--help"],
         &["inspect", "--help"],
+        &["completions", "--help"],
+        &["man", "--help"],
     ];
     for arguments in helps {
         assert!(printed(arguments).contains("Usage: kite"), "{arguments:?}");

@@ -89,8 +89,16 @@ fn every_command_of_the_readme_is_one() {
 
 #[test]
 fn every_example_of_a_help_text_is_one() {
-    let helps =
-        [&["run"][..], &["matrix"], &["inspect"], &["doctor"], &["bench", "exits"], &["bench", "boot"]];
+    let helps = [
+        &["run"][..],
+        &["matrix"],
+        &["inspect"],
+        &["doctor"],
+        &["bench", "exits"],
+        &["bench", "boot"],
+        &["completions"],
+        &["man"],
+    ];
     for help in helps {
         let output = Command::new(env!("CARGO_BIN_EXE_kite")).args(help).arg("--help").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();

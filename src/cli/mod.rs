@@ -28,6 +28,7 @@ mod command;
 mod config;
 mod measure;
 mod number;
+pub mod pages;
 mod refusal;
 
 pub use command::{CommandOptions, Root, ShareSpec};
@@ -125,6 +126,19 @@ pub enum Command {
         /// Print JSON instead of a line a check
         #[arg(long)]
         json: bool,
+    },
+    /// Print the script by which a shell completes kite's commands and options
+    #[command(after_help = pages::COMPLETIONS_HELP)]
+    Completions {
+        /// The shell
+        shell: pages::Shell,
+    },
+    /// Print the manual page of kite or of one of its commands, for man(1)
+    #[command(after_help = pages::MAN_HELP)]
+    Man {
+        /// The command, such as `run` or `bench exits` [default: kite itself]
+        #[arg(value_name = "COMMAND")]
+        command: Vec<String>,
     },
 }
 

@@ -114,8 +114,8 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     }
     let lab = setup.lab_kernel()?;
     kernels.push(lab);
-    // The script for CI is checked.
-    setup.programs(&[("shellcheck", "shellcheck")])?;
+    // The script for CI is checked, and so are completions and manual pages.
+    setup.programs(&["shellcheck", "zsh", "fish", "mandoc"].map(|name| (name, name)))?;
     setup.programs(&e2e::PROGRAMS)?;
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
