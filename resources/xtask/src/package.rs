@@ -53,12 +53,53 @@ fn pack(kite: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// `kite-VERSION-x86_64-linux.tar.gz`: a folder with kite, the README and the licence.
+/// Where a shell looks for a completion script below `share`, by what `kite completions` calls it.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "bash-completion/completions/kite"),
+    ("zsh", "zsh/vendor-completions/_kite"),
+    ("fish", "fish/vendor_completions.d/kite.fish"),
+];
+
+/// What `kite` prints for these arguments.
+fn printed(kite: &Path, arguments: &[&str]) -> Result<String> {
+    output(Command::new(kite).args(arguments))
+}
+
+/// Writes the completion scripts and manual pages of this kite where a distribution has them below `share`.
+fn shared(kite: &Path, share: &Path) -> Result<()> {
+    for (shell, path) in COMPLETIONS {
+        write(&share.join(path), &printed(kite, &["completions", shell])?)?;
+    }
+    let mut commands: Vec<Vec<String>> = vec![Vec::new()];
+    while let Some(words) = commands.pop() {
+        let name = ["kite"].into_iter().chain(words.iter().map(String::as_str)).collect::<Vec<_>>().join("-");
+        let arguments: Vec<_> = ["man"].into_iter().chain(words.iter().map(String::as_str)).collect();
+        let page = printed(kite, &arguments)?;
+        ensure!(page.contains(&format!(".TH {name} 1 ")), "kite has printed another page for {name}");
+        for subcommand in subcommands(&page, &name) {
+            commands.push(words.iter().cloned().chain([subcommand]).collect());
+        }
+        write(&share.join("man/man1").join(format!("{name}.1")), &page)?;
+    }
+    Ok(())
+}
+
+/// The subcommands that a page names: `NAME-SUBCOMMAND(1)` alone on a line (man(7): a hyphen is `\-`).
+fn subcommands(page: &str, name: &str) -> Vec<String> {
+    let prefix = format!("{name}-");
+    let own =
+        |line: &str| Some(line.replace(r"\-", "-").strip_suffix("(1)")?.strip_prefix(&prefix)?.to_owned());
+    page.lines().filter_map(own).collect()
+}
+
+/// `kite-VERSION-x86_64-linux.tar.gz`: a folder with kite, its completion scripts and manual pages, the README and the
+/// licence.
 fn archive(kite: &Path, folder: &Path) -> Result<PathBuf> {
     let name = format!("kite-{VERSION}-x86_64-linux");
     let work = tempfile::tempdir().context("making a folder")?;
     let root = host::root();
     place(kite, &work.path().join(&name).join("kite"), 0o755)?;
+    shared(kite, &work.path().join(&name).join("share"))?;
     for file in ["README.md", "LICENSE"] {
         place(&root.join(file), &work.path().join(&name).join(file), 0o644)?;
     }
@@ -67,16 +108,19 @@ fn archive(kite: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// `kite_VERSION_amd64.deb`: kite in /usr/bin. It depends on nothing, as it is static.
+/// `kite_VERSION_amd64.deb`: kite in /usr/bin, its completion scripts and manual pages. It depends on nothing, as it is
+/// static.
 fn debian(kite: &Path, folder: &Path) -> Result<PathBuf> {
     let work = tempfile::tempdir().context("making a folder")?;
     let (data, control) = (work.path().join("data"), work.path().join("control"));
     place(kite, &data.join("usr/bin/kite"), 0o755)?;
+    shared(kite, &data.join("usr/share"))?;
+    pack_pages(&data.join("usr/share/man/man1"))?;
     let root = host::root();
     for (file, name) in [("README.md", "README.md"), ("LICENSE", "copyright")] {
         place(&root.join(file), &data.join("usr/share/doc/kite").join(name), 0o644)?;
     }
-    let size = fs::metadata(kite).context("looking at kite")?.len().div_ceil(1024);
+    let size = size(&data)?.div_ceil(1024);
     fs::create_dir(&control).context("making a folder")?;
     fs::write(control.join("control"), description(size)).context("writing the description")?;
     let members = ["control.tar.gz", "data.tar.gz"].map(|name| (name, work.path().join(name)));
@@ -91,6 +135,26 @@ fn debian(kite: &Path, folder: &Path) -> Result<PathBuf> {
     let path = folder.join(format!("kite_{VERSION}_amd64.deb"));
     fs::write(&path, package).with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
+}
+
+/// Packs manual pages as Debian has them (Debian Policy 12.1), the same whenever it is done.
+fn pack_pages(folder: &Path) -> Result<()> {
+    let mut gzip = Command::new("gzip");
+    for entry in fs::read_dir(folder).context("looking for manual pages")? {
+        gzip.arg(entry.context("looking for manual pages")?.path());
+    }
+    output(gzip.arg("-9n")).map(drop)
+}
+
+/// How many bytes the files below a folder have.
+fn size(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder).with_context(|| format!("looking into {}", folder.display()))? {
+        let entry = entry.context("looking at what is packed")?;
+        let metadata = entry.metadata().context("looking at what is packed")?;
+        sum += if metadata.is_dir() { size(&entry.path())? } else { metadata.len() };
+    }
+    Ok(sum)
 }
 
 /// The package's control file (Debian Policy 5.3); `size` is in KiB.
@@ -110,6 +174,14 @@ fn member(archive: &mut Vec<u8>, name: &str, time: u64, content: &[u8]) {
     archive.extend(header.as_bytes());
     archive.extend(content);
     archive.resize(archive.len().next_multiple_of(2), b'\n');
+}
+
+/// Writes a file, with its folders.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let what = || format!("writing {}", path.display());
+    path.parent().map_or(Ok(()), fs::create_dir_all).with_context(what)?;
+    fs::write(path, text).with_context(what)?;
+    fs::set_permissions(path, Permissions::from_mode(0o644)).with_context(what)
 }
 
 /// Copies a file to where it gets its folders and its mode.
@@ -164,8 +236,20 @@ pub fn check() -> Result<()> {
 mod tests {
     use super::*;
 
+    /// In the place of kite.
+    const STAND_IN: &str = r#"#!/bin/sh
+case $* in
+    man) printf '.TH kite 1 \nkite\\-bench(1)\n' ;;
+    'man bench') printf '.TH kite-bench 1 \nkite\\-bench\\-two\\-words(1)\nkite(1)\n' ;;
+    'man bench two-words') echo '.TH kite-bench-two-words 1 ' ;;
+    completions*) echo "$*" ;;
+    '') echo kite ;;
+    *) exit 1 ;;
+esac
+"#;
+
     /// What a program prints, or `None` if there is no such program.
-    fn printed(folder: &Path, program: &str, arguments: &[&str]) -> Option<String> {
+    fn said(folder: &Path, program: &str, arguments: &[&str]) -> Option<String> {
         let output = Command::new(program).args(arguments).current_dir(folder).output().ok()?;
         assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
         Some(String::from_utf8(output.stdout).unwrap())
@@ -175,16 +259,18 @@ mod tests {
     fn archive_and_package_hold_kite_and_match_their_checksums() {
         let (work, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let kite = work.path().join("built");
-        fs::write(&kite, b"#!/bin/sh\necho kite\n").unwrap();
+        fs::write(work.path().join("script"), STAND_IN).unwrap();
+        // By another process: a program that this one has open for writing, or a child of it, cannot be run.
+        said(work.path(), "install", &["-m", "755", "script", "built"]).unwrap();
         let made = pack(&kite, work.path()).unwrap();
         let names: Vec<_> = made.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
         let [archive, archive_sum, package, package_sum] = names[..] else { panic!("{names:?}") };
         assert_eq!(archive, format!("kite-{VERSION}-x86_64-linux.tar.gz"));
         assert_eq!(package, format!("kite_{VERSION}_amd64.deb"));
         for sum in [archive_sum, package_sum] {
-            printed(work.path(), "sha256sum", &["--check", "--strict", sum]).unwrap();
+            said(work.path(), "sha256sum", &["--check", "--strict", sum]).unwrap();
         }
-        let listed = printed(work.path(), "tar", &["--list", "--verbose", "--file", archive]).unwrap();
+        let listed = said(work.path(), "tar", &["--list", "--verbose", "--file", archive]).unwrap();
         assert!(
             listed
                 .lines()
@@ -194,17 +280,26 @@ mod tests {
         // As ar(1) and dpkg read it, where there are such.
         let bytes = fs::read(work.path().join(package)).unwrap();
         assert!(bytes.starts_with(b"!<arch>\ndebian-binary   "));
-        if let Some(members) = printed(work.path(), "ar", &["t", package]) {
+        if let Some(members) = said(work.path(), "ar", &["t", package]) {
             assert_eq!(members, "debian-binary\ncontrol.tar.gz\ndata.tar.gz\n");
         }
-        if let Some(field) = printed(work.path(), "dpkg-deb", &["--field", package, "Package", "Version"]) {
+        if let Some(field) = said(work.path(), "dpkg-deb", &["--field", package, "Package", "Version"]) {
             assert_eq!(field, format!("Package: kite\nVersion: {VERSION}\n"));
-            let listed = printed(work.path(), "dpkg-deb", &["--contents", package]).unwrap();
-            assert!(
-                listed.contains("./usr/bin/kite\n") && listed.contains("./usr/share/doc/kite/copyright\n")
-            );
-            printed(work.path(), "dpkg-deb", &["--extract", package, "extracted"]).unwrap();
-            assert_eq!(printed(work.path(), "extracted/usr/bin/kite", &[]).unwrap(), "kite\n");
+            let listed = said(work.path(), "dpkg-deb", &["--contents", package]).unwrap();
+            for path in [
+                "bin/kite",
+                "share/doc/kite/copyright",
+                "share/bash-completion/completions/kite",
+                "share/zsh/vendor-completions/_kite",
+                "share/fish/vendor_completions.d/kite.fish",
+                "share/man/man1/kite.1.gz",
+                "share/man/man1/kite-bench.1.gz",
+                "share/man/man1/kite-bench-two-words.1.gz",
+            ] {
+                assert!(listed.contains(&format!("./usr/{path}\n")), "{path}: {listed}");
+            }
+            said(work.path(), "dpkg-deb", &["--extract", package, "extracted"]).unwrap();
+            assert_eq!(said(work.path(), "extracted/usr/bin/kite", &[]).unwrap(), "kite\n");
         }
         for path in pack(&kite, again.path()).unwrap() {
             let first = work.path().join(path.file_name().unwrap());
