@@ -1,8 +1,9 @@
-//! The exit codes: that help and README tell the same, and that it is so.
+//! The exit codes: that help, README and reference say the same, and that it is so.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::path::Path;
 use std::process::Command;
 
 use attempt::{Attempt, KITE, no_kvm, run, skipped};
@@ -15,7 +16,7 @@ mod attempt;
 #[path = "bad_input/image.rs"]
 mod image;
 
-const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+const PAGES: [&str; 2] = ["README.md", "resources/doc/reference.md"];
 
 /// What these arguments print.
 fn printed(arguments: &[&str]) -> String {
@@ -43,20 +44,20 @@ fn help_table(help: &str) -> BTreeMap<u8, String> {
     help_section(help).iter().filter_map(row).collect()
 }
 
-/// The section "Exit codes" of the README.
-fn readme_section(readme: &str) -> Vec<&str> {
+/// The section "Exit codes" of a page.
+fn page_section(page: &str) -> Vec<&str> {
     let heading = |line: &str| line.starts_with('#');
-    let lines = readme.lines().skip_while(|line| !(heading(line) && line.ends_with("# Exit codes"))).skip(1);
+    let lines = page.lines().skip_while(|line| !(heading(line) && line.ends_with("# Exit codes"))).skip(1);
     lines.take_while(|line| !heading(line)).collect()
 }
 
-/// The table in the README: a code and what it means in the first two columns.
-fn readme_table(readme: &str) -> BTreeMap<u8, String> {
+/// The table in a page: a code and what it means in the first two columns.
+fn page_table(page: &str) -> BTreeMap<u8, String> {
     let row = |line: &&str| {
         let mut cells = line.strip_prefix('|')?.split('|').map(|cell| cell.trim().replace('`', ""));
         Some((cells.next()?.parse().ok()?, cells.next()?))
     };
-    readme_section(readme).iter().filter_map(row).collect()
+    page_section(page).iter().filter_map(row).collect()
 }
 
 #[test]
@@ -115,11 +116,11 @@ fn the_exit_codes_are_the_same_in_every_help() {
 }
 
 #[test]
-fn the_readme_has_the_exit_codes_of_the_help() {
-    let Ok(readme) = std::fs::read_to_string(README) else {
-        return skipped("the_readme_has_the_exit_codes_of_the_help", "there is no README.md");
-    };
-    assert_eq!(readme_table(&readme), help_table(&printed(&["--help"])));
+fn readme_and_reference_have_the_exit_codes_of_the_help() {
+    for page in PAGES {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+        assert_eq!(page_table(&text), help_table(&printed(&["--help"])), "{page}");
+    }
 }
 
 #[test]

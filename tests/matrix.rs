@@ -482,9 +482,10 @@ fn a_program_that_is_not_there_fails_every_run() {
 }
 
 #[test]
-fn the_readme_s_example_is_a_matrix() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let example = readme.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+fn the_reference_s_example_is_a_matrix() {
+    let reference = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/doc/reference.md");
+    let reference = fs::read_to_string(reference).unwrap();
+    let example = reference.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
     let matrix = Matrix::new("");
     for name in ["6.1/bzImage", "6.12/bzImage", "6.1/modules/x"] {
         matrix.attempt.file(name, b"");

@@ -1,4 +1,4 @@
-//! The numbers for programs. The README describes the fields; a change that breaks a reader gets a new version.
+//! The numbers for programs. `resources/doc/json.md` describes the fields; a change that breaks a reader gets a new version.
 
 use serde_json::{Map, Value, json};
 

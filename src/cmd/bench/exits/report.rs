@@ -1,4 +1,4 @@
-//! What was measured, in the form that is kept: schema `exits/1`, which the README describes.
+//! What was measured, in the form that is kept: schema `exits/1`, which `resources/doc/json.md` describes.
 
 use std::io::{self, Write};
 

@@ -1,39 +1,33 @@
-//! The README's commands, and those of every help text: that kite takes them.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! The commands of pages and help texts: that kite takes them.
 
 use std::ffi::OsString;
 use std::fs;
 use std::process::Command;
 
-const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+use crate::shell::words;
+use crate::{pages, source};
 
-/// The words of a shell's line, up to what ends its first command; nothing if a quote is open at its end.
-fn words(line: &str) -> Option<Vec<String>> {
-    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
-    for char in line.chars() {
-        match (quote, char) {
-            (Some(open), char) if char == open => quote = None,
-            (Some(_), char) => word.get_or_insert_default().push(char),
-            (None, '\'' | '"') => {
-                quote = Some(char);
-                word.get_or_insert_default();
-            }
-            (None, '#') if word.is_none() => break,
-            (None, ';' | '|' | '&' | '>' | '<') => break,
-            (None, ' ') => words.extend(word.take()),
-            (None, char) => word.get_or_insert_default().push(char),
-        }
-    }
-    words.extend(word.take());
-    quote.is_none().then_some(words)
-}
+/// What runs kite, or is run in the source tree.
+const STARTERS: [&str; 11] = [
+    "kite",
+    "git",
+    "systemd-run",
+    "docker",
+    "sudo",
+    "cargo",
+    "tar",
+    "sha256sum",
+    "resources/kvm-unit-tests",
+    "findings/NAME.sh;",
+    "KITE_UPDATE_DOCS=1",
+];
 
 /// kite's arguments in a line that runs it, perhaps by another command; what is not named is `...` or in brackets.
 fn arguments(line: &str) -> Option<Vec<OsString>> {
     let words = words(line.trim().strip_prefix("$ ").unwrap_or(line.trim()))?;
-    let starters = ["kite", "git", "systemd-run", "docker"];
-    let is_run = words.first().is_some_and(|word| starters.contains(&word.as_str()));
-    let at = words.iter().position(|word| word == "kite").filter(|_| is_run)?;
+    let is_run = words.first().is_some_and(|word| STARTERS.contains(&word.as_str()));
+    let is_cargo = words.first().is_some_and(|word| word == "cargo" || word == "tar");
+    let at = words.iter().position(|word| word == "kite").filter(|_| is_run && !is_cargo)?;
     Some(
         words[at + 1..]
             .iter()
@@ -43,24 +37,6 @@ fn arguments(line: &str) -> Option<Vec<OsString>> {
     )
 }
 
-/// The lines of a page that are code: indented by four blanks, between backquotes, or in a block.
-fn code(page: &str) -> Vec<String> {
-    let mut lines = Vec::new();
-    let (mut text, mut is_block) = (String::new(), false);
-    for line in page.lines() {
-        if line.starts_with("```") {
-            is_block = !is_block;
-        } else if is_block || line.starts_with("    ") {
-            lines.push(line.trim().to_owned());
-        } else {
-            text += line;
-            text.push(' ');
-        }
-    }
-    lines.extend(text.split('`').skip(1).step_by(2).map(str::to_owned));
-    lines
-}
-
 #[track_caller]
 fn check(commands: &[(String, Vec<OsString>)], least: usize) {
     assert!(commands.len() >= least, "only {} commands: {commands:?}", commands.len());
@@ -68,7 +44,7 @@ fn check(commands: &[(String, Vec<OsString>)], least: usize) {
         let words: Vec<_> = arguments.iter().map(|word| word.to_str().unwrap()).collect();
         match (kite::cli::check(arguments), &words[..]) {
             // The name of a command, in a sentence.
-            (Err(_), [] | ["bench" | "matrix"]) => {}
+            (Err(_), [] | ["bench" | "matrix" | "completions"] | ["COMMAND", "--help"]) => {}
             (Err(why), _) if why == "they only ask for help" => {}
             // And that of an option of all its kinds.
             (Err(_), ["bench", option]) if option.starts_with("--") => {}
@@ -82,9 +58,26 @@ fn commands(lines: impl Iterator<Item = String>) -> Vec<(String, Vec<OsString>)>
 }
 
 #[test]
-fn every_command_of_the_readme_is_one() {
-    let readme = fs::read_to_string(README).unwrap();
-    check(&commands(code(&readme).into_iter()), 60);
+fn every_line_of_an_indented_block_is_a_command() {
+    for (path, page) in pages() {
+        for line in &page.commands {
+            let first = line.split(' ').next().unwrap();
+            assert!(
+                STARTERS.contains(&first),
+                "{path}: output is in ```text, and commands begin otherwise: {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn kite_takes_every_command_of_the_pages() {
+    let mut lines = Vec::new();
+    for (_, page) in pages() {
+        lines.extend(page.commands);
+        lines.extend(page.inline);
+    }
+    check(&commands(lines.into_iter()), 90);
 }
 
 #[test]
@@ -110,9 +103,9 @@ fn every_example_of_a_help_text_is_one() {
 }
 
 #[test]
-fn the_readme_s_defaults_are_ones() {
-    let readme = fs::read_to_string(README).unwrap();
-    let example = readme.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
+fn the_reference_s_defaults_are_ones() {
+    let reference = source("resources/doc/reference.md");
+    let example = reference.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("kite.toml"), example).unwrap();
     let mut kite = Command::new(env!("CARGO_BIN_EXE_kite"));
@@ -127,7 +120,7 @@ fn the_readme_s_defaults_are_ones() {
 }
 
 #[test]
-fn words_are_a_shell_s() {
+fn arguments_of_kite_are_found_behind_what_starts_it() {
     let of = |line: &str| arguments(line).map(|words| words.join(" ".as_ref()).into_string().unwrap());
     assert_eq!(of("$ kite run ... 'a b'  # c").as_deref(), Some("run a b"));
     assert_eq!(of("git bisect run kite run -- x; echo $?").as_deref(), Some("run -- x"));

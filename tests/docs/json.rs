@@ -1,0 +1,170 @@
+//! The fields of JSON outputs: that `json.md` has those that kite writes, and that kite writes those that it has.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::attempt::{Attempt, KITE, no_kvm};
+use crate::image::{POWER_OFF, elf_of};
+use crate::page::rows;
+use crate::source;
+
+/// The fields of a schema: their types, and whether a document had them.
+struct Schema(BTreeMap<String, (Vec<String>, bool)>);
+
+impl Schema {
+    /// The one below this heading.
+    fn of(heading: &str) -> Self {
+        let text = source("resources/doc/json.md");
+        let section = text.split("\n## ").find(|section| section.lines().next() == Some(heading)).unwrap();
+        let row = |row: Vec<String>| {
+            let types = row[1].split(" or ").map(str::to_owned).collect();
+            Some((row[0].strip_prefix('`')?.strip_suffix('`')?.to_owned(), (types, false)))
+        };
+        Self(rows(section).into_iter().filter_map(row).collect())
+    }
+
+    /// Notes the fields of a document, each of which has to have a row.
+    fn visit(&mut self, path: &str, value: &Value) {
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "bool",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "list",
+            Value::Object(_) => "object",
+        };
+        let fits = |row: &str| match row.strip_suffix(".*") {
+            Some(parent) => path.strip_prefix(parent).is_some_and(|name| name.starts_with('.')),
+            None => path == row,
+        };
+        let mut fitting =
+            self.0.iter_mut().filter(|(row, (types, _))| fits(row) && types.iter().any(|it| it == kind));
+        if let Some((_, (_, is_found))) = fitting.next() {
+            *is_found = true;
+            return;
+        }
+        match value {
+            Value::Array(values) => values.iter().for_each(|value| self.visit(&format!("{path}[]"), value)),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    self.visit(&path, value);
+                }
+            }
+            _ => panic!("json.md has no {kind} '{path}': {value}"),
+        }
+    }
+
+    /// Fails the test if the documents lacked a field that is never absent.
+    fn end(self) {
+        let missing: Vec<_> = self
+            .0
+            .into_iter()
+            .filter(|(_, (types, is_found))| !is_found && !types.iter().any(|it| it == "absent"))
+            .map(|(path, _)| path)
+            .collect();
+        assert!(missing.is_empty(), "no document has {missing:?}");
+    }
+}
+
+/// Fails the test unless these documents have the fields of a schema, and no others.
+fn check(heading: &str, documents: &[String]) {
+    let mut schema = Schema::of(heading);
+    for document in documents {
+        schema.visit("", &serde_json::from_str(document).unwrap());
+    }
+    schema.end();
+}
+
+/// What kite prints, whatever its status is.
+fn printed(arguments: &[&str]) -> String {
+    let end = Attempt::new().run(arguments);
+    assert!(
+        matches!(end.status.code(), Some(0 | 1)) && end.stderr.is_empty(),
+        "{arguments:?}: {}",
+        end.stderr
+    );
+    end.stdout
+}
+
+#[test]
+fn the_doctor_s_report_has_the_fields_of_the_page() {
+    check("doctor/1", &[printed(&["doctor", "--json"])]);
+}
+
+#[test]
+fn the_list_of_system_calls_has_the_fields_of_the_page() {
+    check("calls/1", &[printed(&["inspect", "--calls", "--json"])]);
+}
+
+/// A child that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_inspect_prints_has_the_fields_of_the_page() {
+    if no_kvm("what_inspect_prints_has_the_fields_of_the_page") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("kernel");
+    // jmp $
+    fs::write(&kernel, elf_of(b"\xeb\xfe")).unwrap();
+    let mut command = Command::new(KITE);
+    command.args(["run", "--no-config", "--force", "--memory", "64M", "--kernel"]).arg(&kernel);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut kite = Running(command.spawn().unwrap());
+    let pid = kite.0.id().to_string();
+    let document = loop {
+        let document = printed(&["inspect", "--json", &pid]);
+        if document.contains("\"vcpu0\"") {
+            break document;
+        }
+        assert!(kite.0.try_wait().unwrap().is_none(), "kite has ended");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    check("inspect/1", &[document]);
+}
+
+#[test]
+fn statistics_and_traces_have_the_fields_of_the_page() {
+    if no_kvm("statistics_and_traces_have_the_fields_of_the_page") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    // mov dx, 0x3f8; mov al, 'h'; out dx, al
+    fs::write(path("kernel"), elf_of(&[b"\x66\xba\xf8\x03\xb0h\xee", POWER_OFF].concat())).unwrap();
+    let stats = format!("--stats={}", path("stats"));
+    let arguments =
+        ["run", "--force", "--memory", "64M", "--kernel", &path("kernel"), &stats, "--trace", &path("trace")];
+    // The folder of the attempt is kite's current one: it has no files of defaults.
+    assert_eq!(printed(&arguments), "h");
+    check("kite-stats", &[fs::read_to_string(path("stats")).unwrap()]);
+    check("Traces", &[fs::read_to_string(path("trace")).unwrap()]);
+}
+
+#[test]
+fn reports_of_benchmarks_have_the_fields_of_the_page() {
+    if no_kvm("reports_of_benchmarks_have_the_fields_of_the_page") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    printed(&["bench", "exits", "--only", "pio.out.1", "--time", "100ms", "--json", &path("exits")]);
+    check("exits/1", &[fs::read_to_string(path("exits")).unwrap()]);
+    printed(&["bench", "exits", "--only", "cpuid", "--payload", &path("guest")]);
+    printed(&["bench", "boot", "--kernel", &path("guest"), "--runs", "3", "--json", &path("boot")]);
+    check("boot/1", &[fs::read_to_string(path("boot")).unwrap()]);
+}
