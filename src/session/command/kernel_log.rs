@@ -1,5 +1,5 @@
-//! What the guest's kernel says: kept in a ring, and shown or written to a file as it comes, if that is asked for. It
-//! comes over the serial port, which every kernel has from its first line on and still has when it panics.
+//! The log of the guest's kernel: the last of it in a ring, and shown or written to a file as it comes, if asked for. It
+//! comes over the serial port, which every kernel has from its first line on and has when it panics.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -22,8 +22,8 @@ use crate::observe::crash::text::PanicText;
 use crate::observe::trace::{Milestones, Timeline};
 use crate::sandbox;
 
-/// How much is kept, in bytes.
-const KEPT: usize = 256 << 10;
+/// How many bytes the ring holds.
+const RING: usize = 256 << 10;
 /// The thread's stack in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
 
@@ -36,8 +36,8 @@ pub struct KernelLog {
 }
 
 struct Shared {
-    said: Mutex<Said>,
-    /// The file's path is for who is told that it cannot be written.
+    printed: Mutex<Printed>,
+    /// The file, and its path for the message that it cannot be written.
     file: Option<(PathBuf, File)>,
     shown: bool,
     wake: Arc<Wake>,
@@ -48,9 +48,9 @@ struct Shared {
     timeline: Arc<Timeline>,
 }
 
-/// What was said so far.
+/// What was printed so far.
 #[derive(Default)]
-struct Said {
+struct Printed {
     /// The last of it.
     ring: VecDeque<u8>,
     /// Bytes in all.
@@ -70,10 +70,10 @@ impl KernelLog {
             anyhow::Ok((path.to_owned(), file))
         };
         let file = file.map(make).transpose()?;
-        let (said, wake) = (Mutex::default(), Wake::new()?);
+        let (printed, wake) = (Mutex::default(), Wake::new()?);
         let (closing, ended) = (AtomicBool::new(false), AtomicBool::new(false));
         let failure = OnceLock::new();
-        let shared = Shared { said, file, shown, wake, closing, ended, failure, timeline };
+        let shared = Shared { printed, file, shown, wake, closing, ended, failure, timeline };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -112,21 +112,21 @@ impl KernelLog {
 
     /// The last `count` lines that may say why a guest failed, without control characters.
     pub fn last_lines(&self, count: usize) -> Vec<String> {
-        let bytes: Vec<u8> = lock(&self.shared.said).ring.iter().copied().collect();
+        let bytes: Vec<u8> = lock(&self.shared.printed).ring.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let lines = text.lines().map(str::trim_end);
         let lines: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.ends_with(NO_PCI)).collect();
         lines[lines.len().saturating_sub(count)..].iter().map(|line| printable(line)).collect()
     }
 
-    /// How many bytes were said.
+    /// How many bytes were printed.
     pub fn progress(&self) -> u64 {
-        lock(&self.shared.said).count
+        lock(&self.shared.printed).count
     }
 
     /// Whether a panic was among them.
     pub fn panic_seen(&self) -> bool {
-        lock(&self.shared.said).panic.seen()
+        lock(&self.shared.printed).panic.seen()
     }
 
     /// Why the file could not be written, if it could not, and not because its reader had gone.
@@ -147,7 +147,7 @@ impl Shared {
         let mut written = true;
         loop {
             // Before looking: what comes after that wakes again.
-            self.wake.heard();
+            self.wake.clear();
             let closing = self.closing.load(Ordering::SeqCst);
             serial.lock().unwrap_or_else(PoisonError::into_inner).take_output(&mut buffer);
             if buffer.is_empty() {
@@ -158,7 +158,7 @@ impl Shared {
                 continue;
             }
             written = written && self.write(&buffer);
-            self.keep(&buffer);
+            self.record(&buffer);
             if self.shown {
                 show(&mut line, &buffer);
             }
@@ -169,7 +169,7 @@ impl Shared {
         }
     }
 
-    /// Writes to the file, and answers whether more can be written. That it cannot is told at once.
+    /// Writes to the file, and answers whether more can be written. A failure is reported at once.
     fn write(&self, bytes: &[u8]) -> bool {
         let Some((path, file)) = &self.file else { return false };
         let text: Vec<u8> = bytes.iter().copied().filter(|byte| *byte != b'\r').collect();
@@ -182,14 +182,14 @@ impl Shared {
         false
     }
 
-    fn keep(&self, bytes: &[u8]) {
-        let mut said = lock(&self.said);
-        said.count += bytes.len() as u64;
-        said.panic.feed(bytes);
-        said.milestones.feed(bytes, &self.timeline);
-        said.ring.extend(bytes);
-        let over = said.ring.len().saturating_sub(KEPT);
-        said.ring.drain(..over);
+    fn record(&self, bytes: &[u8]) {
+        let mut printed = lock(&self.printed);
+        printed.count += bytes.len() as u64;
+        printed.panic.feed(bytes);
+        printed.milestones.feed(bytes, &self.timeline);
+        printed.ring.extend(bytes);
+        let over = printed.ring.len().saturating_sub(RING);
+        printed.ring.drain(..over);
     }
 }
 
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn a_failure_s_last_lines_are_without_the_one_about_pci() {
         let log = KernelLog::new(None, false, Arc::new(Timeline::new(std::time::Instant::now()))).unwrap();
-        log.shared.keep(
+        log.shared.record(
             b"[    0.1] PCI: Fatal: No config space access function found\r\n\r\n[    0.2] Oops\x1b\r\n",
         );
         assert_eq!(log.last_lines(60), ["[    0.2] Oops\u{fffd}"]);

@@ -1,4 +1,4 @@
-//! The session of a command: hears what the guest reports, passes on what the user does, and sees to the limits of time.
+//! The session of a command: takes what the guest reports, passes on what the user does, and sees to the limits of time.
 
 mod kernel_log;
 pub mod results;
@@ -25,17 +25,17 @@ use crate::spec::task::{self, CONTROL, Messages, NO_PORT, Order, Output, Report}
 use crate::vcpu::stop::Exit;
 use crate::vm::machine::Running;
 pub use kernel_log::KernelLog;
-use streams::{InputStream, News, OutputStream, Wake, Word};
+use streams::{Event, Inbox, InputStream, OutputStream, Wake};
 
 pub use streams::Tee;
 
-/// How long what the guest says it has written may take to arrive, while nothing stands in its way.
+/// How long what the guest says it has written may take to arrive, while nothing blocks it.
 const ARRIVAL: Duration = Duration::from_secs(2);
 /// How long readers that do not read may hold up the end of a kite that is to end at once.
 const GRACE: Duration = Duration::from_secs(1);
 /// How often something that has no event is looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// How many bytes wait for a guest that does not listen; more are news of a terminal that comes and goes.
+/// How many bytes of orders wait for a guest that reads none; more are dropped.
 const ORDERS_MAX: usize = 4096;
 
 /// How many lacks the user hears of: a guest may make up any number.
@@ -44,7 +44,7 @@ const LACKS_MAX: usize = 10;
 /// How many of the kernel's last lines show a crash.
 const LAST_LINES: usize = 60;
 
-/// What the user is told of a guest that took too long begins with this; then comes the limit.
+/// The beginning of the message about a guest that took too long; then comes the limit.
 pub const GUEST_ENDED: &str = "the guest was ended: ";
 
 /// A command's session. It lasts as long as its one machine.
@@ -53,7 +53,7 @@ pub struct CommandSession {
     stdin: Arc<InputStream>,
     outputs: [Arc<OutputStream>; 2],
     control: Arc<Port>,
-    word: Arc<Word>,
+    inbox: Arc<Inbox>,
     messages: Messages,
     orders: Vec<u8>,
     /// How the command ended, once that is known, and when something arrived last.
@@ -90,7 +90,7 @@ impl CommandSession {
             stdin: InputStream::new()?,
             outputs: [stdout?, stderr?],
             control,
-            word: Word::new(wake),
+            inbox: Inbox::new(wake),
             messages: Messages::default(),
             orders: Vec::new(),
             ended: None,
@@ -104,8 +104,8 @@ impl CommandSession {
         })
     }
 
-    /// Hears the guest's reports.
-    fn hear(&mut self) {
+    /// Takes the guest's reports.
+    fn take_reports(&mut self) {
         let mut bytes = Vec::new();
         self.control.take_output(&mut bytes);
         let (outputs, stdin, ended) = (&self.outputs, &self.stdin, &mut self.ended);
@@ -141,11 +141,11 @@ impl CommandSession {
         (whole || since.elapsed() > ARRIVAL).then(|| end.clone())
     }
 
-    fn take_news(&mut self, machine: &Running) {
-        for news in self.word.take() {
-            match news {
-                News::Unread(output) => self.order(&Order::HangUp(output)),
-                News::Quit => machine.exit().request(Exit::Quit),
+    fn take_events(&mut self, machine: &Running) {
+        for event in self.inbox.take() {
+            match event {
+                Event::Unread(output) => self.order(&Order::HangUp(output)),
+                Event::Quit => machine.exit().request(Exit::Quit),
             }
         }
     }
@@ -199,7 +199,7 @@ impl CommandSession {
         messages::complain(why);
         if !stopped.has_modules && lines.iter().any(|line| line.contains(NO_PORT)) {
             let version = stopped.version.as_deref();
-            messages::complain(&lacks_modules(version.unwrap_or("(which does not tell its version)")));
+            messages::complain(&lacks_modules(version.unwrap_or("(which has no version in its file)")));
         }
         Outcome { log: lines.join("\n"), ..outcome }
     }
@@ -228,17 +228,17 @@ impl Session for CommandSession {
     fn start(&mut self, machine: &Running) -> anyhow::Result<()> {
         let raw = if self.terminal.is_some() { RawTerminal::new()? } else { None };
         messages::start()?;
-        self.log.start(machine.serial().clone(), self.word.wake.clone())?;
+        self.log.start(machine.serial().clone(), self.inbox.wake.clone())?;
         let [stdout, stderr] = &self.outputs;
-        stdout.start(self.word.clone(), self.tee.take(), self.timeline.clone())?;
-        stderr.start(self.word.clone(), None, self.timeline.clone())?;
-        self.stdin.start(self.word.clone(), raw.is_some())?;
+        stdout.start(self.inbox.clone(), self.tee.take(), self.timeline.clone())?;
+        stderr.start(self.inbox.clone(), None, self.timeline.clone())?;
+        self.stdin.start(self.inbox.clone(), raw.is_some())?;
         self.raw = raw;
         Ok(())
     }
 
     fn descriptors<'a>(&'a self, fds: &mut Vec<PollFd<'a>>) {
-        fds.push(PollFd::new(self.word.wake.event(), PollFlags::POLLIN));
+        fds.push(PollFd::new(self.inbox.wake.event(), PollFlags::POLLIN));
     }
 
     fn timeout(&self) -> Duration {
@@ -251,9 +251,9 @@ impl Session for CommandSession {
     }
 
     fn serve(&mut self, _ready: &[bool], machine: &Running) {
-        self.word.wake.heard();
-        self.hear();
-        self.take_news(machine);
+        self.inbox.wake.clear();
+        self.take_reports();
+        self.take_events(machine);
         self.send();
         let exit = machine.exit();
         if let Some(end) = self.whole_end() {
@@ -289,13 +289,13 @@ impl Session for CommandSession {
             }
             let mut fds = [
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-                PollFd::new(self.word.wake.event(), PollFlags::POLLIN),
+                PollFd::new(self.inbox.wake.event(), PollFlags::POLLIN),
             ];
             match poll(&mut fds, rounded_up(left)) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error).context("cannot wait for the last of the output"),
             }
-            self.word.wake.heard();
+            self.inbox.wake.clear();
             if let Some(signal) = event_loop::ending_signal(signals, machine) {
                 return Ok(Some(signal));
             }

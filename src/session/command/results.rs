@@ -11,7 +11,7 @@ use crate::host::{atomic_file, messages};
 use crate::observe::results::{Ending, FailOnKtap, Recorder, annotations};
 use crate::session::Outcome;
 
-/// What machines read of a run, if somebody wants it.
+/// The recorder of a command's results, if any are wanted.
 pub struct Results<'a> {
     options: &'a CommandOptions,
     begun: Instant,

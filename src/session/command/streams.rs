@@ -1,5 +1,5 @@
 //! The host's side of the command's streams: a thread each between kite's own standard streams and a port of the virtio
-//! console. None of them waits for another, nor the main thread for any.
+//! console. No thread waits for another, nor the main thread for any.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,7 +31,7 @@ const STACK: usize = 128 << 10;
 /// How long a command that has closed an output may take to end without kite's closing it too.
 const CLOSING: Duration = Duration::from_millis(100);
 
-/// Wakes whoever waits for a port.
+/// An eventfd that wakes the thread that waits for a port.
 pub(super) struct Wake(EventFd);
 
 impl Wake {
@@ -42,13 +42,13 @@ impl Wake {
         Ok(Arc::new(Self(event.context("cannot make an eventfd")?)))
     }
 
-    /// Wakes. The counter cannot get full: whoever is woken takes it down to zero.
+    /// Wakes. The counter cannot get full: the thread that wakes takes it down to zero.
     pub fn wake(&self) {
         let _ = self.0.write(1);
     }
 
-    /// Notes that it was woken.
-    pub fn heard(&self) {
+    /// Makes it unreadable until it is woken again.
+    pub fn clear(&self) {
         let _ = self.0.read();
     }
 
@@ -80,35 +80,35 @@ impl Host for Woken {
     }
 }
 
-/// What the main thread is told.
+/// What a stream reports to the main thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
-    /// Nobody reads what kite writes of this output.
+pub(super) enum Event {
+    /// What kite writes of this output has no reader.
     Unread(Output),
     /// The user asked kite to quit.
     Quit,
 }
 
-/// Where the threads leave word for the main thread.
-pub(super) struct Word {
-    news: Mutex<Vec<News>>,
+/// The events that streams report to the main thread.
+pub(super) struct Inbox {
+    events: Mutex<Vec<Event>>,
     pub wake: Arc<Wake>,
 }
 
-impl Word {
+impl Inbox {
     /// Wakes `wake`.
     pub fn new(wake: Arc<Wake>) -> Arc<Self> {
-        Arc::new(Self { news: Mutex::default(), wake })
+        Arc::new(Self { events: Mutex::default(), wake })
     }
 
-    fn tell(&self, news: News) {
-        lock(&self.news).push(news);
+    fn send(&self, event: Event) {
+        lock(&self.events).push(event);
         self.wake.wake();
     }
 
-    /// What was told since the last time.
-    pub fn take(&self) -> Vec<News> {
-        std::mem::take(&mut *lock(&self.news))
+    /// Takes the events since the last call.
+    pub fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut *lock(&self.events))
     }
 }
 
@@ -130,13 +130,13 @@ pub(super) struct OutputStream {
 struct State {
     /// How many bytes the guest has written, once it has said that it writes no more.
     whole: Option<u64>,
-    /// How many have been taken from the port, and are written or nobody's.
+    /// How many have been taken from the port, and are written or have no reader.
     done: u64,
     /// Bytes that are being written.
     writing: bool,
     /// The command is known to have ended.
     command_ended: bool,
-    /// Nobody feeds the port any more.
+    /// The machine has stopped, so the port gets no more.
     closing: bool,
     ended: bool,
     /// Why what came could not be written, unless its reader had gone.
@@ -204,7 +204,7 @@ impl OutputStream {
     /// The host has no thread left.
     pub fn start(
         self: &Arc<Self>,
-        word: Arc<Word>,
+        inbox: Arc<Inbox>,
         tee: Option<Tee>,
         timeline: Arc<Timeline>,
     ) -> anyhow::Result<()> {
@@ -213,16 +213,16 @@ impl OutputStream {
         let entry = sandbox::Entry::new();
         let run = move || {
             entry.confine(sandbox::Thread::Io);
-            this.run(&word, tee, &timeline);
+            this.run(&inbox, tee, &timeline);
         };
         thread.spawn(run).map(drop).context("cannot start a thread")
     }
 
-    fn run(&self, word: &Word, mut tee: Option<Tee>, timeline: &Timeline) {
+    fn run(&self, inbox: &Inbox, mut tee: Option<Tee>, timeline: &Timeline) {
         let mut buffer = Vec::new();
         let mut unread = false;
         loop {
-            self.wake.heard();
+            self.wake.clear();
             let closing = lock(&self.state).closing;
             self.port.take_output(&mut buffer);
             if buffer.is_empty() {
@@ -245,7 +245,7 @@ impl OutputStream {
                     terminal::tell(&self.not_written(error));
                 }
                 // Either way the command writes no more: it is as if its reader had gone.
-                word.tell(News::Unread(self.output));
+                inbox.send(Event::Unread(self.output));
             }
             let mut state = lock(&self.state);
             state.done += buffer.len() as u64;
@@ -254,13 +254,13 @@ impl OutputStream {
             buffer.clear();
         }
         lock(&self.state).ended = true;
-        word.wake.wake();
+        inbox.wake.wake();
         if self.null.is_some() && !self.goes_with_the_command() {
             self.close_host();
         }
     }
 
-    /// Whether the output is closed because the command has ended, of which word comes a little later: kite is about to end
+    /// Whether the output is closed because the command has ended, which the guest reports a little later: kite is about to end
     /// then, and closes it itself.
     fn goes_with_the_command(&self) -> bool {
         let until = Instant::now() + CLOSING;
@@ -272,7 +272,7 @@ impl OutputStream {
             let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
             let milliseconds = left.as_millis() as u16 + 1;
             let _ = poll(&mut [PollFd::new(self.wake.event(), PollFlags::POLLIN)], milliseconds);
-            self.wake.heard();
+            self.wake.clear();
         }
     }
 
@@ -313,7 +313,7 @@ impl InputStream {
         Ok(Arc::new(Self { port, wake, stop: AtomicBool::new(false), carried: AtomicU64::new(0) }))
     }
 
-    /// Reads no more: nobody in the guest does.
+    /// Reads no more, as no process in the guest does.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
         self.wake.wake();
@@ -324,29 +324,29 @@ impl InputStream {
         self.carried.load(Ordering::Relaxed)
     }
 
-    /// Starts the thread that reads; with `keys`, kite's own keys are told from the command's.
+    /// Starts the thread that reads; with `keys`, kite's own keys are separated from the command's.
     ///
     /// # Errors
     /// The host has no thread left.
-    pub fn start(self: &Arc<Self>, word: Arc<Word>, keys: bool) -> anyhow::Result<()> {
+    pub fn start(self: &Arc<Self>, inbox: Arc<Inbox>, keys: bool) -> anyhow::Result<()> {
         let this = self.clone();
         let thread = std::thread::Builder::new().name(STDIN.to_owned()).stack_size(STACK);
         let entry = sandbox::Entry::new();
         let run = move || {
             entry.confine(sandbox::Thread::Io);
-            this.run(&word, keys.then(Keys::default));
+            this.run(&inbox, keys.then(Keys::default));
         };
         thread.spawn(run).map(drop).context("cannot start a thread")
     }
 
-    fn run(&self, word: &Word, mut keys: Option<Keys>) {
+    fn run(&self, inbox: &Inbox, mut keys: Option<Keys>) {
         let mut chunk = vec![0; CHUNK];
         let mut bytes = Vec::new();
         while let Some(count) = self.read(&mut chunk) {
             bytes.clear();
             match &mut keys {
                 None => bytes.extend_from_slice(&chunk[..count]),
-                Some(keys) => translate(keys, &chunk[..count], &mut bytes, word),
+                Some(keys) => translate(keys, &chunk[..count], &mut bytes, inbox),
             }
             if !self.give(&bytes, keys.is_some()) {
                 return;
@@ -359,7 +359,7 @@ impl InputStream {
         self.port.connect(false);
     }
 
-    /// Waits for input; nothing at its end, or when nobody wants it.
+    /// Waits for input; nothing at its end, or when the guest wants none.
     fn read(&self, chunk: &mut [u8]) -> Option<usize> {
         let stdin = io::stdin();
         loop {
@@ -372,7 +372,7 @@ impl InputStream {
             ];
             let polled = poll(&mut fds, PollTimeout::NONE);
             if fds[1].any() == Some(true) {
-                self.wake.heard();
+                self.wake.clear();
             }
             if polled.is_err() || fds[0].any() != Some(true) {
                 continue;
@@ -409,22 +409,22 @@ impl InputStream {
 
     fn pause(&self) {
         wait(self.wake.event());
-        self.wake.heard();
+        self.wake.clear();
     }
 }
 
-fn translate(keys: &mut Keys, typed: &[u8], bytes: &mut Vec<u8>, word: &Word) {
+fn translate(keys: &mut Keys, typed: &[u8], bytes: &mut Vec<u8>, inbox: &Inbox) {
     for byte in typed {
         match keys.feed(*byte) {
             Key::Byte(byte) => bytes.push(byte),
             Key::Nothing => {}
             Key::Help => messages::say(HELP.as_bytes().to_vec()),
-            Key::Quit => word.tell(News::Quit),
+            Key::Quit => inbox.send(Event::Quit),
         }
     }
 }
 
-/// Waits until `event` is readable. A signal wakes nobody for good: whoever waits looks again.
+/// Waits until `event` is readable. A signal may end the wait early: every caller looks again.
 fn wait(event: BorrowedFd<'_>) {
     let _ = poll(&mut [PollFd::new(event, PollFlags::POLLIN)], PollTimeout::NONE);
 }

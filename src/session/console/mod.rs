@@ -4,7 +4,7 @@
 //! that the guest listens to.
 //!
 //! The main thread waits here while the guest runs. What the guest prints is written by a thread of its own, so that
-//! neither a vCPU nor a signal ever waits for whoever reads it.
+//! neither a vCPU nor a signal ever waits for its reader.
 
 pub(crate) mod keys;
 mod output;
@@ -231,8 +231,8 @@ impl Session for Console {
     }
 
     fn progress(&self) -> Progress {
-        let heard = self.ready.heard();
-        Progress { bytes: heard.bytes, panic_seen: heard.panic.seen() }
+        let printed = self.ready.printed();
+        Progress { bytes: printed.bytes, panic_seen: printed.panic.seen() }
     }
 
     fn finish(&mut self, _machine: &Running, signals: &Signals) -> anyhow::Result<Option<i32>> {

@@ -23,7 +23,7 @@ use crate::vcpu::stop::{Exit, ExitRequest};
 
 /// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
 const GATHER: Duration = Duration::from_millis(1);
-/// How long a reader that does not read may hold up the end of a kite that was told to end, in milliseconds.
+/// How long a reader that does not read may hold up the end of a kite that the user ends, in milliseconds.
 const GRACE: u16 = 1000;
 
 /// A device that the guest prints to.
@@ -40,12 +40,12 @@ pub(super) enum Line {
 pub(super) struct Ready {
     state: Mutex<State>,
     changed: Condvar,
-    heard: Mutex<Heard>,
+    printed: Mutex<Printed>,
 }
 
 /// What a machine has printed so far.
 #[derive(Default)]
-pub(super) struct Heard {
+pub(super) struct Printed {
     /// How many bytes, on either console.
     pub bytes: u64,
     /// What the kernel said on the serial port.
@@ -99,8 +99,8 @@ impl Ready {
     }
 
     /// What the machine has printed.
-    pub fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn printed(&self) -> MutexGuard<'_, Printed> {
+        self.printed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_closing(&self, closing: bool) {
@@ -128,7 +128,7 @@ impl Output {
     ) -> anyhow::Result<Self> {
         let done = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?);
         ready.set_closing(false);
-        *ready.heard() = Heard::default();
+        *ready.printed() = Printed::default();
         let (to, why, end) = (ready.clone(), exit.clone(), done.clone());
         let mut writer =
             Writer { serial, hvc, ready: to, exit: why, done: end, ears: Default::default(), timeline };
@@ -143,14 +143,14 @@ impl Output {
     }
 
     /// Waits until everything is written. A signal cuts it short, and is returned: kite must not hang on a reader that
-    /// does not read. Nor must it when the user has told it to end, so then the wait is short to begin with.
+    /// does not read. Where the user ends kite, the wait is short to begin with.
     ///
     /// # Errors
     /// Standard output did not take all of it, and not because the user wanted an end.
     pub fn finish(self, signals: &Signals) -> anyhow::Result<Option<i32>> {
         self.ready.set_closing(true);
-        let told_to_end = matches!(self.exit.reason(), Some(Exit::Signal(_) | Exit::Quit));
-        let timeout = if told_to_end { PollTimeout::from(GRACE) } else { PollTimeout::NONE };
+        let ends_at_once = matches!(self.exit.reason(), Some(Exit::Signal(_) | Exit::Quit));
+        let timeout = if ends_at_once { PollTimeout::from(GRACE) } else { PollTimeout::NONE };
         let mut fds = [
             PollFd::new(self.done.as_fd(), PollFlags::POLLIN),
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
@@ -159,8 +159,8 @@ impl Output {
             let polled = poll(&mut fds, timeout);
             if fds[0].any() == Some(true) {
                 return match self.thread.join() {
-                    Ok(Err(error)) if !told_to_end => Err(not_written(error)),
-                    // The panic hook has told of a panic and ended the process.
+                    Ok(Err(error)) if !ends_at_once => Err(not_written(error)),
+                    // The panic hook has reported a panic and ended the process.
                     _ => Ok(None),
                 };
             }
@@ -223,8 +223,8 @@ impl Writer {
         }
         let start = buffer.len();
         lock(&self.serial).take_output(buffer);
-        let mut heard = self.ready.heard();
-        heard.panic.feed(&buffer[start..]);
+        let mut printed = self.ready.printed();
+        printed.panic.feed(&buffer[start..]);
         let end = buffer.len();
         if first != Some(Line::Hvc) {
             self.hvc.take_output(buffer);
@@ -232,6 +232,6 @@ impl Writer {
         self.ears[0].feed(&buffer[start..end], &self.timeline);
         let hvc = if first == Some(Line::Hvc) { &buffer[..start] } else { &buffer[end..] };
         self.ears[1].feed(hvc, &self.timeline);
-        heard.bytes += buffer.len() as u64;
+        printed.bytes += buffer.len() as u64;
     }
 }
