@@ -24,7 +24,7 @@ const ORDER: [&str; 12] = [
 const EXCEPTIONS: [(&str, &str, &str); 8] = [
     ("backend", "sandbox", "its threads confine themselves"),
     ("cli", "cmd", "some commands define their options"),
-    ("host", "sandbox", "a VM process has no folder to write a file in"),
+    ("host", "sandbox", "its threads confine themselves"),
     ("lifecycle", "cli", "it takes the options of the command line"),
     ("sandbox", "cli", "limits are parsed there"),
     ("session", "cli", "what results are wanted is an option of the command line"),

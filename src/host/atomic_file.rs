@@ -3,19 +3,18 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{AccessFlags, UnlinkatFlags, access, unlinkat};
-
-use crate::sandbox::{self, file_proxy};
 
 /// How many names are tried for a file that is being written: who has taken so many wants none to be.
 const NAMES: usize = 16;
@@ -57,13 +56,70 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}: no file can be made in its folder", path.display()))
 }
 
-/// As [`check`], for a file that a VM process writes, which has no folders of the host.
+/// As [`check`], and has [`write()`] find the file's folder again where this process has none any more ([`send_to`]).
 ///
 /// # Errors
 /// Those of [`check`].
 pub fn expect(path: &Path) -> anyhow::Result<()> {
-    file_proxy::expect(Place::of(path)?);
+    let place = Place::of(path)?;
+    expected().push(Arc::new(place));
     Ok(())
+}
+
+/// The files that are expected. They are one list a process, as options in many rooms name them.
+static EXPECTED: Mutex<Vec<Arc<Place>>> = Mutex::new(Vec::new());
+
+fn expected() -> MutexGuard<'static, Vec<Arc<Place>>> {
+    EXPECTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The places of the files that are expected, in their order.
+pub fn places() -> Vec<Arc<Place>> {
+    expected().clone()
+}
+
+/// Takes a file's number among those that are expected, and its content, to write it elsewhere.
+pub type Send = Box<dyn Fn(u8, OwnedFd) -> io::Result<()> + std::marker::Send + Sync>;
+
+/// Who writes this process's files, and the paths of those that were expected.
+static PROXY: OnceLock<(Send, Vec<PathBuf>)> = OnceLock::new();
+
+/// Has `send` write the files that are expected, and no other: this process has their folders no more.
+pub fn send_to(send: Send) {
+    let paths = expected().drain(..).map(|place| place.path.clone()).collect();
+    // A process forks once.
+    let _ = PROXY.set((send, paths));
+}
+
+/// Whether this process sends files to another one.
+pub fn are_sent() -> bool {
+    PROXY.get().is_some_and(|(_, paths)| !paths.is_empty())
+}
+
+/// Sends a file as memory.
+fn send(
+    (send, paths): &(Send, Vec<PathBuf>),
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let Some(index) = paths.iter().position(|it| it == path) else {
+        return Err(io::Error::other("it was not named at the start"));
+    };
+    let mut memory = BufWriter::new(memory()?);
+    content(&mut memory)?;
+    send(index as u8, memory.into_inner()?.into())
+}
+
+/// Memory that is no program, which a host may demand (Linux `Documentation/userspace-api/mfd_noexec.rst`).
+fn memory() -> nix::Result<File> {
+    let make = |flags| memfd_create(c"file", MFdFlags::MFD_CLOEXEC | flags);
+    let sealed = make(MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL));
+    match sealed {
+        // Before Linux 6.3.
+        Err(Errno::EINVAL) => make(MFdFlags::empty()),
+        made => made,
+    }
+    .map(File::from)
 }
 
 fn folder(path: &Path) -> &Path {
@@ -110,12 +166,11 @@ pub fn emptied(path: &Path) -> io::Result<File> {
 /// The file cannot be written there.
 pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> anyhow::Result<()> {
     let what = || format!("cannot write {}", path.display());
-    if sandbox::is_supervised() {
-        let mut text = Vec::new();
-        content(&mut text).with_context(what)?;
-        return file_proxy::send(path, &text).unwrap_or(Ok(())).with_context(what);
+    if let Some(proxy) = PROXY.get() {
+        return send(proxy, path, content).with_context(what);
     }
-    let place = file_proxy::expected(path).map_or_else(|| Place::of(path).map(Arc::new), Ok)?;
+    let known = expected().iter().find(|place| place.path == path).cloned();
+    let place = known.map_or_else(|| Place::of(path).map(Arc::new), Ok)?;
     let mut draft = Draft::of(place)?;
     content(&mut draft).with_context(what)?;
     draft.finish()

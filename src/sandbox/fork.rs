@@ -3,14 +3,15 @@
 #![expect(unsafe_code, reason = "clone(2) as fork(2), into namespaces, has no safe interface")]
 
 use std::fs;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getegid, geteuid};
+
+use super::channel::{self, Inbox, ToVm, VmEnd};
 
 /// The namespaces beside the user's.
 const OTHERS: i32 =
@@ -31,59 +32,10 @@ pub(super) struct Apart {
 
 /// What each of the two processes has of the other.
 pub(super) enum Forked {
-    /// The supervisor: the VM process, the pipes from it, and the way to let it go on.
-    Supervisor(Pid, [PipeReader; 2], Starter),
-    /// The VM process: how it is, why not better, the pipes to the supervisor, and the way to wait for that.
-    Vm(Apart, Option<Errno>, [PipeWriter; 2], Start),
-}
-
-/// By this the VM process waits for the supervisor.
-pub(super) struct Start(PipeReader);
-/// By this the supervisor lets the VM process go on.
-pub(super) struct Starter(PipeWriter);
-
-impl Start {
-    /// Waits until there are namespaces for it; answers whether every user of the host is a user there.
-    fn begin(&mut self) -> anyhow::Result<bool> {
-        let mut all_users = [0];
-        self.0.read_exact(&mut all_users).context(GONE)?;
-        Ok(all_users[0] != 0)
-    }
-
-    /// Waits until the supervisor is locked in.
-    ///
-    /// # Errors
-    /// It is not, and why.
-    pub fn wait(mut self) -> anyhow::Result<()> {
-        let mut word = String::new();
-        self.0.read_to_string(&mut word).context(GONE)?;
-        match word.split_at_checked(1) {
-            Some((LOCKED, "")) => Ok(()),
-            Some((_, why)) => bail!("{why}"),
-            None => bail!(GONE),
-        }
-    }
-}
-
-const GONE: &str = "the supervisor has gone";
-/// What is sent by a supervisor that is locked in, and by one that is not, before the reason.
-const LOCKED: &str = "l";
-const NOT_LOCKED: &str = "n";
-
-// A VM process that has gone gets nothing of this, and is waited for like any other.
-impl Starter {
-    fn begin(&mut self, all_users: bool) {
-        let _ = self.0.write_all(&[u8::from(all_users)]);
-    }
-
-    /// Lets it go on, as this process is locked in, or tells why not.
-    pub fn go_on(mut self, locked: &anyhow::Result<()>) {
-        let word = match locked {
-            Ok(()) => LOCKED.to_owned(),
-            Err(why) => format!("{NOT_LOCKED}{why:#}"),
-        };
-        let _ = self.0.write_all(word.as_bytes());
-    }
+    /// The supervisor: the VM process, and what it sends.
+    Supervisor(Pid, Inbox),
+    /// The VM process: how it is, why not better, and the way to the supervisor.
+    Vm(Apart, Option<Errno>, VmEnd),
 }
 
 /// Forks this process, which has one thread; into namespaces if they are `wanted`. The VM process is handed to `place`
@@ -92,27 +44,25 @@ impl Starter {
 /// # Errors
 /// The host has no process left, or `place` fails.
 pub(super) fn fork(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>) -> anyhow::Result<Forked> {
-    let (notices, send_notices) = io::pipe().context("cannot make a pipe")?;
-    let (files, send_files) = io::pipe().context("cannot make a pipe")?;
-    let (start, starter) = io::pipe().context("cannot make a pipe")?;
-    let (mut start, mut starter) = (Start(start), Starter(starter));
+    let (supervisor, vm) = channel::pair()?;
     // Ignored, as whoever started kite may have left it, it would leave nobody to wait for.
     reset(Signal::SIGCHLD)?;
     let Cloned { child, flags, refusal } = clone_as_allowed(wanted).context("cannot start a process")?;
     match child {
         Some((child, all_users)) => {
-            drop((start, send_notices, send_files));
+            drop(vm);
             place(child).inspect_err(|_| end(child))?;
-            starter.begin(all_users);
-            Ok(Forked::Supervisor(child, [notices, files], starter))
+            let inbox = Inbox::new(supervisor);
+            inbox.reply(&ToVm::Begin { all_users });
+            Ok(Forked::Supervisor(child, inbox))
         }
         None => {
-            drop((notices, files, starter));
+            drop(supervisor);
             set_pdeathsig(Signal::SIGKILL).context("cannot follow the supervisor")?;
-            let all_users = start.begin()?;
+            let all_users = vm.wait_to_begin()?;
             let (user, others) = (flags & libc::CLONE_NEWUSER != 0, flags & OTHERS != 0);
             let apart = Apart { user, others, all_users };
-            Ok(Forked::Vm(apart, refusal, [send_notices, send_files], start))
+            Ok(Forked::Vm(apart, refusal, vm))
         }
     }
 }
@@ -227,19 +177,5 @@ mod tests {
         assert_eq!(everybody("         0          0 4294967295\n"), "0 0 4294967295\n");
         assert_eq!(everybody("0 1000 1\n1 100000 65536\n"), "0 0 1\n1 1 65536\n");
         assert_eq!(everybody(""), "");
-    }
-
-    #[test]
-    fn the_vm_process_goes_on_when_the_supervisor_is_locked_in_or_says_why_it_is_not() {
-        let told = |locked: Option<anyhow::Result<()>>| {
-            let (start, starter) = io::pipe().unwrap();
-            let starter = Starter(starter);
-            locked.into_iter().for_each(|locked| starter.0.try_clone().map(Starter).unwrap().go_on(&locked));
-            drop(starter);
-            Start(start).wait().map_err(|error| error.to_string())
-        };
-        assert_eq!(told(Some(Ok(()))), Ok(()));
-        assert_eq!(told(Some(Err(anyhow::anyhow!("no layer")))), Err("no layer".to_owned()));
-        assert_eq!(told(None), Err(GONE.to_owned()));
     }
 }

@@ -7,11 +7,11 @@
 //! Threads that start from then on confine themselves further ([`Entry`]), the main thread last ([`close`]).
 
 pub mod cgroup;
+mod channel;
 mod cleanup;
-pub mod file_proxy;
+mod file_proxy;
 mod fork;
 mod landlock;
-mod notify;
 mod options;
 mod privileges;
 mod read_only;
@@ -21,18 +21,20 @@ mod shares;
 mod supervisor;
 mod vm_process;
 
-use std::os::fd::RawFd;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 
+use crate::host::atomic_file;
 use crate::host::confinement::Confinement;
+use channel::FromVm;
 pub use cleanup::{Chores, Cleanup};
 pub(crate) use fork::reset;
 use fork::{Apart, Forked};
-use notify::Notice;
 pub use options::{Layer, Mode, Options, parse};
 pub use seccomp::{Needs, Thread, listing as calls};
 pub use supervisor::{End, Supervisor};
@@ -70,40 +72,41 @@ pub fn fork(
     if !options.splits() && cleanup.group.is_none() {
         cleanup.watch()?;
         let apart = Apart { user: false, others: false, all_users: true };
-        return Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks, None)));
+        return Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks)));
     }
     match fork::fork(options.wants(Layer::Namespaces), |vm| cleanup.place(vm))? {
-        Forked::Supervisor(vm, pipes, starter) => {
+        Forked::Supervisor(vm, inbox) => {
             let cleanup = std::mem::take(cleanup);
-            let supervisor = Supervisor::new(options, inherited, cleanup, vm, starter, pipes)?;
+            let supervisor = Supervisor::new(options, inherited, cleanup, vm, inbox)?;
             Ok(Fork::Supervisor(Box::new(supervisor)))
         }
-        Forked::Vm(apart, refusal, [notices, files], start) => {
-            notify::connect(notices);
-            file_proxy::connect(files);
+        Forked::Vm(apart, refusal, end) => {
+            channel::connect(end);
+            atomic_file::send_to(Box::new(send_file));
             cleanup.leave();
             if let Some(refusal) = refusal {
                 lacks.add(Layer::Namespaces, why_no_namespaces(refusal, apart));
             }
-            Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks, Some(start))))
+            Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks)))
         }
     }
 }
 
 /// Has kite end by `signal` if this is the VM process of two; answers whether it is, and then has to end.
 pub(crate) fn end_by(signal: i32) -> bool {
-    notify::send(Notice::EndBy(signal))
+    channel::send(&FromVm::EndBy(signal)).is_some_and(|sent| sent.is_ok())
 }
 
-/// Whether this process has the machine, and another one supervises it.
-pub fn is_supervised() -> bool {
-    notify::is_supervised()
+/// Has the supervisor write a file.
+fn send_file(index: u8, content: OwnedFd) -> io::Result<()> {
+    let sent = channel::send(&FromVm::File { index, content });
+    sent.unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
 }
 
 /// Has the terminal restored, as this process is about to end. Makes two system calls, and may be called in a signal's
 /// handler.
 pub(crate) fn leave_terminal() {
-    notify::send_in_handler(Notice::Refused);
+    channel::restore_terminal_in_handler();
     supervisor::restore_terminal();
 }
 

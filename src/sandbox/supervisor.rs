@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ::landlock::Scope;
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
@@ -22,18 +22,19 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stdin, dup2_stdout, geteuid};
 
 use super::cgroup::Cgroup;
-use super::fork::Starter;
-use super::notify::{self, Notice};
+use super::channel::{FromVm, Inbox, Lie, ToVm};
+use super::file_proxy::FileProxy;
 use super::{
-    Chores, Cleanup, InheritedFds, Lacks, Layer, Options, Thread, close_as, file_proxy, landlock,
-    no_new_privs, privileges, seccomp,
+    Chores, Cleanup, InheritedFds, Lacks, Layer, Options, Thread, close_as, landlock, no_new_privs,
+    privileges, seccomp,
 };
+use crate::host::atomic_file;
 use crate::host::messages;
 use crate::host::signals;
 use crate::host::terminal::Saved;
 
-/// How often the files' pipe is read when the VM process has ended: more often than it can have something in it.
-const LAST_LOOKS: usize = 64;
+/// How many messages are looked at before signals are.
+const BATCH: usize = 64;
 
 /// How long the VM process may take to end by a signal that was passed on to it.
 const GRACE: Duration = Duration::from_secs(10);
@@ -52,11 +53,10 @@ pub struct Supervisor {
     inherited: InheritedFds,
     cleanup: Cleanup,
     vm: Pid,
-    starter: Option<Starter>,
     /// Whether this process is locked in as is required.
     locked: anyhow::Result<()>,
-    notices: notify::Reader,
-    files: file_proxy::Reader,
+    inbox: Inbox,
+    files: FileProxy,
     signals: SignalFd,
     /// The signal that kite is to end by.
     told: Option<i32>,
@@ -86,11 +86,9 @@ impl Supervisor {
         inherited: InheritedFds,
         cleanup: Cleanup,
         vm: Pid,
-        starter: Starter,
-        [notices, files]: [io::PipeReader; 2],
+        inbox: Inbox,
     ) -> anyhow::Result<Self> {
-        let notices = notify::Reader::new(notices).context("cannot set up a pipe")?;
-        let files = file_proxy::Reader::new(files).context("cannot set up a pipe")?;
+        let files = FileProxy::new(atomic_file::places());
         let signals = take_signals()?;
         // Where the host has nothing, a pipe that nobody writes to or reads will do.
         let null = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
@@ -109,9 +107,8 @@ impl Supervisor {
             inherited,
             cleanup,
             vm,
-            starter: Some(starter),
             locked: Ok(()),
-            notices,
+            inbox,
             files,
             signals,
             told: None,
@@ -172,19 +169,19 @@ impl Supervisor {
     /// The host refuses to wait, a file that the VM process has sent cannot be written, or that process sends without end.
     pub fn attend(mut self) -> anyhow::Result<End> {
         close_as(Thread::Supervisor);
-        self.starter.take().into_iter().for_each(|starter| starter.go_on(&self.locked));
+        self.inbox.reply(&match &self.locked {
+            Ok(()) => ToVm::Locked,
+            Err(why) => ToVm::NotLocked(format!("{why:#}")),
+        });
         loop {
-            self.hear();
-            self.files.take();
+            self.listen()?;
             if let Some(end) = self.ended()? {
                 return self.files.failure().map_or(Ok(end), Err);
             }
-            if self.notices.is_flooded() {
-                bail!("the VM process sends without end, as if the guest had taken it over: it was killed");
-            }
             let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-            let pipes = self.notices.more().into_iter().chain(self.files.more());
-            fds.extend(pipes.map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
+            // While a file is written, the next message waits.
+            let readable = self.inbox.readable().filter(|_| !self.files.is_busy());
+            fds.extend(readable.map(|channel| PollFd::new(channel, PollFlags::POLLIN)));
             match poll(&mut fds, self.time_left()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(anyhow!(error).context("cannot wait for the VM process")),
@@ -196,13 +193,29 @@ impl Supervisor {
         }
     }
 
-    fn hear(&mut self) {
-        for notice in self.notices.take() {
-            match notice {
-                Notice::Refused => restore_terminal(),
-                Notice::EndBy(signal) => self.told = Some(signal),
+    /// Does a bounded part of what the VM process asks for. A lie ends it.
+    fn listen(&mut self) -> anyhow::Result<()> {
+        for _ in 0..BATCH {
+            if !self.answer().map_err(lie)? {
+                break;
             }
         }
+        Ok(())
+    }
+
+    /// Goes on with a file, or takes a message; answers whether there was one.
+    fn answer(&mut self) -> Result<bool, Lie> {
+        if self.files.is_busy() {
+            self.files.step();
+            return Ok(true);
+        }
+        let Some(message) = self.inbox.next()? else { return Ok(false) };
+        match message {
+            FromVm::RestoreTerminal => restore_terminal(),
+            FromVm::EndBy(signal) => self.told = Some(signal),
+            FromVm::File { index, content } => self.files.begin(index, content)?,
+        }
+        Ok(true)
     }
 
     fn ended(&mut self) -> anyhow::Result<Option<End>> {
@@ -214,17 +227,18 @@ impl Supervisor {
         };
         // It may not have been ours any more.
         restore_terminal();
-        // What it sent last may not have been read yet.
-        self.hear();
-        for _ in 0..LAST_LOOKS {
-            self.files.take();
-        }
+        // What it sent last may not have been read yet. No more comes, and a file ends in bounds.
+        self.end = Some(end.clone());
+        while self.answer().map_err(lie)? {}
         self.end = Some(self.told.map_or(end, End::Signalled));
         Ok(self.end.clone())
     }
 
     /// How long to wait for the VM process to end.
     fn time_left(&self) -> PollTimeout {
+        if self.files.is_busy() {
+            return PollTimeout::ZERO;
+        }
         let Some((_, until)) = self.passed_on else { return PollTimeout::NONE };
         // Rounded up: a wait that is a little short would be repeated without rest.
         let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -280,6 +294,11 @@ impl Drop for Supervisor {
             restore_terminal();
         }
     }
+}
+
+/// What is reported of a VM process that lies.
+fn lie(lie: Lie) -> anyhow::Error {
+    anyhow!("the VM process sends {lie}, as if the guest had taken it over: it was killed")
 }
 
 /// CAP_DAC_OVERRIDE and CAP_FOWNER: root's files in folders of others.

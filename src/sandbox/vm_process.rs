@@ -10,10 +10,12 @@ use devices::virtio::fs::Share;
 use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 
-use super::fork::{Apart, Start};
+use crate::host::atomic_file;
+
+use super::fork::Apart;
 use super::{
-    InheritedFds, KEPT, Lacks, Layer, Mode, Needs, Options, READ, landlock, no_new_privs, privileges,
-    read_only, root, seccomp, shares, with_confinement,
+    InheritedFds, KEPT, Lacks, Layer, Mode, Needs, Options, READ, channel, landlock, no_new_privs,
+    privileges, read_only, root, seccomp, shares, with_confinement,
 };
 
 /// The process that has the machine, on its way into the sandbox; kite's only process where there is no fork.
@@ -24,20 +26,12 @@ pub struct VmProcess {
     lacks: Lacks,
     /// The folders shared with the guest, and whether they may be changed.
     shares: Vec<(OwnedFd, bool)>,
-    /// What the supervisor sends before the guest may begin, if there is one.
-    start: Option<Start>,
     locked: bool,
 }
 
 impl VmProcess {
-    pub(super) fn new(
-        options: Options,
-        inherited: InheritedFds,
-        apart: Apart,
-        lacks: Lacks,
-        start: Option<Start>,
-    ) -> Self {
-        Self { options, apart, inherited, lacks, shares: Vec::new(), start, locked: false }
+    pub(super) fn new(options: Options, inherited: InheritedFds, apart: Apart, lacks: Lacks) -> Self {
+        Self { options, apart, inherited, lacks, shares: Vec::new(), locked: false }
     }
 
     /// Parts the folders shared with the guest, in this order at these `paths`, from the host's other files. Where that is
@@ -118,9 +112,10 @@ impl VmProcess {
             landlock::restrict(&folders, Scope::from_all(landlock::LATEST))
         });
         shares.clear();
+        let needs = Needs { files: atomic_file::are_sent(), ..needs };
         lacks.try_layer(Layer::Seccomp, || seccomp::prepare(needs));
         let lacks = self.lacks.answer()?;
-        self.start.take().map_or(Ok(()), Start::wait)?;
+        channel::wait_until_locked()?;
         Ok(lacks)
     }
 }

@@ -112,14 +112,14 @@ fn every_thread_of_a_machine_is_confined() {
     assert!(!socket.exists(), "the socket's name is left");
 }
 
-/// The process outside.
-fn outside(machine: &Path) -> PathBuf {
+/// The supervisor.
+fn supervisor(machine: &Path) -> PathBuf {
     PathBuf::from(format!("/proc/{}", field(machine, "PPid")))
 }
 
 #[test]
-fn the_process_outside_is_confined_to_its_chores() {
-    const NAME: &str = "the_process_outside_is_confined_to_its_chores";
+fn the_supervisor_is_confined_to_its_chores() {
+    const NAME: &str = "the_supervisor_is_confined_to_its_chores";
     if no_kvm(NAME) || is_forbidden(NAME) {
         return;
     }
@@ -134,9 +134,9 @@ fn the_process_outside_is_confined_to_its_chores() {
     let port = format!("agent={}", socket.display());
     for (arguments, capabilities) in [(&[][..], 0), (&["--port", &port, &stats], folders)] {
         let (kite, machine) = running(&[&["--sandbox", "require"], arguments].concat());
-        let outside = outside(&machine);
-        assert_ne!(outside, Path::new("/proc/self").canonicalize().unwrap());
-        for task in tasks(&outside) {
+        let supervisor = supervisor(&machine);
+        assert_ne!(supervisor, Path::new("/proc/self").canonicalize().unwrap());
+        for task in tasks(&supervisor) {
             assert_eq!((field(&task, "Seccomp"), field(&task, "NoNewPrivs")), ("2".into(), "1".into()));
             for (set, expected) in [("CapEff", capabilities), ("CapPrm", capabilities), ("CapInh", 0)] {
                 assert_eq!(field(&task, set), format!("{expected:016x}"), "{set}");
@@ -149,8 +149,8 @@ fn the_process_outside_is_confined_to_its_chores() {
 }
 
 #[test]
-fn the_process_outside_has_the_descriptors_that_it_needs_and_no_other() {
-    const NAME: &str = "the_process_outside_has_the_descriptors_that_it_needs_and_no_other";
+fn the_supervisor_has_the_descriptors_that_it_needs_and_no_other() {
+    const NAME: &str = "the_supervisor_has_the_descriptors_that_it_needs_and_no_other";
     if no_kvm(NAME) || is_forbidden(NAME) {
         return;
     }
@@ -160,16 +160,15 @@ fn the_process_outside_has_the_descriptors_that_it_needs_and_no_other() {
     let redirection = format!("--sandbox require --disk {} 9</etc/passwd", disk.display());
     let kite = Kite::redirected(&FOR_EVER, &redirection);
     kite.expect_more_than(0);
-    let outside = outside(&PathBuf::from(format!("/proc/{}", kite.id())));
-    let mut targets: Vec<_> = fs::read_dir(outside.join("fd"))
+    let supervisor = supervisor(&PathBuf::from(format!("/proc/{}", kite.id())));
+    let mut targets: Vec<_> = fs::read_dir(supervisor.join("fd"))
         .unwrap()
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().to_string_lossy().into_owned())
         .map(|target| target.split(':').next().unwrap().to_owned())
         .collect();
     targets.sort();
-    // Standard error, news and the post; and nothing in place of standard input and output.
-    let pipes = ["pipe"; 3];
-    assert_eq!(targets, [&["/dev/null"; 2][..], &["anon_inode"], &pipes].concat());
+    // Signals, standard error and the channel; and nothing in place of standard input and output.
+    assert_eq!(targets, ["/dev/null", "/dev/null", "anon_inode", "pipe", "socket"]);
     terminate(kite);
 }
 
@@ -212,8 +211,14 @@ fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
     // By its number: the device's node may be a mount of its own.
     let device = |path: &Path| fs::metadata(path).unwrap().rdev();
     let devices = ["/dev/kvm", "/dev/null"].map(|path| device(Path::new(path)));
+    let mut sockets = 0;
     for path in descriptors(&process) {
         let target = fs::read_link(&path).unwrap().to_string_lossy().into_owned();
+        // The channel to the supervisor.
+        if target.starts_with("socket:") {
+            sockets += 1;
+            continue;
+        }
         let anonymous = ["anon_inode:", "pipe:", "/memfd:"].iter().any(|kind| target.starts_with(kind));
         let known = anonymous || own.contains(&identity(&path)) || devices.contains(&device(&path));
         assert!(known, "{target}");
@@ -222,6 +227,7 @@ fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
         let flags = flags.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
         assert_ne!(u32::from_str_radix(flags, 8).unwrap() & 0o2_000_000, 0, "{target} outlives an exec");
     }
+    assert_eq!(sockets, 1);
     terminate(kite);
 }
 
@@ -306,9 +312,9 @@ fn a_signal_that_somebody_sends_is_not_told_as_a_refused_call() {
     if no_kvm(NAME) || is_forbidden(NAME) {
         return;
     }
-    for half in ["machine", "outside"] {
+    for half in ["machine", "supervisor"] {
         let (kite, machine) = running(&["--sandbox", "require"]);
-        let half = if half == "machine" { machine } else { outside(&machine) };
+        let half = if half == "machine" { machine } else { supervisor(&machine) };
         let id = half.file_name().unwrap().to_str().unwrap().parse().unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), Signal::SIGSYS).unwrap();
         let said = "kite: ended by a signal SIGSYS that was sent; no system call was refused\n";
@@ -391,9 +397,9 @@ fn a_job_that_is_stopped_stops_its_machine_and_both_go_on() {
     let is_stopped = |process: &Path| field(process, "State").starts_with('T');
     kite.signal(Signal::SIGTSTP);
     // Whether kite itself stops is up to its group: one that nobody would let go on does not.
-    let outside = outside(&machine);
+    let supervisor = supervisor(&machine);
     for _ in 0..100 {
-        if is_stopped(&outside) {
+        if is_stopped(&supervisor) {
             until("the machine to stop", || is_stopped(&machine));
             break;
         }

@@ -30,7 +30,7 @@ pub(super) enum When {
     Stats,
     /// Another machine after this one.
     Restart,
-    /// Files that the supervisor writes.
+    /// Files that the supervisor writes for the VM process.
     Files,
     /// Names that it removes.
     Names,
@@ -69,7 +69,8 @@ impl When {
             Self::TestDevices => needs.test_devices,
             Self::Stats => needs.stats,
             Self::Restart => needs.restart,
-            Self::Files | Self::Names | Self::Groups => false,
+            Self::Files => needs.files,
+            Self::Names | Self::Groups => false,
         }
     }
 
@@ -102,6 +103,7 @@ pub(super) const GROUPS: &[Group] = &[
     group("share-reset", &[Vcpu], When::Shares, rules::SHARE_RESET),
     group("share", &[Share, ReadOnlyShare], When::Shares, rules::SHARE),
     group("writable-share", &[Share], When::WritableShares, rules::WRITABLE_SHARE),
+    group("files", &[Io, Main], When::Files, rules::FILES),
     group("main", &[Main], When::Always, rules::MAIN),
     group("rebuild", &[Main], When::Restart, rules::REBUILD),
     group("supervisor", &[Thread::Supervisor], When::Always, rules::SUPERVISOR),

@@ -67,6 +67,8 @@ pub struct Needs {
     pub test_devices: bool,
     /// Statistics.
     pub stats: bool,
+    /// Files that the supervisor writes.
+    pub files: bool,
     /// The most threads.
     pub threads: u64,
     /// Another machine after this one.

@@ -307,6 +307,14 @@ pub(super) const REBUILD: &[Rule] = &[
 /// Statistics: KVM's own counters.
 pub(super) const STATS: &[Rule] = &[(SYS_pread64, Any)];
 
+/// A file that the supervisor writes: memory with its content, which is sent.
+pub(super) const FILES: &[Rule] = &[
+    (SYS_memfd_create, Is(1, (MFD_CLOEXEC | MFD_NOEXEC_SEAL) as u64)),
+    // Where the kernel knows no memory that is no program.
+    (SYS_memfd_create, Is(1, MFD_CLOEXEC as u64)),
+    (SYS_sendmsg, Any),
+];
+
 /// A command's streams: nothing takes the place of one that the command has closed.
 pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any)];
 
@@ -314,6 +322,7 @@ pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any)];
 pub(super) const SUPERVISOR: &[Rule] = &[
     (SYS_poll, Any),
     (SYS_read, Any),
+    (SYS_recvmsg, Any),
     (SYS_wait4, Any),
     (SYS_kill, IsVm),
     (SYS_ioctl, Request(TCGETS)),
@@ -325,6 +334,9 @@ pub(super) const SUPERVISOR: &[Rule] = &[
 
 /// Files that the VM process has sent: each is a new one, which then takes the name.
 pub(super) const SUPERVISOR_FILES: &[Rule] = &[
+    // Whether it is memory.
+    (SYS_fcntl, Is(1, F_GET_SEALS as u64)),
+    (SYS_pread64, Any),
     (SYS_newfstatat, Any),
     (SYS_openat, Is(2, (O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC) as u64)),
     (SYS_renameat, Any),
