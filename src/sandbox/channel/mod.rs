@@ -17,6 +17,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
@@ -110,6 +111,8 @@ pub(super) fn restore_terminal_in_handler() {
     socket::send_in_handler(DESCRIPTOR.load(Ordering::Relaxed), &[message::RESTORE_TERMINAL]);
 }
 
+/// How long the kernel may take to end this process after the supervisor has gone.
+const MOMENT: Duration = Duration::from_secs(1);
 const GONE: &str = "the supervisor has gone";
 
 impl VmEnd {
@@ -139,7 +142,11 @@ impl VmEnd {
     fn wait(&self) -> anyhow::Result<ToVm> {
         match self.receive(true)? {
             Received::Message(message) => Ok(message),
-            Received::Nothing | Received::End => bail!(GONE),
+            Received::Nothing | Received::End => {
+                // The kernel ends this process then, too, a moment later. What it would say meanwhile is about nothing.
+                std::thread::sleep(MOMENT);
+                bail!(GONE)
+            }
         }
     }
 }
