@@ -8,6 +8,7 @@ use kite::cmd::bench;
 use kite::cmd::doctor;
 use kite::cmd::inspect;
 use kite::cmd::matrix;
+use kite::cmd::run;
 use kite::guest;
 use kite::host::alloc::Heap;
 use kite::host::log;
@@ -15,7 +16,6 @@ use kite::host::messages;
 use kite::host::remedy::Surroundings;
 use kite::host::signals;
 use kite::host::terminal;
-use kite::lifecycle;
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let result = match command {
-        Command::Run(options) => lifecycle::run(&options, begun),
+        Command::Run(options) => run::run(&options, begun),
         Command::Matrix(options) => matrix::run(&options),
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),

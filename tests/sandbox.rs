@@ -195,7 +195,7 @@ fn act_if_told() {
     let acts =
         REFUSED.iter().chain(&FAILING).chain(&ALLOWED).chain(&CHANGING).chain(&SENDING).chain([&FAULT]);
     let act = acts.into_iter().find(|it| it.0 == name).unwrap().1;
-    let options = sandbox::parse(&std::env::var(LAYERS).unwrap()).unwrap();
+    let options = kite::spec::sandbox::parse(&std::env::var(LAYERS).unwrap()).unwrap();
     let report = folder.join("rw/results/report");
     atomic_file::expect(&report).unwrap();
     let image = fs::File::open(folder.join("outside")).unwrap();

@@ -14,11 +14,11 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use crate::spec::net::LONGEST_NAME;
+
 const DEVICE: &str = "/dev/net/tun";
 /// Where the kernel lists interfaces.
 const INTERFACES: &str = "/sys/class/net";
-/// The longest name of an interface in bytes.
-pub const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 
 /// An open tap.
 pub struct Tap {

@@ -5,13 +5,14 @@
 )]
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::ValueParser;
 
-use crate::observe::results::FailOnKtap;
+use crate::spec::command::{CommandSpec, FailOnKtap, RootSpec, UserSpec, VariableSpec};
+use crate::spec::device::ShareSpec;
 use crate::spec::duration;
 
 /// What to run in the guest, and on which files.
@@ -23,8 +24,8 @@ pub struct CommandOptions {
     pub command: Vec<OsString>,
     /// The guest's root folder: a folder of this host's, which never changes, as the guest writes to memory; or `disk`,
     /// the file system on the first --disk [default: /]
-    #[arg(long, value_name = "DIR|disk", requires = "command", value_parser = ValueParser::new(Root::parse))]
-    pub root: Option<Root>,
+    #[arg(long, value_name = "DIR|disk", requires = "command", value_parser = ValueParser::new(RootSpec::parse))]
+    pub root: Option<RootSpec>,
     /// Show the guest a folder, DIR[:GUESTDIR][:rw[,suid]]; with rw it may change it, with suid also leave programs in it
     /// that run as their owner; may be given more than once
     #[arg(long = "share", value_name = "SHARE", requires = "command", value_parser = ValueParser::new(ShareSpec::parse))]
@@ -33,14 +34,14 @@ pub struct CommandOptions {
     #[arg(long, value_name = "DIR", requires = "command")]
     pub cwd: Option<PathBuf>,
     /// Set a variable for the command, NAME=VALUE, or pass on this host's, NAME; may be given more than once
-    #[arg(long = "env", value_name = "VARIABLE", requires = "command", value_parser = ValueParser::new(variable))]
-    pub env: Vec<(String, Option<String>)>,
+    #[arg(long = "env", value_name = "VARIABLE", requires = "command", value_parser = ValueParser::new(VariableSpec::parse))]
+    pub env: Vec<VariableSpec>,
     /// Pass on no variable of this host's but TERM and those that --env names
     #[arg(long, requires = "command")]
     pub clear_env: bool,
     /// Who runs the command, USER[:GROUP], names of the guest's or numbers [default: the same ids as here]
-    #[arg(long, value_name = "USER", requires = "command", value_parser = ValueParser::new(user))]
-    pub user: Option<(String, Option<String>)>,
+    #[arg(long, value_name = "USER", requires = "command", value_parser = ValueParser::new(UserSpec::parse))]
+    pub user: Option<UserSpec>,
     /// End a guest that takes longer, such as 90, 5m or 1h30m, with exit code 124
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, requires = "command", value_parser = ValueParser::new(duration::parse))]
     pub timeout: Option<Duration>,
@@ -70,139 +71,20 @@ pub struct CommandOptions {
 }
 
 impl CommandOptions {
-    /// Whether somebody wants to see all that the kernel says.
-    pub fn shows_kernel(&self) -> bool {
-        self.verbose || self.kernel_log.is_some()
-    }
-}
-
-/// The guest's root folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Root {
-    /// A folder of the host's.
-    Folder(PathBuf),
-    /// The first disk.
-    Disk,
-}
-
-impl Root {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text {
-            "" => Err("it names no folder".to_owned()),
-            "disk" => Ok(Self::Disk),
-            folder => Ok(Self::Folder(folder.into())),
-        }
-    }
-}
-
-/// The value of `--share`: `DIR[:GUESTDIR][:rw[,suid]]`, where GUESTDIR begins with a slash.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ShareSpec {
-    /// The host's folder.
-    pub folder: PathBuf,
-    /// Where the guest sees it, if not at the same place.
-    pub at: Option<PathBuf>,
-    /// Whether the guest may change it.
-    pub writable: bool,
-    /// Whether it may leave set-user-ID programs in it.
-    pub suid: bool,
-}
-
-impl ShareSpec {
-    /// Reads the value of `--share`.
-    ///
-    /// # Errors
-    /// What is wrong with it, in one line.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        const ENDS: [(&str, bool, bool); 4] = [
-            (":rw,suid", true, true),
-            (":rw,nosuid", true, false),
-            (":rw", true, false),
-            (":ro", false, false),
-        ];
-        let end = ENDS
-            .iter()
-            .find_map(|(end, writable, suid)| text.strip_suffix(end).map(|rest| (rest, *writable, *suid)));
-        let (rest, writable, suid) = end.unwrap_or((text, false, false));
-        let (folder, at) = match rest.rfind(":/") {
-            Some(colon) => (&rest[..colon], Some(PathBuf::from(&rest[colon + 1..]))),
-            None => (rest, None),
-        };
-        if let (None, Some((before, word))) = (&at, rest.rsplit_once(':'))
-            && !before.is_empty()
-            && !Path::new(rest).exists()
-        {
-            return Err(format!(
-                "'{word}' is neither rw nor ro, nor a folder of the guest's, which begins with /"
-            ));
-        }
-        if folder.is_empty() {
-            return Err("a share is DIR[:GUESTDIR][:rw[,suid]], such as .:rw or out:/mnt:rw".to_owned());
-        }
-        Ok(Self { folder: folder.into(), at, writable, suid })
-    }
-}
-
-fn variable(text: &str) -> Result<(String, Option<String>), String> {
-    let (name, value) = match text.split_once('=') {
-        Some((name, value)) => (name, Some(value.to_owned())),
-        None => (text, None),
-    };
-    match name.is_empty() {
-        true => Err("a variable is NAME=VALUE or NAME".to_owned()),
-        false => Ok((name.to_owned(), value)),
-    }
-}
-
-fn user(text: &str) -> Result<(String, Option<String>), String> {
-    let (user, group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group)),
-        None => (text, None),
-    };
-    let fits = |name: &str| !name.is_empty() && !name.contains([':', '\n']);
-    match fits(user) && group.is_none_or(fits) {
-        true => Ok((user.to_owned(), group.map(str::to_owned))),
-        false => Err("a user is USER or USER:GROUP, names or numbers".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn share(folder: &str, at: Option<&str>, writable: bool) -> Result<ShareSpec, String> {
-        Ok(ShareSpec { folder: folder.into(), at: at.map(Into::into), writable, suid: false })
-    }
-
-    #[test]
-    fn a_share_may_say_where_and_whether_it_is_written() {
-        assert_eq!(ShareSpec::parse("/a"), share("/a", None, false));
-        assert_eq!(ShareSpec::parse(".:rw"), share(".", None, true));
-        assert_eq!(ShareSpec::parse("a:/b"), share("a", Some("/b"), false));
-        assert_eq!(ShareSpec::parse("a:x:/b/c:rw"), share("a:x", Some("/b/c"), true));
-        assert_eq!(ShareSpec::parse("a:/b:ro"), share("a", Some("/b"), false));
-        for text in [".:rx", ".:rW", ".:mnt", ".:mnt:rw", ".:r", ".:"] {
-            assert!(ShareSpec::parse(text).unwrap_err().contains("neither rw nor ro"), "{text}");
-        }
-        assert_eq!(ShareSpec::parse("a:/b:rw,nosuid"), share("a", Some("/b"), true));
-        let suid = share("a", Some("/b"), true).map(|share| ShareSpec { suid: true, ..share });
-        assert_eq!(ShareSpec::parse("a:/b:rw,suid"), suid);
-        assert!(ShareSpec::parse("").is_err() && ShareSpec::parse(":rw").is_err());
-    }
-
-    #[test]
-    fn a_user_may_have_a_group() {
-        assert_eq!(user("ann"), Ok(("ann".to_owned(), None)));
-        assert_eq!(user("0:5"), Ok(("0".to_owned(), Some("5".to_owned()))));
-        for text in ["", ":", "a:", ":b", "a:b:c"] {
-            assert!(user(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_variable_has_a_name() {
-        assert_eq!(variable("A=b=c"), Ok(("A".to_owned(), Some("b=c".to_owned()))));
-        assert_eq!(variable("A"), Ok(("A".to_owned(), None)));
-        assert!(variable("=b").is_err() && variable("").is_err());
+    /// The command, if there is one.
+    pub(super) fn spec(&self) -> Option<CommandSpec> {
+        (!self.command.is_empty()).then(|| CommandSpec {
+            argv: self.command.clone(),
+            root: self.root.clone(),
+            cwd: self.cwd.clone(),
+            env: self.env.clone(),
+            clear_env: self.clear_env,
+            user: self.user.clone(),
+            timeout: self.timeout,
+            idle_timeout: self.idle_timeout,
+            junit: self.junit.clone(),
+            fail_on_ktap: self.fail_on_ktap,
+            kernel_log: self.kernel_log.clone(),
+        })
     }
 }

@@ -19,6 +19,7 @@ use nix::unistd::geteuid;
 use toml::{Spanned, Value};
 
 use super::{Cli, RunOptions, refusal};
+use crate::spec::command::RootSpec;
 
 mod project;
 
@@ -277,7 +278,7 @@ fn rebase(options: &mut RunOptions, name: &str, folder: &Path) {
         "port" => options.ports.iter_mut().for_each(|port| join(&mut port.path)),
         "share" => command.shares.iter_mut().for_each(|share| join(&mut share.folder)),
         "root" => {
-            if let Some(super::Root::Folder(path)) = &mut command.root {
+            if let Some(RootSpec::Folder(path)) = &mut command.root {
                 join(path);
             }
         }
@@ -292,6 +293,7 @@ fn rebase(options: &mut RunOptions, name: &str, folder: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::command::VariableSpec;
 
     fn of(text: &str, is_project: bool, arguments: &str) -> Result<Box<RunOptions>, String> {
         let folder = tempfile::tempdir().unwrap();
@@ -320,7 +322,7 @@ mod tests {
         assert_eq!(options.more_modules, ["a", "b"]);
         assert_eq!(options.append.as_deref(), Some("quiet x=1"));
         assert_eq!((&options.measure.stats, options.measure.stats_interval.is_some()), (&Some(None), true));
-        assert_eq!(options.command.env, [("A".to_owned(), Some("b".to_owned()))]);
+        assert_eq!(options.command.env, [VariableSpec::parse("A=b").unwrap()]);
         assert!(options.command.timeout.is_some());
     }
 

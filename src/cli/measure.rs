@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::ValueParser;
 
-use crate::spec::duration;
+use crate::spec::{MeasureSpec, StatsSpec, duration};
 
 /// What to measure, and where to tell it.
 #[derive(Args, Debug, Default)]
@@ -28,6 +28,13 @@ pub struct MeasureOptions {
     /// Write when the boot came to what, and the exits until then, as JSON that ui.perfetto.dev shows
     #[arg(long, value_name = "FILE", value_parser = ValueParser::new(file))]
     pub trace: Option<PathBuf>,
+}
+
+impl MeasureOptions {
+    pub(super) fn spec(&self) -> MeasureSpec {
+        let stats = |file: &Option<PathBuf>| StatsSpec { file: file.clone(), interval: self.stats_interval };
+        MeasureSpec { stats: self.stats.as_ref().map(stats), trace: self.trace.clone() }
+    }
 }
 
 fn file(text: &str) -> Result<PathBuf, String> {

@@ -10,31 +10,30 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::anyhow;
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::backend::disk;
-use crate::backend::net;
-use crate::backend::socket;
 use crate::cmd::bench;
 use crate::cmd::inspect;
 use crate::cmd::matrix;
-use crate::sandbox;
-use crate::sandbox::cgroup;
+use crate::spec::RunSpec;
+use crate::spec::device::{DeviceSpec, PortSpec};
+use crate::spec::disk::{self, DiskSpec};
+use crate::spec::limits::{self, CgroupName, Limits};
+use crate::spec::machine::{BootSpec, ConsoleSpec, MachineSpec, OnReboot, default_memory};
+use crate::spec::net::{self, NetSpec};
+use crate::spec::number::{memory_size, whole};
+use crate::spec::sandbox::{self, SandboxSpec};
 
 mod command;
 mod config;
 mod measure;
-mod number;
 pub mod pages;
 mod refusal;
 
-pub use command::{CommandOptions, Root, ShareSpec};
+pub use command::CommandOptions;
 pub use measure::MeasureOptions;
-use number::{MIB, memory_size};
-pub(crate) use number::{bytes, memory_limit, whole};
 
 pub use crate::host::exit_code::{
     CRASHED, DONE, FAILED, NOT_EXECUTABLE, NOT_FOUND, OUT_OF_MEMORY, QUIT, TIMED_OUT,
@@ -180,21 +179,21 @@ pub struct RunOptions {
     /// [,id=SERIAL]; what the guest writes to an ephemeral one is dropped at the end; what looks like qcow2 or another
     /// format is refused, unless it is said to be raw; may be given more than once
     #[arg(long = "disk", value_name = "DISK", value_parser = ValueParser::new(disk::parse), conflicts_with = "no_acpi")]
-    pub disks: Vec<disk::Spec>,
+    pub disks: Vec<DiskSpec>,
     /// Add a network: user[,mac=MAC][,mtu=N][,forward=HOST:GUEST[/udp]...], through passt, without privileges; or
     /// tap=NAME[,mac=MAC][,mtu=N][,queues=N], a tap device of this host, made if need be. A command finds it set up:
     /// by passt, by a DHCP server or a router behind the tap, or by ip=ADDR/LEN[,gw=ADDR][,dns=ADDR...], in IPv4 or
     /// IPv6; ip=none leaves it to the command. May be given more than once
     #[arg(long = "net", value_name = "NETWORK", value_parser = ValueParser::new(net::parse), conflicts_with = "no_acpi")]
-    pub networks: Vec<net::Spec>,
+    pub networks: Vec<NetSpec>,
     /// Where the guest's console is [default: with kite's own initrd, serial for the kernel and virtio for its user
     /// space; with another, serial]
     #[arg(long, value_name = "DEVICE")]
-    pub console: Option<ConsoleDevice>,
+    pub console: Option<ConsoleSpec>,
     /// Connect /dev/virtio-ports/NAME in the guest with a UNIX socket that kite listens on, NAME=PATH; may be given
     /// more than once
-    #[arg(long = "port", value_name = "PORT", value_parser = ValueParser::new(socket::parse), conflicts_with = "no_acpi")]
-    pub ports: Vec<socket::Spec>,
+    #[arg(long = "port", value_name = "PORT", value_parser = ValueParser::new(PortSpec::parse), conflicts_with = "no_acpi")]
+    pub ports: Vec<PortSpec>,
     /// Leave out the balloon, which gives memory that the guest has freed back to the host
     #[arg(long)]
     pub no_balloon: bool,
@@ -211,17 +210,17 @@ pub struct RunOptions {
     /// host allows, require, which ends where that is not all, or none; and LAYER is namespaces, root, capabilities,
     /// no-new-privs, rlimits, landlock or seccomp [default: $KITE_SANDBOX, else auto]
     #[arg(long, value_name = "SANDBOX", value_parser = ValueParser::new(sandbox::parse))]
-    sandbox: Option<sandbox::Options>,
+    sandbox: Option<SandboxSpec>,
     /// Go on where kite expects the guest to fail, as with a stock kernel on PVM
     #[arg(long)]
     pub force: bool,
     /// Put the machine into a cgroup of this name, made for it and removed afterwards [default with --limit: kite-PID]
-    #[arg(long, value_name = "NAME", value_parser = ValueParser::new(cgroup::Name::parse))]
-    pub cgroup: Option<cgroup::Name>,
+    #[arg(long, value_name = "NAME", value_parser = ValueParser::new(CgroupName::parse))]
+    pub cgroup: Option<CgroupName>,
     /// Limit what the machine takes of the host: cpu=CPUS, memory=SIZE, pids=N, io=DEVICE:RATE..., between commas; a RATE
     /// is rbps=SIZE, wbps=SIZE, riops=N or wiops=N; may be given more than once
-    #[arg(long = "limit", value_name = "LIMITS", value_parser = ValueParser::new(cgroup::parse_limits))]
-    pub limits: Vec<cgroup::Limits>,
+    #[arg(long = "limit", value_name = "LIMITS", value_parser = ValueParser::new(limits::parse))]
+    pub limits: Vec<Limits>,
     /// Read no defaults from kite.toml and ~/.config/kite/config.toml
     #[arg(long, overrides_with = "no_config")]
     no_config: bool,
@@ -239,56 +238,77 @@ impl RunOptions {
         !self.command.command.is_empty()
     }
 
-    /// The sandbox: the option's, else the environment's, else whatever the host allows.
+    /// What they ask for, with what the environment says where they do not; checked.
     ///
     /// # Errors
-    /// The environment's makes no sense.
-    pub fn sandbox(&self) -> anyhow::Result<sandbox::Options> {
-        let named = || env::var_os(SANDBOX_VARIABLE).filter(|text| !text.is_empty());
-        match (self.sandbox, named()) {
+    /// They do not go together, or the environment's make no sense, in one line.
+    pub fn spec(&self) -> Result<RunSpec, String> {
+        let command = self.command.spec();
+        let memory = self.memory.unwrap_or(default_memory(command.is_some()));
+        let machine = MachineSpec {
+            cpus: self.cpus,
+            memory,
+            boot: self.boot(),
+            acpi: !self.no_acpi,
+            console: self.console.unwrap_or_default(),
+            devices: self.devices(),
+            test_devices: self.test_devices,
+            on_reboot: self.on_reboot,
+            sandbox: self.sandbox()?,
+            cgroup: self.cgroup.clone(),
+            limits: self.limits()?,
+        };
+        let spec = RunSpec::new(machine, command, self.measure.spec(), self.command.verbose);
+        spec.validate().map(|()| spec)
+    }
+
+    fn boot(&self) -> BootSpec {
+        BootSpec {
+            kernel: self.kernel.clone().or_else(|| variable(KERNEL_VARIABLE).map(PathBuf::from)),
+            initrd: self.initrd.clone(),
+            modules: self.modules.clone(),
+            extra_modules: self.more_modules.clone(),
+            append: self.append.clone(),
+            cmdline: self.cmdline.clone(),
+            force: self.force,
+        }
+    }
+
+    fn devices(&self) -> Vec<DeviceSpec> {
+        let disks = self.disks.iter().cloned().map(DeviceSpec::Disk);
+        let networks = self.networks.iter().cloned().map(DeviceSpec::Net);
+        let shares = self.command.shares.iter().cloned().map(DeviceSpec::Share);
+        let ports = self.ports.iter().cloned().map(DeviceSpec::Port);
+        let balloon = (!self.no_balloon).then_some(DeviceSpec::Balloon {});
+        let rng = (!self.no_rng).then_some(DeviceSpec::Rng {});
+        disks.chain(networks).chain(shares).chain(ports).chain(balloon).chain(rng).collect()
+    }
+
+    /// The sandbox: the option's, else the environment's, else whatever the host allows.
+    fn sandbox(&self) -> Result<SandboxSpec, String> {
+        match (self.sandbox, variable(SANDBOX_VARIABLE)) {
             (Some(option), _) => Ok(option),
-            (None, None) => Ok(sandbox::Options::default()),
+            (None, None) => Ok(SandboxSpec::default()),
             (None, Some(text)) => {
                 let text = text.to_string_lossy();
                 sandbox::parse(&text)
-                    .map_err(|why| anyhow!("invalid value '{text}' for ${SANDBOX_VARIABLE}: {why}"))
+                    .map_err(|why| format!("invalid value '{text}' for ${SANDBOX_VARIABLE}: {why}"))
             }
         }
     }
 
-    /// RAM in bytes.
-    pub fn memory(&self) -> u64 {
-        self.memory.unwrap_or(if self.has_command() { 1024 * MIB } else { 512 * MIB })
-    }
-
-    /// Whether the guest has a virtio console. Without ACPI it cannot find one, and in front of a user space that is
-    /// not kite's two consoles would mean two logins.
-    pub fn has_virtio_console(&self) -> bool {
-        match self.console {
-            None => self.initrd.is_none() && !self.no_acpi && !self.has_command(),
-            Some(device) => device == ConsoleDevice::Virtio,
+    fn limits(&self) -> Result<Limits, String> {
+        let mut limits = Limits::default();
+        for more in &self.limits {
+            limits.add(more.clone()).map_err(|why| format!("--limit: {why}"))?;
         }
+        Ok(limits)
     }
 }
 
-/// Where the guest's console is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ConsoleDevice {
-    /// COM1, which every kernel has from its first line on
-    Serial,
-    /// hvc0, much faster; until its driver is up the kernel prints to COM1
-    Virtio,
-    /// The guest has none
-    None,
-}
-
-/// What a guest's reboot does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnReboot {
-    /// kite ends with exit code 0
-    Exit,
-    /// The guest boots again, in a machine built anew
-    Restart,
+/// A variable of the environment that says something.
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|text| !text.is_empty())
 }
 
 fn process(text: &str) -> Result<u32, String> {
@@ -343,15 +363,15 @@ fn complained(why: &str) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-/// The options of `kite run` with these arguments behind it.
+/// What `kite run` with these arguments behind it is to do.
 ///
 /// # Errors
 /// What is wrong with them, in one line.
-pub fn run_options(arguments: &[OsString]) -> Result<Box<RunOptions>, String> {
+pub fn run_spec(arguments: &[OsString]) -> Result<RunSpec, String> {
     let all: Vec<_> =
         ["kite", "run"].map(OsString::from).into_iter().chain(arguments.iter().cloned()).collect();
     match Cli::try_parse_from(&all).map_err(|error| refusal::why(&error, &all))?.command {
-        Command::Run(options) => Ok(options),
+        Command::Run(options) => options.spec(),
         _ => Err("they are of another command".to_owned()),
     }
 }
@@ -367,7 +387,7 @@ pub fn check(arguments: &[OsString]) -> Result<(), String> {
         _ => refusal::why(&error, &all),
     });
     match command?.command {
-        Command::Run(options) => options.sandbox().map(drop).map_err(|error| format!("{error:#}")),
+        Command::Run(options) => options.spec().map(drop),
         _ => Ok(()),
     }
 }

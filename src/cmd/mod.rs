@@ -1,6 +1,7 @@
-//! The commands beside `kite run`, a folder each.
+//! kite's commands.
 
 pub mod bench;
 pub mod doctor;
 pub mod inspect;
 pub mod matrix;
+pub mod run;

@@ -9,7 +9,7 @@ use boot::initramfs::Archive;
 use super::check_memory;
 use super::devices::{Devices, Extra};
 use super::kernel::{self, Boot};
-use crate::cli::RunOptions;
+use crate::spec::RunSpec;
 
 /// A kernel, its command line and its initrd.
 pub(crate) struct BootPlan {
@@ -19,17 +19,17 @@ pub(crate) struct BootPlan {
 }
 
 impl BootPlan {
-    /// Looks at all that `options` name.
+    /// Looks at all that `spec` names.
     ///
     /// # Errors
-    /// `kite run` would not start with them.
-    pub fn new(options: &RunOptions) -> anyhow::Result<Self> {
-        options.sandbox()?;
-        check_memory(options.memory())?;
-        let path = kernel::kernel_path(options.kernel.as_deref())?;
-        let boot = Boot::prepare(options)?;
-        let devices = Devices::open(options, Extra::default())?;
-        let pieces = kernel::initrd(options, &boot, &devices)?;
+    /// `kite run` would not start with it.
+    pub fn new(spec: &RunSpec) -> anyhow::Result<Self> {
+        let machine = &spec.machine;
+        check_memory(machine.memory)?;
+        let path = kernel::kernel_path(machine.boot.kernel.as_deref())?;
+        let boot = Boot::prepare(spec)?;
+        let devices = Devices::open(machine, Extra::default())?;
+        let pieces = kernel::initrd(&machine.boot, &boot, &devices)?;
         let len = pieces.iter().map(Piece::len).sum();
         Ok(Self { path, boot, initrd: Archive { pieces, len } })
     }

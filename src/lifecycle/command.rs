@@ -4,33 +4,17 @@ use std::env;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::sys::resource::getrlimit;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getegid, geteuid, getgroups};
 
 use super::shares::Shares;
-use crate::cli::{CommandOptions, OnReboot, Root, RunOptions};
 use crate::host::terminal;
+use crate::spec::MachineSpec;
+use crate::spec::command::{CommandSpec, UserSpec, VariableSpec};
 use crate::spec::task::{LIMITS, Task, Terminal, User};
-
-/// What the command line alone does not say of options that do not go together.
-pub(super) fn check(options: &RunOptions) -> anyhow::Result<()> {
-    ensure!(options.initrd.is_none(), "a command needs kite's own initrd: leave out --initrd");
-    ensure!(
-        !options.no_acpi,
-        "a command needs virtio devices, which only ACPI tells of: leave out --no-acpi"
-    );
-    ensure!(options.on_reboot == OnReboot::Exit, "a command is run once: leave out --on-reboot restart");
-    ensure!(!options.test_devices, "a command ends with its own status: leave out --test-devices");
-    ensure!(options.console.is_none(), "a command has streams instead of a console: leave out --console");
-    ensure!(
-        options.command.root != Some(Root::Disk) || !options.disks.is_empty(),
-        "--root disk needs a disk: name one with --disk"
-    );
-    Ok(())
-}
 
 /// What a process has of its caller that no option says.
 pub(super) struct Surroundings {
@@ -63,12 +47,12 @@ pub(super) fn terminal() -> Option<Terminal> {
 }
 
 pub(super) fn task(
-    options: &RunOptions,
+    spec: &MachineSpec,
+    command: &CommandSpec,
     shares: &Shares,
     terminal: Option<Terminal>,
     surroundings: Surroundings,
 ) -> anyhow::Result<Task> {
-    let command = &options.command;
     let here =
         || env::current_dir().context("cannot tell the folder that kite was started in; name one with --cwd");
     let cwd = match &command.cwd {
@@ -76,7 +60,7 @@ pub(super) fn task(
         None => here()?,
     };
     Ok(Task {
-        argv: command.command.clone(),
+        argv: command.argv.clone(),
         env: environment(command),
         cwd: cwd.into(),
         // Another root folder need not have the folder.
@@ -84,16 +68,16 @@ pub(super) fn task(
         user: user(command)?,
         umask: surroundings.umask,
         limits: surroundings.limits,
-        root: shares.root(options),
+        root: shares.root(spec, command),
         shares: shares.mounts.clone(),
-        networks: options.networks.iter().zip(0..).map(|(spec, index)| spec.task(index)).collect(),
+        networks: spec.nets().zip(0..).map(|(spec, index)| spec.task(index)).collect(),
         terminal,
     })
 }
 
-fn environment(command: &CommandOptions) -> Vec<(OsString, OsString)> {
+fn environment(command: &CommandSpec) -> Vec<(OsString, OsString)> {
     let mut env: Vec<_> = env::vars_os().filter(|(name, _)| !command.clear_env || name == "TERM").collect();
-    for (name, value) in &command.env {
+    for VariableSpec { name, value } in &command.env {
         let value = value.as_ref().map(OsString::from).or_else(|| env::var_os(name));
         env.retain(|(known, _)| known != name.as_str());
         env.extend(value.map(|value| (name.into(), value)));
@@ -105,9 +89,9 @@ fn environment(command: &CommandOptions) -> Vec<(OsString, OsString)> {
     env
 }
 
-fn user(command: &CommandOptions) -> anyhow::Result<User> {
+fn user(command: &CommandSpec) -> anyhow::Result<User> {
     Ok(match &command.user {
-        Some((user, group)) => User::Named { user: user.clone(), group: group.clone() },
+        Some(UserSpec { user, group }) => User::Named { user: user.clone(), group: group.clone() },
         None => {
             let groups = getgroups().context("cannot tell the groups of the user")?;
             let groups = groups.into_iter().map(|group| group.as_raw()).collect();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::Builder;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::{Balloon, Target};
 use devices::virtio::console::{self, Port};
@@ -13,9 +13,9 @@ use devices::virtio::rng::Rng;
 use crate::backend::disk;
 use crate::backend::net::Network;
 use crate::backend::socket::Ports;
-use crate::cli::{ConsoleDevice, RunOptions};
 use crate::sandbox::{self, Cleanup};
 use crate::session::Wiring;
+use crate::spec::MachineSpec;
 use crate::vm::machine::Attachment;
 use crate::vm::memory::GuestRam;
 
@@ -53,19 +53,13 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Opens what `options` name.
-    pub fn open(options: &RunOptions, extra: Extra) -> Result<Self> {
-        ensure!(
-            options.console != Some(ConsoleDevice::Virtio) || !options.no_acpi,
-            "--console virtio needs ACPI: leave out --no-acpi"
-        );
-        // Without ACPI the guest cannot know of them.
-        let acpi = !options.no_acpi;
-        let balloon = (acpi && !options.no_balloon).then(Target::new).transpose();
-        let networks = options.networks.iter().zip(0..).map(|(spec, index)| spec.open(index));
-        let disks = options.disks.iter().map(|spec| spec.open(options.cpus)).collect::<Result<_>>()?;
+    /// Opens what `spec` names.
+    pub fn open(spec: &MachineSpec, extra: Extra) -> Result<Self> {
+        let balloon = spec.has_balloon().then(Target::new).transpose();
+        let networks = spec.nets().zip(0..).map(|(spec, index)| spec.open(index));
+        let disks = spec.disks().map(|disk| disk.open(spec.cpus)).collect::<Result<_>>()?;
         let mut networks: Vec<_> = networks.collect::<Result<_>>()?;
-        let mut ports = Ports::open(&options.ports)?;
+        let mut ports = Ports::open(&spec.ports().collect::<Vec<_>>())?;
         let programs = networks.iter_mut().filter_map(Network::take_program).collect();
         let cleanup = Cleanup { names: ports.take_names(), programs, group: None };
         Ok(Self {
@@ -76,7 +70,7 @@ impl Devices {
             more_ports: extra.wiring.ports,
             shares: extra.shares,
             balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
-            rng: acpi && !options.no_rng,
+            rng: spec.has_rng(),
             cleanup,
         })
     }

@@ -1,6 +1,5 @@
 //! What `kite run` boots: which kernel, which initrd, which command line.
 
-use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -16,9 +15,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::devices::Devices;
 use super::modules;
-use crate::cli::{self, ConsoleDevice, KERNEL_VARIABLE, RunOptions};
+use crate::host::messages;
 use crate::session::Conventions;
-use crate::spec::task;
+use crate::spec::machine::{BootSpec, ConsoleSpec};
+use crate::spec::{RunSpec, task};
 use crate::vm::memory::SystemFiles;
 
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
@@ -46,26 +46,27 @@ pub(super) struct Boot {
 }
 
 impl Boot {
-    pub fn prepare(options: &RunOptions) -> anyhow::Result<Self> {
+    pub fn prepare(spec: &RunSpec) -> anyhow::Result<Self> {
+        let (options, has_command) = (&spec.machine.boot, spec.command.is_some());
         let path = kernel_path(options.kernel.as_deref())?;
         let image = Image::open(&path).with_context(|| format!("cannot boot {}", path.display()))?;
         let multiboot = image.protocol == Protocol::Multiboot;
         ensure!(
-            !multiboot || !options.has_command(),
+            !multiboot || !has_command,
             "{} is a Multiboot image, and a command needs Linux",
             path.display()
         );
         // Every Linux names its version; what does not would only crash.
         ensure!(
-            !options.has_command() || options.force || image.version().is_some(),
+            !has_command || options.force || image.version().is_some(),
             "{} is no Linux kernel, and a command needs one; --force tries it",
             path.display()
         );
         let (cmdline, conventions) = match multiboot {
             true => (multiboot_command_line(options, &path), Conventions::None),
-            false => command_line(options),
+            false => command_line(spec),
         };
-        let unit_test = options.test_devices && !image.is_linux();
+        let unit_test = spec.machine.test_devices && !image.is_linux();
         let conventions = if unit_test { Conventions::None } else { conventions };
         ensure!(
             cmdline.len() <= image.cmdline_max,
@@ -87,7 +88,7 @@ impl Boot {
 }
 
 /// The initrd's parts: the user's, or one made of kite itself and the kernel's modules.
-pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
+pub(super) fn initrd(options: &BootSpec, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     match &options.initrd {
         Some(path) => read_initrd(path),
         // Only Linux runs `/init`.
@@ -97,25 +98,23 @@ pub(super) fn initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> an
 }
 
 /// Names the kernel to the user that only the current folder names.
-pub(super) fn say_which_is_built(options: &RunOptions) {
-    let is_named =
-        options.kernel.is_some() || env::var_os(KERNEL_VARIABLE).is_some_and(|path| !path.is_empty());
-    if let Some(path) = kernel::built(Path::new("")).filter(|_| !is_named) {
-        cli::complain(&format!("the kernel is {}, built in this folder", path.display()));
+pub(super) fn say_which_is_built(options: &BootSpec) {
+    if let Some(path) = kernel::built(Path::new("")).filter(|_| options.kernel.is_none()) {
+        messages::complain(&format!("the kernel is {}, built in this folder", path.display()));
     }
 }
 
 /// The kernel that is named, else the one that was built in the current folder, else the newest that is installed.
-pub(super) fn kernel_path(option: Option<&Path>) -> anyhow::Result<PathBuf> {
-    let variable = env::var_os(KERNEL_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    let named = option.map(Path::to_owned).or(variable).or_else(|| kernel::built(Path::new("")));
+pub(super) fn kernel_path(named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let named = named.map(Path::to_owned).or_else(|| kernel::built(Path::new("")));
     kernel::choose(named.as_deref(), Path::new("/")).map_err(|error| anyhow!("{error}: {}", error.fix()))
 }
 
-fn command_line(options: &RunOptions) -> (String, Conventions) {
+fn command_line(spec: &RunSpec) -> (String, Conventions) {
+    let options = &spec.machine.boot;
     let mut line = match &options.cmdline {
         Some(line) => line.clone(),
-        None => format!("{} {CMDLINE}", console(options)),
+        None => format!("{} {CMDLINE}", console(spec)),
     };
     if let Some(more) = &options.append {
         line.push(' ');
@@ -129,7 +128,7 @@ fn command_line(options: &RunOptions) -> (String, Conventions) {
 }
 
 /// What a Multiboot image is told: its name, then the user's words and no others.
-fn multiboot_command_line(options: &RunOptions, image: &Path) -> String {
+fn multiboot_command_line(options: &BootSpec, image: &Path) -> String {
     let more = [&options.cmdline, &options.append];
     let words = std::iter::once(one_word(image)).chain(more.into_iter().flatten().cloned());
     words.collect::<Vec<_>>().join(" ")
@@ -142,21 +141,21 @@ fn one_word(path: &Path) -> String {
 }
 
 /// The words that say where the guest's console is.
-fn console(options: &RunOptions) -> &'static str {
-    match options.console {
+fn console(spec: &RunSpec) -> &'static str {
+    match spec.machine.console {
         // Most of what it says costs a boot more than it tells; a panic and an oops are never quiet.
-        None if options.has_command() && !options.command.shows_kernel() => match options.measure.trace {
+        ConsoleSpec::Auto if spec.command.is_some() && !spec.shows_kernel() => match spec.measure.trace {
             None => "console=ttyS0 quiet oops=panic cryptomgr.notests",
             // Its first line tells when it starts, and so do the words of kite's own `/init`; all the rest is too much.
             Some(_) => "console=ttyS0 loglevel=6 kite.trace oops=panic cryptomgr.notests",
         },
-        None if options.has_command() => "console=ttyS0 oops=panic cryptomgr.notests",
+        ConsoleSpec::Auto if spec.command.is_some() => "console=ttyS0 oops=panic cryptomgr.notests",
         // The kernel's own messages stay with the serial port: a panic prints there whatever has happened before.
-        None if options.has_virtio_console() => "console=ttyS0 kite.console=hvc0",
-        None | Some(ConsoleDevice::Serial) => "console=ttyS0",
+        ConsoleSpec::Auto if spec.has_virtio_console() => "console=ttyS0 kite.console=hvc0",
+        ConsoleSpec::Auto | ConsoleSpec::Serial => "console=ttyS0",
         // An early console gives way to the real one, so that no message is lost and none comes twice.
-        Some(ConsoleDevice::Virtio) => "earlycon=uart8250,io,0x3f8 console=hvc0",
-        Some(ConsoleDevice::None) => "console=null",
+        ConsoleSpec::Virtio => "earlycon=uart8250,io,0x3f8 console=hvc0",
+        ConsoleSpec::None => "console=null",
     }
 }
 
@@ -223,7 +222,7 @@ fn needs_loader(program: &File) -> io::Result<bool> {
 }
 
 /// kite's own executable as `/init`, with the kernel's modules.
-fn build_initrd(options: &RunOptions, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
+fn build_initrd(options: &BootSpec, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
     let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
     let init = own_program().context("cannot open kite's own executable")?;

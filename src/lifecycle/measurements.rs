@@ -12,13 +12,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signalfd::SignalFd;
 
-use crate::cli::MeasureOptions;
 use crate::host::atomic_file;
 use crate::host::signals;
 use crate::host::terminal;
 use crate::observe::stats::Stats;
 use crate::observe::trace::{Mark, Samples, Timeline};
 use crate::sandbox;
+use crate::spec::MeasureSpec;
 use crate::vm::machine::Machine;
 
 /// The thread's stack in bytes; the host gives what is touched of it.
@@ -71,24 +71,25 @@ impl Measurements {
     ///
     /// # Errors
     /// A file cannot be written, or the host refuses a descriptor.
-    pub fn open(options: &MeasureOptions, begun: Instant) -> anyhow::Result<Self> {
-        let files = || options.stats.iter().flatten().chain(&options.trace);
-        options.stats.iter().flatten().try_for_each(|path| atomic_file::expect(path)).context("--stats")?;
-        options.trace.iter().try_for_each(|path| atomic_file::expect(path)).context("--trace")?;
+    pub fn open(spec: &MeasureSpec, begun: Instant) -> anyhow::Result<Self> {
+        let stats = || spec.stats.iter().filter_map(|stats| stats.file.as_ref());
+        let files = || stats().chain(&spec.trace);
+        stats().try_for_each(|path| atomic_file::expect(path)).context("--stats")?;
+        spec.trace.iter().try_for_each(|path| atomic_file::expect(path)).context("--trace")?;
         let names: Vec<_> = files().filter_map(|path| path::absolute(path).ok()).collect();
         ensure!(
             names.len() < 2 || names[0] != names[1],
             "--stats and --trace name one file: {}",
             names[0].display()
         );
-        let target = options.stats.clone().map(Target::of);
+        let target = spec.stats.as_ref().map(|stats| Target::of(stats.file.clone()));
         let questions = target.as_ref().map(|_| signals::take_questions()).transpose()?;
         let timeline = Timeline::new(begun);
         timeline.note("parse options", begun);
         Ok(Self {
             target: target.map(Arc::new),
-            interval: options.stats_interval,
-            trace: options.trace.clone(),
+            interval: spec.stats.as_ref().and_then(|stats| stats.interval),
+            trace: spec.trace.clone(),
             timeline: Arc::new(timeline),
             questions: questions.map(Arc::new),
             watch: None,

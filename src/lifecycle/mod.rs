@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use nix::sys::sysinfo::sysinfo;
 
-use crate::cli::{self, RunOptions};
+use crate::host::exit_code;
 use crate::host::messages;
 use crate::sandbox;
+use crate::spec::RunSpec;
 
 pub(crate) use boot_plan::BootPlan;
 
@@ -26,11 +27,9 @@ pub(crate) use boot_plan::BootPlan;
 ///
 /// # Errors
 /// kite or the host failed.
-pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
-    // Refused before anything is made.
-    options.sandbox()?;
-    kernel::say_which_is_built(options);
-    supervise::run(options, begun)
+pub fn run(spec: &RunSpec, begun: Instant) -> anyhow::Result<u8> {
+    kernel::say_which_is_built(&spec.machine.boot);
+    supervise::run(spec, begun)
 }
 
 /// More memory than the host has can only end in the host's killing things.
@@ -53,7 +52,7 @@ const BRIEF: Duration = Duration::from_secs(1);
 pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     use nix::sys::signal::{SigSet, Signal, raise};
     if sandbox::end_by(signal) {
-        return Ok(cli::FAILED);
+        return Ok(exit_code::FAILED);
     }
     let signal = Signal::try_from(signal).context("an unknown signal")?;
     messages::flush(|stuck| stuck > BRIEF);

@@ -7,10 +7,10 @@ use boot::kernel::Image;
 use boot::modules::{self, ModuleFile, Modules, TRANSPORT};
 
 use super::devices::Devices;
-use crate::cli::RunOptions;
+use crate::spec::machine::BootSpec;
 
 /// The folder of the kernel's modules: the one that is named, or the kernel's own.
-pub(super) fn folder(options: &RunOptions, kernel: &Path, version: Option<&str>) -> Option<PathBuf> {
+pub(super) fn folder(options: &BootSpec, kernel: &Path, version: Option<&str>) -> Option<PathBuf> {
     options.modules.clone().or_else(|| modules::of_kernel(kernel, version))
 }
 
@@ -20,13 +20,13 @@ pub(super) fn folder(options: &RunOptions, kernel: &Path, version: Option<&str>)
 /// # Errors
 /// A module that is needed is missing, or the user has named some and there is no folder.
 pub(super) fn to_load(
-    options: &RunOptions,
+    options: &BootSpec,
     image: &Image,
     folder: Option<&Path>,
     devices: &Devices,
 ) -> anyhow::Result<Vec<ModuleFile>> {
     let Some(folder) = folder else {
-        let name = options.more_modules.first();
+        let name = options.extra_modules.first();
         ensure!(
             name.is_none(),
             "cannot load module {}: there is no folder of modules for kernel {}; name it with --modules DIR",
@@ -38,7 +38,7 @@ pub(super) fn to_load(
     let (needed, optional) = devices.modules();
     let mut names = vec![TRANSPORT];
     names.extend(needed);
-    names.extend(options.more_modules.iter().map(String::as_str));
+    names.extend(options.extra_modules.iter().map(String::as_str));
     Modules::open(folder)
         .and_then(|modules| modules.resolve(&names, &optional))
         .context("cannot find the kernel's modules")

@@ -9,8 +9,6 @@ use super::command::{self, Surroundings};
 use super::devices::{Devices, Extra};
 use super::kernel::Boot;
 use super::shares::Shares;
-use crate::backend::net;
-use crate::cli::{OnReboot, RunOptions};
 use crate::guest;
 use crate::host::rss;
 use crate::host::signals::Signals;
@@ -19,7 +17,8 @@ use crate::session::Session;
 use crate::session::command::results::Results;
 use crate::session::command::{CommandSession, KernelLog, Limits};
 use crate::session::console::{self, Console};
-use crate::spec::task;
+use crate::spec::machine::OnReboot;
+use crate::spec::{RunSpec, task};
 
 /// Everything that is open.
 pub(super) struct Resources {
@@ -32,45 +31,40 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// Opens what `options` name. With `parts`, kite is to be two processes.
+    /// Opens what `spec` names. With `parts`, kite is to be two processes.
     ///
     /// # Errors
-    /// Something that they name cannot be opened, or does not go with the rest.
+    /// Something that it names cannot be opened.
     pub fn open(
-        options: &RunOptions,
+        spec: &RunSpec,
         results: &Results<'_>,
         parts: bool,
         timeline: &Arc<Timeline>,
     ) -> anyhow::Result<Self> {
         let begun = Instant::now();
-        let surroundings = options.has_command().then(Surroundings::now).transpose()?;
+        let surroundings = spec.command.as_ref().map(|_| Surroundings::now()).transpose()?;
         rss::keep_one_heap();
-        check_memory(options.memory())?;
-        let mut shares = if options.has_command() {
-            command::check(options)?;
-            Shares::open(&options.command)?
-        } else {
-            options.networks.iter().try_for_each(net::Spec::check_without_command)?;
-            Shares::default()
+        check_memory(spec.machine.memory)?;
+        let mut shares = match &spec.command {
+            Some(command) => Shares::open(&spec.machine, command)?,
+            None => Shares::default(),
         };
-        let mut boot = timeline.phase("open the kernel", || Boot::prepare(options))?;
+        let mut boot = timeline.phase("open the kernel", || Boot::prepare(spec))?;
         let terminal = surroundings.as_ref().and_then(|_| command::terminal());
-        let log = match surroundings {
-            Some(surroundings) => {
+        let log = match spec.command.as_ref().zip(surroundings) {
+            Some((command, surroundings)) => {
                 if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
                     shares.add_modules(modules, &version)?;
                 }
-                let task = command::task(options, &shares, terminal, surroundings)?;
+                let task = command::task(&spec.machine, command, &shares, terminal, surroundings)?;
                 boot.task = Some(task::encode(&task));
-                let command = &options.command;
-                Some(KernelLog::new(command.kernel_log.as_deref(), command.verbose, timeline.clone())?)
+                Some(KernelLog::new(command.kernel_log.as_deref(), spec.verbose, timeline.clone())?)
             }
             None => None,
         };
         let signals = Signals::take_over(parts)?;
-        let session: Box<dyn Session> = match log {
-            Some(log) => {
-                let command = &options.command;
+        let session: Box<dyn Session> = match spec.command.as_ref().zip(log) {
+            Some((command, log)) => {
                 let limits =
                     Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
                 Box::new(CommandSession::new(terminal, log, limits, results.tee(), timeline.clone())?)
@@ -78,15 +72,15 @@ impl Resources {
             None => {
                 let setup = console::Setup {
                     prefers_hvc: guest::prefers_hvc(&boot.cmdline),
-                    has_hvc: options.has_virtio_console(),
-                    restarts: options.on_reboot == OnReboot::Restart,
+                    has_hvc: spec.has_virtio_console(),
+                    restarts: spec.machine.on_reboot == OnReboot::Restart,
                 };
                 Box::new(Console::new(setup, timeline.clone())?)
             }
         };
         let folders = shares.paths();
         let extra = Extra { wiring: session.wiring(), shares: shares.into_folders() };
-        let devices = timeline.phase("open the devices", || Devices::open(options, extra))?;
+        let devices = timeline.phase("open the devices", || Devices::open(&spec.machine, extra))?;
         Ok(Self { boot, signals, session, devices, folders })
     }
 }

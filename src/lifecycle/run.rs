@@ -12,13 +12,15 @@ use super::devices::Devices;
 use super::kernel::{self, Boot};
 use super::measurements::Measurements;
 use super::resources::Resources;
-use crate::cli::{OnReboot, RunOptions};
 use crate::host::terminal;
 use crate::observe::trace::Timeline;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::{self, Fork, InheritedFds, VmProcess};
 use crate::session::command::results::Results;
 use crate::session::{End, Next, Outcome, Stopped, event_loop};
+use crate::spec::RunSpec;
+use crate::spec::machine::OnReboot;
+use crate::spec::sandbox::SandboxSpec;
 use crate::vm;
 use crate::vm::load::Guest;
 use crate::vm::machine::{Board, Machine};
@@ -26,14 +28,14 @@ use crate::vm::memory::GuestRam;
 
 /// Runs the guest to its end, in this process or another one, which is put into the group if there is one.
 pub(super) fn run(
-    options: &RunOptions,
+    spec: &RunSpec,
     begun: Instant,
     inherited: InheritedFds,
     group: Option<Cgroup>,
 ) -> anyhow::Result<Fork<Outcome>> {
-    let measurements = Measurements::open(&options.measure, begun)?;
-    let results = Results::new(&options.command)?;
-    let mut outcome = match to_its_end(options, &results, measurements, inherited, group) {
+    let measurements = Measurements::open(&spec.measure, begun)?;
+    let results = Results::new(spec.command.as_ref())?;
+    let mut outcome = match to_its_end(spec, &results, measurements, inherited, group) {
         // The VM process writes the results.
         Ok(Fork::Supervisor(supervisor)) => return Ok(Fork::Supervisor(supervisor)),
         Ok(Fork::Vm(outcome)) => Ok(outcome),
@@ -44,34 +46,34 @@ pub(super) fn run(
 }
 
 fn to_its_end(
-    options: &RunOptions,
+    spec: &RunSpec,
     results: &Results<'_>,
     mut measurements: Measurements,
     inherited: InheritedFds,
     group: Option<Cgroup>,
 ) -> anyhow::Result<Fork<Outcome>> {
     let timeline = measurements.timeline().clone();
-    let sandbox = options.sandbox()?;
-    let parts = sandbox.splits() || group.is_some();
+    let machine_spec = &spec.machine;
+    let parts = machine_spec.sandbox.splits() || group.is_some();
     let Resources { boot, signals, mut session, mut devices, folders } =
-        Resources::open(options, results, parts, &timeline)?;
-    let mut process = match fork(sandbox, inherited, &mut devices, group)? {
+        Resources::open(spec, results, parts, &timeline)?;
+    let mut process = match fork(machine_spec.sandbox, inherited, &mut devices, group)? {
         Fork::Vm(process) => process,
         Fork::Supervisor(supervisor) => return Ok(Fork::Supervisor(supervisor)),
     };
     process.part_shares(devices.shares(), &folders);
     process.part_files();
-    let mut plan = Plan::new(options, &boot, &devices, &timeline);
+    let mut plan = Plan::new(spec, &boot, &devices, &timeline);
     loop {
         let mut machine = plan.build(&devices, session.serial_host(), &timeline)?;
         let needs = sandbox::Needs {
-            streams: options.has_command(),
-            test_devices: options.test_devices,
-            restart: options.on_reboot == OnReboot::Restart,
+            streams: spec.command.is_some(),
+            test_devices: machine_spec.test_devices,
+            restart: machine_spec.on_reboot == OnReboot::Restart,
             stats: measurements.are_read(),
-            ..devices.needs(options.cpus)
+            ..devices.needs(machine_spec.cpus)
         };
-        for lack in process.lock(needs)?.iter().filter(|_| options.command.verbose) {
+        for lack in process.lock(needs)?.iter().filter(|_| spec.verbose) {
             terminal::tell(lack);
         }
         devices.start()?;
@@ -106,7 +108,7 @@ const LOADER_STACK: usize = 256 << 10;
 
 /// What every machine of a run has in common.
 struct Plan<'a> {
-    options: &'a RunOptions,
+    spec: &'a RunSpec,
     board: Board,
     boot: &'a Boot,
     /// KVM, or why there is none.
@@ -116,17 +118,18 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(options: &'a RunOptions, boot: &'a Boot, devices: &Devices, timeline: &Timeline) -> Self {
+    fn new(spec: &'a RunSpec, boot: &'a Boot, devices: &Devices, timeline: &Timeline) -> Self {
+        let machine = &spec.machine;
         let board = Board {
-            cpus: options.cpus,
-            ram: options.memory(),
-            acpi: !options.no_acpi,
+            cpus: machine.cpus,
+            ram: machine.memory,
+            acpi: machine.acpi,
             virtio: devices.count(),
-            test_devices: options.test_devices,
+            test_devices: machine.test_devices,
         };
         // That there is no KVM is reported once everything else is known to be well.
         let kvm = timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"));
-        Self { options, board, boot, kvm, initrd: None }
+        Self { spec, board, boot, kvm, initrd: None }
     }
 
     /// Builds a machine and loads the guest.
@@ -136,7 +139,7 @@ impl<'a> Plan<'a> {
         host: Box<dyn Host>,
         timeline: &Timeline,
     ) -> anyhow::Result<Machine> {
-        let Self { options, board, boot, kvm, initrd } = self;
+        let Self { spec, board, boot, kvm, initrd } = self;
         let board = *board;
         let ram = timeline.phase("memory", || GuestRam::new(board.ram))?;
         let ram = Arc::new(ram.relying_on(boot.system.clone()));
@@ -144,7 +147,8 @@ impl<'a> Plan<'a> {
             let initrd = match initrd {
                 Some(initrd) => initrd,
                 None => {
-                    let made = timeline.phase("make the initrd", || kernel::initrd(options, boot, devices));
+                    let made = timeline
+                        .phase("make the initrd", || kernel::initrd(&spec.machine.boot, boot, devices));
                     initrd.insert(made?)
                 }
             };
@@ -172,12 +176,12 @@ impl<'a> Plan<'a> {
 
 /// Forks kite, if there is to be a sandbox or a group.
 fn fork(
-    options: sandbox::Options,
+    sandbox: SandboxSpec,
     inherited: InheritedFds,
     devices: &mut Devices,
     group: Option<Cgroup>,
 ) -> anyhow::Result<Fork<VmProcess>> {
     let cleanup = devices.cleanup();
     cleanup.group = group;
-    sandbox::fork(options, inherited, cleanup)
+    sandbox::fork(sandbox, inherited, cleanup)
 }

@@ -13,7 +13,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{getegid, getgroups};
 
-use crate::cli::{CommandOptions, Root, RunOptions};
+use crate::spec::MachineSpec;
+use crate::spec::command::{CommandSpec, RootSpec};
 use crate::spec::task;
 
 /// The tag of the root folder.
@@ -41,29 +42,29 @@ impl Shares {
     ///
     /// # Errors
     /// A folder cannot be opened, or two are to be mounted at one place.
-    pub fn open(command: &CommandOptions) -> anyhow::Result<Self> {
+    pub fn open(spec: &MachineSpec, command: &CommandSpec) -> anyhow::Result<Self> {
         more_descriptors();
         let root_is_here = command.root.is_none();
         let mut this = Self { folders: Vec::new(), paths: Vec::new(), mounts: Vec::new(), root_is_here };
-        match command.root.clone().unwrap_or(Root::Folder("/".into())) {
-            Root::Folder(folder) => this.add(ROOT, &folder, false)?,
-            Root::Disk => {}
+        match command.root.clone().unwrap_or(RootSpec::Folder("/".into())) {
+            RootSpec::Folder(folder) => this.add(ROOT, &folder, false)?,
+            RootSpec::Disk => {}
         }
-        for (spec, number) in command.shares.iter().zip(1..) {
+        for (share, number) in spec.shares().zip(1..) {
             let tag = format!("share{number}");
-            let at = place(&spec.folder, spec.at.as_deref())?;
+            let at = place(&share.folder, share.at.as_deref())?;
             ensure!(
                 this.mounts.iter().all(|mount| mount.at != at.as_os_str()),
                 "two shares are to be at {} in the guest",
                 at.display()
             );
-            this.add(&tag, &spec.folder, spec.writable)?;
+            this.add(&tag, &share.folder, share.writable)?;
             if let Some(folder) = this.folders.last_mut() {
                 // A folder that somebody names is small beside the root, and may have lists of who may do what.
-                (folder.attributes, folder.suid) = (true, spec.suid);
+                (folder.attributes, folder.suid) = (true, share.suid);
             }
-            let nosuid = spec.writable && !spec.suid;
-            this.mounts.push(task::Share { tag, at: at.into(), writable: spec.writable, nosuid });
+            let nosuid = share.writable && !share.suid;
+            this.mounts.push(task::Share { tag, at: at.into(), writable: share.writable, nosuid });
         }
         Ok(this)
     }
@@ -127,9 +128,9 @@ impl Shares {
     }
 
     /// What the guest's root folder is.
-    pub fn root(&self, options: &RunOptions) -> task::Root {
-        match (&options.command.root, options.disks.first()) {
-            (Some(Root::Disk), Some(disk)) => task::Root::Disk { readonly: disk.readonly },
+    pub fn root(&self, spec: &MachineSpec, command: &CommandSpec) -> task::Root {
+        match (&command.root, spec.disks().next()) {
+            (Some(RootSpec::Disk), Some(disk)) => task::Root::Disk { readonly: disk.readonly },
             _ => task::Root::Share { tag: ROOT.to_owned() },
         }
     }

@@ -7,59 +7,56 @@ use std::time::Instant;
 use anyhow::anyhow;
 
 use super::{die_by, run as machine};
-use crate::cli::{self, RunOptions};
+use crate::host::exit_code;
+use crate::host::messages;
 use crate::host::signals;
-use crate::sandbox::cgroup::{Cgroup, Limits, Name};
+use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::{End, Fork, InheritedFds, Supervisor};
 use crate::session::Outcome;
 use crate::session::command::results::Results;
+use crate::spec::limits::{CgroupName, Limits};
+use crate::spec::{MachineSpec, RunSpec};
 
 /// Runs the guest to its end; returns the exit code.
-pub(super) fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
+pub(super) fn run(spec: &RunSpec, begun: Instant) -> anyhow::Result<u8> {
     let inherited = InheritedFds::now();
-    let run = machine::run(options, begun, inherited, group(options)?);
-    match run.map_err(|error| with_limit(error, &options.limits))? {
+    let run = machine::run(spec, begun, inherited, group(&spec.machine)?);
+    match run.map_err(|error| with_limit(error, &spec.machine.limits))? {
         Fork::Vm(Outcome { signal: Some(signal), .. }) => die_by(signal),
         Fork::Vm(outcome) => Ok(outcome.code),
-        Fork::Supervisor(supervisor) => supervise(options, *supervisor),
+        Fork::Supervisor(supervisor) => supervise(spec, *supervisor),
     }
 }
 
 /// An error, with the limit that it may come from.
-fn with_limit(error: anyhow::Error, limits: &[Limits]) -> anyhow::Error {
+fn with_limit(error: anyhow::Error, limits: &Limits) -> anyhow::Error {
     let errno = error.root_cause().downcast_ref().and_then(io::Error::raw_os_error);
-    match limits.iter().find_map(|limits| limits.pids).filter(|_| errno == Some(libc::EAGAIN)) {
+    match limits.pids.filter(|_| errno == Some(libc::EAGAIN)) {
         Some(most) => anyhow!("{error:#}; --limit pids={most} is too few for this machine: raise it"),
         None => error,
     }
 }
 
 /// The group, if there is to be one.
-fn group(options: &RunOptions) -> anyhow::Result<Option<Cgroup>> {
-    if options.cgroup.is_none() && options.limits.is_empty() {
+fn group(machine: &MachineSpec) -> anyhow::Result<Option<Cgroup>> {
+    if machine.cgroup.is_none() && machine.limits.is_empty() {
         return Ok(None);
     }
-    let mut limits = Limits::default();
-    for more in &options.limits {
-        limits.add(more.clone()).map_err(|why| anyhow!("--limit: {why}"))?;
-    }
-    let name = options.cgroup.clone().unwrap_or_else(Name::of_this_process);
-    Cgroup::create(&name, &limits).map(Some)
+    let name = machine.cgroup.clone().unwrap_or_else(CgroupName::of_this_process);
+    Cgroup::create(&name, &machine.limits).map(Some)
 }
 
 /// Supervises the VM process to its end, and ends as it does; the user is told why if that process could not tell itself.
-fn supervise(options: &RunOptions, supervisor: Supervisor) -> anyhow::Result<u8> {
+fn supervise(spec: &RunSpec, supervisor: Supervisor) -> anyhow::Result<u8> {
     let end = supervisor.run()?;
     // All that is left is to say how it ended, to a reader who may not read.
     signals::release();
     match end {
         End::OutOfMemory(why) => {
             let why = format!("the host killed the machine: {why}");
-            cli::complain(&why);
-            if options.has_command() {
-                Results::record_failure(&options.command, &why)?;
-            }
-            Ok(cli::OUT_OF_MEMORY)
+            messages::complain(&why);
+            Results::record_failure(spec.command.as_ref(), &why)?;
+            Ok(exit_code::OUT_OF_MEMORY)
         }
         End::Exited(code) => Ok(code),
         End::Signalled(signal) => die_by(signal),

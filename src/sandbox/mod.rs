@@ -12,7 +12,6 @@ mod cleanup;
 mod file_proxy;
 mod fork;
 mod landlock;
-mod options;
 mod privileges;
 mod read_only;
 mod root;
@@ -31,11 +30,11 @@ use nix::errno::Errno;
 
 use crate::host::atomic_file;
 use crate::host::confinement::Confinement;
+use crate::spec::sandbox::{Layer, Mode, SandboxSpec, without as left_out};
 use channel::FromVm;
 pub use cleanup::{Chores, Cleanup};
 pub(crate) use fork::reset;
 use fork::{Apart, Forked};
-pub use options::{Layer, Mode, Options, parse};
 pub use seccomp::{Needs, Thread, listing as calls};
 pub use supervisor::{End, Supervisor};
 pub use vm_process::VmProcess;
@@ -64,7 +63,7 @@ pub enum Fork<T> {
 /// # Errors
 /// The host has no process or thread left, or refuses the group.
 pub fn fork(
-    options: Options,
+    options: SandboxSpec,
     inherited: InheritedFds,
     cleanup: &mut Cleanup,
 ) -> anyhow::Result<Fork<VmProcess>> {
@@ -116,12 +115,12 @@ fn no_new_privs() -> anyhow::Result<()> {
 
 /// The layers that this host does not allow, and why.
 struct Lacks {
-    options: Options,
+    options: SandboxSpec,
     list: Vec<(Layer, String)>,
 }
 
 impl Lacks {
-    fn new(options: Options) -> Self {
+    fn new(options: SandboxSpec) -> Self {
         Self { options, list: Vec::new() }
     }
 
@@ -159,7 +158,7 @@ impl Lacks {
             "the sandbox is required, and this host allows it in part: {}; or leave that out with \
              --sandbox=require,{}",
             lacks.join("; "),
-            options::without(&without.collect::<Vec<_>>())
+            left_out(&without.collect::<Vec<_>>())
         )
     }
 }
@@ -259,6 +258,7 @@ fn with_confinement(error: anyhow::Error) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::sandbox::parse;
 
     #[test]
     fn what_require_says_to_leave_out_is_an_option() {

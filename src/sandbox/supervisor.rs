@@ -25,13 +25,14 @@ use super::cgroup::Cgroup;
 use super::channel::{FromVm, Inbox, Lie, ToVm};
 use super::file_proxy::FileProxy;
 use super::{
-    Chores, Cleanup, InheritedFds, Lacks, Layer, Options, Thread, close_as, landlock, no_new_privs,
-    privileges, seccomp,
+    Chores, Cleanup, InheritedFds, Lacks, Layer, Thread, close_as, landlock, no_new_privs, privileges,
+    seccomp,
 };
 use crate::host::atomic_file;
 use crate::host::messages;
 use crate::host::signals;
 use crate::host::terminal::Saved;
+use crate::spec::sandbox::SandboxSpec;
 
 /// How many messages are looked at before signals are.
 const BATCH: usize = 64;
@@ -49,7 +50,7 @@ pub(super) fn restore_terminal() {
 
 /// The supervisor of a VM process, which ends when this is dropped.
 pub struct Supervisor {
-    options: Options,
+    options: SandboxSpec,
     inherited: InheritedFds,
     cleanup: Cleanup,
     vm: Pid,
@@ -82,7 +83,7 @@ impl Supervisor {
     /// # Errors
     /// The host refuses a descriptor.
     pub(super) fn new(
-        options: Options,
+        options: SandboxSpec,
         inherited: InheritedFds,
         cleanup: Cleanup,
         vm: Pid,

@@ -14,13 +14,14 @@ use crate::host::atomic_file;
 
 use super::fork::Apart;
 use super::{
-    InheritedFds, KEPT, Lacks, Layer, Mode, Needs, Options, READ, channel, landlock, no_new_privs,
-    privileges, read_only, root, seccomp, shares, with_confinement,
+    InheritedFds, KEPT, Lacks, Layer, Mode, Needs, READ, channel, landlock, no_new_privs, privileges,
+    read_only, root, seccomp, shares, with_confinement,
 };
+use crate::spec::sandbox::SandboxSpec;
 
 /// The process that has the machine, on its way into the sandbox; kite's only process where there is no fork.
 pub struct VmProcess {
-    options: Options,
+    options: SandboxSpec,
     apart: Apart,
     inherited: InheritedFds,
     lacks: Lacks,
@@ -30,7 +31,7 @@ pub struct VmProcess {
 }
 
 impl VmProcess {
-    pub(super) fn new(options: Options, inherited: InheritedFds, apart: Apart, lacks: Lacks) -> Self {
+    pub(super) fn new(options: SandboxSpec, inherited: InheritedFds, apart: Apart, lacks: Lacks) -> Self {
         Self { options, apart, inherited, lacks, shares: Vec::new(), locked: false }
     }
 

@@ -1,4 +1,18 @@
-//! What a machine and a command are, as plain data.
+//! What a machine and a command are, as plain data: the one description that everything else is built from.
 
+pub mod command;
+pub mod device;
+pub mod disk;
 pub mod duration;
+pub mod limits;
+pub mod machine;
+pub mod net;
+pub mod number;
+mod run;
+pub mod sandbox;
 pub mod task;
+mod text;
+
+pub use command::CommandSpec;
+pub use machine::MachineSpec;
+pub use run::{MeasureSpec, RunSpec, StatsSpec};

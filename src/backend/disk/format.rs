@@ -96,7 +96,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::{Command, Stdio};
 
-    use crate::backend::disk::parse;
+    use crate::spec::disk::parse;
 
     /// The refusal of a file, and that with `raw` there is none, whatever else the guest may do.
     fn refused(path: &Path, cure: &str) -> String {

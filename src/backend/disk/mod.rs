@@ -1,4 +1,4 @@
-//! `--disk`: its value as data, and the image or block device behind it, opened and locked.
+//! Disks: the image or block device behind one, opened and locked.
 
 mod format;
 mod lock;
@@ -13,10 +13,12 @@ use std::thread;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use boot::GuestMemory;
-use devices::virtio::block::disk::{Blocks, Disk, SECTOR, SERIAL};
-use devices::virtio::block::{Block, MAX_QUEUES, QUEUE_SIZE, engine};
+use devices::virtio::block::disk::{Blocks, Disk, SECTOR};
+use devices::virtio::block::{Block, QUEUE_SIZE, engine};
 use devices::virtio::{Copies, VirtioDevice};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::spec::disk::DiskSpec;
 
 /// Queues that a disk has at most if nobody says how many.
 const DEFAULT_QUEUES: u32 = 16;
@@ -25,29 +27,6 @@ const DIRECT_ALIGN: u32 = 4096;
 /// The stack of a thread that does disk I/O: it calls nothing deep.
 const STACK: usize = 64 << 10;
 
-/// The value of `--disk`: `PATH`, or `path=PATH[,readonly][,ephemeral][,direct][,raw][,queues=N][,id=SERIAL]`.
-///
-/// A value that begins with one of these words and `=` is a list, and so is one that begins with `readonly,`,
-/// `ephemeral,`, `direct,` or `raw,`; in a list `,,` stands for a comma. Any other value is a path as a whole, whatever it holds; if there is nothing of that
-/// name, one that looks like a list is refused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Spec {
-    /// The image or block device.
-    pub path: PathBuf,
-    /// The guest may only read.
-    pub readonly: bool,
-    /// The guest writes, and the file never changes.
-    pub ephemeral: bool,
-    /// Around the host's page cache.
-    pub direct: bool,
-    /// It is raw, whatever it looks like.
-    pub raw: bool,
-    /// How many queues; the number of vCPUs, at most 16, if none is given.
-    pub queues: Option<u16>,
-    /// The serial number that the guest sees.
-    pub id: String,
-}
-
 /// A disk that is open. It outlives a guest's reboot, and with it what was written to an ephemeral one.
 #[derive(Clone, Debug)]
 pub struct Open {
@@ -55,92 +34,7 @@ pub struct Open {
     queues: u16,
 }
 
-/// Reads the value of `--disk`.
-///
-/// # Errors
-/// What is wrong with it, in one line.
-pub fn parse(text: &str) -> Result<Spec, String> {
-    const KEYS: [&str; 3] = ["path=", "queues=", "id="];
-    const FLAGS: [&str; 4] = ["readonly,", "ephemeral,", "direct,", "raw,"];
-    let mut spec = Spec::default();
-    if KEYS.iter().chain(&FLAGS).any(|word| text.starts_with(word)) {
-        for part in split(text) {
-            spec.set(&part)?;
-        }
-    } else if let Some(why) = meant_as_list(text) {
-        return Err(why);
-    } else {
-        spec.path = text.into();
-    }
-    match spec.path.as_os_str().is_empty() {
-        true => Err("it names no file; such as --disk disk.img or --disk path=disk.img,readonly".to_owned()),
-        false => Ok(spec),
-    }
-}
-
-/// Why a value that is the path of nothing looks like a list: it begins with another word and `=`, as QEMU's do, or ends
-/// with an option.
-fn meant_as_list(text: &str) -> Option<String> {
-    if Path::new(text).exists() {
-        return None;
-    }
-    if let Some(path) = text.strip_suffix(":ro").filter(|path| !path.is_empty()) {
-        return Some(format!("options need a path by name: path={path},readonly"));
-    }
-    let (first, rest) = text.split_once(',').map_or((text, ""), |(first, rest)| (first, rest));
-    let word = first.split_once('=').map_or("", |(word, _)| word);
-    if !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase()) {
-        return Some(unknown(first));
-    }
-    (Spec::default().set(rest.split(',').next()?).is_ok() && !first.is_empty())
-        .then(|| format!("options need a path by name: path={text}"))
-}
-
-/// The parts between single commas; a double one stands for a comma.
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        if char == ',' && chars.next_if_eq(&',').is_none() {
-            parts.push(String::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(char);
-        }
-    }
-    parts
-}
-
-fn unknown(part: &str) -> String {
-    format!(
-        "unknown option '{part}'; there are path=, readonly, ephemeral, direct, raw, queues= and id=, and a comma in a path \
-         is written ',,'"
-    )
-}
-
-impl Spec {
-    fn set(&mut self, part: &str) -> Result<(), String> {
-        match part.split_once('=') {
-            None if part == "readonly" => self.readonly = true,
-            None if part == "ephemeral" => self.ephemeral = true,
-            None if part == "direct" => self.direct = true,
-            None if part == "raw" => self.raw = true,
-            Some(("path", path)) if self.path.as_os_str().is_empty() => self.path = path.into(),
-            Some(("path", _)) => return Err("a second path=; give --disk once for each disk".to_owned()),
-            Some(("queues", count)) => {
-                let count = count.parse().ok().filter(|count| (1..=MAX_QUEUES).contains(count));
-                self.queues = Some(count.ok_or(format!("queues= is a number from 1 to {MAX_QUEUES}"))?);
-            }
-            Some(("id", id)) if id.len() <= SERIAL && id.bytes().all(|byte| matches!(byte, b' '..=b'~')) => {
-                self.id = id.to_owned();
-            }
-            Some(("id", _)) => {
-                return Err(format!("id= has at most {SERIAL} characters, printable ASCII"));
-            }
-            _ => return Err(unknown(part)),
-        }
-        Ok(())
-    }
-
+impl DiskSpec {
     /// Opens and locks the disk, for a machine of so many vCPUs.
     ///
     /// # Errors
@@ -305,6 +199,7 @@ fn limit(device: u64, name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::disk::parse;
 
     fn image(bytes: &[u8]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -312,58 +207,12 @@ mod tests {
         file
     }
 
-    fn spec(path: &Path, word: &str) -> Spec {
+    fn spec(path: &Path, word: &str) -> DiskSpec {
         parse(&format!("path={}{word}", path.display())).unwrap()
     }
 
-    fn error(spec: &Spec) -> String {
+    fn error(spec: &DiskSpec) -> String {
         format!("{:#}", spec.open(1).unwrap_err())
-    }
-
-    #[test]
-    fn values_are_paths_or_lists() {
-        let path = |path: &str| Spec { path: path.into(), ..Spec::default() };
-        let folder = tempfile::tempdir().unwrap();
-        let odd = folder.path().join("x,readonly");
-        fs::write(&odd, "").unwrap();
-        for text in ["disk.img", "a,b=c", "readonly", "/dev/vda", "=", odd.to_str().unwrap()] {
-            assert_eq!(parse(text), Ok(path(text)));
-        }
-        for text in ["x,readonly", "x:ro", "file=", "file=x,format=raw", "paths=x"] {
-            assert!(parse(text).is_err(), "{text}");
-        }
-        assert_eq!(parse("path=a,,b=c,,,readonly"), Ok(Spec { readonly: true, ..path("a,b=c,") }));
-        let all = Spec {
-            readonly: true,
-            ephemeral: true,
-            direct: true,
-            queues: Some(64),
-            id: "a=b,c d".to_owned(),
-            ..path("x")
-        };
-        assert_eq!(parse("readonly,path=x,ephemeral,direct,queues=64,id=a=b,,c d"), Ok(all));
-    }
-
-    #[test]
-    fn values_that_make_no_sense_are_refused_in_one_line() {
-        for text in [
-            "",
-            "path=",
-            "queues=1",
-            "path=x,queues=0",
-            "path=x,queues=65",
-            "path=x,queues=",
-            "path=x,id=123456789012345678901",
-            "path=x,id=\n",
-            "path=x,id=é",
-            "path=x,readonly=1",
-            "path=x,",
-            "path=x,path=y",
-            "path=x,format=qcow2",
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(!error.is_empty() && !error.contains('\n'), "{text}: {error}");
-        }
     }
 
     #[test]

@@ -1,48 +1,19 @@
-//! `--net`: what a network device is connected to, from the command line to the device.
-
-mod parse;
+//! What a network device is connected to, from its description to the device.
 
 use std::fs::{self, File};
 use std::process::Child;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use devices::virtio::VirtioDevice;
 use devices::virtio::net::{Net, Stream, Tap};
 
 use crate::backend::passt;
 use crate::backend::tap;
+use crate::spec::net::{NetBackend, NetSetup, NetSpec};
 use crate::spec::task;
-pub use parse::parse;
 
-/// What `--net user` and its devices are called.
+/// What the devices of `--net user` are called.
 const USER: &str = "user";
-
-/// A network device as the command line describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spec {
-    mac: Option<[u8; 6]>,
-    mtu: Option<u16>,
-    to: To,
-    /// The guest's side of it, where the command line says that.
-    guest: Option<task::Setup>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum To {
-    Tap { name: String, queues: u16 },
-    User { forwards: Vec<Forward> },
-}
-
-/// A port of the host that leads to one of the guest's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Forward {
-    /// The host's port.
-    pub host: u16,
-    /// The guest's port.
-    pub guest: u16,
-    /// UDP, not TCP.
-    pub udp: bool,
-}
 
 /// What a network device is connected to, open. Each machine built gets a device from it.
 pub struct Network {
@@ -56,15 +27,15 @@ enum Open {
     User(Stream, Option<Child>),
 }
 
-impl Spec {
+impl NetSpec {
     /// Opens what it names, for the `index`-th network device of the machine.
     ///
     /// # Errors
     /// It cannot be used: with what to do.
     pub fn open(&self, index: usize) -> anyhow::Result<Network> {
-        let to = match &self.to {
-            To::Tap { name, queues } => Open::Tap(tap::open(name, *queues, self.mtu)?),
-            To::User { forwards } => {
+        let to = match &self.backend {
+            NetBackend::Tap { name, queues } => Open::Tap(tap::open(name, *queues, self.mtu)?),
+            NetBackend::User { forwards } => {
                 let (socket, passt) = passt::start(forwards, self.mtu)?;
                 let stream = Stream::new(socket, self.mtu).context("cannot use passt's socket")?;
                 Open::User(stream, Some(passt))
@@ -75,34 +46,27 @@ impl Spec {
 
     /// The address of the guest's side, if it is the `index`-th network device.
     fn mac(&self, index: usize) -> [u8; 6] {
-        let name = match &self.to {
-            To::Tap { name, .. } => name,
-            To::User { .. } => USER,
+        let name = match &self.backend {
+            NetBackend::Tap { name, .. } => name,
+            NetBackend::User { .. } => USER,
         };
         self.mac.unwrap_or_else(|| derive_mac(&machine_id(), name, index))
     }
 
     /// The network as kite's own `/init` brings it up.
     pub fn task(&self, index: usize) -> task::Network {
-        let setup = self.guest.clone().unwrap_or_else(|| match &self.to {
-            To::Tap { .. } => task::Setup::Automatic { alone: false, dns: Vec::new() },
-            To::User { .. } => {
-                task::Setup::Automatic { alone: true, dns: passt::resolver().into_iter().collect() }
-            }
-        });
+        let automatic = |alone, dns| task::Setup::Automatic { alone, dns };
+        let setup = match (&self.guest, &self.backend) {
+            (Some(NetSetup::None), _) => task::Setup::None,
+            (Some(NetSetup::Fixed { addresses, gateways, dns }), _) => task::Setup::Fixed {
+                addresses: addresses.iter().map(|it| (it.address, it.length)).collect(),
+                gateways: gateways.clone(),
+                dns: dns.clone(),
+            },
+            (None, NetBackend::Tap { .. }) => automatic(false, Vec::new()),
+            (None, NetBackend::User { .. }) => automatic(true, passt::resolver().into_iter().collect()),
+        };
         task::Network { mac: self.mac(index), setup }
-    }
-
-    /// What the command line says of it that a guest without a command does not hear.
-    ///
-    /// # Errors
-    /// It says such a thing.
-    pub fn check_without_command(&self) -> anyhow::Result<()> {
-        ensure!(
-            self.guest.is_none(),
-            "ip=, gw= and dns= of --net are for kite's own /init, which sets them up for a command; name one behind --"
-        );
-        Ok(())
     }
 }
 
@@ -153,6 +117,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::spec::net::parse;
 
     #[test]
     fn a_derived_address_is_stable_local_and_differs_by_host_name_and_index() {

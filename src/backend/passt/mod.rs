@@ -16,9 +16,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::backend::net::Forward;
 use crate::host::confinement::Confinement;
 use crate::sandbox;
+use crate::spec::net::Forward;
 use options::Resolvers;
 use probe::Answer;
 pub use program::find;
@@ -182,7 +182,7 @@ mod tests {
     use devices::virtio::testing::{BUFFERS, Driver};
 
     use super::*;
-    use crate::backend::net;
+    use crate::spec::net;
 
     /// Whether there is no passt, which is said.
     fn missing(test: &str) -> bool {

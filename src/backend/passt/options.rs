@@ -4,7 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use crate::backend::net::Forward;
+use crate::spec::net::Forward;
 
 /// Where resolvers are named (resolv.conf(5)).
 const RESOLV_CONF: &str = "/etc/resolv.conf";

@@ -8,18 +8,19 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, anyhow, ensure};
-use devices::virtio::console::{Host, MOST_NAMED, NAME_LIMIT, Port};
+use devices::virtio::console::{Host, MOST_NAMED, Port};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::sandbox;
+use crate::spec::device::PortSpec;
 pub use name::Name;
 use name::listen;
 
@@ -27,33 +28,6 @@ use name::listen;
 const CHUNK: usize = 4096;
 /// The thread's stack in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
-
-/// A port as the command line asks for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spec {
-    /// What the guest knows it by.
-    pub name: String,
-    /// Where kite listens.
-    pub path: PathBuf,
-}
-
-/// Reads `NAME=PATH`.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse(text: &str) -> Result<Spec, String> {
-    let (name, path) = text.split_once('=').ok_or("a port is NAME=PATH, such as agent=/run/agent.sock")?;
-    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if name.is_empty() || name.starts_with('.') || name.len() > NAME_LIMIT || !name.bytes().all(fits) {
-        return Err(format!(
-            "a port's name is 1 to {NAME_LIMIT} letters, digits, dots, dashes and underscores"
-        ));
-    }
-    if path.is_empty() {
-        return Err("a port needs the path of a socket".to_owned());
-    }
-    Ok(Spec { name: name.to_owned(), path: path.into() })
-}
 
 /// The sockets of all ports, and the thread that serves them. Dropping it ends that and removes them.
 pub struct Ports {
@@ -95,7 +69,7 @@ impl Ports {
     ///
     /// # Errors
     /// A name comes twice, there is something at a path, or the host refuses a socket.
-    pub fn open(specs: &[Spec]) -> anyhow::Result<Self> {
+    pub fn open(specs: &[&PortSpec]) -> anyhow::Result<Self> {
         ensure!(
             specs.len() <= MOST_NAMED,
             "{} ports are too many: there is room for {MOST_NAMED}",
@@ -105,7 +79,7 @@ impl Ports {
         let event = event.context("cannot make an eventfd")?;
         let wake = Arc::new(Wake { event, stop: AtomicBool::new(false) });
         let (mut lines, mut names): (Vec<Line>, _) = (Vec::new(), Vec::new());
-        for Spec { name, path } in specs {
+        for PortSpec { name, path } in specs {
             ensure!(lines.iter().all(|it| it.name != *name), "two ports are named {name}: name one another");
             let (listener, bound) = listen(path).map_err(|error| why(name, path, &error))?;
             names.push(bound);

@@ -4,6 +4,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::spec::device::ShareSpec;
+
 /// The options that say what a guest is and does.
 const ALLOWED: &[&str] = &[
     "append",
@@ -60,7 +62,7 @@ pub(super) fn check(name: &str, words: &[OsString], folder: &Path) -> Result<(),
             Err(refused(name, "it passes on a variable of this host; NAME=VALUE is allowed"))
         }
         "share" => texts.iter().try_for_each(|text| {
-            let share = crate::cli::ShareSpec::parse(text)?;
+            let share = ShareSpec::parse(text)?;
             match share.writable {
                 true => {
                     Err(refused(name, "the guest could write to this host; a read-only share is allowed"))

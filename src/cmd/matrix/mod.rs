@@ -17,11 +17,11 @@ use anyhow::Context;
 use clap::Args;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::cli;
 use crate::host::atomic_file;
 use crate::host::signals;
 use crate::lifecycle::die_by;
 use crate::observe::results::{FailOnKtap, Suite, junit};
+use crate::spec::number;
 use cell::{Outcome, Runner};
 use plan::Plan;
 use progress::Progress;
@@ -69,7 +69,7 @@ pub struct Options {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// How many guests run at a time [default: the file's, else the host's CPUs / CPUs of a guest]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = cli::whole::<u16>(1..))]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u16>(1..))]
     jobs: Option<u16>,
     /// Write the results of all runs into this JUnit file
     #[arg(long, value_name = "FILE")]

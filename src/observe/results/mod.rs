@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-pub use rule::FailOnKtap;
+pub use crate::spec::command::FailOnKtap;
 pub use tail::Tail;
 
 /// How a command's run ended.

@@ -1,9 +1,7 @@
 //! The rule by which failed cases make a command fail; one for `kite run` and `kite matrix`.
 
-use clap::ValueEnum;
-use serde::Deserialize;
-
 use super::{Case, Suite, Verdict};
+use crate::spec::command::FailOnKtap;
 
 /// The status of a kselftest that skipped everything (KSFT_SKIP).
 const SKIPPED: u8 = 4;
@@ -12,19 +10,6 @@ const CASES_FAILED: u8 = 1;
 
 /// What is said of an output without results.
 pub(super) const NO_DOCUMENT: &str = "the command printed no KTAP or TAP document";
-
-/// Whether failed cases of a command's output make it fail.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum FailOnKtap {
-    /// Where results are written, a failed case makes the command fail.
-    #[default]
-    Auto,
-    /// A failed case makes the command fail, and so does an output without a document.
-    Always,
-    /// The command's own status is all that counts.
-    Never,
-}
 
 impl Suite {
     /// The status that a command ends with whose own is `status`.
@@ -62,8 +47,8 @@ mod tests {
     use std::time::Duration;
 
     use super::super::{Ending, Recorder};
-    use super::FailOnKtap::{Always, Auto, Never};
     use super::*;
+    use crate::spec::command::FailOnKtap::{Always, Auto, Never};
 
     fn suite(rule: FailOnKtap, output: &str, status: u8) -> Suite {
         let mut recorder = Recorder::new("c", rule);

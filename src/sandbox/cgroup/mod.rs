@@ -7,7 +7,6 @@
 mod device;
 mod folder;
 mod left_over;
-mod limits;
 mod place;
 mod v1;
 mod v2;
@@ -24,64 +23,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 pub use folder::Folder;
-pub use limits::{Controller, Device, IoLimit, Limits, PERIOD, Rate, parse as parse_limits};
 pub use place::{Place, places};
+
+pub use crate::spec::limits::{CgroupName as Name, Controller, Device, Limits};
 
 /// What goes behind the name where kite makes way for a group.
 const SUPERVISOR: &str = ".supervisor";
-/// The longest name of a group.
-const NAME_MAX: usize = 64;
 /// How often, and how far apart, a group is tried to be removed whose last processes are still on their way out.
 const TRIES: u32 = 400;
 const PAUSE: Duration = Duration::from_millis(5);
 /// What helps where groups are shown but not given, as containers have them.
 const IN_CONTAINER: &str = "give the limits to the container that kite is in (docker run --cpus, --memory, --pids-limit), \
                             or run that with --privileged";
-
-/// A name for a group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name(String);
-
-impl Name {
-    /// Reads the value of `--cgroup`.
-    ///
-    /// # Errors
-    /// It is no such name, in one line.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-:@".contains(&byte);
-        // The kernel's own files begin so.
-        let reserved = ["cgroup.", "cpu.", "cpuacct.", "cpuset.", "memory.", "pids.", "io.", "blkio."];
-        let files = ["tasks", "release_agent", "notify_on_release"];
-        let fits = !text.is_empty()
-            && text.len() <= NAME_MAX
-            && text.bytes().all(allowed)
-            && !text.starts_with(['.', '-'])
-            && !reserved.iter().any(|prefix| text.starts_with(prefix))
-            && !files.contains(&text);
-        match fits {
-            true => Ok(Self(text.to_owned())),
-            false => Err(format!(
-                "a group's name is up to {NAME_MAX} letters, digits and _ . - : @, begins with a letter or digit, and \
-                 is no file of the kernel's, such as memory.max"
-            )),
-        }
-    }
-
-    /// The name of a group that nobody has named.
-    pub fn of_this_process() -> Self {
-        Self(format!("kite-{}", std::process::id()))
-    }
-
-    /// The process whose kite made up this name, if one did.
-    fn process(name: &str) -> Option<i32> {
-        name.strip_prefix("kite-")?.parse().ok().filter(|process| *process > 0)
-    }
-
-    /// As text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
 
 /// Where this process's groups are.
 fn own_places() -> anyhow::Result<Vec<Place>> {

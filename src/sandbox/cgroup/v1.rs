@@ -3,9 +3,9 @@
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 
-use super::limits::PERIOD;
 use super::place::joined;
 use super::{Controller, Folder, Group, Limits, Name, Place, Refused, device, explain, set};
+use crate::spec::limits::PERIOD;
 
 /// What helps those whom version 1 does not let.
 const FIX: &str = "groups of version 1 are root's to make: run kite as root, or boot the host with \

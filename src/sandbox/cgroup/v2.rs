@@ -10,12 +10,12 @@ use std::path::Path;
 use anyhow::Context;
 use nix::errno::Errno;
 
-use super::limits::PERIOD;
 use super::place::joined;
 use super::{
     Controller, Folder, Group, IN_CONTAINER, Limits, Name, Place, Refused, SUPERVISOR, device, explain,
     lower, set,
 };
+use crate::spec::limits::PERIOD;
 
 /// What helps those who have no group to make others in.
 const FIX: &str =

@@ -6,14 +6,15 @@ use std::time::Instant;
 use anyhow::Context;
 
 use super::Tee;
-use crate::cli::CommandOptions;
 use crate::host::{atomic_file, messages};
-use crate::observe::results::{Ending, FailOnKtap, Recorder, annotations};
+use crate::observe::results::{Ending, Recorder, annotations};
 use crate::session::Outcome;
+use crate::spec::CommandSpec;
+use crate::spec::command::FailOnKtap;
 
 /// The recorder of a command's results, if any are wanted.
 pub struct Results<'a> {
-    options: &'a CommandOptions,
+    command: Option<&'a CommandSpec>,
     begun: Instant,
     recorder: Option<Arc<Mutex<Recorder>>>,
 }
@@ -23,26 +24,29 @@ impl<'a> Results<'a> {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn new(options: &'a CommandOptions) -> anyhow::Result<Self> {
-        options.junit.iter().try_for_each(|path| atomic_file::expect(path)).context("--junit")?;
-        Ok(Self::recording(options))
+    pub fn new(command: Option<&'a CommandSpec>) -> anyhow::Result<Self> {
+        let junit = command.and_then(|command| command.junit.as_deref());
+        junit.map_or(Ok(()), atomic_file::expect).context("--junit")?;
+        Ok(Self::recording(command))
     }
 
-    fn recording(options: &'a CommandOptions) -> Self {
-        let words: Vec<_> = options.command.iter().map(|word| word.to_string_lossy()).collect();
-        let rule = options.fail_on_ktap;
-        let wanted = !options.command.is_empty()
-            && (options.junit.is_some() || annotations::wanted() || rule == FailOnKtap::Always);
-        let recorder = wanted.then(|| Arc::new(Mutex::new(Recorder::new(&words.join(" "), rule))));
-        Self { options, begun: Instant::now(), recorder }
+    fn recording(command: Option<&'a CommandSpec>) -> Self {
+        let wanted = |command: &CommandSpec| {
+            command.junit.is_some() || annotations::wanted() || command.fail_on_ktap == FailOnKtap::Always
+        };
+        let recorder = command.filter(|command| wanted(command)).map(|command| {
+            let words: Vec<_> = command.argv.iter().map(|word| word.to_string_lossy()).collect();
+            Arc::new(Mutex::new(Recorder::new(&words.join(" "), command.fail_on_ktap)))
+        });
+        Self { command, begun: Instant::now(), recorder }
     }
 
     /// Writes the results of a run that could not write them itself.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn record_failure(options: &'a CommandOptions, why: &str) -> anyhow::Result<()> {
-        Self::recording(options).finish(&mut Err(anyhow::anyhow!("{why}")))
+    pub fn record_failure(command: Option<&'a CommandSpec>, why: &str) -> anyhow::Result<()> {
+        Self::recording(command).finish(&mut Err(anyhow::anyhow!("{why}")))
     }
 
     /// Takes what the command prints.
@@ -56,13 +60,13 @@ impl<'a> Results<'a> {
     /// # Errors
     /// The file cannot be written.
     pub fn finish(self, outcome: &mut anyhow::Result<Outcome>) -> anyhow::Result<()> {
-        let Some(recorder) = &self.recorder else { return Ok(()) };
+        let Some((recorder, command)) = self.recorder.as_ref().zip(self.command) else { return Ok(()) };
         let (ending, log) = match outcome {
             Ok(outcome) => (outcome.ending.clone(), outcome.log.as_str()),
             Err(error) => (Ending::Failed(format!("{error:#}")), ""),
         };
         let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        let recorder = std::mem::replace(&mut *recorder, Recorder::new("", self.options.fail_on_ktap));
+        let recorder = std::mem::replace(&mut *recorder, Recorder::new("", command.fail_on_ktap));
         let suite = recorder.finish(&ending, self.begun.elapsed(), log);
         // Standard output is the command's.
         let mut annotations = Vec::new();
@@ -70,10 +74,10 @@ impl<'a> Results<'a> {
         messages::say(annotations);
         if let Ok(Outcome { code, ending: Ending::Exited(status), signal: None, .. }) = outcome {
             *code = suite.status(*status);
-            let asked = self.options.junit.is_some() || self.options.fail_on_ktap == FailOnKtap::Always;
+            let asked = command.junit.is_some() || command.fail_on_ktap == FailOnKtap::Always;
             suite.remark().filter(|_| asked).into_iter().for_each(messages::complain);
         }
-        match &self.options.junit {
+        match &command.junit {
             Some(path) => suite.write_junit(path),
             None => Ok(()),
         }
@@ -82,26 +86,17 @@ impl<'a> Results<'a> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::session::command::ended;
     use crate::spec::task::End;
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        options: CommandOptions,
-    }
-
     /// The exit code of a command that has printed this, and its JUnit file if there is one.
-    fn end(words: &[&str], printed: &str, end: &End) -> (u8, String) {
+    fn end(has_junit: bool, fail_on_ktap: FailOnKtap, printed: &str, end: &End) -> (u8, String) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("junit.xml");
-        let junit = format!("--junit={}", path.display());
-        let words = words.iter().map(|word| if *word == "--junit" { junit.as_str() } else { word });
-        let line = Line::parse_from(["kite"].into_iter().chain(words).chain(["--", "c"]));
-        let results = Results::new(&line.options).unwrap();
+        let junit = has_junit.then(|| path.clone());
+        let command = CommandSpec { argv: vec!["c".into()], junit, fail_on_ktap, ..CommandSpec::default() };
+        let results = Results::new(Some(&command)).unwrap();
         if let Some(mut tee) = results.tee() {
             tee(printed.as_bytes());
         }
@@ -114,23 +109,22 @@ mod tests {
 
     #[test]
     fn a_failed_case_makes_the_command_fail_where_results_are_written() {
-        for (words, expected) in [
-            (&["--junit"][..], 1),
-            (&["--junit", "--fail-on-ktap=auto"], 1),
-            (&["--fail-on-ktap=always"], 1),
-            (&["--junit", "--fail-on-ktap=never"], 0),
-            (&["--fail-on-ktap=never"], 0),
+        for (junit, rule, expected) in [
+            (true, FailOnKtap::Auto, 1),
+            (false, FailOnKtap::Always, 1),
+            (true, FailOnKtap::Never, 0),
+            (false, FailOnKtap::Never, 0),
         ] {
-            assert_eq!(end(words, FAILING, &End::Exited(0)).0, expected, "{words:?}");
-            assert_eq!(end(words, FAILING, &End::Exited(3)).0, 3, "{words:?}");
-            assert_eq!(end(words, FAILING, &End::Signalled(9)).0, 137, "{words:?}");
+            assert_eq!(end(junit, rule, FAILING, &End::Exited(0)).0, expected, "{junit} {rule:?}");
+            assert_eq!(end(junit, rule, FAILING, &End::Exited(3)).0, 3, "{junit} {rule:?}");
+            assert_eq!(end(junit, rule, FAILING, &End::Signalled(9)).0, 137, "{junit} {rule:?}");
         }
     }
 
     #[test]
     fn a_selftest_that_skipped_everything_ends_with_0_and_is_a_skip() {
         let (code, junit) =
-            end(&["--junit"], "TAP version 13\n1..0 # SKIP needs a device\n", &End::Exited(4));
+            end(true, FailOnKtap::Auto, "TAP version 13\n1..0 # SKIP needs a device\n", &End::Exited(4));
         assert_eq!(code, 0);
         assert!(junit.contains("tests=\"1\" failures=\"0\" errors=\"0\" skipped=\"1\""), "{junit}");
         assert!(junit.contains("<skipped message=\"needs a device\"/>"), "{junit}");
@@ -138,10 +132,10 @@ mod tests {
 
     #[test]
     fn an_output_without_a_document_fails_only_if_there_must_be_one() {
-        let (code, junit) = end(&["--junit"], "hello\n", &End::Exited(0));
+        let (code, junit) = end(true, FailOnKtap::Auto, "hello\n", &End::Exited(0));
         assert_eq!(code, 0);
         assert!(junit.contains("<property name=\"ktap\" value=\"no document\"/>"), "{junit}");
-        let (code, junit) = end(&["--junit", "--fail-on-ktap=always"], "hello\n", &End::Exited(0));
+        let (code, junit) = end(true, FailOnKtap::Always, "hello\n", &End::Exited(0));
         assert_eq!(code, 1);
         assert!(
             junit.contains("<failure message=\"the command printed no KTAP or TAP document\">"),

@@ -6,9 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::ValueParser;
 
-use crate::cli;
 use crate::cmd::bench::tell;
-use crate::spec::duration;
+use crate::spec::{duration, number};
 
 /// Examples and exit codes.
 pub const HELP: &str = "\
@@ -31,7 +30,7 @@ pub struct Options {
     #[arg(short, long = "kernel", value_name = "PATH")]
     pub kernels: Vec<PathBuf>,
     /// How often to boot each, after once to warm up
-    #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true, value_parser = cli::whole::<u32>(3..=1000))]
+    #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true, value_parser = number::whole::<u32>(3..=1000))]
     pub runs: u32,
     /// Have QEMU's microvm boot the same kernels with the same initrd, in turns with kite
     #[arg(long)]

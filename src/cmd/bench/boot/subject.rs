@@ -87,8 +87,8 @@ pub fn guests(options: &Options, folder: &Path) -> anyhow::Result<Vec<Guest>> {
 impl Guest {
     fn new(options: &Options, kernel: Option<&Path>, initrd: Option<PathBuf>) -> anyhow::Result<Self> {
         let prepare = |append: Option<&str>| {
-            let run = cli::run_options(&arguments(kernel, append)).map_err(|error| anyhow!(error))?;
-            anyhow::Ok((BootPlan::new(&run)?, run.memory()))
+            let run = cli::run_spec(&arguments(kernel, append)).map_err(|error| anyhow!(error))?;
+            anyhow::Ok((BootPlan::new(&run)?, run.machine.memory))
         };
         let (prepared, memory) = prepare(options.append.as_deref())?;
         let is_linux = prepared.is_linux();

@@ -9,9 +9,8 @@ use clap::builder::ValueParser;
 
 use super::payload::{PAYLOADS, Payload};
 use super::threads;
-use crate::cli;
 use crate::cmd::bench::tell;
-use crate::spec::duration;
+use crate::spec::{duration, number};
 
 /// Examples and exit codes.
 pub const HELP: &str = "\
@@ -38,10 +37,10 @@ pub struct Options {
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true, default_value = "1s", value_parser = ValueParser::new(duration::parse))]
     pub time: Duration,
     /// How many virtual machines, one after the other, each payload is measured in
-    #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true, value_parser = cli::whole::<u32>(3..=1000))]
+    #[arg(long, value_name = "N", default_value = "10", allow_negative_numbers = true, value_parser = number::whole::<u32>(3..=1000))]
     pub blocks: u32,
     /// The CPU that vCPU 0 runs on, and the one for the second vCPU and kite's threads [default: the first two]
-    #[arg(long, value_name = "A,B", value_delimiter = ',', allow_negative_numbers = true, value_parser = cli::whole::<usize>(..))]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', allow_negative_numbers = true, value_parser = number::whole::<usize>(..))]
     pub cpus: Vec<usize>,
     /// Run with real-time priority (SCHED_FIFO), which takes root
     #[arg(long)]

@@ -1,14 +1,16 @@
-//! Numbers and sizes as the command line takes them, refused in words.
+//! Numbers and sizes as text, refused in words.
 
 use std::ops::RangeBounds;
 
 pub(super) const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 64 * MIB;
+const MOST_MEMORY: u64 = 1 << 52;
+const PAGE: u64 = 4096;
 /// What `bytes` refuses with.
 const SIZE: &str = "a size is a whole number and K, M, G or T, such as 512M";
 
 /// A parser of whole numbers within a range, which says in words what is wrong with a value.
-pub(crate) fn whole<T: TryFrom<u64>>(
+pub fn whole<T: TryFrom<u64>>(
     range: impl RangeBounds<u64> + Clone + Send + Sync + 'static,
 ) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
     use std::ops::Bound::{Excluded, Included, Unbounded};
@@ -39,20 +41,32 @@ pub(crate) fn whole<T: TryFrom<u64>>(
 }
 
 /// The guest's RAM in bytes, rounded up to whole pages.
-pub(super) fn memory_size(text: &str) -> Result<u64, String> {
-    let size = bytes(text)?;
-    match size.checked_next_multiple_of(4096) {
-        Some(size) if size < LEAST_MEMORY => Err(match meant(text) {
-            Some(meant) => format!("{text} is bytes, and a guest needs at least 64M; do you mean {meant}?"),
-            None => "a guest needs at least 64M".to_owned(),
-        }),
-        Some(size) if size < 1 << 52 => Ok(size),
-        _ => Err("no processor addresses that much memory".to_owned()),
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn memory_size(text: &str) -> Result<u64, String> {
+    let size = bytes(text)?.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX);
+    check_memory(size).map(|()| size).map_err(|why| match meant(text).filter(|_| size < LEAST_MEMORY) {
+        Some(meant) => format!("{text} is bytes, and a guest needs at least 64M; do you mean {meant}?"),
+        None => why,
+    })
+}
+
+/// Whether a guest can have so many bytes of RAM.
+pub(super) fn check_memory(size: u64) -> Result<(), String> {
+    match size {
+        0..LEAST_MEMORY => Err("a guest needs at least 64M".to_owned()),
+        MOST_MEMORY.. => Err("no processor addresses that much memory".to_owned()),
+        size if !size.is_multiple_of(PAGE) => Err(format!("memory is whole pages of {PAGE} bytes")),
+        _ => Ok(()),
     }
 }
 
 /// A limit of memory in bytes.
-pub(crate) fn memory_limit(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn memory_limit(text: &str) -> Result<u64, String> {
     match (bytes(text)?, meant(text)) {
         (1..=0xffff, Some(meant)) => Err(format!("{text} is bytes; do you mean {meant}?")),
         (size, _) => Ok(size),
@@ -69,7 +83,10 @@ fn meant(text: &str) -> Option<String> {
 }
 
 /// Bytes, from a number with an optional binary suffix; what is too great for 64 bits is as much as they hold.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+/// What is wrong with it, in one line.
+pub fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "" => 0,

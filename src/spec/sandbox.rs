@@ -1,7 +1,10 @@
 //! `--sandbox`: how much of the sandbox there is to be.
 
+use serde::{Deserialize, Serialize};
+
 /// What is done where the host does not allow all of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// What is allowed is used.
     #[default]
@@ -13,7 +16,8 @@ pub enum Mode {
 }
 
 /// One of the sandbox's layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layer {
     /// User, mount, PID, network, IPC and UTS namespaces (namespaces(7)).
     Namespaces,
@@ -70,16 +74,60 @@ impl Layer {
     }
 }
 
-/// The value of `--sandbox`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+/// How much of the sandbox there is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "SandboxFields", into = "SandboxFields")]
+pub struct SandboxSpec {
     /// Whether it may be incomplete.
     pub mode: Mode,
     /// The layers to leave out, a bit each.
     left_out: u8,
 }
 
-impl Options {
+/// The same as JSON has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SandboxFields {
+    #[serde(default)]
+    mode: Mode,
+    #[serde(default)]
+    without: Vec<Layer>,
+}
+
+impl From<SandboxSpec> for SandboxFields {
+    fn from(spec: SandboxSpec) -> Self {
+        let without = Layer::ALL.into_iter().filter(|layer| spec.left_out & layer.bit() != 0).collect();
+        Self { mode: spec.mode, without }
+    }
+}
+
+impl TryFrom<SandboxFields> for SandboxSpec {
+    type Error = String;
+
+    fn try_from(fields: SandboxFields) -> Result<Self, String> {
+        Self::new(fields.mode, &fields.without)
+    }
+}
+
+impl SandboxSpec {
+    /// A sandbox without some layers.
+    fn new(mode: Mode, left_out: &[Layer]) -> Result<Self, String> {
+        if let Some(layer) = left_out.first().filter(|_| mode == Mode::None) {
+            return Err(format!("none leaves out all there is, {} too", without(&[*layer])));
+        }
+        let spec = Self { mode, left_out: left_out.iter().fold(0, |bits, layer| bits | layer.bit()) };
+        for layer in Layer::ALL.into_iter().filter(|layer| !spec.wants(*layer)) {
+            let needy = |it: &Layer| spec.wants(*it) && it.needs() == Some(layer);
+            let needy: Vec<_> = Layer::ALL.into_iter().filter(needy).collect();
+            if !needy.is_empty() {
+                let names: Vec<_> = needy.iter().map(|it| it.name()).collect();
+                let (layer, names) = (layer.name(), names.join(" and "));
+                return Err(format!("without {layer} there is no {names}: add {}", without(&needy)));
+            }
+        }
+        Ok(spec)
+    }
+
     /// Whether the machine gets a process of its own.
     pub fn splits(&self) -> bool {
         self.mode != Mode::None
@@ -95,7 +143,7 @@ impl Options {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse(text: &str) -> Result<Options, String> {
+pub fn parse(text: &str) -> Result<SandboxSpec, String> {
     let mut words = text.split(',');
     let mode = match words.next() {
         Some("auto") => Mode::Auto,
@@ -103,31 +151,19 @@ pub fn parse(text: &str) -> Result<Options, String> {
         Some("none") => Mode::None,
         _ => return Err("it is auto, require or none, such as require or auto,no-landlock".to_owned()),
     };
-    let mut options = Options { mode, left_out: 0 };
+    let mut left_out = Vec::new();
     for word in words {
         let layer = Layer::ALL.into_iter().find(|layer| word.strip_prefix("no-") == Some(layer.name()));
         let Some(layer) = layer else {
             return Err(format!("'{word}' is no layer to leave out, as are {}", without(&Layer::ALL)));
         };
-        if mode == Mode::None {
-            return Err(format!("none leaves out all there is, {word} too"));
-        }
-        options.left_out |= layer.bit();
+        left_out.push(layer);
     }
-    for layer in Layer::ALL.into_iter().filter(|layer| !options.wants(*layer)) {
-        let needy = |it: &Layer| options.wants(*it) && it.needs() == Some(layer);
-        let needy: Vec<_> = Layer::ALL.into_iter().filter(needy).collect();
-        if !needy.is_empty() {
-            let names: Vec<_> = needy.iter().map(|it| it.name()).collect();
-            let (layer, names) = (layer.name(), names.join(" and "));
-            return Err(format!("without {layer} there is no {names}: add {}", without(&needy)));
-        }
-    }
-    Ok(options)
+    SandboxSpec::new(mode, &left_out)
 }
 
 /// How the command line leaves these layers out.
-pub(super) fn without(layers: &[Layer]) -> String {
+pub fn without(layers: &[Layer]) -> String {
     let names: Vec<_> = layers.iter().map(|layer| format!("no-{}", layer.name())).collect();
     names.join(",")
 }

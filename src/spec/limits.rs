@@ -1,43 +1,163 @@
-//! `--limit`: what a machine may take of its host, as data; and the files and words that both versions of cgroups have
-//! for it (the kernel's admin-guide/cgroup-v2 and cgroup-v1, cgroups(7)).
+//! `--cgroup` and `--limit`: what a machine may take of its host, as data; and the files and words that both versions of
+//! cgroups have for it (the kernel's admin-guide/cgroup-v2 and cgroup-v1, cgroups(7)).
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 
-use crate::cli;
+use serde::{Deserialize, Serialize};
+
+use super::{number, text};
 
 /// What a limit of CPU time is measured over, in microseconds.
 pub const PERIOD: u64 = 100_000;
-/// The least CPU time in a period that a kernel takes, in microseconds.
-const LEAST_QUOTA: u64 = 1000;
+/// The longest name of a group.
+const NAME_MAX: usize = 64;
+/// What CPU time in a period a kernel takes, in microseconds. What no machine has is refused before the kernel's own
+/// arithmetic meets it.
+const QUOTAS: RangeInclusive<u64> = 1000..=u32::MAX as u64;
+const CPU: &str = "cpu is a number of CPUs, such as 1.5 or 0.25, and at least 0.01";
 const EXAMPLES: &str = "a limit is cpu=CPUS, memory=SIZE, pids=N or io=DEVICE:RATE..., such as \
                         cpu=1.5,memory=600M,pids=64 or io=/dev/sda:rbps=10M:wiops=100";
 const IO: &str = "an io limit is DEVICE and one or more of :rbps=SIZE, :wbps=SIZE, :riops=N and :wiops=N, such as \
                   io=/dev/sda:rbps=10M:wiops=100 or io=8:0:wbps=5M";
 
 /// What a machine may take of its host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// CPU time, in microseconds of each [`PERIOD`]; one CPU's is a whole period.
+    #[serde(default, rename = "cpu_us", skip_serializing_if = "Option::is_none")]
     pub cpu: Option<u64>,
     /// Memory and swap together, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
     /// Processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
     /// Rates of I/O.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub io: Vec<IoLimit>,
 }
 
 /// How fast a device may be read and written.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "IoLimitFields", into = "IoLimitFields")]
 pub struct IoLimit {
     /// Which.
     pub device: Device,
-    /// Each rate at most once.
+    /// Each rate at most once, in the order of [`Rate::ALL`].
     pub rates: Vec<(Rate, u64)>,
 }
 
+/// The same as JSON has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IoLimitFields {
+    #[serde(with = "text::os")]
+    device: OsString,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rbps: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wbps: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    riops: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    wiops: Option<u64>,
+}
+
+impl From<IoLimit> for IoLimitFields {
+    fn from(limit: IoLimit) -> Self {
+        let rate = |rate| limit.rates.iter().find(|(it, _)| *it == rate).map(|(_, most)| *most);
+        Self {
+            rbps: rate(Rate::ReadBytes),
+            wbps: rate(Rate::WriteBytes),
+            riops: rate(Rate::Reads),
+            wiops: rate(Rate::Writes),
+            device: match limit.device {
+                Device::Number(major, minor) => format!("{major}:{minor}").into(),
+                Device::Path(path) => path.into(),
+            },
+        }
+    }
+}
+
+impl TryFrom<IoLimitFields> for IoLimit {
+    type Error = String;
+
+    fn try_from(fields: IoLimitFields) -> Result<Self, String> {
+        let rates = [fields.rbps, fields.wbps, fields.riops, fields.wiops];
+        let rates: Vec<_> =
+            Rate::ALL.into_iter().zip(rates).filter_map(|(rate, most)| Some((rate, most?))).collect();
+        if rates.is_empty() || fields.device.is_empty() {
+            return Err("an io limit is a device and one or more of rbps, wbps, riops and wiops".to_owned());
+        }
+        Ok(Self { device: Device::of(&fields.device), rates })
+    }
+}
+
+/// A name for a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CgroupName(String);
+
+impl CgroupName {
+    /// Reads the value of `--cgroup`.
+    ///
+    /// # Errors
+    /// It is no such name, in one line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-:@".contains(&byte);
+        // The kernel's own files begin so.
+        let reserved = ["cgroup.", "cpu.", "cpuacct.", "cpuset.", "memory.", "pids.", "io.", "blkio."];
+        let files = ["tasks", "release_agent", "notify_on_release"];
+        let fits = !text.is_empty()
+            && text.len() <= NAME_MAX
+            && text.bytes().all(allowed)
+            && !text.starts_with(['.', '-'])
+            && !reserved.iter().any(|prefix| text.starts_with(prefix))
+            && !files.contains(&text);
+        match fits {
+            true => Ok(Self(text.to_owned())),
+            false => Err(format!(
+                "a group's name is up to {NAME_MAX} letters, digits and _ . - : @, begins with a letter or digit, and \
+                 is no file of the kernel's, such as memory.max"
+            )),
+        }
+    }
+
+    /// The name of a group that nobody has named.
+    pub fn of_this_process() -> Self {
+        Self(format!("kite-{}", std::process::id()))
+    }
+
+    /// The process whose kite made up this name, if one did.
+    pub fn process(name: &str) -> Option<i32> {
+        name.strip_prefix("kite-")?.parse().ok().filter(|process| *process > 0)
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for CgroupName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text)
+    }
+}
+
+impl From<CgroupName> for String {
+    fn from(name: CgroupName) -> Self {
+        name.0
+    }
+}
+
 /// What a rate counts, each a second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rate {
     /// Bytes read.
     ReadBytes,
@@ -95,7 +215,8 @@ impl Controller {
 }
 
 impl Rate {
-    const ALL: [Self; 4] = [Self::ReadBytes, Self::WriteBytes, Self::Reads, Self::Writes];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::ReadBytes, Self::WriteBytes, Self::Reads, Self::Writes];
 
     /// What version 2 calls it, and `--limit`.
     pub fn name(self) -> &'static str {
@@ -129,8 +250,8 @@ pub fn parse(text: &str) -> Result<Limits, String> {
         let mut one = Limits::default();
         match name {
             "cpu" => one.cpu = Some(cpus(value)?),
-            "memory" => one.memory = Some(positive(name, cli::memory_limit(value)?)?),
-            "pids" => one.pids = Some(positive(name, number(value).ok_or("pids is a whole number")?)?),
+            "memory" => one.memory = Some(positive(name, number::memory_limit(value)?)?),
+            "pids" => one.pids = Some(positive(name, digits(value).ok_or("pids is a whole number")?)?),
             "io" => one.io.push(io(value)?),
             other => return Err(format!("there is no limit {other:?}: {EXAMPLES}")),
         }
@@ -155,6 +276,36 @@ impl Limits {
             self.io.push(limit);
         }
         Ok(())
+    }
+
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether they can hold.
+    ///
+    /// # Errors
+    /// Why they cannot, in one line.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.cpu.is_some_and(|quota| !QUOTAS.contains(&quota)) {
+            return Err(CPU.to_owned());
+        }
+        let counts = [("memory", self.memory), ("pids", self.pids)].into_iter();
+        let counts = counts.filter_map(|(name, most)| Some((name, most?)));
+        let rates = self.io.iter().flat_map(|limit| &limit.rates).map(|(rate, most)| (rate.name(), *most));
+        counts.chain(rates).try_for_each(|(name, most)| positive(name, most).map(drop))?;
+        // Nothing is limited twice.
+        Self::default().add(self.clone())
+    }
+
+    /// Has relative paths begin at `folder`.
+    pub(super) fn rebase(&mut self, folder: &Path) {
+        for limit in &mut self.io {
+            if let Device::Path(path) = &mut limit.device {
+                *path = folder.join(&*path);
+            }
+        }
     }
 
     /// What has to be there for them.
@@ -182,21 +333,16 @@ fn only(limit: &mut Option<u64>, more: Option<u64>, name: &str) -> Result<(), St
 
 /// A number of CPUs, with three decimals at most, as microseconds of each period.
 fn cpus(text: &str) -> Result<u64, String> {
-    const EXPLANATION: &str = "cpu is a number of CPUs, such as 1.5 or 0.25, and at least 0.01";
     let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
     let thousandths = match decimals.len() {
-        1..=3 => number(&format!("{decimals:0<3}")),
+        1..=3 => digits(&format!("{decimals:0<3}")),
         _ => None,
     };
-    let quota = number(whole)
+    let quota = digits(whole)
         .zip(thousandths)
         .and_then(|(whole, part)| whole.checked_mul(1000)?.checked_add(part)?.checked_mul(PERIOD / 1000))
-        .ok_or(EXPLANATION)?;
-    // What no machine has is refused before the kernel's own arithmetic meets it.
-    match (LEAST_QUOTA..=u64::from(u32::MAX)).contains(&quota) {
-        true => Ok(quota),
-        false => Err(EXPLANATION.to_owned()),
-    }
+        .ok_or(CPU)?;
+    QUOTAS.contains(&quota).then_some(quota).ok_or_else(|| CPU.to_owned())
 }
 
 fn io(text: &str) -> Result<IoLimit, String> {
@@ -206,19 +352,20 @@ fn io(text: &str) -> Result<IoLimit, String> {
     while let Some((rest, last)) = device.rsplit_once(':') {
         let Some((rate, value)) = rate(last) else { break };
         let value = match rate {
-            Rate::ReadBytes | Rate::WriteBytes => cli::bytes(value)?,
-            Rate::Reads | Rate::Writes => number(value).ok_or(IO)?,
+            Rate::ReadBytes | Rate::WriteBytes => number::bytes(value)?,
+            Rate::Reads | Rate::Writes => digits(value).ok_or(IO)?,
         };
         if rates.iter().any(|(it, _)| *it == rate) {
             return Err(format!("{} is limited twice", rate.name()));
         }
-        rates.insert(0, (rate, positive(rate.name(), value)?));
+        rates.push((rate, positive(rate.name(), value)?));
         device = rest;
     }
     if rates.is_empty() || device.is_empty() {
         return Err(IO.to_owned());
     }
-    Ok(IoLimit { device: Device::parse(device), rates })
+    rates.sort();
+    Ok(IoLimit { device: Device::of(OsStr::new(device)), rates })
 }
 
 fn rate(text: &str) -> Option<(Rate, &str)> {
@@ -227,19 +374,20 @@ fn rate(text: &str) -> Option<(Rate, &str)> {
 }
 
 impl Device {
-    fn parse(text: &str) -> Self {
-        let part = |text: &str| number(text).and_then(|number| u32::try_from(number).ok());
-        match text.split_once(':').and_then(|(major, minor)| part(major).zip(part(minor))) {
+    fn of(name: &OsStr) -> Self {
+        let part = |text: &str| digits(text).and_then(|number| u32::try_from(number).ok());
+        let numbers = name.to_str().and_then(|text| text.split_once(':'));
+        match numbers.and_then(|(major, minor)| part(major).zip(part(minor))) {
             Some((major, minor)) => Self::Number(major, minor),
-            None => Self::Path(text.into()),
+            None => Self::Path(name.into()),
         }
     }
 }
 
 /// Digits and nothing else.
-fn number(text: &str) -> Option<u64> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().ok()).flatten()
+fn digits(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok()).flatten()
 }
 
 fn positive(name: &str, value: u64) -> Result<u64, String> {

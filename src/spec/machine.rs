@@ -1,0 +1,224 @@
+//! A machine: what is built, what boots in it, and what of the host it may take.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use super::device::{DeviceSpec, PortSpec, ShareSpec};
+use super::disk::DiskSpec;
+use super::limits::{CgroupName, Limits};
+use super::net::NetSpec;
+use super::number::{MIB, check_memory};
+use super::sandbox::SandboxSpec;
+use super::text;
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MachineSpec {
+    /// How many vCPUs.
+    pub cpus: u32,
+    /// RAM in bytes, whole pages.
+    #[serde(default = "unset")]
+    pub memory: u64,
+    /// What boots.
+    pub boot: BootSpec,
+    /// Whether the guest finds ACPI tables, or else an MP table.
+    pub acpi: bool,
+    /// Where the guest's console is.
+    pub console: ConsoleSpec,
+    /// The devices beside those that each machine has. A guest without ACPI finds none of them.
+    pub devices: Vec<DeviceSpec>,
+    /// Whether there is what KVM's unit tests expect.
+    pub test_devices: bool,
+    /// What a guest's reboot does.
+    pub on_reboot: OnReboot,
+    /// How kite locks itself in.
+    pub sandbox: SandboxSpec,
+    /// The name of its cgroup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<CgroupName>,
+    /// What it may take of the host.
+    #[serde(skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
+}
+
+/// Stands for the default, which depends on whether there is a command.
+fn unset() -> u64 {
+    0
+}
+
+/// RAM in bytes where none is given.
+pub fn default_memory(has_command: bool) -> u64 {
+    if has_command { 1024 * MIB } else { 512 * MIB }
+}
+
+/// What boots in a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BootSpec {
+    /// The kernel: an image, a folder that one was built in, or the version of an installed one; if none is given, one that
+    /// was built in the current folder, or else the newest that is installed.
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::os_option")]
+    pub kernel: Option<PathBuf>,
+    /// The initrd; one that kite makes of itself and the kernel's modules if none is given.
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::os_option")]
+    pub initrd: Option<PathBuf>,
+    /// The folder of the kernel's modules; one that belongs to the kernel if none is given.
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::os_option")]
+    pub modules: Option<PathBuf>,
+    /// Modules to load beside those that the devices need.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra_modules: Vec<String>,
+    /// What is added to the kernel's command line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<String>,
+    /// The kernel's command line, instead of kite's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// Go on where kite expects the guest to fail.
+    pub force: bool,
+}
+
+/// Where the guest's console is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleSpec {
+    /// With kite's own initrd, COM1 for the kernel and hvc0 for its user space; with another, COM1
+    #[default]
+    #[value(skip)]
+    Auto,
+    /// COM1, which every kernel has from its first line on
+    Serial,
+    /// hvc0, much faster; until its driver is up the kernel prints to COM1
+    Virtio,
+    /// The guest has none
+    None,
+}
+
+/// What a guest's reboot does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReboot {
+    /// kite ends with exit code 0
+    #[default]
+    Exit,
+    /// The guest boots again, in a machine built anew
+    Restart,
+}
+
+impl Default for MachineSpec {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: default_memory(false),
+            boot: BootSpec::default(),
+            acpi: true,
+            console: ConsoleSpec::default(),
+            devices: vec![DeviceSpec::Balloon {}, DeviceSpec::Rng {}],
+            test_devices: false,
+            on_reboot: OnReboot::default(),
+            sandbox: SandboxSpec::default(),
+            cgroup: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl MachineSpec {
+    /// Its disks.
+    pub fn disks(&self) -> impl Iterator<Item = &DiskSpec> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceSpec::Disk(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// Its networks.
+    pub fn nets(&self) -> impl Iterator<Item = &NetSpec> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceSpec::Net(net) => Some(net),
+            _ => None,
+        })
+    }
+
+    /// The folders that it shows the guest.
+    pub fn shares(&self) -> impl Iterator<Item = &ShareSpec> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceSpec::Share(share) => Some(share),
+            _ => None,
+        })
+    }
+
+    /// Its named ports.
+    pub fn ports(&self) -> impl Iterator<Item = &PortSpec> {
+        self.devices.iter().filter_map(|device| match device {
+            DeviceSpec::Port(port) => Some(port),
+            _ => None,
+        })
+    }
+
+    /// Whether it has a balloon that the guest finds.
+    pub fn has_balloon(&self) -> bool {
+        self.acpi && self.devices.contains(&DeviceSpec::Balloon {})
+    }
+
+    /// Whether it has an entropy device that the guest finds.
+    pub fn has_rng(&self) -> bool {
+        self.acpi && self.devices.contains(&DeviceSpec::Rng {})
+    }
+
+    /// Whether it can be built.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.cpus == 0 {
+            return Err("--cpus: it is a whole number, at least 1".to_owned());
+        }
+        check_memory(self.memory).map_err(|why| format!("--memory: {why}"))?;
+        self.boot.check()?;
+        self.devices.iter().try_for_each(DeviceSpec::check)?;
+        for (device, name) in [(DeviceSpec::Balloon {}, "balloon"), (DeviceSpec::Rng {}, "entropy device")] {
+            if self.devices.iter().filter(|it| **it == device).count() > 1 {
+                return Err(format!("there is more than one {name}"));
+            }
+        }
+        let named = self.disks().count() + self.nets().count() + self.ports().count();
+        if !self.acpi && named > 0 {
+            return Err("--disk, --net and --port need ACPI: leave out --no-acpi".to_owned());
+        }
+        if !self.acpi && self.console == ConsoleSpec::Virtio {
+            return Err("--console virtio needs ACPI: leave out --no-acpi".to_owned());
+        }
+        self.limits.check().map_err(|why| format!("--limit: {why}"))
+    }
+
+    /// Has relative paths begin at `folder`.
+    pub(super) fn rebase(&mut self, folder: &Path) {
+        self.boot.rebase(folder);
+        self.devices.iter_mut().for_each(|device| device.rebase(folder));
+        self.limits.rebase(folder);
+    }
+}
+
+impl BootSpec {
+    fn check(&self) -> Result<(), String> {
+        if self.initrd.is_some() && (self.modules.is_some() || !self.extra_modules.is_empty()) {
+            return Err("--modules and --module are for kite's own initrd: leave out --initrd".to_owned());
+        }
+        if self.extra_modules.iter().any(|name| name.is_empty() || name.contains('\0')) {
+            return Err("--module: a module has a name".to_owned());
+        }
+        Ok(())
+    }
+
+    fn rebase(&mut self, folder: &Path) {
+        for path in [&mut self.initrd, &mut self.modules].into_iter().flatten() {
+            *path = folder.join(&*path);
+        }
+        // It may be a version, too.
+        let is_file = |path: &&mut PathBuf| path.components().count() > 1 || folder.join(&**path).exists();
+        if let Some(path) = self.kernel.as_mut().filter(is_file) {
+            *path = folder.join(&*path);
+        }
+    }
+}
