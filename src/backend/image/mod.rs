@@ -6,10 +6,13 @@
 pub mod archive;
 pub mod auth;
 pub mod blob;
+pub mod cache;
 pub mod config;
 pub mod digest;
 pub mod layout;
 pub mod local;
 pub mod manifest;
+pub mod obtain;
+mod progress;
 pub mod reference;
 pub mod registry;

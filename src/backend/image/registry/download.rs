@@ -15,6 +15,9 @@ const RESUMED_MAX: u32 = 100;
 /// How much is read at once.
 const PIECE: usize = 128 << 10;
 
+/// Told how many bytes are there; an error ends the download.
+pub type Tell<'a> = dyn Fn(u64) -> anyhow::Result<()> + 'a;
+
 /// A blob that is coming into a file.
 struct Download<'a> {
     digest: &'a Digest,
@@ -23,8 +26,7 @@ struct Download<'a> {
     hasher: Hasher,
     /// How much of it is there.
     done: u64,
-    /// Told how much is there.
-    tell: &'a dyn Fn(u64),
+    tell: &'a Tell<'a>,
 }
 
 impl Registry {
@@ -37,7 +39,7 @@ impl Registry {
         digest: &Digest,
         size: u64,
         file: &mut File,
-        tell: &dyn Fn(u64),
+        tell: &Tell<'_>,
     ) -> anyhow::Result<()> {
         self.download_all(digest, size, file, tell).with_context(|| format!("blob {digest}"))
     }
@@ -47,7 +49,7 @@ impl Registry {
         digest: &Digest,
         size: u64,
         file: &mut File,
-        tell: &dyn Fn(u64),
+        tell: &Tell<'_>,
     ) -> anyhow::Result<()> {
         let hasher = Hasher::new(digest.algorithm());
         let mut download = Download { digest, size, file, hasher, done: 0, tell };
@@ -130,8 +132,7 @@ impl Download<'_> {
             self.hasher.update(&piece[..length]);
             self.done += length as u64;
         }
-        (self.tell)(self.done);
-        Ok(())
+        (self.tell)(self.done)
     }
 
     /// Begins anew.
@@ -140,8 +141,7 @@ impl Download<'_> {
         emptied.context("cannot empty the file for it")?;
         self.hasher = Hasher::new(self.digest.algorithm());
         self.done = 0;
-        (self.tell)(0);
-        Ok(())
+        (self.tell)(0)
     }
 
     /// Takes what comes, up to the blob's end.
@@ -164,7 +164,7 @@ impl Download<'_> {
             self.file.write_all(&piece[..length]).context("cannot write it").map_err(Failure::Lasting)?;
             self.hasher.update(&piece[..length]);
             self.done += length as u64;
-            (self.tell)(self.done);
+            (self.tell)(self.done).map_err(Failure::Lasting)?;
         }
         Ok(())
     }

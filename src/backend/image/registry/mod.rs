@@ -21,6 +21,7 @@ use super::auth::Files;
 use super::manifest::{self, Blobs, DOCUMENT_MAX, Descriptor, INDEX_TYPES, Image, MANIFEST_TYPES};
 use super::reference::Reference;
 use client::{Client, Request};
+pub use download::Tell;
 use login::Login;
 use url::Url;
 
@@ -199,4 +200,4 @@ fn of_network(error: anyhow::Error) -> Failure {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,7 +2,7 @@
 
 mod hostile;
 mod login;
-mod server;
+pub(in crate::backend::image) mod server;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,10 +19,10 @@ use server::{Answer, Asked, Server};
 const MANIFEST: &str = MANIFEST_TYPES[0];
 
 /// The contents of a repository by their paths in it.
-type Contents = HashMap<String, (String, Vec<u8>)>;
+pub(in crate::backend::image) type Contents = HashMap<String, (String, Vec<u8>)>;
 
 /// A repository with one image of one layer; its layer's content and the contents by path.
-fn repository(layer: &[u8]) -> Contents {
+pub(in crate::backend::image) fn repository(layer: &[u8]) -> Contents {
     let descriptor = |kind: &str, bytes: &[u8]| json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "digest": Digest::of(bytes), "size": bytes.len() });
     let config =
         json!({ "os": "linux", "architecture": "amd64", "rootfs": { "diff_ids": [Digest::of(layer)] } });
@@ -46,7 +46,7 @@ fn repository(layer: &[u8]) -> Contents {
 }
 
 /// What a good registry answers, with the repository `team/app`.
-fn good(contents: &Contents, asked: &Asked) -> Answer {
+pub(in crate::backend::image) fn good(contents: &Contents, asked: &Asked) -> Answer {
     let path = asked.path.strip_prefix("/v2/team/app/").unwrap_or("");
     match contents.get(path) {
         Some((kind, bytes)) if asked.from() > 0 => {
@@ -76,7 +76,7 @@ fn open(server: &Server, version: &str) -> Registry {
 /// Gets a layer into an empty file, and gives what was got.
 fn download(registry: &Registry, layer: &Layer) -> anyhow::Result<Vec<u8>> {
     let mut file = tempfile::tempfile().unwrap();
-    registry.download(layer.digest.as_ref().unwrap(), layer.size, &mut file, &|_| ())?;
+    registry.download(layer.digest.as_ref().unwrap(), layer.size, &mut file, &|_| Ok(()))?;
     Ok(content(&mut file))
 }
 
@@ -153,7 +153,10 @@ fn what_is_there_of_a_blob_is_used_if_it_is_right_and_else_got_again() {
         std::io::Write::write_all(&mut file, there.as_bytes()).unwrap();
         let before = server.asked().len();
         let told = Mutex::new(Vec::new());
-        let tell = |done| told.lock().unwrap().push(done);
+        let tell = |done| {
+            told.lock().unwrap().push(done);
+            Ok(())
+        };
         registry.download(layer.digest.as_ref().unwrap(), layer.size, &mut file, &tell).unwrap();
         assert_eq!(content(&mut file), b"0123456789", "{there}");
         assert_eq!(server.asked().len() - before, requests, "{there}");
@@ -169,7 +172,7 @@ fn a_server_without_ranges_sends_all_again() {
     let layer = registry.image().unwrap().layers[0].clone();
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, b"0123").unwrap();
-    registry.download(layer.digest.as_ref().unwrap(), layer.size, &mut file, &|_| ()).unwrap();
+    registry.download(layer.digest.as_ref().unwrap(), layer.size, &mut file, &|_| Ok(())).unwrap();
     assert_eq!(content(&mut file), b"0123456789");
 }
 

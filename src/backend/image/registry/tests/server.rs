@@ -7,27 +7,27 @@ use std::thread;
 
 /// What was asked.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
-    pub(super) method: String,
-    pub(super) path: String,
-    pub(super) headers: Vec<(String, String)>,
-    pub(super) body: String,
+pub(in crate::backend::image) struct Asked {
+    pub(in crate::backend::image) method: String,
+    pub(in crate::backend::image) path: String,
+    pub(in crate::backend::image) headers: Vec<(String, String)>,
+    pub(in crate::backend::image) body: String,
 }
 
 impl Asked {
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(in crate::backend::image) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// From which byte on a blob is wanted.
-    pub(super) fn from(&self) -> usize {
+    pub(in crate::backend::image) fn from(&self) -> usize {
         let range = self.header("range").and_then(|range| range.strip_prefix("bytes="));
         range.map_or(0, |range| range.trim_end_matches('-').parse().unwrap())
     }
 }
 
 /// What is answered.
-pub(super) struct Answer {
+pub(in crate::backend::image) struct Answer {
     head: String,
     body: Body,
 }
@@ -40,7 +40,7 @@ enum Body {
 
 impl Answer {
     /// A status, headers and a body, whose length is said if no header says another.
-    pub(super) fn new(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
+    pub(in crate::backend::image) fn new(status: u16, headers: &[(&str, &str)], body: &[u8]) -> Self {
         let mut head = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n");
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
@@ -50,14 +50,14 @@ impl Answer {
     }
 
     /// A good answer that has no end.
-    pub(super) fn endless(headers: &[(&str, &str)], piece: &[u8]) -> Self {
+    pub(in crate::backend::image) fn endless(headers: &[(&str, &str)], piece: &[u8]) -> Self {
         let mut head = "HTTP/1.1 200 OK\r\nConnection: close\r\n".to_owned();
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         Self { head: head + "\r\n", body: Body::Endless(piece.to_vec()) }
     }
 
     /// A head without an end.
-    pub(super) fn endless_head() -> Self {
+    pub(in crate::backend::image) fn endless_head() -> Self {
         Self {
             head: "HTTP/1.1 200 OK\r\n".to_owned(),
             body: Body::Endless(b"X-Header: xxxxxxxxxxxxxxxx\r\n".to_vec()),
@@ -76,14 +76,16 @@ impl Answer {
 }
 
 /// A server that answers until the process ends, and what it was asked.
-pub(super) struct Server {
-    pub(super) host: String,
+pub(in crate::backend::image) struct Server {
+    pub(in crate::backend::image) host: String,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Server {
     /// A server with these answers.
-    pub(super) fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Self {
+    pub(in crate::backend::image) fn start(
+        answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -98,11 +100,11 @@ impl Server {
     }
 
     /// What it was asked, in this order, but for the question whether it speaks TLS.
-    pub(super) fn asked(&self) -> Vec<Asked> {
+    pub(in crate::backend::image) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
-    pub(super) fn paths(&self) -> Vec<String> {
+    pub(in crate::backend::image) fn paths(&self) -> Vec<String> {
         self.asked().into_iter().map(|asked| asked.path).collect()
     }
 }
