@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use attempt::{Attempt, KITE, NOBODY, not_root, run, skipped};
 use group::{folders, name, no_groups};
 use image::{elf, elf_of};
-use spinning::{Spinning, signal};
+use spinning::{Spinning, children, signal};
 
 #[expect(dead_code, reason = "what only bad input needs")]
 #[path = "../bad_input/attempt.rs"]
@@ -150,6 +150,21 @@ fn a_signal_to_either_process_ends_both_and_the_group() {
 }
 
 #[test]
+fn a_machine_in_a_group_and_a_sandbox_has_one_supervisor() {
+    let test = "a_machine_in_a_group_and_a_sandbox_has_one_supervisor";
+    if no_groups(test, "pids=64") {
+        return;
+    }
+    for (name, options) in [("both", &[][..]), ("alone", &["--sandbox", "none"])] {
+        let kite = Spinning::start(name, options);
+        let (supervisor, machine) = (kite.supervisor(), kite.machine().unwrap());
+        assert_eq!((children(supervisor), children(machine)), (vec![machine], vec![]), "{name}");
+        signal(supervisor, Signal::SIGTERM);
+        assert_eq!(kite.end(), (1015, String::new()));
+    }
+}
+
+#[test]
 fn a_program_that_a_device_needs_is_in_the_group_and_kite_is_not() {
     let test = "a_program_that_a_device_needs_is_in_the_group_and_kite_is_not";
     if no_groups(test, "pids=64") {
@@ -162,8 +177,7 @@ fn a_program_that_a_device_needs_is_in_the_group_and_kite_is_not() {
     let supervisor = kite.supervisor();
     let is_in =
         |process: i32| fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap().contains(&kite.group);
-    let children = fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
-    let children: Vec<i32> = children.split_whitespace().map(|child| child.parse().unwrap()).collect();
+    let children = children(supervisor);
     assert_eq!((children.len(), children.into_iter().all(is_in), is_in(supervisor)), (2, true, false));
     signal(supervisor, Signal::SIGTERM);
     assert_eq!(kite.end(), (1015, String::new()));

@@ -59,7 +59,7 @@ impl Spinning {
         self.processes().into_iter().find(|process| has_vcpu(*process))
     }
 
-    /// The process outside.
+    /// The process that the user started.
     pub fn supervisor(&self) -> i32 {
         self.child.id() as i32
     }
@@ -102,6 +102,14 @@ fn has_vcpu(process: i32) -> bool {
     tasks
         .into_iter()
         .any(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.starts_with("vcpu")))
+}
+
+/// The processes that a process has started.
+pub fn children(process: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let lists: Vec<_> = lists.collect();
+    lists.iter().flat_map(|list| list.split_whitespace()).map(|child| child.parse().unwrap()).collect()
 }
 
 /// Sends a signal.

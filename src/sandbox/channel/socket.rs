@@ -80,9 +80,9 @@ impl Socket {
         flags.set(MsgFlags::MSG_DONTWAIT, !wait);
         let message = loop {
             match recvmsg::<()>(self.0.as_raw_fd(), &mut data, Some(&mut control), flags) {
-                Err(Errno::EINTR) => {}
+                // A peer that goes with something unread is reported once, before what it has sent.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 Err(Errno::EAGAIN) => return Ok(Packet::Nothing),
-                // As of a peer that has gone with something unread.
                 Err(_) => return Ok(Packet::End),
                 Ok(message) => break message,
             }
@@ -161,6 +161,17 @@ mod tests {
         }
         drop(one);
         assert!(matches!(other.receive(true), Ok(Packet::End)));
+    }
+
+    #[test]
+    fn what_a_peer_has_sent_arrives_though_it_has_gone_with_something_unread() {
+        let (one, other) = Socket::pair().unwrap();
+        other.send(b"unread", None).unwrap();
+        one.send(b"last", None).unwrap();
+        drop(one);
+        let Ok(Packet::Of(bytes, None)) = other.receive(false) else { panic!("no packet") };
+        assert_eq!(bytes, b"last");
+        assert!(matches!(other.receive(false), Ok(Packet::End)));
     }
 
     #[test]
