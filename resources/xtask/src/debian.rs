@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::host;
+use crate::machine::{Access, Machine, Net, Vmm};
 use crate::running::Running;
 use crate::setup::{Debian, PASSWORD};
 use crate::step::output;
-use crate::vmm::{Access, Machine, Net, Vmm};
 
 /// What a boot may take, and what an answer may: an emulated guest is slow.
 pub const BOOT: Duration = Duration::from_secs(400);

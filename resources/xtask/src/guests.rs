@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use boot::modules::Modules;
 
+use crate::machine::kite_run;
 use crate::setup::{Kernel, LAB, TODAY};
 use crate::tier::Tier;
 use crate::user;
-use crate::vmm::sandbox;
 
 /// A guest that takes longer hangs. Emulated ones on a busy machine take a minute.
 pub const LIMIT: Duration = Duration::from_secs(240);
@@ -217,8 +217,7 @@ fn command(kite: &Path, case: &Case) -> Command {
         Format::Pvh => case.kernel.elf(),
         Format::Elf => case.kernel.elf_without_pvh(),
     };
-    let mut command = Command::new(kite);
-    command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(kernel);
+    let mut command = kite_run(kite, &kernel);
     command.arg("--modules").arg(case.kernel.modules());
     command.args(["--cpus", &case.cpus.to_string(), "--memory", &format!("{}M", case.memory)]);
     match case.end {

@@ -10,7 +10,9 @@ mod host;
 mod inside;
 mod lab;
 mod lab_batch;
+mod machine;
 mod package;
+mod qemu;
 mod running;
 mod seccomp_coverage;
 mod setup;
@@ -19,7 +21,6 @@ mod test;
 mod tier;
 mod user;
 mod vmlinux;
-mod vmm;
 
 use std::ffi::OsString;
 use std::io;
@@ -31,8 +32,8 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::lab::Lab;
+use crate::machine::Vmm;
 use crate::setup::{Kernel, Setup};
-use crate::vmm::Vmm;
 
 /// What a developer of kite runs. Each command does its own set-up.
 #[derive(Parser)]

@@ -16,14 +16,13 @@ use super::exits::{ALL, Event, Histograms, TO_USER, hits};
 use super::images::Images;
 use super::start::start;
 use super::vmm::Programs;
+use crate::qemu;
 use crate::setup::Kernel;
 
 /// Port accesses, in the order that the histogram prints its keys.
 const PORTS: Event = ("kvm_pio", "port,rw");
 /// How many ports are shown.
 const BUSIEST: usize = 10;
-/// QEMU's command line does for it what kite's own does.
-const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t pci=off";
 
 /// One boot.
 struct Subject {
@@ -69,7 +68,7 @@ fn subjects(programs: &Programs, kernel: &Kernel, initrd: &Path) -> Vec<Subject>
             let mut kite = programs.kite(&image);
             kite.args(["--append", words]);
             let mut qemu = programs.qemu(&image);
-            qemu.arg("-append").arg(format!("{CMDLINE} {words}"));
+            qemu.arg("-append").arg(format!("{} {words}", qemu::CMDLINE));
             for (name, mut command) in [("kite", kite), ("QEMU microvm", qemu)] {
                 let option: &OsStr = if name == "kite" { "--initrd" } else { "-initrd" }.as_ref();
                 command.arg(option).arg(initrd);

@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use boot::modules::Modules;
 
 use super::images::{self, Images};
-use super::vmm::{Programs, QEMU};
+use super::vmm::Programs;
 use crate::host;
+use crate::qemu;
 use crate::setup::Kernel;
 use crate::step::output;
 
@@ -32,7 +33,7 @@ pub fn settle(programs: &Programs, kernel: &Kernel, images: &Images) -> Result<(
             .into_iter()
             .map(|module| module.path),
     );
-    files.extend(qemu()?);
+    files.extend(qemu_files()?);
     // The program that runs this in the lab says so.
     let in_lab = std::env::var_os("LAB").is_some();
     for file in files {
@@ -51,8 +52,8 @@ fn open(path: &Path, how: &fs::OpenOptions) -> Result<File> {
 }
 
 /// QEMU, its libraries, and its firmware.
-fn qemu() -> Result<Vec<PathBuf>> {
-    let program = host::program(QEMU).context("QEMU is not installed")?;
+fn qemu_files() -> Result<Vec<PathBuf>> {
+    let program = host::program(qemu::PROGRAM).context("QEMU is not installed")?;
     let libraries = output(Command::new("ldd").arg(&program))?;
     let mut files: Vec<PathBuf> =
         libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect();

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use super::exits::{ALL, Histograms, TO_USER, hits};
 use crate::e2e::{Fixture, GUEST, HERE, Started, TAP, Wire, finish, go_alone};
+use crate::machine::{Access, Machine, Net, Vmm};
 use crate::running::Running;
-use crate::vmm::{Access, Machine, Net, Vmm};
 
 /// The disk's size in bytes.
 const DISK: u64 = 256 << 20;

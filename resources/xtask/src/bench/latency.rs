@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::host;
 use crate::lab::Lab;
+use crate::qemu;
 use crate::setup::Setup;
 use crate::step::{output, shown};
 
@@ -106,8 +107,8 @@ pub fn beside_peers(setup: &mut Setup, kite: &Path) -> Result<()> {
         let mut times = [Vec::new(), Vec::new()];
         // In turns, so that drift hits both alike.
         for _ in 0..ROUNDS {
-            times[0].extend(run(machine(kite, &image))?);
-            times[1].extend(run(qemu(&image))?);
+            times[0].extend(run(on_kite(kite, &image))?);
+            times[1].extend(run(on_qemu(&image))?);
         }
         for (name, mut times) in ["kite run", "QEMU microvm"].into_iter().zip(times) {
             times.sort_unstable();
@@ -125,26 +126,15 @@ pub fn beside_peers(setup: &mut Setup, kite: &Path) -> Result<()> {
     Ok(())
 }
 
-fn machine(kite: &Path, image: &Path) -> Command {
+fn on_kite(kite: &Path, image: &Path) -> Command {
     let mut command = Command::new(kite);
     command.args(["run", "--memory", "64M", "--kernel"]).arg(image);
     command
 }
 
-fn qemu(image: &Path) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-M",
-        "microvm,rtc=off",
-        "-enable-kvm",
-        "-cpu",
-        "host,arch-capabilities=off",
-        "-m",
-        "64",
-        "-nodefaults",
-    ]);
-    command.args(["-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
-    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(image);
+fn on_qemu(image: &Path) -> Command {
+    let mut command = qemu::microvm(64);
+    command.args(["-M", "rtc=off", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(image);
     command
 }
 

@@ -6,10 +6,10 @@ use std::process::Command;
 
 use clap::Args;
 
+use crate::qemu;
+
 /// The guest's RAM in bytes: kite's default.
 pub const RAM: u64 = 512 << 20;
-/// QEMU's name.
-pub const QEMU: &str = "qemu-system-x86_64";
 
 /// Where the programs built here are.
 #[derive(Args, Clone, Debug)]
@@ -42,19 +42,7 @@ impl Programs {
 
     /// QEMU's microvm machine with a serial port and nothing else.
     pub fn qemu(&self, kernel: &Path) -> Command {
-        let mut command = Command::new(QEMU);
-        command.args(["-M", "microvm,accel=kvm,auto-kernel-cmdline=off", "-m", &(RAM >> 20).to_string()]);
-        // IA32_ARCH_CAPABILITIES is an MSR that PVM refuses to be set.
-        command.args(["-cpu", "host,arch-capabilities=off"]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-        ]);
+        let mut command = qemu::microvm(RAM >> 20);
         command.arg("-kernel").arg(kernel);
         command
     }

@@ -13,9 +13,9 @@ use crate::debian;
 use crate::e2e::{Wire, go_alone};
 use crate::host;
 use crate::lab::Lab;
+use crate::machine::{Access, Net, Vmm};
 use crate::setup::{Debian, Setup};
 use crate::test::build_kite_for_all_to_see;
-use crate::vmm::{Access, Net, Vmm};
 
 /// Runs the demonstration, here or in the lab.
 ///

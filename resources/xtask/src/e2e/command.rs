@@ -14,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{Fixture, kernel};
+use crate::machine::kite_run;
 use crate::setup::Kernel;
-use crate::vmm::sandbox;
 
 /// What a command may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -33,8 +33,7 @@ pub(super) struct Ended {
 
 /// `kite run` with this kernel; the rest of the command line is the caller's.
 pub(super) fn kite(fixture: &Fixture, kernel: &Kernel) -> Result<Command> {
-    let mut kite = Command::new(fixture.program()?);
-    kite.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(kernel.bz_image());
+    let mut kite = kite_run(fixture.program()?, &kernel.bz_image());
     kite.arg("--modules").arg(kernel.modules());
     Ok(kite)
 }
@@ -331,8 +330,8 @@ pub fn crash(fixture: &Fixture, name: &str) -> Result<String> {
     fs::copy(kernel.bz_image(), &alone).context("copying the kernel")?;
     // A host that has this very kernel installed has its modules, too.
     if !Path::new("/lib/modules").join(&kernel.release).exists() {
-        let mut command = Command::new(fixture.program()?);
-        command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(&alone).args(["--", "true"]);
+        let mut command = kite_run(fixture.program()?, &alone);
+        command.args(["--", "true"]);
         let ended = ended(command, b"")?;
         let cure = format!("there is no folder of modules for kernel {}", kernel.release);
         let last = ended.stderr.trim_end().rsplit('\n').next().unwrap_or_default();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::{Fixture, finish, noise, stats, watched};
 use crate::debian;
 use crate::host;
-use crate::vmm::{Access, Net, Vmm};
+use crate::machine::{Access, Net, Vmm};
 
 /// The size of a disk for data, in bytes.
 const SIZE: u64 = 128 << 20;

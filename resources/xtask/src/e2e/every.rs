@@ -12,8 +12,8 @@ use super::command::{ended, kite};
 use super::wire::SEVERAL;
 use super::{Fixture, GUEST, HERE, SCRIPT, Wire, finish, kernel, noise, watched};
 use crate::host;
+use crate::machine::{Access, Net};
 use crate::running::Running;
-use crate::vmm::{Access, Net};
 
 /// The first boot works with everything, takes a disk away from its driver while that reads and writes, and reboots; the
 /// second one finds what was left.

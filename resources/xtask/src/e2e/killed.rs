@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use super::{Fixture, SCRIPT, watched};
 use crate::inside::RECORDS;
 use crate::inside::records::{self, RECORD, SLOTS};
+use crate::machine::Access;
 use crate::running::Running;
-use crate::vmm::Access;
 
 /// How long a guest writes at most, in milliseconds.
 const LONGEST: u64 = 1500;

@@ -12,10 +12,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use super::command::{ended, kite};
 use super::{Fixture, NotHere, kernel};
 use crate::bench::images::elf;
+use crate::machine::{kite_run, sandbox};
 use crate::running::Running;
 use crate::setup::LAB;
 use crate::step::output;
-use crate::vmm::sandbox;
 
 /// Says `!`, and computes for ever: `mov dx, 0x3f8; mov al, '!'; out dx, al; jmp $`.
 const SPIN: &[u8] = b"\x66\xba\xf8\x03\xb0!\xee\xeb\xfe";
@@ -38,9 +38,8 @@ fn tiny(fixture: &Fixture, code: &[u8], options: &[&str]) -> Result<Command> {
     let program = fixture.program()?;
     let path = fixture.file(if code == SPIN { "spin" } else { "power-off" });
     fs::write(&path, elf(code)).context("writing a guest")?;
-    let mut command = Command::new(program);
-    command.args(["run", "--sandbox", sandbox(), "--force", "--memory", "64M", "--kernel"]).arg(path);
-    command.args(options);
+    let mut command = kite_run(program, &path);
+    command.args(["--force", "--memory", "64M"]).args(options);
     Ok(command)
 }
 

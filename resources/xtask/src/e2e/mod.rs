@@ -34,11 +34,11 @@ use tempfile::TempDir;
 
 pub use self::wire::{GUEST, HERE, TAP, Wire};
 use crate::inside::{self, STATUS};
+use crate::machine::{Access, Machine, Vmm};
 use crate::running::Running;
 use crate::setup::{Debian, Kernel, TODAY};
 use crate::tier::{Tier, Tiers};
 use crate::user;
-use crate::vmm::{Access, Machine, Vmm};
 
 /// What any one of the last tier takes at most, with its machine emulated: fifty kills take the longest.
 pub const LIMIT: Duration = Duration::from_secs(2400);

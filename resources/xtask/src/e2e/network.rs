@@ -11,8 +11,8 @@ use super::wire::PEER;
 use super::{Fixture, GUEST, HERE, SCRIPT, Started, TAP, Wire, finish, noise, watched};
 use crate::host;
 use crate::inside::STATUS;
+use crate::machine::{Access, Net};
 use crate::running::Running;
-use crate::vmm::{Access, Net};
 
 /// The bytes that are transferred each way.
 const DATA: usize = 32 << 20;

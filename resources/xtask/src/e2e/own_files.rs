@@ -8,8 +8,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::command::ended;
 use super::{Fixture, kernel};
+use crate::machine::kite_run;
 use crate::setup::Kernel;
-use crate::vmm::sandbox;
 
 /// Run in the share. Each way to write to a file ends kite's lease on another one, and then changes it in all other ways; the
 /// module is a part of the initrd.
@@ -46,9 +46,8 @@ pub fn own_files(fixture: &Fixture, name: &str) -> Result<String> {
     let kernel = kernel(name)?;
     let folder = built(fixture, &kernel)?;
     let program = fixture.program()?;
-    let mut command = Command::new(program);
-    command.current_dir(&folder).args(["run", "--sandbox", sandbox(), "--kernel", "kernel"]);
-    command.args(["--modules", "modules", "--share", ".:rw", "--", "sh", "-c", SCRIPT]);
+    let mut command = kite_run(program, Path::new("kernel"));
+    command.current_dir(&folder).args(["--modules", "modules", "--share", ".:rw", "--", "sh", "-c", SCRIPT]);
     let ended = ended(command, b"")?;
     ensure!(ended.code == Some(0) && ended.stdout == b"done\n" && ended.stderr.is_empty(), "{ended:?}");
     let is_there = |path: &str| Path::new(&folder).join(path).exists();

@@ -10,8 +10,8 @@ use boot::modules::{ModuleFile, Modules};
 use super::command::ended;
 use super::{Fixture, NotHere};
 use crate::host;
+use crate::machine::kite_run;
 use crate::setup::Kernel;
-use crate::vmm::sandbox;
 
 /// What a command's guest loads.
 const MODULES: [&str; 8] = [
@@ -39,10 +39,13 @@ pub fn command(fixture: &Fixture, name: &str) -> Result<String> {
     let packed = packed(fixture, &kernel)?;
     let folder = fixture.file("modules");
     let run = || -> Result<Command> {
-        let program = fixture.program()?;
-        let mut kite = Command::new(program);
-        kite.args(["run", "--sandbox", sandbox(), "--memory", "192M", "--kernel"]).arg(kernel.bz_image());
-        kite.arg("--modules").arg(&folder).args(["--", "sh", "-c", "uname -r; cut -d' ' -f1 /proc/modules"]);
+        let mut kite = kite_run(fixture.program()?, &kernel.bz_image());
+        kite.args(["--memory", "192M"]).arg("--modules").arg(&folder).args([
+            "--",
+            "sh",
+            "-c",
+            "uname -r; cut -d' ' -f1 /proc/modules",
+        ]);
         Ok(kite)
     };
     let whole = ended(run()?, b"")?;

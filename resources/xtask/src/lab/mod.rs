@@ -24,6 +24,7 @@ use tempfile::TempDir;
 
 pub use self::init::{enter, init, is_init, load_modules, mounted};
 use crate::host;
+use crate::qemu;
 use crate::setup::{Kernel, Setup};
 
 /// What QEMU says when TCG trips over its own lock, which it rarely does in nested runs.
@@ -109,13 +110,13 @@ impl Lab {
 
     /// Runs the machine until it powers itself off.
     fn emulate(&self, folder: &Path, stdout: Sink<'_>, stderr: Sink<'_>) -> Result<Ended> {
-        let mut qemu = self.qemu(folder);
-        let mut qemu = qemu
+        let mut qemu = self
+            .qemu(folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .context("starting qemu-system-x86_64")?;
+            .with_context(|| format!("starting {}", qemu::PROGRAM))?;
         let out = qemu.stdout.take().context("QEMU has an output")?;
         let err = qemu.stderr.take().context("QEMU has an error output")?;
         let heard = Heard { unread: AtomicBool::new(false), last: Mutex::new(Instant::now()) };
@@ -159,15 +160,8 @@ impl Lab {
         };
         // setpriv takes QEMU down with this process, whatever ends it.
         let mut qemu = Command::new("setpriv");
-        qemu.args([
-            "--pdeathsig",
-            "KILL",
-            "qemu-system-x86_64",
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-        ]);
-        qemu.args(["-M", "q35", "-cpu", "max", "-display", "none"]);
+        qemu.args(["--pdeathsig", "KILL", qemu::PROGRAM]).args(qemu::NOTHING_ELSE);
+        qemu.args(["-M", "q35", "-cpu", "max"]);
         qemu.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
         let thread = if self.cpus == 1 || self.icount { "single" } else { "multi" };
         qemu.args(["-accel", &format!("tcg,thread={thread},tb-size=512")]);

@@ -18,6 +18,7 @@ pub use self::glibc::{other as other_glibc, own as own_glibc};
 pub use self::kernels::{Kernel, LAB, Missing, TODAY};
 pub use self::selftests::folder as selftests_folder;
 use crate::host::{self, Distribution};
+use crate::qemu;
 
 /// The oldest major version of QEMU whose emulated SVM runs nested guests.
 const QEMU_MAJOR: u32 = 10;
@@ -160,7 +161,7 @@ impl Setup {
 
 /// The major version of the QEMU that is installed.
 fn qemu_major() -> Option<u32> {
-    let output = Command::new("qemu-system-x86_64").arg("--version").output().ok()?;
+    let output = Command::new(qemu::PROGRAM).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     major(text.strip_prefix("QEMU emulator version ")?)
 }

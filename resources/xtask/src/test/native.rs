@@ -14,10 +14,10 @@ use tempfile::TempDir;
 use super::tally::Tally;
 use super::{cargo, lab};
 use crate::host;
+use crate::machine::namespaces;
 use crate::step::output;
 use crate::tier::{Choice, Tier};
 use crate::user;
-use crate::vmm::namespaces;
 
 /// What `kite run` does without `--sandbox`.
 const SANDBOX: (&str, &str) = ("KITE_SANDBOX", "require");

@@ -1,14 +1,11 @@
-//! A machine to be run, and how each program is told of it: kite, and QEMU's microvm machine for comparison.
+//! The description of a machine, and the command lines that run it: kite's, and QEMU's microvm machine for comparison.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// QEMU's name.
-pub const QEMU: &str = "qemu-system-x86_64";
-/// QEMU's command line does for it what kite's own does.
-const CMDLINE: &str = "console=ttyS0 panic=-1 reboot=t pci=off";
+use crate::qemu;
 
 /// A program that runs machines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,8 +84,7 @@ impl Machine {
     }
 
     fn kite(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(&self.kernel);
+        let mut command = kite_run(program, &self.kernel);
         command.arg("--initrd").arg(&self.initrd);
         command.args(["--cpus", &self.cpus.to_string(), "--memory", &format!("{}M", self.memory)]);
         command.args(["--append", &self.append]);
@@ -121,21 +117,10 @@ impl Machine {
 
     /// With virtio-mmio devices of version 1, as kite's are, and the tap served by QEMU itself.
     fn qemu(&self, aio: &str) -> Command {
-        let mut command = Command::new(QEMU);
-        command.args(["-M", "microvm,accel=kvm,auto-kernel-cmdline=off", "-cpu", "host"]);
-        command.args(["-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-no-reboot",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-        ]);
-        command.args(["-global", "virtio-mmio.force-legacy=false"]);
+        let mut command = qemu::microvm(self.memory);
+        command.args(["-smp", &self.cpus.to_string(), "-global", "virtio-mmio.force-legacy=false"]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd);
-        command.arg("-append").arg(format!("{CMDLINE} {}", self.append));
+        command.arg("-append").arg(format!("{} {}", qemu::CMDLINE, self.append));
         for (index, (path, access)) in self.disks.iter().enumerate() {
             let more = match access {
                 Access::Write => "",
@@ -164,7 +149,14 @@ impl Machine {
     }
 }
 
-/// How kite is to lock its machines in: with every layer, where a host lets anybody have namespaces.
+/// `kite run` with this kernel, locked in as [`sandbox`] says; the rest of the command line is the caller's.
+pub fn kite_run(program: &Path, kernel: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args(["run", "--sandbox", sandbox(), "--kernel"]).arg(kernel);
+    command
+}
+
+/// The `--sandbox` of every kite here: every layer is required where a host lets anybody have namespaces.
 pub fn sandbox() -> &'static str {
     if namespaces().is_ok() { "require" } else { "auto" }
 }
