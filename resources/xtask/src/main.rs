@@ -5,9 +5,9 @@ mod debian;
 mod demo;
 mod e2e;
 mod fuzz;
+mod guest;
 mod guests;
 mod host;
-mod inside;
 mod lab;
 mod lab_batch;
 mod machine;
@@ -198,11 +198,8 @@ fn whole(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone 
 }
 
 fn main() -> ExitCode {
-    if lab::is_init() {
-        if inside::is_guest() {
-            inside::main();
-        }
-        lab::init();
+    if guest::is_init() {
+        guest::main();
     }
     let task = Cli::parse().command;
     let failure = if matches!(task, Task::Lab(_)) { 125 } else { 1 };
@@ -243,7 +240,7 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::AsUser { command } => match user::run(&command)? {},
-        Task::LabEnter => Ok(lab::enter()),
+        Task::LabEnter => Ok(guest::lab::enter()),
     }
 }
 

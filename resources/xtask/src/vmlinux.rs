@@ -37,7 +37,11 @@ pub fn extract(image: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// The kernel build appends the decompressed size, four bytes, to formats that do not end with it themselves.
-fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
+/// Unpacks what is compressed in one of the kernel's formats, which its first bytes tell.
+///
+/// # Errors
+/// It is in none of them, or broken.
+pub fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
     match payload {
         [0x02, 0x21, 0x4c, 0x18, ..] => lz4_legacy(payload),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => all(lzma_rust2::XzReader::new(payload, false), "xz"),
@@ -45,7 +49,7 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>> {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             all(ruzstd::decoding::StreamingDecoder::new(payload).context("reading zstd")?, "zstd")
         }
-        _ => bail!("the payload is neither lz4, xz, gzip nor zstd"),
+        _ => bail!("the compression is neither lz4, xz, gzip nor zstd"),
     }
 }
 

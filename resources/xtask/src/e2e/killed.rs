@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::{Fixture, SCRIPT, watched};
-use crate::inside::RECORDS;
-use crate::inside::records::{self, RECORD, SLOTS};
+use crate::guest::job::RECORDS;
+use crate::guest::records::{self, RECORD, SLOTS};
 use crate::machine::Access;
 use crate::running::Running;
 

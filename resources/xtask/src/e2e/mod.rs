@@ -33,7 +33,7 @@ use nix::unistd::{getegid, geteuid};
 use tempfile::TempDir;
 
 pub use self::wire::{GUEST, HERE, TAP, Wire};
-use crate::inside::{self, STATUS};
+use crate::guest::job::{self, STATUS};
 use crate::machine::{Access, Machine, Vmm};
 use crate::running::Running;
 use crate::setup::{Debian, Kernel, TODAY};
@@ -192,10 +192,10 @@ impl Fixture {
     /// Its initrd cannot be written.
     pub fn machine(&self, job: &str) -> Result<Machine> {
         let initrd = self.file("initrd");
-        inside::write_initrd(&self.kernel, job, &initrd)?;
+        job::write_initrd(&self.kernel, job, &initrd)?;
         let mut machine = Machine::new(&self.kernel.bz_image(), &initrd);
         machine.append = "quiet".into();
-        if job != inside::RECORDS {
+        if job != job::RECORDS {
             machine.disks.push((self.debian.disk(), Access::ReadOnly));
         }
         Ok(machine)

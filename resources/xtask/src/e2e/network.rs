@@ -9,8 +9,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::wire::PEER;
 use super::{Fixture, GUEST, HERE, SCRIPT, Started, TAP, Wire, finish, noise, watched};
+use crate::guest::job::STATUS;
 use crate::host;
-use crate::inside::STATUS;
 use crate::machine::{Access, Net};
 use crate::running::Running;
 

@@ -1,90 +1,62 @@
-//! Inside the lab: this program as PID 1. It loads modules, puts this machine's root folder under a layer of
-//! memory, runs the command there, writes its status down, and powers off.
+//! Inside the lab: the host's root folder is put under a layer of memory, and the lab's command runs there.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use boot::initramfs::MANIFEST;
-use nix::errno::Errno;
-use nix::kmod::{ModuleInitFlags, finit_module};
+use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
-use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use nix::unistd::{Pid, chdir, chroot, sync};
+use nix::unistd::{Pid, chdir, chroot};
 
-/// The folders that are mounted on: pseudo file systems, the run's folder, the host's root, the layer over it
-/// and both together.
-pub const FOLDERS: [&str; 6] = ["/proc", "/sys", LAB, "/host", "/layer", ROOT];
+use super::initrd::Initrd;
+use super::{ROOT, appear, mount_all, mounted};
+use crate::setup::Kernel;
+
+/// Modules without which there is no lab.
+const NEEDED: [&str; 6] = ["virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm_amd"];
+/// Modules that guests and their devices may use.
+const USEFUL: [&str; 6] = ["virtio_rng", "tun", "vhost_net", "vhost_vsock", "veth", "bridge"];
+/// The run's folder, which the host sees, too.
 const LAB: &str = "/lab";
-const ROOT: &str = "/root";
+/// What is mounted in the command's root folder.
+const PSEUDO: [(&str, &str); 7] = [
+    ("dev", "devtmpfs"),
+    ("proc", "proc"),
+    ("sys", "sysfs"),
+    ("run", "tmpfs"),
+    ("dev/pts", "devpts"),
+    ("dev/shm", "tmpfs"),
+    ("sys/fs/cgroup", "cgroup2"),
+];
+/// Where the driver of the 9P transport lists its devices.
 const TAGS: &str = "/sys/bus/virtio/drivers/9pnet_virtio";
 
-/// Whether this process is the lab's PID 1. That of a container has another name.
-pub fn is_init() -> bool {
-    std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init")
+/// Writes the lab's initrd for `kernel` to the file `path`.
+///
+/// # Errors
+/// A needed module is missing, or the file cannot be written.
+pub fn write_initrd(kernel: &Kernel, path: &Path) -> Result<()> {
+    // By way of the kernel: a build that runs meanwhile may have replaced the file of that name.
+    let program = File::open("/proc/self/exe").context("opening this program")?;
+    Initrd { program, needed: &NEEDED, useful: &USEFUL, files: &[] }.write(kernel, path)
 }
 
-/// The role of PID 1; does not return.
-pub fn init() -> ! {
-    if let Err(error) = work() {
-        eprintln!("lab: {error:#}");
-    }
-    sync();
-    // Refused only to those who are not root.
-    let _ = reboot(RebootMode::RB_POWER_OFF);
-    std::process::exit(1)
-}
-
-fn work() -> Result<()> {
-    mounted("dev", "/dev", "devtmpfs", "")?;
-    mounted("proc", "/proc", "proc", "")?;
-    mounted("sys", "/sys", "sysfs", "")?;
-    load_modules()?;
+/// Runs the lab's command and writes its status down.
+pub(super) fn run() -> Result<()> {
+    super::prepare()?;
     mount_root().context("mounting the root folder")?;
     loopback_up().context("setting up the loopback interface")?;
     let (stdout, stderr) = (console("/dev/hvc0")?, console("/dev/hvc1")?);
     let status = command(stdout, stderr)?;
     let file = format!("{LAB}/status");
     fs::write(&file, status.to_string()).with_context(|| format!("writing {file}"))
-}
-
-/// Loads the modules that came with the initrd, in the order of its manifest.
-///
-/// # Errors
-/// One is missing or refused.
-pub fn load_modules() -> Result<()> {
-    let manifest = fs::read_to_string(MANIFEST).with_context(|| format!("reading {MANIFEST}"))?;
-    for module in manifest.lines() {
-        load(module).with_context(|| format!("loading {module}"))?;
-    }
-    Ok(())
-}
-
-fn load(module: &str) -> Result<()> {
-    let file = File::open(module)?;
-    match finit_module(file.as_fd(), c"", ModuleInitFlags::empty()) {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Mounts a file system of this kind.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn mounted(source: &str, target: &str, kind: &str, options: &str) -> Result<()> {
-    mount(Some(source), target, Some(kind), MsFlags::empty(), Some(options))
-        .with_context(|| format!("mounting {kind} at {target}"))
 }
 
 fn mount_root() -> Result<()> {
@@ -96,20 +68,7 @@ fn mount_root() -> Result<()> {
         fs::create_dir(folder).with_context(|| format!("making {folder}"))?;
     }
     mounted("root", ROOT, "overlay", "lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work")?;
-    let pseudo = [
-        ("dev", "devtmpfs"),
-        ("proc", "proc"),
-        ("sys", "sysfs"),
-        ("run", "tmpfs"),
-        ("dev/pts", "devpts"),
-        ("dev/shm", "tmpfs"),
-        ("sys/fs/cgroup", "cgroup2"),
-    ];
-    for (folder, kind) in pseudo {
-        let target = format!("{ROOT}/{folder}");
-        fs::create_dir_all(&target).with_context(|| format!("making {target}"))?;
-        mounted(kind, &target, kind, "")?;
-    }
+    mount_all(ROOT, &PSEUDO)?;
     // udev would have made the one and opened the other to all.
     symlink("/proc/self/fd", format!("{ROOT}/dev/fd")).context("making /dev/fd")?;
     let tun = format!("{ROOT}/dev/net/tun");
@@ -136,13 +95,7 @@ fn has_tag(name: &str) -> Result<bool> {
 
 /// Opens a console whose bytes pass unchanged, once its driver has made it.
 fn console(path: &str) -> Result<File> {
-    let start = Instant::now();
-    while !Path::new(path).exists() {
-        if start.elapsed() > Duration::from_secs(30) {
-            bail!("no {path}");
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    appear(path)?;
     let file = OpenOptions::new()
         .read(true)
         .write(true)

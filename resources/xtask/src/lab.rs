@@ -5,9 +5,6 @@
 //! The command's name, arguments, environment and folder, and its exit status, pass through a folder of the
 //! run's own that both sides see; its output passes through two consoles.
 
-mod init;
-pub mod initrd;
-
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -22,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-pub use self::init::{enter, init, is_init, load_modules, mounted};
+use crate::guest;
 use crate::host;
 use crate::qemu;
 use crate::setup::{Kernel, Setup};
@@ -84,7 +81,7 @@ impl Lab {
         let folder = host::target("lab")?;
         let folder = TempDir::with_prefix_in("run-", &folder).context("making the run's folder")?;
         prepare(folder.path(), argv)?;
-        initrd::write(&self.kernel, &folder.path().join("initrd"))?;
+        guest::lab::write_initrd(&self.kernel, &folder.path().join("initrd"))?;
         let mut ended = self.emulate(folder.path(), stdout, stderr)?;
         if ended.is_tcg_abort() {
             eprintln!("xtask: QEMU's TCG aborted ({TCG_ABORT}): running the lab once more");
