@@ -18,6 +18,7 @@ pub mod mptable;
 mod multiboot;
 pub mod params;
 pub mod registers;
+pub mod testing;
 
 use std::fs::File;
 use std::sync::Arc;

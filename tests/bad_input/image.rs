@@ -2,15 +2,17 @@
 //!
 //! System V ABI, "Object Files"; Linux `Documentation/arch/x86/boot.rst`.
 
+use boot::testing::{HEADER, LOAD, MULTIBOOT_ADDRESSES, Program, headers, multiboot_header, put, words};
+
 /// The program header of [`elf`]: where its fields begin, and which they are.
-pub const PROGRAM: usize = 64;
+pub const PROGRAM: usize = HEADER;
 pub const TYPE: usize = PROGRAM;
 pub const OFFSET: usize = PROGRAM + 8;
 pub const ADDRESS: usize = PROGRAM + 24;
 pub const FILE_LEN: usize = PROGRAM + 32;
 pub const MEMORY_LEN: usize = PROGRAM + 40;
 /// The length of one.
-pub const PROGRAM_LEN: usize = 56;
+pub const PROGRAM_LEN: usize = boot::testing::PROGRAM;
 /// The length of [`elf`], and where its segment is in the file.
 pub const LEN: usize = 0x1000;
 pub const CODE: usize = 0x800;
@@ -25,17 +27,9 @@ pub fn elf() -> Vec<u8> {
 
 /// An ELF image with one segment at 1 MiB, entered in long mode at its first byte.
 pub fn elf_of(code: &[u8]) -> Vec<u8> {
-    let mut file = vec![0; LEN];
-    put(&mut file, 0, b"\x7fELF\x02\x01\x01");
-    put(&mut file, 16, &[2, 0, 62, 0, 1]);
-    put(&mut file, 24, &0x10_0000u64.to_le_bytes());
-    put(&mut file, 32, &(PROGRAM as u64).to_le_bytes());
-    put(&mut file, 54, &[PROGRAM_LEN as u8, 0, 1]);
-    put(&mut file, TYPE, &[1]);
-    put(&mut file, OFFSET, &(CODE as u64).to_le_bytes());
-    put(&mut file, ADDRESS, &0x10_0000u64.to_le_bytes());
-    put(&mut file, FILE_LEN, &0x400u64.to_le_bytes());
-    put(&mut file, MEMORY_LEN, &0x1000u64.to_le_bytes());
+    let (addr, offset) = (0x10_0000, CODE as u64);
+    let mut file = headers(addr, &[Program { kind: LOAD, offset, addr, file_len: 0x400, mem_len: 0x1000 }]);
+    file.resize(LEN, 0);
     put(&mut file, CODE, code);
     file
 }
@@ -59,12 +53,6 @@ pub fn elf_with_notes(notes: &[u8]) -> Vec<u8> {
     put(&mut file, MEMORY_LEN + at, &(notes.len() as u64).to_le_bytes());
     put(&mut file, NOTES, notes);
     file
-}
-
-/// A PVH note whose value has these bytes.
-pub fn pvh_note(value: &[u8]) -> Vec<u8> {
-    [&4u32.to_le_bytes(), &(value.len() as u32).to_le_bytes(), &18u32.to_le_bytes(), &b"Xen\0"[..], value]
-        .concat()
 }
 
 /// A bzImage with four setup sectors and a 4 KiB kernel that powers off at its 64-bit entry.
@@ -92,26 +80,16 @@ pub fn bzimage_with(at: usize, bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-fn put(file: &mut [u8], at: usize, bytes: &[u8]) {
-    file[at..at + bytes.len()].copy_from_slice(bytes);
-}
-
 /// Where the header of [`multiboot`] is, and that of [`multiboot_elf`].
 pub const MULTIBOOT_AT: usize = 0x20;
 pub const MULTIBOOT_ELF_AT: usize = 0x60;
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
 
 /// A Multiboot image of a page, with addresses, that powers off at its first byte (Multiboot Specification 0.6.96 §3.1).
 pub fn multiboot() -> Vec<u8> {
     let mut file = vec![0; LEN];
     put(&mut file, 0, POWER_OFF);
-    let flags = 1 << 16 | 3;
-    let checksum = 0u32.wrapping_sub(0x1bad_b002).wrapping_sub(flags);
-    let header = [0x1bad_b002, flags, checksum, 0x20_0020, 0x20_0000, 0, 0x20_2000, 0x20_0000];
-    put(&mut file, MULTIBOOT_AT, &words(&header));
+    let addresses = [0x20_0020, 0x20_0000, 0, 0x20_2000, 0x20_0000];
+    put(&mut file, MULTIBOOT_AT, &multiboot_header(MULTIBOOT_ADDRESSES | 3, &addresses));
     file
 }
 
@@ -121,7 +99,7 @@ pub fn multiboot_elf() -> Vec<u8> {
     put(&mut file, 0, b"\x7fELF\x01\x01\x01");
     put(&mut file, 16, &words(&[3 << 16 | 2, 1, 0x20_0000, 52, 0, 0, 32 << 16 | 52, 1, 0]));
     put(&mut file, 52, &words(&[1, CODE as u32, 0x20_0000, 0x20_0000, 0x400, 0x1000, 7, 4]));
-    put(&mut file, MULTIBOOT_ELF_AT, &words(&[0x1bad_b002, 0, 0u32.wrapping_sub(0x1bad_b002)]));
+    put(&mut file, MULTIBOOT_ELF_AT, &multiboot_header(0, &[]));
     put(&mut file, CODE, POWER_OFF);
     file
 }

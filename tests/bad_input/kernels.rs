@@ -1,9 +1,10 @@
 //! Kernel images that are broken, on purpose or not.
 
+use boot::testing::pvh_note;
+
 use crate::attempt::{Attempt, KITE, no_kvm, run};
 use crate::image::{
     ADDRESS, FILE_LEN, MEMORY_LEN, OFFSET, TYPE, bzimage, bzimage_with, elf, elf_with, elf_with_notes,
-    pvh_note,
 };
 
 #[test]

@@ -1,8 +1,9 @@
 //! What is typed while the guest has the terminal.
 
+use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
-use crate::guest::{Elf, Entry, no_kvm};
+use crate::guest::{Elf, no_kvm};
 use crate::session::Terminal;
 
 // Echoes what is typed, but for the keys that make it end: P powers off, R resets, C crashes, F floods the

@@ -3,9 +3,10 @@
 use std::io::{self, Read};
 use std::process::{Command, Stdio};
 
+use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
-use crate::guest::{Elf, Entry, no_kvm};
+use crate::guest::{Elf, no_kvm};
 use crate::keys::echo;
 use crate::session::{INTERRUPT, Session, Terminal, kite, until};
 

@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io;
 use std::process::Stdio;
 
+use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
-use crate::guest::{Entry, no_kvm};
+use crate::guest::no_kvm;
 use crate::process::Kite;
 
 guest!(

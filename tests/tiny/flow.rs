@@ -7,12 +7,13 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
+use boot::testing::Entry;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use crate::guest::{Entry, no_kvm, printed_in_a_hurry};
+use crate::guest::{no_kvm, printed_in_a_hurry};
 use crate::process::{Kite, until};
 
 /// What Linux gives a pipe at least, in bytes.

@@ -2,11 +2,13 @@
 
 use std::process::Stdio;
 
-use crate::guest::{Blob, Elf, Entry, multiboot_at, multiboot_elf, no_kvm};
+use boot::testing::{Code, Entry, multiboot_at, multiboot_elf};
+
+use crate::guest::{Elf, no_kvm};
 use crate::process::{End, Kite};
 
 /// Runs a Multiboot image.
-pub fn run(guest: &'static Blob, arguments: &[&str]) -> End {
+pub fn run(guest: &'static Code, arguments: &[&str]) -> End {
     Kite::start(guest, Entry::Multiboot, arguments, Stdio::null(), Stdio::piped()).end()
 }
 

@@ -8,11 +8,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use boot::testing::{Code, Entry};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::guest::{Blob, Elf, Entry, no_kvm};
+use crate::guest::{Elf, no_kvm};
 use crate::process::{Kite, until};
 
 /// Finds the entropy device, at RBX, and over and over takes it over, makes it an offer that breaks the rules of the ring,
@@ -102,7 +103,7 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
 }
 
 /// A command that runs a guest, and the guest's file.
-fn command(guest: &'static Blob, arguments: &[&str]) -> (Command, Elf) {
+fn command(guest: &'static Code, arguments: &[&str]) -> (Command, Elf) {
     let elf = Elf::new(guest.code(), Entry::Long);
     let mut command = Command::new(env!("CARGO_BIN_EXE_kite"));
     command.args(["run", "--memory", "64M", "--kernel"]).arg(&elf.path).args(arguments);

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use boot::kernel::Image;
+use boot::testing::{BASE, Code, Entry};
 use devices::bus::BusDevice;
 use devices::chipset::serial::Host;
 use kite::observe::trace::Timeline;
@@ -16,7 +17,7 @@ use kite::vm::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::exits::join;
-use crate::guest::{BASE, Blob, Elf, Entry, RESULTS, no_kvm, printed_in_a_hurry};
+use crate::guest::{Elf, RESULTS, no_kvm, printed_in_a_hurry};
 use crate::process::{guarded, until};
 use crate::rig::{Recorder, Rig};
 
@@ -31,7 +32,7 @@ impl Host for Nobody {
 }
 
 /// Runs `guest` on a board with two vCPUs, of which the second waits to be started.
-fn run(guest: &'static Blob) -> Running {
+fn run(guest: &'static Code) -> Running {
     let elf = Elf::new(guest.code(), Entry::Long);
     let image = Image::open(&elf.path).unwrap();
     let board = Board { cpus: 2, ram: 64 << 20, acpi: true, virtio: 0, test_devices: false };
@@ -222,7 +223,7 @@ impl BusDevice for Numbers {
 }
 
 /// Pauses `guest` again and again. `check` is given what its ports and memory have last given, and the paused guest.
-fn pause_often(guest: &'static Blob, check: fn(u32, u32, &Rig)) {
+fn pause_often(guest: &'static Code, check: fn(u32, u32, &Rig)) {
     let (ports, memory) = (Arc::<Mutex<Numbers>>::default(), Arc::<Mutex<Numbers>>::default());
     let last = || (ports.lock().unwrap().last, memory.lock().unwrap().last);
     let rig = Rig::run(guest, ports.clone(), memory.clone());

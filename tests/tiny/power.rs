@@ -1,8 +1,9 @@
 //! Power-off and reset, and what `--on-reboot restart` makes of a reset.
 
+use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
-use crate::guest::{Entry, no_kvm};
+use crate::guest::no_kvm;
 use crate::process::Kite;
 use std::process::Stdio;
 

@@ -10,10 +10,11 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use boot::testing::{Code, Entry};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::guest::{Blob, Elf, Entry};
+use crate::guest::Elf;
 
 const KITE: &str = env!("CARGO_BIN_EXE_kite");
 /// What takes this long hangs. No time is asserted anywhere.
@@ -61,18 +62,18 @@ pub struct End {
 
 impl Kite {
     /// Runs a guest in long mode, with nothing on standard input.
-    pub fn run(guest: &'static Blob, arguments: &[&str]) -> Self {
+    pub fn run(guest: &'static Code, arguments: &[&str]) -> Self {
         Self::start(guest, Entry::Long, arguments, Stdio::null(), Stdio::piped())
     }
 
     /// Runs a guest that is typed to.
-    pub fn typed_to(guest: &'static Blob, arguments: &[&str]) -> Self {
+    pub fn typed_to(guest: &'static Code, arguments: &[&str]) -> Self {
         Self::start(guest, Entry::Long, arguments, Stdio::piped(), Stdio::piped())
     }
 
     /// Runs a guest. What goes to standard output is read here if that is a pipe of kite's own.
     pub fn start(
-        guest: &'static Blob,
+        guest: &'static Code,
         entry: Entry,
         arguments: &[&str],
         stdin: Stdio,
@@ -93,12 +94,12 @@ impl Kite {
     }
 
     /// Runs a guest as the shell would with `redirection`, or options, behind the command.
-    pub fn redirected(guest: &'static Blob, redirection: &str) -> Self {
+    pub fn redirected(guest: &'static Code, redirection: &str) -> Self {
         Self::in_shell(guest, "", redirection)
     }
 
     /// Runs a guest as the shell would with `assignments` of variables before the command and `options` behind it.
-    pub fn in_shell(guest: &'static Blob, assignments: &str, options: &str) -> Self {
+    pub fn in_shell(guest: &'static Code, assignments: &str, options: &str) -> Self {
         let elf = Elf::new(guest.code(), Entry::Long);
         let mut shell = Command::new("sh");
         let script = format!("{assignments} exec \"$0\" run --memory 64M --kernel \"$1\" {options}");
@@ -107,7 +108,7 @@ impl Kite {
     }
 
     /// Runs a guest by a program that becomes kite.
-    pub fn by(program: &[&str], guest: &'static Blob, arguments: &[&str]) -> Self {
+    pub fn by(program: &[&str], guest: &'static Code, arguments: &[&str]) -> Self {
         let elf = Elf::new(guest.code(), Entry::Long);
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).args([KITE, "run", "--memory", "64M", "--kernel"]).arg(&elf.path);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use boot::cpuid::Leaves;
 use boot::kernel::Image;
 use boot::layout;
+use boot::testing::{Code, Entry};
 use devices::bus::{Bus, BusDevice, SharedDevice};
 use devices::chipset::power::Power;
 use kite::observe::stats::Stats;
@@ -15,7 +16,7 @@ use kite::vm::{self, Vm};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::guest::{Blob, Elf, Entry};
+use crate::guest::Elf;
 use crate::process::HANG;
 
 const RAM: u64 = 64 << 20;
@@ -38,7 +39,7 @@ pub struct Rig {
 
 impl Rig {
     /// Runs `guest` in long mode with `ports` at ports 0xc00 and 0xe0, and `memory` at 0x10000000.
-    pub fn run(guest: &'static Blob, ports: SharedDevice, memory: SharedDevice) -> Self {
+    pub fn run(guest: &'static Code, ports: SharedDevice, memory: SharedDevice) -> Self {
         let elf = Elf::new(guest.code(), Entry::Long);
         let image = Image::open(&elf.path).unwrap();
         let ram = Arc::new(GuestRam::new(RAM).unwrap());
@@ -141,7 +142,7 @@ impl BusDevice for Recorder {
 }
 
 /// Runs `guest` to its end; returns what its ports and its memory saw, and the rig.
-pub fn record(guest: &'static Blob) -> (Vec<Access>, Vec<Access>, Rig) {
+pub fn record(guest: &'static Code) -> (Vec<Access>, Vec<Access>, Rig) {
     let (ports, memory) = (Arc::<Mutex<Recorder>>::default(), Arc::<Mutex<Recorder>>::default());
     let mut rig = Rig::run(guest, ports.clone(), memory.clone());
     rig.wait();

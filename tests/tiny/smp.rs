@@ -2,7 +2,9 @@
 
 use std::process::Stdio;
 
-use crate::guest::{Entry, no_kvm};
+use boot::testing::Entry;
+
+use crate::guest::no_kvm;
 use crate::process::Kite;
 
 /// How often each vCPU prints its letter while the others do.

@@ -1,11 +1,13 @@
 //! `--test-devices`, each of them tested by a guest from inside; and that nothing of them is there without.
 
-use crate::guest::{Blob, no_kvm};
+use boot::testing::Code;
+
+use crate::guest::no_kvm;
 use crate::multiboot::run;
 
 /// Runs a guest that is to pass.
 #[track_caller]
-fn passes(test: &str, guest: &'static Blob, arguments: &[&str]) {
+fn passes(test: &str, guest: &'static Code, arguments: &[&str]) {
     if no_kvm(test) {
         return;
     }

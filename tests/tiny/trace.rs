@@ -1,8 +1,9 @@
 //! The timeline of a boot, as a viewer of trace events finds it.
 
+use boot::testing::Code;
 use serde_json::Value;
 
-use crate::guest::{Blob, no_kvm};
+use crate::guest::no_kvm;
 use crate::process::Kite;
 
 /// Prints a string that ends with 0 and is at label 8 or later in the code.
@@ -35,7 +36,7 @@ guest!(
 guest!(NO_LINUX, say!("'o'"), power_off!());
 
 /// Runs a guest to its end; returns its events.
-fn events(guest: &'static Blob, options: &[&str], expected: &str) -> Vec<Value> {
+fn events(guest: &'static Code, options: &[&str], expected: &str) -> Vec<Value> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("trace.json");
     // It looks like a Linux that PVM cannot run.

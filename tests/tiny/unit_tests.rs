@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use boot::testing::{BASE, Code, multiboot_at, multiboot_elf};
 use tempfile::TempDir;
 
-use crate::guest::{Blob, multiboot, multiboot_elf, no_kvm};
+use crate::guest::no_kvm;
 
 const WRAPPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/kvm-unit-tests");
 
@@ -109,7 +110,7 @@ fn write(folder: &Path, name: &str, content: &[u8]) {
 }
 
 /// A folder with these tests in it.
-fn folder(tests: &[(&str, &'static Blob)]) -> TempDir {
+fn folder(tests: &[(&str, &'static Code)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, guest) in tests {
         write(folder.path(), &format!("{name}.flat"), &multiboot_elf(guest.code()));
@@ -335,7 +336,7 @@ fn a_flat_file_with_addresses_of_its_own_runs_as_well() {
         return;
     }
     let folder = folder(&[]);
-    write(folder.path(), "flat.flat", &multiboot(UNIT_PASS.code()));
+    write(folder.path(), "flat.flat", &multiboot_at(UNIT_PASS.code(), BASE as u32));
     assert_eq!(rows(&run(folder.path(), &["FOLDER"]))[0], "PASS flat (3 tests)");
 }
 

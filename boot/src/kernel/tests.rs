@@ -9,6 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 
 use super::*;
+use crate::testing::put;
 
 /// One image for each way in: bzImage, ELF, ELF with a PVH note.
 pub(crate) fn images() -> [Image; 3] {
@@ -39,10 +40,6 @@ fn open_sparse(content: &[u8], len: u64) -> Result<Image, Error> {
 /// The message of the refusal.
 fn refusal(content: &[u8]) -> String {
     open(content).expect_err("an unusable image was accepted").to_string()
-}
-
-fn put(content: &mut [u8], at: usize, bytes: &[u8]) {
-    content[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 /// Where a segment's bytes are in the file.

@@ -1,19 +1,9 @@
 //! ELF images.
 
 use super::*;
+pub(super) use crate::testing::Program;
+use crate::testing::{LOAD, NOTE, headers};
 
-/// One program header.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Program {
-    pub kind: u32,
-    pub offset: u64,
-    pub addr: u64,
-    pub file_len: u64,
-    pub mem_len: u64,
-}
-
-const LOAD: u32 = 1;
-const NOTE: u32 = 4;
 /// Where the tests' segments and notes are in the file.
 const CODE: u64 = 0x400;
 const NOTES: u64 = 0x800;
@@ -22,25 +12,10 @@ pub(super) const LEN: usize = 0x1000;
 pub(super) const PLAIN: Program =
     Program { kind: LOAD, offset: CODE, addr: 0x10_0000, file_len: 0x400, mem_len: 0x2000 };
 
-/// An executable of [`LEN`] bytes (System V ABI, "ELF Header" and "Program Header").
+/// An executable of [`LEN`] bytes.
 pub(super) fn elf(entry: u64, programs: &[Program]) -> Vec<u8> {
-    let mut file = vec![0; LEN];
-    put(&mut file, 0, b"\x7fELF\x02\x01\x01");
-    put(&mut file, 16, &2u16.to_le_bytes());
-    put(&mut file, 18, &62u16.to_le_bytes());
-    put(&mut file, 24, &entry.to_le_bytes());
-    put(&mut file, 32, &64u64.to_le_bytes());
-    put(&mut file, 54, &56u16.to_le_bytes());
-    put(&mut file, 56, &(programs.len() as u16).to_le_bytes());
-    for (index, program) in programs.iter().enumerate() {
-        let at = 64 + 56 * index;
-        put(&mut file, at, &program.kind.to_le_bytes());
-        for (field, value) in
-            [(8, program.offset), (24, program.addr), (32, program.file_len), (40, program.mem_len)]
-        {
-            put(&mut file, at + field, &value.to_le_bytes());
-        }
-    }
+    let mut file = headers(entry, programs);
+    file.resize(LEN, 0);
     file
 }
 

@@ -1,21 +1,12 @@
 //! Multiboot images.
 
 use super::*;
+use crate::testing::{multiboot_header as header, words};
 
 /// Where the header is: in a file that has addresses, and in one that has an ELF header.
 pub(super) const AT: usize = 0x20;
 pub(super) const IN_ELF: usize = 0x80;
 const LEN: usize = 0x3000;
-const MAGIC: u32 = 0x1bad_b002;
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-fn header(flags: u32, addresses: &[u32]) -> Vec<u8> {
-    let checksum = 0u32.wrapping_sub(MAGIC).wrapping_sub(flags);
-    [words(&[MAGIC, flags, checksum]), words(addresses)].concat()
-}
 
 fn flat_with(flags: u32, addresses: [u32; 5]) -> Vec<u8> {
     let mut file = vec![0x90; LEN];
@@ -138,7 +129,7 @@ fn a_broken_header_is_named_and_a_good_one_behind_it_counts() {
     }
     // In an executable that is a kernel without it, it is a coincidence.
     let mut elf = elf::plain();
-    put(&mut elf, 0x300, &words(&[MAGIC, 0, 0]));
+    put(&mut elf, 0x300, &words(&[0x1bad_b002, 0, 0]));
     assert_eq!(open(&elf).unwrap().protocol, Protocol::Linux64);
 }
 

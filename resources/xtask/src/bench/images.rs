@@ -9,6 +9,7 @@ use boot::Piece;
 use boot::initramfs;
 use boot::kernel::Image;
 use boot::modules::Modules;
+use boot::testing::{Entry, kernel as tiny_kernel};
 
 use crate::setup::Kernel;
 
@@ -17,12 +18,8 @@ use crate::setup::Kernel;
 const CODE: [u8; 10] = [0x66, 0xba, 0xf8, 0x03, 0xb0, BYTE, 0xee, 0xf4, 0xeb, 0xfd];
 /// What the guest says.
 pub const BYTE: u8 = b'!';
-/// Where the tiny guest is loaded, and its place in its file.
-const TINY: (u64, usize) = (0x10_0000, 4096);
 /// The modules that kite gives a guest.
 pub const MODULES: [&str; 1] = ["virtio_mmio"];
-/// XEN_ELFNOTE_PHYS32_ENTRY (Xen `public/elfnote.h`).
-const PVH_NOTE: u32 = 18;
 
 /// The files, all in one folder.
 pub struct Images {
@@ -56,7 +53,7 @@ impl Images {
     /// # Errors
     /// The kernel is none that kite boots, or a file cannot be written.
     pub fn make(&self, kernel: &Kernel, kite: &Path) -> Result<()> {
-        write(&self.tiny, &elf(&CODE))?;
+        write(&self.tiny, &tiny_kernel(&CODE, Entry::Pvh))?;
         write(&self.small_initrd, &[0])?;
         let bz_image = image(&kernel.bz_image())?;
         // The 64-bit entry point, and the 32-bit one below it (Linux `Documentation/arch/x86/boot.rst`).
@@ -105,45 +102,20 @@ fn place(image: &Image, address: u64) -> Result<usize> {
     bail!("no part of the file is loaded there")
 }
 
-/// An ELF file of one page of headers and this code, with a PVH note that points at it (System V ABI, "Object Files").
-pub fn elf(code: &[u8]) -> Vec<u8> {
-    let (address, start) = TINY;
-    let mut file = Vec::new();
-    let words =
-        |file: &mut Vec<u8>, words: &[u64]| file.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    let halves =
-        |file: &mut Vec<u8>, halves: &[u32]| file.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
-    let note_at = 64 + 2 * 56;
-    // 64-bit, little-endian; executable, x86-64; entry, program headers, no section headers; header sizes and counts.
-    file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0");
-    words(&mut file, &[address, 64, 0]);
-    file.extend(b"\0\0\0\0\x40\0\x38\0\x02\0\x40\0\0\0\0\0");
-    // Type and flags; place in the file, virtual and physical address; length in the file and in memory; alignment.
-    halves(&mut file, &[1, 7]);
-    words(&mut file, &[start as u64, address, address, code.len() as u64, code.len() as u64, 4096]);
-    halves(&mut file, &[4, 4]);
-    words(&mut file, &[note_at, 0, 0, 20, 20, 4]);
-    // Lengths of name and content, type, name, content.
-    halves(&mut file, &[4, 4, PVH_NOTE]);
-    file.extend(b"Xen\0");
-    halves(&mut file, &[address as u32]);
-    file.resize(start, 0);
-    file.extend(code);
-    file
-}
-
 #[cfg(test)]
 mod tests {
+    use boot::testing::BASE;
+
     use super::*;
 
     #[test]
     fn the_tiny_guest_is_a_kernel_with_a_pvh_entry() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny");
-        write(&path, &elf(&CODE)).unwrap();
+        write(&path, &tiny_kernel(&CODE, Entry::Pvh)).unwrap();
         let image = image(&path).unwrap();
         assert_eq!(image.protocol, boot::kernel::Protocol::Pvh);
-        assert_eq!((image.entry, place(&image, image.entry).unwrap()), TINY);
-        assert!(place(&image, TINY.0 + 10).is_err());
+        assert_eq!((image.entry, place(&image, image.entry).unwrap()), (BASE, 4096));
+        assert!(place(&image, BASE + 10).is_err());
     }
 }

@@ -8,10 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use boot::testing::{Entry, kernel as tiny_kernel};
 
 use super::command::{ended, kite};
 use super::{Fixture, NotHere, kernel};
-use crate::bench::images::elf;
 use crate::machine::{kite_run, sandbox};
 use crate::running::Running;
 use crate::setup::LAB;
@@ -37,7 +37,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 fn tiny(fixture: &Fixture, code: &[u8], options: &[&str]) -> Result<Command> {
     let program = fixture.program()?;
     let path = fixture.file(if code == SPIN { "spin" } else { "power-off" });
-    fs::write(&path, elf(code)).context("writing a guest")?;
+    fs::write(&path, tiny_kernel(code, Entry::Pvh)).context("writing a guest")?;
     let mut command = kite_run(program, &path);
     command.args(["--force", "--memory", "64M"]).args(options);
     Ok(command)
@@ -237,7 +237,7 @@ pub fn delegated(fixture: &Fixture) -> Result<String> {
     let program = fixture.file("kite");
     let kite = fixture.program()?;
     fs::copy(kite, &program).context("copying kite")?;
-    fs::write(fixture.file("power-off"), elf(POWER_OFF)).context("writing a guest")?;
+    fs::write(fixture.file("power-off"), tiny_kernel(POWER_OFF, Entry::Pvh)).context("writing a guest")?;
     let folder = program.parent().context("a file is in a folder")?;
     fs::set_permissions(folder, Permissions::from_mode(0o755)).context("opening up a folder")?;
     let run = format!(

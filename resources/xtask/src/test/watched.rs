@@ -26,7 +26,6 @@ const GATES: [Watched; 2] = [
         name: "instructions",
         paths: &[
             "src/vcpu",
-            "src/vm/coalesced.rs",
             "src/observe/stats",
             "src/cmd/bench/exits",
             "devices/src/bus.rs",

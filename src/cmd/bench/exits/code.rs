@@ -5,7 +5,8 @@
 //! (into the ring, 32 bits a time) or all together (into the mailbox). It ends with an exit of another kind than the
 //! operation's, so that a loop which only compares exit reasons notices. LFENCE keeps RDTSC from being executed out of
 //! order (Intel SDM vol. 2, RDTSC); RDTSCP would do as well, but not every KVM emulates it.
-#![expect(unsafe_code, reason = "the guests' code is assembled here and found through the linker's symbols")]
+
+use boot::testing::assembly;
 
 /// The mailbox, in RAM: words of 64 bits. At 0x18 is where to go at the end instead of leaving, if not 0.
 pub const MAILBOX: u64 = 0x20_0000;
@@ -42,45 +43,6 @@ pub const DONE_MMIO: u64 = 0xd000_4000;
 /// The vector of the interrupts.
 pub const VECTOR: u8 = 0x40;
 
-/// A guest's code as `blob!` lays it out: its length, then its bytes.
-#[repr(C)]
-pub struct Blob {
-    len: u64,
-    code: [u8; 0],
-}
-
-impl Blob {
-    /// The code.
-    pub fn code(&'static self) -> &'static [u8] {
-        // SAFETY: `blob!` alone makes these, with `len` bytes of read-only data behind the length.
-        unsafe { std::slice::from_raw_parts((&raw const self.code).cast(), self.len as usize) }
-    }
-}
-
-/// Assembles a guest that is entered at its first byte.
-macro_rules! blob {
-    ($name:ident, $($asm:expr),+ $(,)?) => {
-        std::arch::global_asm!(
-            ".pushsection .rodata.payloads, \"a\"",
-            ".balign 8",
-            concat!(".globl kite_payload_", stringify!($name)),
-            concat!("kite_payload_", stringify!($name), ": .quad .Lend_", stringify!($name), " - .Lstart_",
-                stringify!($name)),
-            concat!(".Lstart_", stringify!($name), ":"),
-            $($asm,)+
-            concat!(".Lend_", stringify!($name), ":"),
-            ".code64",
-            ".popsection",
-        );
-        // SAFETY: the symbol is the one just defined, read-only, and laid out as `Blob` says.
-        unsafe extern "C" {
-            /// What a guest executes.
-            #[link_name = concat!("kite_payload_", stringify!($name))]
-            pub safe static $name: Blob;
-        }
-    };
-}
-
 /// Reads the clock into EAX and EDX, after everything before and before everything behind.
 macro_rules! clock {
     () => {
@@ -110,8 +72,8 @@ macro_rules! end {
 /// every register but R8, R11 to R15 and those that `first` sets. `done` ends the run, and the next one begins behind it.
 macro_rules! payload {
     ($name:ident, first = $first:literal, op = $op:literal, next = $next:literal, done = $done:literal) => {
-        blob!(
-            $name,
+        assembly!(
+            pub $name,
             "1: mov r14d, 0x200000\n mov r12, [r14]\n mov r13d, 0x400000\n",
             $first,
             "\n cmp qword ptr [r14 + 8], 0\n jne 5f",
@@ -174,8 +136,8 @@ payload!(
 /// the other ring the lower half of what `note` leaves in RAX.
 macro_rules! answered {
     ($name:ident, op = $op:literal, wait = $wait:literal, note = $note:literal, next = $next:literal) => {
-        blob!(
-            $name,
+        assembly!(
+            pub $name,
             "1: mov r14d, 0x200000\n mov r12, [r14]\n mov r13d, 0x400000\n mov r15d, 0x800000\n sti",
             concat!("3: mov r9, [r14 + 64]\n", clock64!(), "mov r8, rax\n", $op),
             concat!("\n", clock64!(), "mov r10, rax"),
@@ -237,8 +199,8 @@ answered!(
 
 // What goes before a payload in an image: from 32-bit protected mode into long mode, with the first 4 GiB mapped to
 // themselves, then the payload, which comes back to `11`, twice; and behind it what prints the ring.
-blob!(
-    IMAGE,
+assembly!(
+    pub IMAGE,
     ".code32",
     "cld\n mov esp, 0x180000",
     // Page tables at 0x9000: one of the fourth level, one of the third, four directories of large pages.
@@ -278,21 +240,21 @@ blob!(
 );
 
 // Leaves the time in the mailbox.
-blob!(
-    CLOCK,
+assembly!(
+    pub CLOCK,
     "1: mov r14d, 0x200000",
     concat!(clock64!(), "mov [r14 + 16], rax\n add qword ptr [r14 + 48], 1\n out 0xe8, al\n jmp 1b")
 );
 
 // Stays in the guest, and takes interrupts.
-blob!(SPIN, "sti\n 1: jmp 1b");
-blob!(HALT, "sti\n 1: hlt\n jmp 1b");
+assembly!(pub SPIN, "sti\n 1: jmp 1b");
+assembly!(pub HALT, "sti\n 1: hlt\n jmp 1b");
 
 /// An interrupt's handler: notes the time, tells the local APIC, and counts last.
 macro_rules! handler {
     ($name:ident, $eoi:literal) => {
-        blob!(
-            $name,
+        assembly!(
+            pub $name,
             concat!("push rax\n push rcx\n push rdx\n push r14\n", clock64!()),
             "mov r14d, 0x200000\n mov [r14 + 72], rax",
             $eoi,

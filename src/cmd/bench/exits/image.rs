@@ -6,29 +6,20 @@
 use std::path::Path;
 
 use anyhow::bail;
+use boot::testing::{self, Code, Program};
 
-use super::code::{self, Blob};
+use super::code;
 use super::payload::Payload;
 use crate::host::atomic_file;
 
 /// Where the file is loaded.
 const BASE: u32 = 0x10_0000;
-const HEADER: usize = 64;
-const PROGRAM_HEADER: usize = 56;
-const NOTE_AT: usize = HEADER + 2 * PROGRAM_HEADER;
+/// The ELF header and two program headers are before it.
+const NOTE_AT: usize = testing::HEADER + 2 * testing::PROGRAM;
 const NOTE: usize = 20;
 const MULTIBOOT_AT: usize = (NOTE_AT + NOTE).next_multiple_of(16);
 const MULTIBOOT: usize = 32;
 const ENTRY_AT: usize = MULTIBOOT_AT + MULTIBOOT;
-/// XEN_ELFNOTE_PHYS32_ENTRY.
-const PHYS32_ENTRY: u32 = 18;
-const MULTIBOOT_MAGIC: u32 = 0x1bad_b002;
-/// The header has addresses.
-const MULTIBOOT_ADDRESSES: u32 = 1 << 16;
-const ET_EXEC: u16 = 2;
-const EM_X86_64: u16 = 62;
-const PT_LOAD: u32 = 1;
-const PT_NOTE: u32 = 4;
 
 /// Writes `payload` to `path`.
 ///
@@ -44,42 +35,18 @@ pub fn write(payload: &Payload, path: &Path) -> anyhow::Result<()> {
     atomic_file::write(path, |file| file.write_all(&image(blob)))
 }
 
-fn image(blob: &'static Blob) -> Vec<u8> {
+fn image(blob: &'static Code) -> Vec<u8> {
     let code = [code::IMAGE.code(), blob.code()].concat();
-    let size = (ENTRY_AT + code.len()) as u64;
-    let entry = BASE + ENTRY_AT as u32;
-    let mut file = Vec::new();
-    // The ELF header (System V ABI, "Object Files").
-    file.extend([0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend(ET_EXEC.to_le_bytes());
-    file.extend(EM_X86_64.to_le_bytes());
-    file.extend(1u32.to_le_bytes());
-    file.extend(u64::from(entry).to_le_bytes());
-    file.extend((HEADER as u64).to_le_bytes());
-    file.extend(0u64.to_le_bytes());
-    file.extend(0u32.to_le_bytes());
-    for field in [HEADER as u16, PROGRAM_HEADER as u16, 2, 0, 0, 0] {
-        file.extend(field.to_le_bytes());
-    }
-    let mut segment = |kind: u32, flags: u32, at: usize, len: u64, align: u64| {
-        let address = u64::from(BASE) + at as u64;
-        file.extend(kind.to_le_bytes());
-        file.extend(flags.to_le_bytes());
-        for field in [at as u64, address, address, len, len, align] {
-            file.extend(field.to_le_bytes());
-        }
-    };
-    segment(PT_LOAD, 7, 0, size, 0x1000);
-    segment(PT_NOTE, 4, NOTE_AT, NOTE as u64, 4);
-    for field in [4, 4, PHYS32_ENTRY, u32::from_le_bytes(*b"Xen\0"), entry] {
-        file.extend(field.to_le_bytes());
-    }
+    let (size, note_len) = ((ENTRY_AT + code.len()) as u64, NOTE as u64);
+    let (addr, entry) = (u64::from(BASE), BASE + ENTRY_AT as u32);
+    let load = Program { kind: testing::LOAD, offset: 0, addr, file_len: size, mem_len: size };
+    let (offset, addr) = (NOTE_AT as u64, addr + NOTE_AT as u64);
+    let note = Program { kind: testing::NOTE, offset, addr, file_len: note_len, mem_len: note_len };
+    let mut file = testing::headers(entry.into(), &[load, note]);
+    file.extend(testing::pvh_note(&entry.to_le_bytes()));
     file.resize(MULTIBOOT_AT, 0);
-    let header = BASE + MULTIBOOT_AT as u32;
-    let checksum = 0u32.wrapping_sub(MULTIBOOT_MAGIC).wrapping_sub(MULTIBOOT_ADDRESSES);
-    for field in [MULTIBOOT_MAGIC, MULTIBOOT_ADDRESSES, checksum, header, BASE, 0, 0, entry] {
-        file.extend(field.to_le_bytes());
-    }
+    let addresses = [BASE + MULTIBOOT_AT as u32, BASE, 0, 0, entry];
+    file.extend(testing::multiboot_header(testing::MULTIBOOT_ADDRESSES, &addresses));
     file.extend(code);
     file
 }
@@ -93,7 +60,7 @@ mod tests {
         let image = image(&code::CPUID);
         assert_eq!(&image[..4], b"\x7fELF");
         let word = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
-        assert_eq!(word(MULTIBOOT_AT), MULTIBOOT_MAGIC);
+        assert_eq!(word(MULTIBOOT_AT), 0x1bad_b002);
         let sum =
             word(MULTIBOOT_AT).wrapping_add(word(MULTIBOOT_AT + 4)).wrapping_add(word(MULTIBOOT_AT + 8));
         assert_eq!(sum, 0);

@@ -1,8 +1,9 @@
 //! The payloads: what each does, where it ends, and how it is measured.
 
+use boot::testing::Code;
 use kvm_bindings::{KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_X86_RDMSR};
 
-use super::code::{self, Blob};
+use super::code;
 use super::entry::{Immediate, Kick};
 use super::interrupts::{Irqfd, Pace, RoundTrip};
 use super::ipi::Ipi;
@@ -22,7 +23,7 @@ pub struct Payload {
     /// What measures it.
     pub make: fn() -> Box<dyn Measure>,
     /// What other machines can run of it.
-    pub image: Option<&'static Blob>,
+    pub image: Option<&'static Code>,
     /// How often KVM's counter `exits` goes up for each operation; nothing where that depends on the hardware.
     pub exits: Option<f64>,
     /// Whether the guest's own clock readings are part of the times.
@@ -34,7 +35,7 @@ pub struct Payload {
 const PIO: Ends = Ends::User(KVM_EXIT_IO);
 const MMIO: Ends = Ends::User(KVM_EXIT_MMIO);
 
-fn plain(blob: &'static Blob, ends: Ends, prepare: Prepare) -> Single {
+fn plain(blob: &'static Code, ends: Ends, prepare: Prepare) -> Single {
     let paths: &[Path] = match ends {
         Ends::User(_) => &[Path::Raw, Path::Vmm],
         Ends::Guest | Ends::Kernel => &[Path::Raw],
@@ -53,12 +54,12 @@ fn has_svm() -> bool {
         && !std::path::Path::new("/sys/module/kvm_intel").exists()
 }
 
-fn interrupted(blob: &'static Blob, x2apic: bool, prepare: Prepare) -> Box<dyn Measure> {
+fn interrupted(blob: &'static Code, x2apic: bool, prepare: Prepare) -> Box<dyn Measure> {
     let setup = Setup { x2apic, interrupts: true, second: None };
     Box::new(Single { setup, batch: false, ..plain(blob, Ends::Kernel, prepare) })
 }
 
-fn itself(blob: &'static Blob, x2apic: bool) -> Box<dyn Measure> {
+fn itself(blob: &'static Code, x2apic: bool) -> Box<dyn Measure> {
     interrupted(blob, x2apic, single::nothing)
 }
 

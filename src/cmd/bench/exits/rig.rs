@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use boot::cpuid::Leaves;
 use boot::layout;
+use boot::testing::Code;
 use devices::bus::{Bus, BusDevice, SharedDevice};
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, kvm_lapic_state,
@@ -16,7 +17,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::code::{self, Blob};
+use super::code;
 use super::counters::Meanwhile;
 use super::mode::{long_mode, tables};
 use super::raw;
@@ -110,17 +111,11 @@ impl BusDevice for Done {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Setup {
     /// What the second vCPU executes, if there is one.
-    pub second: Option<&'static Blob>,
+    pub second: Option<&'static Code>,
     /// Local APICs in x2APIC mode.
     pub x2apic: bool,
     /// Interrupts are handled.
     pub interrupts: bool,
-}
-
-impl std::fmt::Debug for Blob {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("code")
-    }
 }
 
 /// A machine with one payload.
@@ -144,7 +139,7 @@ impl Rig {
     ///
     /// # Errors
     /// The host's KVM refuses something.
-    pub fn new(host: &Host, blob: &'static Blob, setup: Setup) -> anyhow::Result<Self> {
+    pub fn new(host: &Host, blob: &'static Code, setup: Setup) -> anyhow::Result<Self> {
         let cpus = 1 + u32::from(setup.second.is_some());
         let vm = Vm::new(&host.kvm, Arc::new(GuestRam::new(RAM)?), cpus)?;
         let memory = vm.ram().memory();

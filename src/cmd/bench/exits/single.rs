@@ -4,6 +4,7 @@ use std::any::Any;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use boot::testing::Code;
 use kvm_bindings::{
     KVM_CAP_HALT_POLL, KVM_CAP_X86_USER_SPACE_MSR, KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN,
     kvm_enable_cap,
@@ -11,7 +12,7 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::code::{self, Blob};
+use super::code;
 use super::protocol::{Budget, Measure};
 use super::rig::{Ends, Host, Rig, Setup};
 use super::sample::{Leg, Path};
@@ -35,7 +36,7 @@ pub type Prepare = fn(&mut Rig) -> anyhow::Result<Box<dyn Any>>;
 /// A guest that executes one operation over and over.
 pub struct Single {
     /// The code.
-    pub blob: &'static Blob,
+    pub blob: &'static Code,
     /// How the vCPU is set up.
     pub setup: Setup,
     /// Who answers the operation.
