@@ -174,3 +174,23 @@ fn output_that_is_lost_at_the_very_end_is_a_failure() {
         );
     }
 }
+
+#[test]
+fn a_run_that_is_printed_as_a_spec_is_the_same_from_the_spec() {
+    let attempt = Attempt::new();
+    attempt.file("kernel", &elf_of(POWER_OFF));
+    attempt.file("disk.img", &[0; 4096]);
+    let options = ["run", "--memory=64M", "--kernel=kernel", "--force", "--no-rng", "--disk=disk.img"];
+    let printed = attempt.run([&options[..], &["--print-spec"]].concat());
+    assert_eq!((printed.status.code(), printed.stderr.as_str()), (Some(0), ""));
+    attempt.file("folder/spec.json", printed.stdout.as_bytes());
+    let again = attempt.run(["run", "--spec", "folder/spec.json", "--print-spec"]);
+    assert_eq!((again.stdout, again.stderr.as_str()), (printed.stdout, ""));
+    if no_kvm("a_run_that_is_printed_as_a_spec_is_the_same_from_the_spec") {
+        return;
+    }
+    for arguments in [&options[..], &["run", "--spec", "folder/spec.json"]] {
+        let end = attempt.run(arguments);
+        assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}

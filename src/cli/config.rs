@@ -41,6 +41,8 @@ const PROJECT: &str = "kite.toml";
 const USER: &str = "kite/config.toml";
 /// The options that a `kite run` of a command refuses: as defaults they are for boots.
 const NOT_WITH_COMMAND: [&str; 5] = ["console", "initrd", "no-acpi", "on-reboot", "test-devices"];
+/// The options that no file sets.
+const NOT_IN_FILES: [&str; 4] = ["help", "no-config", "print-spec", "spec"];
 /// How long a file may be, in bytes.
 const LONGEST: u64 = 64 << 10;
 
@@ -218,7 +220,7 @@ fn read(source: &Source) -> Result<String, String> {
 /// A setting as words of a command line.
 fn checked(name: &str, value: &Value, run: &Command) -> Result<Vec<OsString>, String> {
     let mut options = run.get_arguments();
-    let known = options.find(|it| it.get_long() == Some(name) && !matches!(name, "help" | "no-config"));
+    let known = options.find(|it| it.get_long() == Some(name) && !NOT_IN_FILES.contains(&name));
     let Some(option) = known else { return Err(unknown(name)) };
     let words = words(name, value, option)?;
     let line: Vec<_> = ["kite", "run"].map(OsString::from).into_iter().chain(words.iter().cloned()).collect();
@@ -232,7 +234,7 @@ fn unknown(name: &str) -> String {
     let line = ["kite".to_owned(), "run".to_owned(), format!("--{name}")].map(OsString::from);
     let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     match Cli::try_parse_from(&line) {
-        Err(error) if plain && !matches!(name, "help" | "no-config") => refusal::why(&error, &line),
+        Err(error) if plain && !NOT_IN_FILES.contains(&name) => refusal::why(&error, &line),
         _ => format!("there is no option '{name}' to set; keys are long names of `kite run`'s options"),
     }
 }
@@ -385,6 +387,8 @@ mod tests {
             ("[run]\nmemory = '1G'\n", "kite.toml:1: there is no option '--run'"),
             ("no-config = true\n", "kite.toml:1: there is no option 'no-config' to set"),
             ("help = true\n", "there is no option 'help' to set"),
+            ("print-spec = true\n", "there is no option 'print-spec' to set"),
+            ("spec = 'x'\n", "there is no option 'spec' to set"),
             ("command = ['true']\n", "kite.toml:1: there is no option '--command'"),
             ("'memory=1G' = true\n", "there is no option 'memory=1G' to set"),
             ("a = 1\n= 2\n", "kite.toml:2: "),

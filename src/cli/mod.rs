@@ -18,10 +18,10 @@ use crate::cmd::bench;
 use crate::cmd::inspect;
 use crate::cmd::matrix;
 use crate::spec::RunSpec;
-use crate::spec::device::{DeviceSpec, PortSpec};
+use crate::spec::device::PortSpec;
 use crate::spec::disk::{self, DiskSpec};
 use crate::spec::limits::{self, CgroupName, Limits};
-use crate::spec::machine::{BootSpec, ConsoleSpec, MachineSpec, OnReboot, default_memory};
+use crate::spec::machine::{ConsoleSpec, OnReboot};
 use crate::spec::net::{self, NetSpec};
 use crate::spec::number::{memory_size, whole};
 use crate::spec::sandbox::{self, SandboxSpec};
@@ -31,6 +31,7 @@ mod config;
 mod measure;
 pub mod pages;
 mod refusal;
+mod spec;
 
 pub use command::CommandOptions;
 pub use measure::MeasureOptions;
@@ -224,6 +225,13 @@ pub struct RunOptions {
     /// Read no defaults from kite.toml and ~/.config/kite/config.toml
     #[arg(long, overrides_with = "no_config")]
     no_config: bool,
+    /// Print what the other options and the defaults come to, as JSON for --spec, and run nothing
+    #[arg(long)]
+    pub print_spec: bool,
+    /// Run what this JSON file describes, or standard input if it is -; no other option goes with it, and no default,
+    /// neither of files nor of the environment, is added. Paths are from the file's folder
+    #[arg(long, value_name = "FILE", conflicts_with_all = spec::EXCLUDED)]
+    spec: Option<PathBuf>,
     /// What to measure.
     #[command(flatten)]
     pub measure: MeasureOptions,
@@ -237,78 +245,6 @@ impl RunOptions {
     pub fn has_command(&self) -> bool {
         !self.command.command.is_empty()
     }
-
-    /// What they ask for, with what the environment says where they do not; checked.
-    ///
-    /// # Errors
-    /// They do not go together, or the environment's make no sense, in one line.
-    pub fn spec(&self) -> Result<RunSpec, String> {
-        let command = self.command.spec();
-        let memory = self.memory.unwrap_or(default_memory(command.is_some()));
-        let machine = MachineSpec {
-            cpus: self.cpus,
-            memory,
-            boot: self.boot(),
-            acpi: !self.no_acpi,
-            console: self.console.unwrap_or_default(),
-            devices: self.devices(),
-            test_devices: self.test_devices,
-            on_reboot: self.on_reboot,
-            sandbox: self.sandbox()?,
-            cgroup: self.cgroup.clone(),
-            limits: self.limits()?,
-        };
-        let spec = RunSpec::new(machine, command, self.measure.spec(), self.command.verbose);
-        spec.validate().map(|()| spec)
-    }
-
-    fn boot(&self) -> BootSpec {
-        BootSpec {
-            kernel: self.kernel.clone().or_else(|| variable(KERNEL_VARIABLE).map(PathBuf::from)),
-            initrd: self.initrd.clone(),
-            modules: self.modules.clone(),
-            extra_modules: self.more_modules.clone(),
-            append: self.append.clone(),
-            cmdline: self.cmdline.clone(),
-            force: self.force,
-        }
-    }
-
-    fn devices(&self) -> Vec<DeviceSpec> {
-        let disks = self.disks.iter().cloned().map(DeviceSpec::Disk);
-        let networks = self.networks.iter().cloned().map(DeviceSpec::Net);
-        let shares = self.command.shares.iter().cloned().map(DeviceSpec::Share);
-        let ports = self.ports.iter().cloned().map(DeviceSpec::Port);
-        let balloon = (!self.no_balloon).then_some(DeviceSpec::Balloon {});
-        let rng = (!self.no_rng).then_some(DeviceSpec::Rng {});
-        disks.chain(networks).chain(shares).chain(ports).chain(balloon).chain(rng).collect()
-    }
-
-    /// The sandbox: the option's, else the environment's, else whatever the host allows.
-    fn sandbox(&self) -> Result<SandboxSpec, String> {
-        match (self.sandbox, variable(SANDBOX_VARIABLE)) {
-            (Some(option), _) => Ok(option),
-            (None, None) => Ok(SandboxSpec::default()),
-            (None, Some(text)) => {
-                let text = text.to_string_lossy();
-                sandbox::parse(&text)
-                    .map_err(|why| format!("invalid value '{text}' for ${SANDBOX_VARIABLE}: {why}"))
-            }
-        }
-    }
-
-    fn limits(&self) -> Result<Limits, String> {
-        let mut limits = Limits::default();
-        for more in &self.limits {
-            limits.add(more.clone()).map_err(|why| format!("--limit: {why}"))?;
-        }
-        Ok(limits)
-    }
-}
-
-/// A variable of the environment that says something.
-fn variable(name: &str) -> Option<OsString> {
-    env::var_os(name).filter(|text| !text.is_empty())
 }
 
 fn process(text: &str) -> Result<u32, String> {
@@ -351,7 +287,7 @@ pub fn parse() -> Result<Command, ExitCode> {
     if options.command.command.first().is_some_and(|word| word.is_empty()) {
         return Err(complained("the command after `--` begins with an empty word, which names no program"));
     }
-    if options.no_config {
+    if options.no_config || options.spec.is_some() {
         return Ok(command);
     }
     let completed = config::complete(&arguments, given).map_err(|why| complained(&why))?;
@@ -387,7 +323,8 @@ pub fn check(arguments: &[OsString]) -> Result<(), String> {
         _ => refusal::why(&error, &all),
     });
     match command?.command {
-        Command::Run(options) => options.spec().map(drop),
+        // What a file says is known when it is read.
+        Command::Run(options) if options.spec.is_none() => options.spec().map(drop),
         _ => Ok(()),
     }
 }

@@ -1,11 +1,14 @@
-//! `kite run`: boots a kernel, or runs a command in it.
+//! `kite run`: boots a kernel, or runs a command in it; or prints what it would do.
 
+use std::env;
+use std::io::{self, ErrorKind, Write};
 use std::time::Instant;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 
-use crate::cli::RunOptions;
+use crate::cli::{DONE, RunOptions};
 use crate::lifecycle;
+use crate::spec::RunSpec;
 
 /// Runs it; returns the exit code. `begun` is when kite was started.
 ///
@@ -13,5 +16,20 @@ use crate::lifecycle;
 /// kite or the host failed, or the options do not go together.
 pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
     let spec = options.spec().map_err(|why| anyhow!(why))?;
-    lifecycle::run(&spec, begun)
+    match options.print_spec {
+        true => print(spec),
+        false => lifecycle::run(&spec, begun),
+    }
+}
+
+/// Prints a spec that means the same wherever it is read. A reader that goes early has seen enough.
+fn print(mut spec: RunSpec) -> anyhow::Result<u8> {
+    let here = env::current_dir()
+        .context("cannot print paths from the root folder: kite's own folder is not known")?;
+    spec.rebase(&here);
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{}", spec.to_json()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print the spec"),
+        _ => Ok(DONE),
+    }
 }

@@ -20,7 +20,7 @@ pub struct MachineSpec {
     /// How many vCPUs.
     pub cpus: u32,
     /// RAM in bytes, whole pages.
-    #[serde(default = "unset")]
+    #[serde(default = "no_memory")]
     pub memory: u64,
     /// What boots.
     pub boot: BootSpec,
@@ -45,8 +45,13 @@ pub struct MachineSpec {
 }
 
 /// Stands for the default, which depends on whether there is a command.
-fn unset() -> u64 {
+fn no_memory() -> u64 {
     0
+}
+
+/// What a document means that says nothing of the machine.
+pub(super) fn unset() -> MachineSpec {
+    MachineSpec { memory: no_memory(), ..MachineSpec::default() }
 }
 
 /// RAM in bytes where none is given.

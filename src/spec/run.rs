@@ -6,11 +6,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::command::{CommandSpec, RootSpec};
-use super::machine::{ConsoleSpec, MachineSpec, OnReboot, default_memory};
+use super::machine::{self, ConsoleSpec, MachineSpec, OnReboot, default_memory};
 use super::text;
 
 /// The version of the document.
 const VERSION: u32 = 1;
+/// How much is said of what is wrong with a document, in characters.
+const LONGEST_REASON: usize = 500;
 
 /// What `kite run` is to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +20,7 @@ const VERSION: u32 = 1;
 pub struct RunSpec {
     version: u32,
     /// The machine.
-    #[serde(default)]
+    #[serde(default = "machine::unset")]
     pub machine: MachineSpec,
     /// What runs in it; it only boots if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,6 +57,18 @@ pub struct StatsSpec {
     pub interval: Option<Duration>,
 }
 
+/// Where a document is wrong, and how. What it quotes of the document may be long.
+fn wrong(error: serde_json::Error) -> String {
+    let place = format!("line {}, column {}", error.line(), error.column());
+    let text = error.to_string();
+    let what = text.rsplit_once(" at line ").map_or(&*text, |(what, _)| what);
+    let end = what.char_indices().nth(LONGEST_REASON).map(|(at, _)| at);
+    match end {
+        Some(end) => format!("{place}: {}...", &what[..end]),
+        None => format!("{place}: {what}"),
+    }
+}
+
 impl RunSpec {
     /// A run of this version's.
     pub fn new(
@@ -75,7 +89,6 @@ impl RunSpec {
         struct Version {
             version: u32,
         }
-        let wrong = |error: serde_json::Error| error.to_string();
         // A later version's fields are not known.
         let Version { version } = serde_json::from_slice(json).map_err(wrong)?;
         if version != VERSION {
@@ -157,6 +170,102 @@ impl RunSpec {
         match machine.console {
             ConsoleSpec::Auto => machine.boot.initrd.is_none() && machine.acpi && self.command.is_none(),
             console => console == ConsoleSpec::Virtio,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_document_leaves_out_is_as_without_options() {
+        let spec = RunSpec::from_json(br#"{"version": 1}"#).unwrap();
+        assert_eq!(spec, RunSpec::new(MachineSpec::default(), None, MeasureSpec::default(), false));
+        let spec = RunSpec::from_json(br#"{"version": 1, "command": {"argv": ["true"]}}"#).unwrap();
+        assert_eq!((spec.machine.memory, spec.validate()), (1 << 30, Ok(())));
+    }
+
+    #[test]
+    fn what_is_no_document_is_refused_with_its_place() {
+        for (json, expected) in [
+            ("", "line 1, column 0: EOF"),
+            ("{}", "line 1, column 2: missing field `version`"),
+            ("{\"version\": 1,\n \"machine\": {\"cpu\": 2}}", "line 2, column 18: unknown field `cpu`"),
+            (
+                "{\"version\": 1, \"machine\": {\"devices\": [{\"disk\": {\"path\": \"x\", \"ro\": true}}]}}",
+                "unknown field `ro`",
+            ),
+            ("{\"version\": 1, \"machine\": {\"devices\": [{\"rng\": {\"x\": 1}}]}}", "unknown field `x`"),
+            ("{\"version\": 1, \"machine\": {\"devices\": [{\"gpu\": {}}]}}", "unknown variant `gpu`"),
+            (
+                "{\"version\": 1, \"machine\": {\"limits\": {\"io\": [{\"device\": \"8:0\", \"bps\": 1}]}}}",
+                "unknown field `bps`",
+            ),
+            (
+                "{\"version\": 1, \"machine\": {\"sandbox\": {\"mode\": \"auto\", \"without\": [\"namespaces\"]}}}",
+                "add no-root",
+            ),
+            ("{\"version\": 1, \"command\": {\"argv\": [\"a\\u0000\"]}}", "cannot hold a NUL"),
+            ("{\"version\": 1, \"command\": {\"argv\": [\"a\"], \"timeout_ms\": 0}}", "over at once"),
+            ("{\"version\": 1, \"x\": 1}", "unknown field `x`"),
+            ("{\"version\": 1} {}", "trailing characters"),
+            ("{\"version\": 1, \"version\": 1}", "duplicate field `version`"),
+        ] {
+            let error = RunSpec::from_json(json.as_bytes()).unwrap_err();
+            assert!(error.starts_with("line ") && error.contains(expected), "{json}: {error}");
+        }
+        let later = RunSpec::from_json(br#"{"version": 2, "future": {}}"#).unwrap_err();
+        assert_eq!(later, "it has version 2, and this kite knows version 1");
+        let long = format!("{{\"version\": 1, \"{}\": 1}}", "x".repeat(100_000));
+        assert!(RunSpec::from_json(long.as_bytes()).unwrap_err().len() < 600);
+        assert!(RunSpec::from_json("[".repeat(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for (json, expected) in [
+            (r#""machine": {"cpus": 0}"#, "at least 1"),
+            (r#""machine": {"memory": 4096}"#, "at least 64M"),
+            (r#""machine": {"memory": 67108865}"#, "whole pages"),
+            (r#""machine": {"acpi": false, "devices": [{"disk": {"path": "x"}}]}"#, "need ACPI"),
+            (r#""machine": {"acpi": false, "console": "virtio"}"#, "needs ACPI"),
+            (r#""machine": {"boot": {"initrd": "x", "modules": "y"}}"#, "leave out --initrd"),
+            (r#""machine": {"devices": [{"rng": {}}, {"rng": {}}]}"#, "more than one entropy device"),
+            (r#""machine": {"devices": [{"disk": {"path": ""}}]}"#, "names no file"),
+            (r#""machine": {"devices": [{"disk": {"path": "x", "queues": 65}}]}"#, "from 1 to 64"),
+            (
+                r#""machine": {"devices": [{"net": {"backend": {"tap": {"name": "a/b"}}}}]}"#,
+                "interface's name",
+            ),
+            (
+                r#""machine": {"devices": [{"net": {"backend": {"tap": {"name": "t", "queues": 0}}}}]}"#,
+                "1 to 256 queues",
+            ),
+            (
+                r#""machine": {"devices": [{"net": {"backend": {"user": {}}, "mac": "01:00:00:00:00:00"}}]}"#,
+                "no address of one interface",
+            ),
+            (r#""machine": {"devices": [{"port": {"name": "a b", "path": "x"}}]}"#, "a port's name"),
+            (r#""machine": {"devices": [{"share": {"folder": "x"}}]}"#, "for a command"),
+            (r#""machine": {"cgroup": "a/b"}"#, "a group's name"),
+            (r#""machine": {"limits": {"cpu_us": 1}}"#, "at least 0.01"),
+            (r#""machine": {"limits": {"pids": 0}}"#, "more than 0"),
+            (
+                r#""machine": {"limits": {"io": [{"device": "x", "rbps": 1}, {"device": "x", "wbps": 1}]}}"#,
+                "limited twice",
+            ),
+            (r#""machine": {"test_devices": true}, "command": {"argv": ["x"]}"#, "leave out --test-devices"),
+            (r#""command": {"argv": []}"#, "argv is empty"),
+            (r#""command": {"argv": [""]}"#, "names no program"),
+            (r#""command": {"argv": ["x"], "root": "disk"}"#, "needs a disk"),
+            (r#""command": {"argv": ["x"], "user": {"user": "a:b"}}"#, "USER or USER:GROUP"),
+            (r#""command": {"argv": ["x"], "env": [{"name": "A=B"}]}"#, "NAME=VALUE"),
+        ] {
+            let json = format!("{{\"version\": 1, {json}}}");
+            let refused = RunSpec::from_json(json.as_bytes()).and_then(|spec| spec.validate());
+            let error = refused.expect_err(&json);
+            assert!(error.contains(expected) && !error.contains('\n'), "{json}: {error}");
         }
     }
 }

@@ -14,3 +14,4 @@ mod measure;
 mod modules;
 mod multiboot;
 mod options;
+mod spec;

@@ -97,6 +97,23 @@ fn the_doctor_s_report_has_the_fields_of_the_page() {
 }
 
 #[test]
+fn a_spec_has_the_fields_of_the_page() {
+    let all = "--cpus=2 --append=a --cmdline=b --kernel=6.12 --modules=m --module=n --force --cgroup=c \
+               --limit=cpu=1,memory=1M,pids=9,io=8:0:rbps=1:wbps=2:riops=3:wiops=4 --disk=path=d,readonly,queues=1,id=x \
+               --net=tap=t0,mac=02:00:00:00:00:01,mtu=1500,ip=192.0.2.7/24,gw=192.0.2.1,dns=192.0.2.2 \
+               --net=user,forward=1:2/udp --port=a=b --share=/x:/y:rw,suid --root=r --cwd=/ --env=A=b --env=B \
+               --clear-env --user=u:g --timeout=5 --idle-timeout=5 --junit=j --kernel-log=k --stats=s \
+               --stats-interval=5s --trace=t --verbose -- true";
+    let more = ["--initrd=i --net=tap=t0 --sandbox=auto,no-seccomp", "--net=tap=t0,ip=none -- true"];
+    let disk = "--root=disk --disk=d -- true";
+    let lines = [all, disk].into_iter().chain(more);
+    let print = |line: &str| {
+        printed(&["run", "--print-spec"].into_iter().chain(line.split_whitespace()).collect::<Vec<_>>())
+    };
+    check("Specs", &lines.map(print).collect::<Vec<_>>());
+}
+
+#[test]
 fn the_list_of_system_calls_has_the_fields_of_the_page() {
     check("calls/1", &[printed(&["inspect", "--calls", "--json"])]);
 }
