@@ -18,12 +18,12 @@ use nix::unistd::{AccessFlags, UnlinkatFlags, access, unlinkat};
 
 /// How many names are tried for a file that is being written: who has taken so many wants none to be.
 const NAMES: usize = 16;
-/// Why a link is refused: somebody may have planted it.
+/// Why a link is refused: another user may have planted it.
 const LINK: &str = "is a symbolic link; name the file itself";
 /// The same of a hard link.
 const OTHER_NAME: &str = "the file has another name, too: remove it, or name another";
 
-/// Refuses a path that [`write()`] would: to be asked before the work that is to be told of.
+/// Refuses a path that [`write()`] would, before the work that is reported there.
 ///
 /// # Errors
 /// There is something else than a file of one name, a link for one, or no such folder, or that cannot be written to.
@@ -81,7 +81,7 @@ pub fn places() -> Vec<Arc<Place>> {
 /// Takes a file's number among those that are expected, and its content, to write it elsewhere.
 pub type Send = Box<dyn Fn(u8, OwnedFd) -> io::Result<()> + std::marker::Send + Sync>;
 
-/// Who writes this process's files, and the paths of those that were expected.
+/// The way to the process that writes this one's files, and the paths of those that were expected.
 static PROXY: OnceLock<(Send, Vec<PathBuf>)> = OnceLock::new();
 
 /// Has `send` write the files that are expected, and no other: this process has their folders no more.
@@ -126,7 +126,7 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The folder of `path`, which stays the one that it is now, whoever moves it or plants a link there.
+/// The folder of `path`, which stays the same one though it is moved or replaced by a link.
 ///
 /// # Errors
 /// It cannot be opened.
@@ -134,7 +134,7 @@ pub fn open_folder(path: &Path) -> nix::Result<OwnedFd> {
     open(folder(path), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-/// Opens a file that grows while others read it: made, or emptied. Neither a symbolic link that somebody has planted is
+/// Opens a file that grows while others read it: made, or emptied. Neither a planted symbolic link is
 /// followed, nor a file emptied that has another name.
 ///
 /// # Errors
@@ -159,8 +159,8 @@ pub fn emptied(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Makes the file of what `content` writes. Whoever looks finds the file of before or the whole new one, and a link that
-/// somebody has planted is not followed.
+/// Makes the file of what `content` writes. A reader finds the file of before or the whole new one, and a planted link is
+/// not followed.
 ///
 /// # Errors
 /// The file cannot be written there.
@@ -176,7 +176,7 @@ pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>
     draft.finish()
 }
 
-/// Where a file is to be, in the folder that has this path now ([`open_folder`]).
+/// A file's place, in the folder that has this path now ([`open_folder`]).
 pub struct Place {
     folder: OwnedFd,
     name: OsString,

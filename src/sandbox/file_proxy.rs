@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow};
 use super::channel::Lie;
 use crate::host::atomic_file::{Draft, Place};
 
-/// The longest file in bytes: more is no report, but a process that is not ours any more.
+/// The longest file in bytes: more is no report.
 const LONGEST: u64 = 256 << 20;
 /// How much more may come for each file in a second, in bytes: ten reports of a large machine. What this process writes is
 /// counted as its own by the host, and not as the machine's.
@@ -168,11 +168,11 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert!(proxy.failure().is_none());
         drop(proxy);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a part is left");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a part stays");
     }
 
     #[test]
-    fn a_file_that_nobody_has_named_is_a_lie() {
+    fn a_file_that_was_not_named_is_a_lie() {
         let folder = tempfile::tempdir().unwrap();
         let (_, mut proxy) = proxy(folder.path());
         for index in [1, 255] {

@@ -45,7 +45,7 @@ pub(super) enum Forked {
 /// The host has no process left, or `place` fails.
 pub(super) fn fork(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>) -> anyhow::Result<Forked> {
     let (supervisor, vm) = channel::pair()?;
-    // Ignored, as whoever started kite may have left it, it would leave nobody to wait for.
+    // Ignored, as kite may have been started with it, it would have the kernel drop the VM process's exit status.
     reset(Signal::SIGCHLD)?;
     let Cloned { child, flags, refusal } = clone_as_allowed(wanted).context("cannot start a process")?;
     match child {
@@ -114,11 +114,11 @@ fn end(child: Pid) {
 /// fork(2), into namespaces.
 fn clone(flags: i32) -> nix::Result<Option<Pid>> {
     let mut thread: *mut libc::c_int = std::ptr::null_mut();
-    // Where the C library keeps the thread's id, which fork(2) has the kernel renew. A kernel that does not tell lets it
-    // be, and what is left then is a number that nothing here looks at.
+    // Where the C library has the thread's id, which fork(2) has the kernel renew. Where the kernel does not say where that
+    // is, the old id stays, which nothing here looks at.
     // SAFETY: writes a pointer.
-    let told = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut thread) } == 0 && !thread.is_null();
-    let renew = if told { libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID } else { 0 };
+    let known = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut thread) } == 0 && !thread.is_null();
+    let renew = if known { libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID } else { 0 };
     let flags = libc::c_long::from(flags | renew | libc::SIGCHLD);
     let null = std::ptr::null_mut::<libc::c_void>();
     // SAFETY: without CLONE_VM this is fork(2): the child has a copy of everything, and as this process has one thread, no
@@ -130,7 +130,7 @@ fn clone(flags: i32) -> nix::Result<Option<Pid>> {
     }
 }
 
-/// Says who is who in the user namespace of `child`: everybody is who they are here, if this process may say so, or else
+/// Maps the users of the user namespace of `child`: everybody is who they are here, if this process may say so, or else
 /// this user is. Answers whether everybody is.
 fn name_users(child: Pid) -> nix::Result<bool> {
     let name = |file: &str, text: &str| {

@@ -1,5 +1,5 @@
 //! Landlock (landlock(7)): no file can be opened, made, moved or removed but in folders that are named, in the VM process
-//! those shared with the guest, no TCP port bound or connected to, and nobody outside of the machine signalled,
+//! those shared with the guest, no TCP port bound or connected to, and no process outside of the machine signalled,
 //! whatever the root folder is.
 
 use std::os::fd::BorrowedFd;
@@ -15,9 +15,10 @@ pub(super) const LATEST: ABI = ABI::V6;
 
 /// What may be done in a folder shared with the guest. Nothing there is ever run, nor are devices opened.
 pub(super) fn share(writable: bool) -> BitFlags<AccessFs> {
-    match writable {
-        true => AccessFs::from_all(LATEST) & !(AccessFs::Execute | AccessFs::IoctlDev),
-        false => AccessFs::ReadFile | AccessFs::ReadDir,
+    if writable {
+        AccessFs::from_all(LATEST) & !(AccessFs::Execute | AccessFs::IoctlDev)
+    } else {
+        AccessFs::ReadFile | AccessFs::ReadDir
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a process has from whoever started it, given up: capabilities(7), the environment, descriptors, and what it may
+//! What a process was started with, given up: capabilities(7), the environment, descriptors, and what it may
 //! use of the host without end.
 #![expect(
     unsafe_code,
@@ -18,7 +18,7 @@ const VERSION_3: u32 = 0x2008_0522;
 /// For root as for anybody else: no capability comes with the user's number, with a program or by itself, nor does this
 /// change (capabilities(7), "The securebits flags").
 const SECURE: libc::c_ulong = 0b1110_1111;
-/// But for root's capabilities to leave and come back with a file's owner (setfsuid(2)), where some are kept.
+/// But for root's capabilities to go and come back with a file's owner (setfsuid(2)), where it has some.
 const SECURE_BUT_FOR_OWNERS: libc::c_ulong = 0b1110_0011;
 /// More capabilities than there are.
 const MOST: libc::c_ulong = 64;
@@ -28,12 +28,12 @@ fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_in
     Errno::result(unsafe { libc::prctl(option, argument, 0, 0, 0) })
 }
 
-/// Gives up every capability of this thread but those to be `kept`, and what new ones could come from. `for_owners`, those
+/// Gives up every capability of this thread but those that are `needed`, and what new ones could come from. `for_owners`, those
 /// follow the one whom files are changed for.
 ///
 /// # Errors
 /// The kernel refuses.
-pub(super) fn drop_capabilities(kept: u64, for_owners: bool) -> anyhow::Result<()> {
+pub(super) fn drop_capabilities(needed: u64, for_owners: bool) -> anyhow::Result<()> {
     let known = (0..MOST).take_while(|capability| prctl(libc::PR_CAPBSET_READ, *capability).is_ok());
     for capability in known {
         // Who has none has none to drop from this set either.
@@ -41,7 +41,7 @@ pub(super) fn drop_capabilities(kept: u64, for_owners: bool) -> anyhow::Result<(
     }
     let _ = prctl(libc::PR_SET_SECUREBITS, if for_owners { SECURE_BUT_FOR_OWNERS } else { SECURE });
     let permitted = permitted().context("cannot read capabilities")?;
-    set_capabilities(kept & permitted).context("cannot give up capabilities")
+    set_capabilities(needed & permitted).context("cannot give up capabilities")
 }
 
 /// The thread's permitted capabilities.
@@ -83,8 +83,8 @@ pub(super) fn limit(threads: Option<u64>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The descriptors that whoever started kite has left open, beside the standard streams, which no program that kite starts
-/// gets from here on. To be asked before anything is opened.
+/// The descriptors that kite was started with, beside the standard streams, which no program that kite starts gets from here
+/// on. It is asked before anything is opened.
 pub(super) fn inherited() -> Vec<RawFd> {
     let Ok(folder) = fs::read_dir("/proc/self/fd") else { return Vec::new() };
     let names = folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -113,7 +113,7 @@ pub(super) fn clear_environment() {
     unsafe extern "C" {
         static mut environ: *mut *mut libc::c_char;
     }
-    // SAFETY: no other thread reads it, and nobody keeps a part of it: the standard library copies what it is asked for.
+    // SAFETY: no other thread reads it, and nothing has a part of it: the standard library copies what it is asked for.
     // Each entry is a string of this process' own memory, which it may write.
     unsafe {
         let mut entry = environ;

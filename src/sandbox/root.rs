@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 /// Folders of which every host has one, for the new root to be mounted on for a moment.
 const FOLDERS: [&str; 3] = ["/proc", "/dev", "/tmp"];
 
-/// Makes the root of this process, which is in a mount namespace of its own, an empty folder that nobody can write to.
+/// Makes the root of this process, which is in a mount namespace of its own, an empty folder that cannot be written to.
 ///
 /// # Errors
 /// The host forbids a step.

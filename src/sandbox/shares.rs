@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 
-/// The folder at `path`, which is to be the one that is open as `known`, as a mount of its own, with all that is mounted
+/// The folder at `path`, which has to be the one that is open as `known`, as a mount of its own, with all that is mounted
 /// below it; nothing of it can be changed unless `writable`.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub(super) fn part(path: &Path, known: &OwnedFd, writable: bool) -> anyhow::Resu
     // SAFETY: reads a string.
     let tree = unsafe { libc::syscall(libc::SYS_open_tree, folder.as_raw_fd(), c"".as_ptr(), flags) };
     let tree = Errno::result(tree).context("cannot copy its mounts")?;
-    // SAFETY: a descriptor that the call has just returned is nobody else's.
+    // SAFETY: nothing else has a descriptor that the call has just returned.
     let tree = unsafe { OwnedFd::from_raw_fd(tree as i32) };
     restrict(&tree, writable).context("cannot restrict its mounts")?;
     Ok(tree)

@@ -59,8 +59,8 @@ pub struct Supervisor {
     inbox: Inbox,
     files: FileProxy,
     signals: SignalFd,
-    /// The signal that kite is to end by.
-    told: Option<i32>,
+    /// The signal that kite ends by, once the VM process has ended.
+    ends_by: Option<i32>,
     /// The first signal that was passed on to end the VM process, and when that has to have ended.
     passed_on: Option<(i32, Instant)>,
     end: Option<End>,
@@ -78,7 +78,7 @@ pub enum End {
 }
 
 impl Supervisor {
-    /// To be called before there is a second thread, which would take signals away.
+    /// Of a process that has one thread: a second one would take signals away.
     ///
     /// # Errors
     /// The host refuses a descriptor.
@@ -91,17 +91,17 @@ impl Supervisor {
     ) -> anyhow::Result<Self> {
         let files = FileProxy::new(atomic_file::places());
         let signals = take_signals()?;
-        // Where the host has nothing, a pipe that nobody writes to or reads will do.
+        // Where the host has no such device, a pipe without another end will do.
         let null = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
         let null = null.or_else(|_| io::pipe().map(|(_, writer)| writer.into()));
         let null = null.context("cannot let go of standard output")?;
-        // The core dump, if there is to be one, is the machine's.
+        // A core dump, where one is wanted, is the VM process's.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot forbid core dumps")?;
         if let Some(terminal) = Saved::now() {
             // A process forks once.
             let _ = TERMINAL.set(terminal);
         }
-        // They are the machine's: whoever is at their other end is to see when it closes them.
+        // They are the VM process's: a reader at the other end sees when that closes them.
         dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).context("cannot let go of standard output")?;
         Ok(Self {
             options,
@@ -112,7 +112,7 @@ impl Supervisor {
             inbox,
             files,
             signals,
-            told: None,
+            ends_by: None,
             passed_on: None,
             end: None,
         })
@@ -132,7 +132,7 @@ impl Supervisor {
         cleanup.names.clear();
         let killed = end == End::Signalled(Signal::SIGKILL as i32);
         let group = cleanup.group.as_ref().filter(|_| killed);
-        Ok(group.and_then(Cgroup::told_of_memory).map_or(end, End::OutOfMemory))
+        Ok(group.and_then(Cgroup::memory_kill).map_or(end, End::OutOfMemory))
     }
 
     /// Gives up all that this process, which has one thread, does not need for its `chores`. Where a layer is required that
@@ -150,7 +150,7 @@ impl Supervisor {
         };
         let mut lacks = Lacks::new(self.options);
         lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
-        lacks.try_layer(Layer::Capabilities, || privileges::drop_capabilities(kept(needs), false));
+        lacks.try_layer(Layer::Capabilities, || privileges::drop_capabilities(needed(needs), false));
         lacks.try_layer(Layer::Landlock, || {
             let files = self.files.folders().map(|it| (it, landlock::writes()));
             let names = chores.names.iter().map(|it| (*it, landlock::removes()));
@@ -213,7 +213,7 @@ impl Supervisor {
         let Some(message) = self.inbox.next()? else { return Ok(false) };
         match message {
             FromVm::RestoreTerminal => restore_terminal(),
-            FromVm::EndBy(signal) => self.told = Some(signal),
+            FromVm::EndBy(signal) => self.ends_by = Some(signal),
             FromVm::File { index, content } => self.files.begin(index, content)?,
         }
         Ok(true)
@@ -231,7 +231,7 @@ impl Supervisor {
         // What it sent last may not have been read yet. No more comes, and a file ends in bounds.
         self.end = Some(end.clone());
         while self.answer().map_err(lie)? {}
-        self.end = Some(self.told.map_or(end, End::Signalled));
+        self.end = Some(self.ends_by.map_or(end, End::Signalled));
         Ok(self.end.clone())
     }
 
@@ -242,14 +242,14 @@ impl Supervisor {
         }
         let Some((_, until)) = self.passed_on else { return PollTimeout::NONE };
         // Rounded up: a wait that is a little short would be repeated without rest.
-        let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        let rest = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX)
     }
 
     /// Ends the VM process if it has not ended by the signal that was passed on to it; kite ends by that signal then.
     fn end_if_late(&mut self) {
         if let Some((signal, _)) = self.passed_on.take_if(|(_, until)| Instant::now() >= *until) {
-            self.told.get_or_insert(signal);
+            self.ends_by.get_or_insert(signal);
             let _ = kill(self.vm, Signal::SIGKILL);
             let name = Signal::try_from(signal).map_or("the signal", Signal::as_str);
             let seconds = GRACE.as_secs();
@@ -278,7 +278,7 @@ impl Supervisor {
         let _ = kill(self.vm, Signal::SIGSTOP);
         let mut mask = SigSet::empty();
         mask.add(signal);
-        // Where nobody would let it go on, it is not stopped.
+        // A process that no shell would let go on is not stopped.
         let _ = raise(signal);
         let _ = mask.thread_unblock();
         let _ = mask.thread_block();
@@ -289,7 +289,7 @@ impl Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         if self.end.is_none() {
-            // There is nobody left to attend it.
+            // No other process attends it.
             let _ = kill(self.vm, Signal::SIGKILL);
             let _ = waitpid(self.vm, None);
             restore_terminal();
@@ -304,11 +304,11 @@ fn lie(lie: Lie) -> anyhow::Error {
 
 /// CAP_DAC_OVERRIDE and CAP_FOWNER: root's files in folders of others.
 const FOLDERS: u64 = 1 << 1 | 1 << 3;
-/// CAP_KILL: what is left in a group may be another user's.
+/// CAP_KILL: a process in a group may be another user's.
 const KILL: u64 = 1 << 5;
 
 /// The capabilities that root needs: in folders of others, and to end processes of others.
-fn kept(needs: seccomp::SupervisorNeeds) -> u64 {
+fn needed(needs: seccomp::SupervisorNeeds) -> u64 {
     if !geteuid().is_root() {
         return 0;
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use ::landlock::{Access, Scope};
-use anyhow::bail;
+use anyhow::ensure;
 use devices::virtio::fs::Share;
 use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
@@ -41,7 +41,7 @@ impl VmProcess {
         if self.options.mode == Mode::None {
             return;
         }
-        // Who is not known here is told by these numbers.
+        // The kernel gives these numbers for users that are not known here.
         let unknown = ["overflowuid", "overflowgid"].map(|name| {
             let text = std::fs::read_to_string(Path::new("/proc/sys/kernel").join(name));
             text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW)
@@ -65,7 +65,7 @@ impl VmProcess {
     }
 
     /// Has what is only read, now and from now on, open where nothing can be changed: neither by this process nor by a guest
-    /// that has taken it over, whatever else the guest may change. To be called when shares are parted, and before files
+    /// that has taken it over, whatever else the guest may change. It is called when shares are parted, and before files
     /// are leased.
     pub fn part_files(&mut self) {
         if !self.apart.others || !self.options.wants(Layer::Root) {
@@ -94,18 +94,18 @@ impl VmProcess {
         privileges::clear_environment();
         privileges::close(&self.inherited.0);
         let Self { apart, shares, lacks, .. } = self;
-        lacks.try_layer(Layer::Root, || match apart.others {
-            true => root::empty().map_err(with_confinement),
-            false => bail!("it needs a mount namespace"),
+        lacks.try_layer(Layer::Root, || {
+            ensure!(apart.others, "it needs a mount namespace");
+            root::empty().map_err(with_confinement)
         });
         lacks.try_layer(Layer::Rlimits, || {
             privileges::limit((apart.user && counts_by_namespace()).then_some(needs.threads))
         });
         lacks.try_layer(Layer::NoNewPrivs, no_new_privs);
         lacks.try_layer(Layer::Capabilities, || {
-            let kept = kept(needs, apart.user);
-            KEPT.store(kept, Ordering::Relaxed);
-            privileges::drop_capabilities(kept, kept != 0 && geteuid().is_root())
+            let capabilities = capabilities(needs, apart.user);
+            KEPT.store(capabilities, Ordering::Relaxed);
+            privileges::drop_capabilities(capabilities, capabilities != 0 && geteuid().is_root())
         });
         lacks.try_layer(Layer::Landlock, || {
             let folders: Vec<_> =
@@ -125,12 +125,13 @@ impl VmProcess {
 /// CAP_FOWNER, CAP_FSETID, CAP_SETGID, CAP_SETUID, CAP_SETFCAP.
 const CHANGE: u64 = READ | 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31;
 
-/// What an ordinary user's keep of a user namespace of its own: CAP_DAC_OVERRIDE, which is good for files of that user and
+/// What an ordinary user's threads have in a user namespace of its own: CAP_DAC_OVERRIDE, which is good for files of that user and
 /// its group alone. The guest's kernel has checked permissions, and lets the root of a namespace in the guest do what it
 /// may (user_namespaces(7)).
 const OWN: u64 = 1 << 1;
 
-fn kept(needs: Needs, namespace: bool) -> u64 {
+/// The capabilities that its threads need.
+fn capabilities(needs: Needs, namespace: bool) -> u64 {
     match (needs.shares, geteuid().is_root()) {
         (Some(true), true) => CHANGE,
         (Some(false), true) => READ,
@@ -139,7 +140,7 @@ fn kept(needs: Needs, namespace: bool) -> u64 {
     }
 }
 
-/// The number that kernels tell where they may not tell an owner's, unless set otherwise.
+/// The number that kernels give for an owner who is not known, unless set otherwise.
 const OVERFLOW: u32 = 65534;
 
 /// Whether processes of a user are counted for each user namespace: since Linux 5.14. Before that, others of the same user

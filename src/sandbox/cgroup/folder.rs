@@ -32,10 +32,7 @@ impl Folder {
         let top = OwnedFd::from(open_at(AT_FDCWD, path, OFlag::O_DIRECTORY, links)?);
         let top = Self { fd: top, path: path.to_owned() };
         top.check()?;
-        match below.as_os_str().is_empty() {
-            true => Ok(top),
-            false => top.folder(below),
-        }
+        if below.as_os_str().is_empty() { Ok(top) } else { top.folder(below) }
     }
 
     /// Opens a folder below this one.
@@ -49,12 +46,13 @@ impl Folder {
         Ok(folder)
     }
 
-    /// A folder on another file system is what somebody has put there.
+    /// A folder on another file system was put there by another program.
     fn check(&self) -> Result<(), Errno> {
         let kind = fstatfs(&self.fd)?.filesystem_type();
-        match kind == CGROUP_SUPER_MAGIC || kind == CGROUP2_SUPER_MAGIC {
-            true => Ok(()),
-            false => Err(Errno::EMEDIUMTYPE),
+        if kind == CGROUP_SUPER_MAGIC || kind == CGROUP2_SUPER_MAGIC {
+            Ok(())
+        } else {
+            Err(Errno::EMEDIUMTYPE)
         }
     }
 

@@ -6,8 +6,8 @@
 
 mod device;
 mod folder;
-mod left_over;
 mod place;
+mod stale;
 mod v1;
 mod v2;
 
@@ -90,8 +90,8 @@ impl Group {
     }
 }
 
-/// A machine's group: one folder in each hierarchy that has something to limit. Removed when dropped, with every process
-/// that is still in it.
+/// A machine's group: one folder in each hierarchy that has something to limit. It is removed when dropped, with every
+/// process in it.
 #[derive(Debug)]
 pub struct Cgroup {
     name: Name,
@@ -108,7 +108,7 @@ impl Cgroup {
     /// # Errors
     /// The host lacks what a limit needs, does not let this user, or another kite has the group.
     pub fn create(name: &Name, limits: &Limits) -> anyhow::Result<Self> {
-        // A limit that makes no sense is told of before what this user may not do.
+        // A limit that makes no sense is reported before what this user may not do.
         for limit in &limits.io {
             device::number(&limit.device)?;
         }
@@ -182,7 +182,7 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Leaves the group to another process, which has it too, to remove.
+    /// Leaves the group to another process, which removes it.
     pub fn leave(mut self) {
         self.made_way = None;
         self.groups.clear();
@@ -209,13 +209,16 @@ impl Cgroup {
     }
 
     /// Why the kernel has killed for want of memory, if it has, as a sentence's end.
-    pub fn told_of_memory(&self) -> Option<String> {
+    pub fn memory_kill(&self) -> Option<String> {
         if self.oom_kills() == 0 {
             return None;
         }
-        let reached = |group: &Group| match group.v2 {
-            true => v2::has_reached_memory(&group.folder),
-            false => v1::has_reached_memory(&group.folder),
+        let reached = |group: &Group| {
+            if group.v2 {
+                v2::has_reached_memory(&group.folder)
+            } else {
+                v1::has_reached_memory(&group.folder)
+            }
         };
         let reached = self.groups.iter().any(reached);
         Some(match self.limited_memory.filter(|_| reached) {
@@ -238,7 +241,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// Ends what is left in a group and removes it. Processes leave it only a moment after they have ended.
+/// Ends the processes of a group and removes it. They leave it only a moment after they have ended.
 fn remove(group: &Group, name: &str) -> Result<(), Errno> {
     for _ in 0..TRIES {
         match group.parent.remove(name) {
@@ -257,15 +260,15 @@ fn remove(group: &Group, name: &str) -> Result<(), Errno> {
     Err(Errno::EBUSY)
 }
 
-/// Makes a folder that is nobody else's; one that is left over is made anew, so that nothing of it is left.
+/// Makes a folder that no other kite has; a stale one is made anew, so that it has no limits of before.
 fn make(parent: Folder, name: &Name, v2: bool, controllers: &[Controller]) -> Result<Group, Refused> {
     if Name::process(name.as_str()).is_some() {
-        left_over::sweep(&parent);
+        stale::sweep(&parent);
     }
     let folder = match parent.make(name.as_str()) {
         Err(Errno::EEXIST) => {
-            let left_over = parent.folder(name.as_str().as_ref())?;
-            left_over.lock().map_err(|_| Refused::Taken)?;
+            let stale = parent.folder(name.as_str().as_ref())?;
+            stale.lock().map_err(|_| Refused::Taken)?;
             match parent.remove(name.as_str()) {
                 Err(Errno::EBUSY) => return Err(Refused::Taken),
                 removed => removed?,
@@ -275,7 +278,7 @@ fn make(parent: Folder, name: &Name, v2: bool, controllers: &[Controller]) -> Re
         made => made?,
     };
     folder.lock().map_err(|_| Refused::Taken)?;
-    // Before it was locked, another kite may have taken it for a left-over one.
+    // Before it was locked, another kite may have taken it for a stale one.
     if !folder.is(&parent, name.as_str()) {
         return Err(Refused::Taken);
     }
@@ -301,13 +304,13 @@ impl From<Errno> for Refused {
 #[error("the group {} is in use: choose another --cgroup, or leave it out", .0.display())]
 struct Taken(PathBuf);
 
-/// What the kernel says, in words that fit groups.
+/// A refusal by the kernel, in terms that fit groups.
 fn explain(errno: Errno, what: String) -> anyhow::Error {
     let why = match errno {
         Errno::ELOOP => "there is a symbolic link on the way",
         Errno::EMEDIUMTYPE | Errno::EXDEV => "something else is mounted there",
         Errno::ENOSYS => "the host kernel has no openat2(2): use Linux 5.6 or later",
-        Errno::ENODEV => "somebody has removed it",
+        Errno::ENODEV => "it has been removed",
         errno => return anyhow!("{what}: {}", lower(errno.desc())),
     };
     anyhow!("{what}: {why}")

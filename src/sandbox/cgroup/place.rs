@@ -58,10 +58,9 @@ fn place(line: &str, mounts: &[Mount]) -> Option<Place> {
     let v2 = id == "0" && controllers.is_empty();
     let names: Vec<String> = controllers.split(',').map(str::to_owned).collect();
     let group = PathBuf::from(path);
-    let is_its = |mount: &&Mount| match v2 {
-        true => mount.v2,
-        false => !mount.v2 && names.iter().all(|name| mount.options.split(',').any(|option| option == name)),
-    };
+    let has_all =
+        |mount: &Mount| names.iter().all(|name| mount.options.split(',').any(|option| option == name));
+    let is_its = |mount: &&Mount| if v2 { mount.v2 } else { !mount.v2 && has_all(mount) };
     // The last mounted is on top, should there be two at one place.
     let seen = mounts.iter().rev().filter(is_its).find_map(|mount| {
         let below = group.strip_prefix(&mount.root).ok()?;

@@ -54,7 +54,7 @@ pub fn cpu(folder: &Folder, quota: u64) -> anyhow::Result<()> {
 /// The kernel refuses it.
 pub fn memory(folder: &Folder, limit: u64) -> anyhow::Result<()> {
     set(folder, "memory.limit_in_bytes", &limit.to_string())?;
-    // Swap counts, too, unless the host kernel was told not to count it.
+    // Swap counts, too, unless the host kernel's command line says otherwise.
     if folder.has("memory.memsw.limit_in_bytes") {
         set(folder, "memory.memsw.limit_in_bytes", &limit.to_string())?;
     }

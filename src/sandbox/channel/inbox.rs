@@ -29,7 +29,7 @@ pub(in crate::sandbox) enum Lie {
     NoDescriptor,
     #[error("a descriptor of another kind than belongs to a message")]
     WrongDescriptor,
-    #[error("a file that nobody has named, {0}")]
+    #[error("a file that was not named, {0}")]
     UnknownFile(u8),
     #[error("more after it has said how it ends")]
     AfterEnd,
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_said_how_it_ends_has_nothing_more_to_say() {
+    fn a_message_after_the_last_is_a_lie() {
         for more in [FromVm::EndBy(2), FromVm::File { index: 0, content: memory() }] {
             let (mut inbox, vm) = inbox();
             vm.send(&FromVm::EndBy(15)).unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_without_end_come_to_an_end() {
+    fn messages_without_end_are_a_lie() {
         let (mut inbox, vm) = inbox();
         let mut count = 0;
         let lie = loop {

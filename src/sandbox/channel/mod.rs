@@ -47,7 +47,7 @@ pub(super) fn pair() -> anyhow::Result<(SupervisorEnd, VmEnd)> {
     Ok((Channel { socket: supervisor, messages }, Channel { socket: vm, messages: PhantomData }))
 }
 
-/// What there is to be received.
+/// What can be received.
 pub(super) enum Received<In> {
     /// This message.
     Message(In),
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sends_to_a_peer_that_has_gone_is_told() {
+    fn a_message_to_a_peer_that_has_gone_fails() {
         let (supervisor, vm) = pair().unwrap();
         drop(supervisor);
         assert_eq!(vm.send(&FromVm::EndBy(15)).unwrap_err().kind(), io::ErrorKind::BrokenPipe);

@@ -120,8 +120,8 @@ pub(super) fn send_in_handler(socket: RawFd, bytes: &[u8]) {
     unsafe { libc::write(socket, bytes.as_ptr().cast(), bytes.len()) };
 }
 
-/// Whether this is memory: only that can be sealed (fcntl(2), F_GET_SEALS). To read it waits for nobody, as to read a pipe
-/// would, or a file of a file system that a program serves.
+/// Whether this is memory: only that can be sealed (fcntl(2), F_GET_SEALS). To read it waits for no other process, as to read a
+/// pipe would, or a file of a file system that a program serves.
 pub(super) fn is_memory(descriptor: &OwnedFd) -> bool {
     fcntl(descriptor, FcntlArg::F_GET_SEALS).is_ok()
 }

@@ -39,7 +39,7 @@ pub(super) enum When {
 }
 
 impl When {
-    /// Said of a group, if anything is to be said.
+    /// The group's condition, if it has one.
     pub fn words(self) -> Option<&'static str> {
         Some(match self {
             Self::Always => return None,

@@ -1,4 +1,4 @@
-//! What the filters let through, for who wants to know.
+//! A listing of what the filters let through.
 
 use std::fmt::Write;
 
@@ -81,10 +81,10 @@ impl From<&Group> for Calls {
 /// It cannot be put as JSON.
 pub fn listing(json: bool) -> serde_json::Result<String> {
     let groups: Vec<_> = GROUPS.iter().map(Calls::from).collect();
-    match json {
-        true => Ok(serde_json::to_string_pretty(&Report { schema: "calls/1", groups })? + "\n"),
-        false => Ok(table(&groups)),
+    if json {
+        return Ok(serde_json::to_string_pretty(&Report { schema: "calls/1", groups })? + "\n");
     }
+    Ok(table(&groups))
 }
 
 fn table(groups: &[Calls]) -> String {

@@ -101,7 +101,7 @@ thread_local! {
 /// # Errors
 /// The kernel has no such filters.
 pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
-    refused::tell("thread ")?;
+    refused::report("thread ")?;
     let compile = |thread| compile(&groups::of_machine(thread, &needs), None);
     // A process is locked once.
     let _ = FILTERS.set(vec![
@@ -119,7 +119,7 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
 /// # Errors
 /// The kernel has no such filters.
 pub(super) fn prepare_supervisor(needs: SupervisorNeeds) -> anyhow::Result<()> {
-    refused::tell("the supervisor's thread ")?;
+    refused::report("the supervisor's thread ")?;
     // A process is locked once.
     let filter = compile(&groups::of_supervisor(&needs), Some(needs.vm))?;
     let _ = FILTERS.set(vec![(Thread::Supervisor, filter)]);

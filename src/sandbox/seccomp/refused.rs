@@ -1,5 +1,5 @@
-//! What becomes of a system call that is refused: its name, number and thread are told, and the process ends (seccomp(2),
-//! SECCOMP_RET_TRAP).
+//! What becomes of a system call that is refused: its name, number and thread are reported, and the process ends
+//! (seccomp(2), SECCOMP_RET_TRAP).
 #![expect(unsafe_code, reason = "a signal's handler")]
 
 use std::io;
@@ -13,7 +13,7 @@ use super::AUDIT_ARCH_X86_64;
 use crate::host::exit_code::FAILED;
 use crate::sandbox;
 
-/// What the kernel tells of the call (sigaction(2), `si_syscall`): `si_signo`, `si_errno`, `si_code`, padding,
+/// What the kernel says of the call (sigaction(2), `si_syscall`): `si_signo`, `si_errno`, `si_code`, padding,
 /// `si_call_addr`, and then this.
 #[repr(C)]
 struct Refusal {
@@ -25,9 +25,10 @@ struct Refusal {
     architecture: libc::c_uint,
 }
 
-/// The code of a signal that a filter has sent, and nobody else (Linux `include/uapi/asm-generic/siginfo.h`).
+/// The code of a signal that only a filter sends (Linux `include/uapi/asm-generic/siginfo.h`).
 const SYS_SECCOMP: libc::c_int = 1;
-/// What is told of one that somebody has sent. The filter lets nobody end by it as if there were no handler.
+/// What is said of a signal that another process has sent. The process ends with an exit code then, as no rule lets it end by the
+/// signal itself.
 const SENT: &[u8] = b"kite: ended by a signal SIGSYS that was sent; no system call was refused\n";
 
 /// A text of bounded length, put together without the heap.
@@ -63,7 +64,7 @@ impl Text {
     }
 }
 
-/// The line that tells of it.
+/// The line that reports it.
 fn line(who: &[u8], thread: &[u8], call: i32, architecture: u32) -> Text {
     let mut text = Text::new();
     text.push(b"kite: the sandbox refuses ");
@@ -104,12 +105,12 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
 /// What goes before the thread's name.
 static WHO: OnceLock<&str> = OnceLock::new();
 
-/// Has refused calls told of, as those of `who`, a word that goes before the thread's name.
+/// Has refused calls reported, as those of `who`, a word that goes before the thread's name.
 ///
 /// # Errors
-/// The kernel has no filters that can be told of.
-pub(super) fn tell(who: &'static str) -> anyhow::Result<()> {
-    can_be_told().context("this kernel has no filters that tell what they refuse")?;
+/// The kernel has no filters that report what they refuse.
+pub(super) fn report(who: &'static str) -> anyhow::Result<()> {
+    can_be_reported().context("this kernel has no filters that report what they refuse")?;
     // A process is locked once.
     let _ = WHO.set(who);
     let handler = SigHandler::SigAction(refused);
@@ -119,7 +120,7 @@ pub(super) fn tell(who: &'static str) -> anyhow::Result<()> {
 }
 
 /// Whether the kernel knows that answer to a call.
-fn can_be_told() -> io::Result<()> {
+fn can_be_reported() -> io::Result<()> {
     let action: u32 = libc::SECCOMP_RET_TRAP;
     // SAFETY: reads a number.
     let known =
@@ -131,26 +132,26 @@ fn can_be_told() -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn told(thread: &[u8], call: i32) -> String {
-        told_of(thread, call, AUDIT_ARCH_X86_64)
+    fn said(thread: &[u8], call: i32) -> String {
+        line_of(thread, call, AUDIT_ARCH_X86_64)
     }
 
-    fn told_of(thread: &[u8], call: i32, architecture: u32) -> String {
+    fn line_of(thread: &[u8], call: i32, architecture: u32) -> String {
         let text = line(b"thread ", thread, call, architecture);
         String::from_utf8(text.bytes[..text.len].to_vec()).unwrap()
     }
 
     #[test]
-    fn a_refused_call_is_told_by_name_number_and_thread() {
-        let execve = told(b"vcpu0\0\0\0\0\0\0\0\0\0\0\0", libc::SYS_execve as i32);
+    fn a_refused_call_is_reported_by_name_number_and_thread() {
+        let execve = said(b"vcpu0\0\0\0\0\0\0\0\0\0\0\0", libc::SYS_execve as i32);
         assert!(
             execve.starts_with("kite: the sandbox refuses thread vcpu0 system call execve (59):"),
             "{execve}"
         );
         assert!(execve.ends_with("please report it\n"));
-        assert!(told(b"\x1b\0", 99_999).contains("thread  system call unknown (99999)"));
+        assert!(said(b"\x1b\0", 99_999).contains("thread  system call unknown (99999)"));
         // i386's number 11, which is munmap(2) here.
-        let other = told_of(b"x\0", 11, 0x4000_0003);
+        let other = line_of(b"x\0", 11, 0x4000_0003);
         assert!(other.contains("thread x 32-bit system call unknown (11)"), "{other}");
     }
 }

@@ -1,4 +1,4 @@
-//! Groups that nobody has named and nobody has removed: their kite was killed by SIGKILL. The next one sees to them.
+//! Groups without a name of the user's, whose kite was killed by SIGKILL before it removed them. The next kite does.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::{Folder, Name, SUPERVISOR};
 
-/// Removes what is empty, locked by nobody, and named after a process that is no more. What cannot be removed stays.
+/// Removes groups that are empty, not locked, and named after a process that has ended. What cannot be removed stays.
 pub fn sweep(parent: &Folder) {
     let names = fs::read_dir(parent.path()).into_iter().flatten().flatten().map(|entry| entry.file_name());
     for name in names.filter_map(|name| name.into_string().ok()) {
