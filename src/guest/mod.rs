@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::termios::{OutputFlags, SetArg, tcdrain, tcgetattr, tcsetattr};
 
-use crate::spec::task;
+use crate::spec::wire;
 use job::Job;
 
 /// What `/init` prints for the trace, on a kernel that says little else.
@@ -57,10 +57,10 @@ fn run() -> anyhow::Result<Infallible> {
         let _ = fs::write("/dev/kmsg", format!("<5>{OWN_INIT}\n"));
     }
     let loaded = modules::load();
-    match fs::read(task::FILE) {
-        Ok(task) => return command::run(&task),
+    match fs::read(wire::FILE) {
+        Ok(spec) => return command::run(&spec),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).context("cannot read the task"),
+        Err(error) => return Err(error).context("cannot read the command"),
     }
     if prefers_hvc(&words) {
         console::take();

@@ -1,4 +1,4 @@
-//! What the command line and kite's own surroundings make of a command: its task.
+//! What the command line and kite's own surroundings make of a command.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use super::shares::Shares;
 use crate::host::terminal;
 use crate::spec::MachineSpec;
 use crate::spec::command::{CommandSpec, UserSpec, VariableSpec};
-use crate::spec::task::{LIMITS, Task, Terminal, User};
+use crate::spec::wire::{GuestCommand, LIMITS, Terminal, User};
 
 /// What a process has of its caller that no option says.
 pub(super) struct Surroundings {
@@ -46,20 +46,20 @@ pub(super) fn terminal() -> Option<Terminal> {
     })
 }
 
-pub(super) fn task(
+pub(super) fn guest_command(
     spec: &MachineSpec,
     command: &CommandSpec,
     shares: &Shares,
     terminal: Option<Terminal>,
     surroundings: Surroundings,
-) -> anyhow::Result<Task> {
+) -> anyhow::Result<GuestCommand> {
     let here =
         || env::current_dir().context("cannot tell the folder that kite was started in; name one with --cwd");
     let cwd = match &command.cwd {
         Some(cwd) => cwd.clone(),
         None => here()?,
     };
-    Ok(Task {
+    Ok(GuestCommand {
         argv: command.argv.clone(),
         env: environment(command),
         cwd: cwd.into(),
@@ -70,7 +70,7 @@ pub(super) fn task(
         limits: surroundings.limits,
         root: shares.root(spec, command),
         shares: shares.mounts.clone(),
-        networks: spec.nets().zip(0..).map(|(spec, index)| spec.task(index)).collect(),
+        networks: spec.nets().zip(0..).map(|(spec, index)| spec.guest_network(index)).collect(),
         terminal,
     })
 }

@@ -18,7 +18,7 @@ use super::modules;
 use crate::host::messages;
 use crate::session::Conventions;
 use crate::spec::machine::{BootSpec, ConsoleSpec};
-use crate::spec::{RunSpec, task};
+use crate::spec::{RunSpec, wire};
 use crate::vm::memory::SystemFiles;
 
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
@@ -42,7 +42,7 @@ pub(super) struct Boot {
     /// The folder of its modules.
     pub modules: Option<PathBuf>,
     /// What kite's own `/init` is to do, as it is written to the initrd.
-    pub task: Option<Vec<u8>>,
+    pub command: Option<Vec<u8>>,
 }
 
 impl Boot {
@@ -83,7 +83,7 @@ impl Boot {
         let symbols = Files::of(&path, image.version().as_deref(), modules.as_deref());
         let files = [path.as_path(), Path::new(ITSELF)].into_iter().chain(options.initrd.as_deref());
         let system = SystemFiles::among(files);
-        Ok(Self { image, symbols, system, cmdline, module, conventions, modules, task: None })
+        Ok(Self { image, symbols, system, cmdline, module, conventions, modules, command: None })
     }
 }
 
@@ -224,7 +224,7 @@ fn needs_loader(program: &File) -> io::Result<bool> {
 /// kite's own executable as `/init`, with the kernel's modules.
 fn build_initrd(options: &BootSpec, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
     let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
-    let files: Vec<_> = boot.task.iter().map(|task| (task::FILE, task.as_slice())).collect();
+    let files: Vec<_> = boot.command.iter().map(|command| (wire::FILE, command.as_slice())).collect();
     let init = own_program().context("cannot open kite's own executable")?;
     ensure!(
         !needs_loader(&init).context("cannot read kite's own executable")?,

@@ -18,7 +18,7 @@ use crate::session::command::results::Results;
 use crate::session::command::{CommandSession, KernelLog, Limits};
 use crate::session::console::{self, Console};
 use crate::spec::machine::OnReboot;
-use crate::spec::{RunSpec, task};
+use crate::spec::{RunSpec, wire};
 
 /// Everything that is open.
 pub(super) struct Resources {
@@ -56,8 +56,9 @@ impl Resources {
                 if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
                     shares.add_modules(modules, &version)?;
                 }
-                let task = command::task(&spec.machine, command, &shares, terminal, surroundings)?;
-                boot.task = Some(task::encode(&task));
+                let guest_command =
+                    command::guest_command(&spec.machine, command, &shares, terminal, surroundings)?;
+                boot.command = Some(wire::encode(&guest_command));
                 Some(KernelLog::new(command.kernel_log.as_deref(), spec.verbose, timeline.clone())?)
             }
             None => None,

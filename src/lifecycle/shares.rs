@@ -15,7 +15,7 @@ use nix::unistd::{getegid, getgroups};
 
 use crate::spec::MachineSpec;
 use crate::spec::command::{CommandSpec, RootSpec};
-use crate::spec::task;
+use crate::spec::wire;
 
 /// The tag of the root folder.
 const ROOT: &str = "root";
@@ -32,7 +32,7 @@ const MOST_DESCRIPTORS: u64 = 1 << 17;
 pub(super) struct Shares {
     folders: Vec<Folder>,
     paths: Vec<PathBuf>,
-    pub mounts: Vec<task::Share>,
+    pub mounts: Vec<wire::Share>,
     /// The guest's root folder is the host's.
     root_is_here: bool,
 }
@@ -64,7 +64,7 @@ impl Shares {
                 (folder.attributes, folder.suid) = (true, share.suid);
             }
             let nosuid = share.writable && !share.suid;
-            this.mounts.push(task::Share { tag, at: at.into(), writable: share.writable, nosuid });
+            this.mounts.push(wire::Share { tag, at: at.into(), writable: share.writable, nosuid });
         }
         Ok(this)
     }
@@ -81,7 +81,7 @@ impl Shares {
         let is_name = !version.contains('/') && version != "." && version != "..";
         if installed && !is_there && is_name {
             self.add(MODULES, folder, false)?;
-            self.mounts.push(task::Share {
+            self.mounts.push(wire::Share {
                 tag: MODULES.to_owned(),
                 at: at.into(),
                 writable: false,
@@ -128,10 +128,10 @@ impl Shares {
     }
 
     /// What the guest's root folder is.
-    pub fn root(&self, spec: &MachineSpec, command: &CommandSpec) -> task::Root {
+    pub fn root(&self, spec: &MachineSpec, command: &CommandSpec) -> wire::Root {
         match (&command.root, spec.disks().next()) {
-            (Some(RootSpec::Disk), Some(disk)) => task::Root::Disk { readonly: disk.readonly },
-            _ => task::Root::Share { tag: ROOT.to_owned() },
+            (Some(RootSpec::Disk), Some(disk)) => wire::Root::Disk { readonly: disk.readonly },
+            _ => wire::Root::Share { tag: ROOT.to_owned() },
         }
     }
 }

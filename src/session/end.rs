@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::host::exit_code::FAILED;
 use crate::observe::results::Ending;
-use crate::spec::task;
+use crate::spec::wire;
 use crate::vcpu::stop::{Exit, Panic};
 use crate::vm::machine::{ResetWord, Running};
 
@@ -29,7 +29,7 @@ pub enum End {
     /// A unit test ended, and kite ends with this exit code.
     Status(u8),
     /// The command ended.
-    Command(task::End),
+    Command(wire::End),
     /// The command took longer than it may.
     TimedOut,
     /// The guest neither ran nor printed for so long.

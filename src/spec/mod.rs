@@ -10,8 +10,8 @@ pub mod net;
 pub mod number;
 mod run;
 pub mod sandbox;
-pub mod task;
 mod text;
+pub mod wire;
 
 pub use command::CommandSpec;
 pub use machine::MachineSpec;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use devices::chipset::power::{PowerSwitch, Request};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use crate::spec::task::End;
+use crate::spec::wire::End;
 
 /// Bits of what the guest's kernel has told.
 const TOLD: u8 = 1 << 0;

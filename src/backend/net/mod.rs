@@ -10,7 +10,7 @@ use devices::virtio::net::{Net, Stream, Tap};
 use crate::backend::passt;
 use crate::backend::tap;
 use crate::spec::net::{NetBackend, NetSetup, NetSpec};
-use crate::spec::task;
+use crate::spec::wire;
 
 /// What the devices of `--net user` are called.
 const USER: &str = "user";
@@ -54,11 +54,11 @@ impl NetSpec {
     }
 
     /// The network as kite's own `/init` brings it up.
-    pub fn task(&self, index: usize) -> task::Network {
-        let automatic = |alone, dns| task::Setup::Automatic { alone, dns };
+    pub fn guest_network(&self, index: usize) -> wire::Network {
+        let automatic = |alone, dns| wire::Setup::Automatic { alone, dns };
         let setup = match (&self.guest, &self.backend) {
-            (Some(NetSetup::None), _) => task::Setup::None,
-            (Some(NetSetup::Fixed { addresses, gateways, dns }), _) => task::Setup::Fixed {
+            (Some(NetSetup::None), _) => wire::Setup::None,
+            (Some(NetSetup::Fixed { addresses, gateways, dns }), _) => wire::Setup::Fixed {
                 addresses: addresses.iter().map(|it| (it.address, it.length)).collect(),
                 gateways: gateways.clone(),
                 dns: dns.clone(),
@@ -66,7 +66,7 @@ impl NetSpec {
             (None, NetBackend::Tap { .. }) => automatic(false, Vec::new()),
             (None, NetBackend::User { .. }) => automatic(true, passt::resolver().into_iter().collect()),
         };
-        task::Network { mac: self.mac(index), setup }
+        wire::Network { mac: self.mac(index), setup }
     }
 }
 

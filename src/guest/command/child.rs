@@ -20,24 +20,24 @@ use super::ports::Ports;
 use super::root::OPEN_FILES;
 use super::streams::{Ends, Streams, open_terminal};
 use super::user::User;
-use crate::spec::task::{End, LIMITS, Output, Report, Task, Terminal};
+use crate::spec::wire::{End, GuestCommand, LIMITS, Output, Report, Terminal};
 
 /// Runs the command to its end, and ends with it all else that it has left running.
 ///
 /// # Errors
 /// It cannot be prepared; what is wrong with the program itself is an [`End`].
-pub(super) fn run(task: &Task, ports: Ports) -> anyhow::Result<End> {
-    let user = User::find(&task.user)?;
-    let program = task.argv.first().context("there is no command")?;
+pub(super) fn run(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
+    let user = User::find(&spec.user)?;
+    let program = spec.argv.first().context("there is no command")?;
     let mut command = Command::new(program);
-    command.args(&task.argv[1..]).env_clear().envs(environment(task, &user));
-    command.current_dir(folder(task)?);
-    let ends = match task.terminal {
+    command.args(&spec.argv[1..]).env_clear().envs(environment(spec, &user));
+    command.current_dir(folder(spec)?);
+    let ends = match spec.terminal {
         Some(terminal) => on_terminal(&mut command, terminal, &user)?,
         None => on_pipes(&mut command, &user)?,
     };
-    inherit(&mut command, task);
-    become_user(&mut command, user, task.terminal.is_some());
+    inherit(&mut command, spec);
+    become_user(&mut command, user, spec.terminal.is_some());
     ports.control.tell(&Report::Started);
     let started = command.spawn();
     // What is the command's of the streams is closed here: it ends when the command lets go of it.
@@ -55,16 +55,16 @@ pub(super) fn run(task: &Task, ports: Ports) -> anyhow::Result<End> {
 }
 
 /// The folder to start in.
-fn folder(task: &Task) -> anyhow::Result<&Path> {
-    match Path::new(&task.cwd) {
+fn folder(spec: &GuestCommand) -> anyhow::Result<&Path> {
+    match Path::new(&spec.cwd) {
         cwd if cwd.is_dir() => Ok(cwd),
-        _ if task.cwd_or_root => Ok(Path::new("/")),
+        _ if spec.cwd_or_root => Ok(Path::new("/")),
         cwd => bail!("the guest has no folder {} to start in: choose one with --cwd", cwd.display()),
     }
 }
 
-fn environment(task: &Task, user: &User) -> Vec<(OsString, OsString)> {
-    let mut env = task.env.clone();
+fn environment(spec: &GuestCommand, user: &User) -> Vec<(OsString, OsString)> {
+    let mut env = spec.env.clone();
     for (name, value) in &user.env {
         env.retain(|(known, _)| known != name);
         env.push((name.into(), value.into()));
@@ -114,11 +114,11 @@ fn give(end: impl AsFd, user: &User) -> anyhow::Result<()> {
 }
 
 /// Has the child begin with the mask and the limits of kite's caller.
-fn inherit(command: &mut Command, task: &Task) {
-    let mask = Mode::from_bits_truncate(task.umask);
+fn inherit(command: &mut Command, spec: &GuestCommand) {
+    let mask = Mode::from_bits_truncate(spec.umask);
     // The kernel refuses more open files than it allows any process (fs.nr_open).
     let most = |resource| if resource == Resource::RLIMIT_NOFILE { OPEN_FILES.1 } else { u64::MAX };
-    let limits = LIMITS.into_iter().zip(&task.limits);
+    let limits = LIMITS.into_iter().zip(&spec.limits);
     let limits: Vec<_> =
         limits.map(|(it, (soft, hard))| (it, *soft.min(&most(it)), *hard.min(&most(it)))).collect();
     let inherit = move || -> io::Result<()> {

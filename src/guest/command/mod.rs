@@ -20,7 +20,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{network, power};
-use crate::spec::task::{End, Report, Task};
+use crate::spec::wire::{End, GuestCommand, Report};
 use ports::{Control, Ports};
 
 /// How long kite may take to end the machine once it knows how the command ended.
@@ -28,42 +28,42 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// From the start of the command on, the kernel shows all it has to say but debugging.
 const LOG_LEVEL: &str = "7";
 
-/// Does the task and ends the machine.
+/// Runs the command and ends the machine.
 ///
 /// # Errors
 /// kite cannot be told.
-pub fn run(task: &[u8]) -> anyhow::Result<Infallible> {
-    let task: Task = serde_json::from_slice(task).context("cannot read the task")?;
+pub fn run(spec: &[u8]) -> anyhow::Result<Infallible> {
+    let spec: GuestCommand = serde_json::from_slice(spec).context("cannot read the command")?;
     let ports = Ports::open()?;
     let control = ports.control.clone();
-    let end = carry_out(&task, ports).unwrap_or_else(|error| End::Failed(format!("{error:#}")));
+    let end = carry_out(&spec, ports).unwrap_or_else(|error| End::Failed(format!("{error:#}")));
     control.tell(&Report::Ended(end));
     sleep(PATIENCE);
     power::off()
 }
 
-fn carry_out(task: &Task, ports: Ports) -> anyhow::Result<End> {
-    root::enter(task)?;
+fn carry_out(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
+    root::enter(spec)?;
     // Neither is worth failing for: a kernel without networking has no loopback either.
     let _ = net::bring_up_loopback();
-    connect(task, &ports.control);
+    connect(spec, &ports.control);
     let _ = fs::write("/proc/sys/kernel/printk", LOG_LEVEL);
-    let end = child::run(task, ports);
-    root::leave(task);
+    let end = child::run(spec, ports);
+    root::leave(spec);
     end
 }
 
 /// Sets up the guest's networks, and its names. What cannot be is said, and the command goes without it.
-fn connect(task: &Task, control: &Control) {
+fn connect(spec: &GuestCommand, control: &Control) {
     let lacks = |what| control.tell(&Report::Lacks(what));
-    if let Err(error) = names::add_own(&task.root, root::HOST_NAME) {
+    if let Err(error) = names::add_own(&spec.root, root::HOST_NAME) {
         lacks(format!("the guest does not know its own name: cannot write /etc/hosts in it: {error}"));
     }
-    if task.networks.is_empty() {
+    if spec.networks.is_empty() {
         return;
     }
-    let known = network::set_up(&task.networks);
-    if let Err(error) = names::set_resolvers(&task.root, &known) {
+    let known = network::set_up(&spec.networks);
+    if let Err(error) = names::set_resolvers(&spec.root, &known) {
         lacks(format!("the guest has no resolvers: cannot write /etc/resolv.conf in it: {error}"));
     }
     known.lacks.into_iter().for_each(lacks);

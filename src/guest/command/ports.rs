@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use super::Shared;
-use crate::spec::task::{self, CONTROL, NO_PORT, Output, Report, STDIN};
+use crate::spec::wire::{self, CONTROL, NO_PORT, Output, Report, STDIN};
 
 /// Where Linux lists the ports.
 const LIST: &str = "/sys/class/virtio-ports";
@@ -75,6 +75,6 @@ impl Control {
     /// Tells kite. If it does not listen any more, nobody does.
     pub fn tell(&self, report: &Report) {
         let _: io::Result<()> =
-            self.port.lock().unwrap_or_else(PoisonError::into_inner).write_all(&task::encode(report));
+            self.port.lock().unwrap_or_else(PoisonError::into_inner).write_all(&wire::encode(report));
     }
 }

@@ -13,7 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{chdir, chroot, sethostname, sync};
 
-use crate::spec::task::{Root, Share, Task};
+use crate::spec::wire::{GuestCommand, Root, Share};
 
 /// The guest's own name.
 pub(super) const HOST_NAME: &str = "kite";
@@ -36,9 +36,9 @@ const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags
 ///
 /// # Errors
 /// The kernel lacks a file system, or a disk has none.
-pub(super) fn enter(task: &Task) -> anyhow::Result<()> {
+pub(super) fn enter(spec: &GuestCommand) -> anyhow::Result<()> {
     make(NEW, 0o755)?;
-    match &task.root {
+    match &spec.root {
         Root::Share { tag } => mount_share_under_memory(tag)?,
         Root::Disk { readonly } => mount_disk(*readonly)?,
     }
@@ -49,16 +49,16 @@ pub(super) fn enter(task: &Task) -> anyhow::Result<()> {
     chroot(".").context("cannot change the root folder")?;
     chdir("/").context("cannot enter the root folder")?;
     // From inside, so that no symbolic link leads elsewhere.
-    task.shares.iter().try_for_each(mount_share)?;
+    spec.shares.iter().try_for_each(mount_share)?;
     sethostname(HOST_NAME).context("cannot set the host's name")?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
         .context("cannot raise the limit of open files")
 }
 
 /// Makes what the command has written reach the host. Nobody but this process is left.
-pub(super) fn leave(task: &Task) {
-    let disk = matches!(task.root, Root::Disk { readonly: false });
-    if disk || task.shares.iter().any(|share| share.writable) || Path::new("/sys/block/vda").exists() {
+pub(super) fn leave(spec: &GuestCommand) {
+    let disk = matches!(spec.root, Root::Disk { readonly: false });
+    if disk || spec.shares.iter().any(|share| share.writable) || Path::new("/sys/block/vda").exists() {
         sync();
     }
     if disk {

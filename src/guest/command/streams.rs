@@ -15,7 +15,7 @@ use nix::pty::Winsize;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::ports::Ports;
-use crate::spec::task::{Messages, Order, Output, Report, Terminal};
+use crate::spec::wire::{Messages, Order, Output, Report, Terminal};
 
 /// How much is carried at once, in bytes: what the port's driver takes of one write.
 const CHUNK: usize = 32 << 10;

@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use super::child;
 use super::ports::{Control, Ports};
-use crate::spec::task::{self, End, Messages, Order, Output, Report, Root, Task, Terminal, User};
+use crate::spec::wire::{self, End, GuestCommand, Messages, Order, Output, Report, Root, Terminal, User};
 
 /// Set for the guest's half: where kite's is.
 const SOCKET: &str = "KITE_SESSION_SOCKET";
 /// And what it is to do.
-const TASK: &str = "KITE_SESSION_TASK";
+const COMMAND: &str = "KITE_SESSION_COMMAND";
 /// The test that is the guest's half.
 const GUEST: &str = "guest::command::tests::the_guest_s_half";
 /// What anything may take.
@@ -27,14 +27,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 #[test]
 fn the_guest_s_half() {
-    let (Some(socket), Some(task)) = (std::env::var_os(SOCKET), std::env::var(TASK).ok()) else { return };
+    let (Some(socket), Some(command)) = (std::env::var_os(SOCKET), std::env::var(COMMAND).ok()) else {
+        return;
+    };
     // It ends all processes that it sees.
     assert_eq!(process::id(), 1);
-    let task: Task = serde_json::from_str(&task).unwrap();
+    let command: GuestCommand = serde_json::from_str(&command).unwrap();
     let port = || File::from(OwnedFd::from(UnixStream::connect(&socket).unwrap()));
     let (orders, stdin, outputs) = (port(), port(), [port(), port()]);
     let control = Arc::new(Control::new(orders.try_clone().unwrap()));
-    let end = child::run(&task, Ports { control: control.clone(), orders, stdin, outputs });
+    let end = child::run(&command, Ports { control: control.clone(), orders, stdin, outputs });
     control.tell(&Report::Ended(end.unwrap_or_else(|error| End::Failed(format!("{error:#}")))));
     process::exit(0)
 }
@@ -59,8 +61,8 @@ struct Came {
     stderr: String,
 }
 
-fn task(argv: &[&str]) -> Task {
-    Task {
+fn command(argv: &[&str]) -> GuestCommand {
+    GuestCommand {
         argv: argv.iter().map(OsString::from).collect(),
         env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("A".into(), "b c".into())],
         cwd: "/usr".into(),
@@ -76,14 +78,14 @@ fn task(argv: &[&str]) -> Task {
 }
 
 impl Session {
-    fn start(task: &Task) -> Self {
+    fn start(command: &GuestCommand) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("ports");
         let listener = UnixListener::bind(&socket).unwrap();
         let mut guest = Command::new("unshare");
         guest.args(["--pid", "--fork", "--kill-child"]).arg(std::env::current_exe().unwrap());
         guest.args(["--exact", GUEST, "--nocapture"]).env(SOCKET, &socket);
-        guest.env(TASK, serde_json::to_string(task).unwrap());
+        guest.env(COMMAND, serde_json::to_string(command).unwrap());
         let guest = guest.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let port = || {
             let (port, _) = listener.accept().unwrap();
@@ -110,7 +112,7 @@ impl Session {
     }
 
     fn order(&mut self, order: &Order) {
-        self.control.write_all(&task::encode(order)).unwrap();
+        self.control.write_all(&wire::encode(order)).unwrap();
     }
 
     /// Waits for a report.
@@ -185,7 +187,7 @@ fn a_command_s_streams_and_end_are_told_whole() {
     if not_root("a_command_s_streams_and_end_are_told_whole") {
         return;
     }
-    let run = |argv: &[&str], input: &[u8]| Session::start(&task(argv)).end(input);
+    let run = |argv: &[&str], input: &[u8]| Session::start(&command(argv)).end(input);
     let shell = |script: &str, input: &[u8]| run(&["sh", "-c", script], input);
     assert_eq!(run(&["true"], b""), came(End::Exited(0), "", ""));
     assert_eq!(shell("echo out; echo err >&2; exit 7", b""), came(End::Exited(7), "out\n", "err\n"));
@@ -204,14 +206,14 @@ fn a_program_that_cannot_be_started_is_told_as_such() {
     if not_root("a_program_that_cannot_be_started_is_told_as_such") {
         return;
     }
-    let end = |argv: &[&str]| Session::start(&task(argv)).end(b"").end;
+    let end = |argv: &[&str]| Session::start(&command(argv)).end(b"").end;
     let lacks = end(&["no-such-command"]);
     assert_eq!(lacks, End::NotFound("no-such-command: not found in the guest".to_owned()));
     assert!(matches!(end(&["/etc/passwd"]), End::NotExecutable(why) if why.starts_with("/etc/passwd: ")));
-    let nowhere = Task { cwd: "/no/such".into(), ..task(&["true"]) };
+    let nowhere = GuestCommand { cwd: "/no/such".into(), ..command(&["true"]) };
     let end = Session::start(&nowhere).end(b"").end;
     assert!(matches!(&end, End::Failed(why) if why.contains("has no folder /no/such")), "{end:?}");
-    let root = Task { cwd_or_root: true, ..nowhere };
+    let root = GuestCommand { cwd_or_root: true, ..nowhere };
     assert_eq!(Session::start(&root).end(b"").end, End::Exited(0));
 }
 
@@ -222,7 +224,7 @@ fn a_command_that_closes_its_input_says_so_and_one_whose_output_nobody_reads_end
         return;
     }
     let mut session =
-        Session::start(&task(&["sh", "-c", "head -c 1 >/dev/null; exec <&-; sleep 1; echo on"]));
+        Session::start(&command(&["sh", "-c", "head -c 1 >/dev/null; exec <&-; sleep 1; echo on"]));
     session.stdin.write_all(b"much").unwrap();
     thread::sleep(Duration::from_millis(100));
     let mut writer = session.stdin.try_clone().unwrap();
@@ -231,7 +233,7 @@ fn a_command_that_closes_its_input_says_so_and_one_whose_output_nobody_reads_end
     session.report(|report| *report == Report::Unread);
     assert_eq!(session.end(b"").stdout, "on\n");
     wrote.join().unwrap();
-    let mut session = Session::start(&task(&["yes"]));
+    let mut session = Session::start(&command(&["yes"]));
     session.first(2);
     session.order(&Order::HangUp(Output::Stdout));
     let came = session.end(b"");
@@ -244,11 +246,11 @@ fn a_command_is_who_it_is_to_be_at_a_terminal_that_changes_its_size() {
         return;
     }
     let user = User::Numbers { uid: 1234, gid: 42, groups: vec![43] };
-    let who = Task { user, ..task(&["sh", "-c", "id -u; id -g; id -G"]) };
+    let who = GuestCommand { user, ..command(&["sh", "-c", "id -u; id -g; id -G"]) };
     assert_eq!(Session::start(&who).end(b""), came(End::Exited(0), "1234\n42\n42 43\n", ""));
     let script = "trap 'stty size; exit 9' WINCH; stty size; while true; do sleep 0.05; done";
     let terminal = Some(Terminal { columns: 111, rows: 33, stderr: true });
-    let mut session = Session::start(&Task { terminal, ..task(&["sh", "-c", script]) });
+    let mut session = Session::start(&GuestCommand { terminal, ..command(&["sh", "-c", script]) });
     session.first(8);
     session.order(&Order::Resize { columns: 122, rows: 44 });
     assert_eq!(session.end(b""), came(End::Exited(9), "33 111\r\n44 122\r\n", ""));

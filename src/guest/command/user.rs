@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, bail};
 
-use crate::spec::task;
+use crate::spec::wire;
 
 /// Numbers for the kernel, and what the environment says of the user where it was looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,12 +19,12 @@ pub(super) struct User {
 impl User {
     /// # Errors
     /// There is no such user or group.
-    pub fn find(user: &task::User) -> anyhow::Result<Self> {
+    pub fn find(user: &wire::User) -> anyhow::Result<Self> {
         match user {
-            task::User::Numbers { uid, gid, groups } => {
+            wire::User::Numbers { uid, gid, groups } => {
                 Ok(Self { uid: *uid, gid: *gid, groups: groups.clone(), env: Vec::new() })
             }
-            task::User::Named { user, group } => {
+            wire::User::Named { user, group } => {
                 // A root folder without these files has nobody but numbers.
                 let read = |path| fs::read(path).map(|it| String::from_utf8_lossy(&it).into_owned());
                 let (passwd, groups) = (read("/etc/passwd"), read("/etc/group"));

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::net::if_::if_nametoindex;
 
-use crate::spec::task::{Network, Setup};
+use crate::spec::wire::{Network, Setup};
 use netlink::{Address, Netlink, Route};
 
 /// Where the kernel lists interfaces, and their switches for IPv6.

@@ -21,7 +21,7 @@ use crate::host::{exit_code, messages};
 use crate::observe::crash::watchdog;
 use crate::observe::results::Ending;
 use crate::observe::trace::{Mark, Timeline};
-use crate::spec::task::{self, CONTROL, Messages, NO_PORT, Order, Output, Report};
+use crate::spec::wire::{self, CONTROL, Messages, NO_PORT, Order, Output, Report};
 use crate::vcpu::stop::Exit;
 use crate::vm::machine::Running;
 pub use kernel_log::KernelLog;
@@ -57,11 +57,11 @@ pub struct CommandSession {
     messages: Messages,
     orders: Vec<u8>,
     /// How the command ended, once that is known, and when something arrived last.
-    ended: Option<(task::End, Instant)>,
+    ended: Option<(wire::End, Instant)>,
     arrived: u64,
     /// How often the guest has said that it lacks something.
     lacks: usize,
-    terminal: Option<task::Terminal>,
+    terminal: Option<wire::Terminal>,
     /// The user's terminal, while it passes on every key.
     raw: Option<RawTerminal>,
     limits: Limits,
@@ -76,7 +76,7 @@ impl CommandSession {
     /// # Errors
     /// The host refuses a descriptor.
     pub fn new(
-        terminal: Option<task::Terminal>,
+        terminal: Option<wire::Terminal>,
         log: KernelLog,
         limits: Limits,
         tee: Option<Tee>,
@@ -130,7 +130,7 @@ impl CommandSession {
     }
 
     /// How the command ended, once all that it wrote has arrived and is written, or does not come.
-    fn whole_end(&mut self) -> Option<task::End> {
+    fn whole_end(&mut self) -> Option<wire::End> {
         let (end, since) = self.ended.as_mut()?;
         let progress = self.outputs.iter().map(|output| output.progress());
         let (arrived, writing) = progress.fold((0, false), |sum, it| (sum.0 + it.0, sum.1 || it.1));
@@ -151,7 +151,7 @@ impl CommandSession {
     }
 
     fn order(&mut self, order: &Order) {
-        let message = task::encode(order);
+        let message = wire::encode(order);
         if self.orders.len() + message.len() <= ORDERS_MAX {
             self.orders.extend(message);
         }
@@ -335,17 +335,17 @@ impl Session for CommandSession {
 }
 
 /// What a command's own end comes to.
-fn ended(end: task::End) -> Outcome {
+fn ended(end: wire::End) -> Outcome {
     let (code, ending, why) = match end {
-        task::End::Exited(status) => return Outcome::new(status, Ending::Exited(status)),
+        wire::End::Exited(status) => return Outcome::new(status, Ending::Exited(status)),
         // Whatever the guest says, it is no more than a byte.
-        task::End::Signalled(signal) => {
+        wire::End::Signalled(signal) => {
             let signal = signal & 0x7f;
             return Outcome::new(128 + signal as u8, Ending::Signalled(signal));
         }
-        task::End::NotFound(what) => (exit_code::NOT_FOUND, Ending::NotFound, what),
-        task::End::NotExecutable(what) => (exit_code::NOT_EXECUTABLE, Ending::NotExecutable, what),
-        task::End::Failed(what) => (exit_code::FAILED, Ending::Failed(what.clone()), what),
+        wire::End::NotFound(what) => (exit_code::NOT_FOUND, Ending::NotFound, what),
+        wire::End::NotExecutable(what) => (exit_code::NOT_EXECUTABLE, Ending::NotExecutable, what),
+        wire::End::Failed(what) => (exit_code::FAILED, Ending::Failed(what.clone()), what),
     };
     messages::complain(&why);
     Outcome::new(code, ending)

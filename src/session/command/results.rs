@@ -88,7 +88,7 @@ impl<'a> Results<'a> {
 mod tests {
     use super::*;
     use crate::session::command::ended;
-    use crate::spec::task::End;
+    use crate::spec::wire::End;
 
     /// The exit code of a command that has printed this, and its JUnit file if there is one.
     fn end(has_junit: bool, fail_on_ktap: FailOnKtap, printed: &str, end: &End) -> (u8, String) {

@@ -21,7 +21,7 @@ use crate::host::terminal;
 use crate::observe::trace::{Mark, Timeline};
 use crate::sandbox;
 use crate::session::console::keys::{HELP, Key, Keys};
-use crate::spec::task::{Output, STDIN};
+use crate::spec::wire::{Output, STDIN};
 
 /// How much of standard input is read at once, in bytes.
 const CHUNK: usize = 32 << 10;

@@ -1,6 +1,6 @@
 //! `kite run -- COMMAND`: what the guest is to do, and what it and kite tell each other while it does it.
 //!
-//! The task is a file of the initrd. The command's streams have a port of the virtio console each; what is said goes
+//! The command is a file of the initrd. The command's streams have a port of the virtio console each; what is said goes
 //! over another port, a line of JSON a message. Neither side trusts the other's messages: a line that is too long or
 //! says nothing known is not heard.
 
@@ -11,8 +11,8 @@ use nix::sys::resource::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// The task's file in the initrd.
-pub const FILE: &str = "/task";
+/// The command's file in the initrd.
+pub const FILE: &str = "/command";
 /// The port for messages.
 pub const CONTROL: &str = "kite.control";
 /// The port of the command's standard input.
@@ -22,9 +22,9 @@ pub const NO_PORT: &str = "no virtio port ";
 /// The longest message, in bytes with its line break.
 const MESSAGE_MAX: usize = 16 << 10;
 
-/// What the guest is to do.
+/// A command as kite's own `/init` runs it: a [`CommandSpec`](super::CommandSpec) with what only the host knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Task {
+pub struct GuestCommand {
     /// The program and its arguments.
     pub argv: Vec<OsString>,
     /// The whole of the environment.
@@ -298,9 +298,9 @@ mod tests {
     }
 
     #[test]
-    fn a_task_keeps_every_byte_of_its_names() {
+    fn a_command_keeps_every_byte_of_its_names() {
         let odd = OsString::from_vec(vec![b'a', 0xff, b'\n', b'"']);
-        let task = Task {
+        let command = GuestCommand {
             argv: vec![odd.clone()],
             env: vec![("A".into(), odd.clone())],
             cwd: odd.clone(),
@@ -316,6 +316,6 @@ mod tests {
             }],
             terminal: Some(Terminal { columns: 80, rows: 24, stderr: false }),
         };
-        assert_eq!(serde_json::from_slice::<Task>(&encode(&task)).unwrap(), task);
+        assert_eq!(serde_json::from_slice::<GuestCommand>(&encode(&command)).unwrap(), command);
     }
 }
