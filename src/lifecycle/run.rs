@@ -23,7 +23,7 @@ use crate::spec::machine::OnReboot;
 use crate::spec::sandbox::SandboxSpec;
 use crate::vm;
 use crate::vm::load::Guest;
-use crate::vm::machine::{Board, Machine};
+use crate::vm::machine::Machine;
 use crate::vm::memory::GuestRam;
 
 /// Runs the guest to its end, in this process or another one, which is put into the group if there is one.
@@ -63,7 +63,7 @@ fn to_its_end(
     };
     process.part_shares(devices.shares(), &folders);
     process.part_files();
-    let mut plan = Plan::new(spec, &boot, &devices, &timeline);
+    let mut plan = Plan::new(spec, &boot, &timeline);
     loop {
         let mut machine = plan.build(&devices, session.serial_host(), &timeline)?;
         let needs = sandbox::Needs {
@@ -109,7 +109,6 @@ const LOADER_STACK: usize = 256 << 10;
 /// What every machine of a run has in common.
 struct Plan<'a> {
     spec: &'a RunSpec,
-    board: Board,
     boot: &'a Boot,
     /// KVM, or why there is none.
     kvm: Result<Kvm, String>,
@@ -118,18 +117,10 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(spec: &'a RunSpec, boot: &'a Boot, devices: &Devices, timeline: &Timeline) -> Self {
-        let machine = &spec.machine;
-        let board = Board {
-            cpus: machine.cpus,
-            ram: machine.memory,
-            acpi: machine.acpi,
-            virtio: devices.count(),
-            test_devices: machine.test_devices,
-        };
+    fn new(spec: &'a RunSpec, boot: &'a Boot, timeline: &Timeline) -> Self {
         // That there is no KVM is reported once everything else is known to be well.
         let kvm = timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"));
-        Self { spec, board, boot, kvm, initrd: None }
+        Self { spec, boot, kvm, initrd: None }
     }
 
     /// Builds a machine and loads the guest.
@@ -139,28 +130,28 @@ impl<'a> Plan<'a> {
         host: Box<dyn Host>,
         timeline: &Timeline,
     ) -> anyhow::Result<Machine> {
-        let Self { spec, board, boot, kvm, initrd } = self;
-        let board = *board;
-        let ram = timeline.phase("memory", || GuestRam::new(board.ram))?;
+        let Self { spec, boot, kvm, initrd } = self;
+        let machine_spec = &spec.machine;
+        let ram = timeline.phase("memory", || GuestRam::new(machine_spec.memory))?;
         let ram = Arc::new(ram.relying_on(boot.system.clone()));
         let load = || -> anyhow::Result<_> {
             let initrd = match initrd {
                 Some(initrd) => initrd,
                 None => {
                     let made = timeline
-                        .phase("make the initrd", || kernel::initrd(&spec.machine.boot, boot, devices));
+                        .phase("make the initrd", || kernel::initrd(&machine_spec.boot, boot, devices));
                     initrd.insert(made?)
                 }
             };
             let (image, cmdline, module) = (&boot.image, &boot.cmdline, &boot.module);
-            Ok(Guest { image, initrd, cmdline, module }.load(board, &ram, timeline))
+            Ok(Guest { image, initrd, cmdline, module }.load(machine_spec, devices.count(), &ram, timeline))
         };
         // KVM mostly waits while it builds a machine: time enough to load the guest.
         let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
             let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
             let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
             let machine = devices.attach(&ram).and_then(|devices| match kvm {
-                Ok(kvm) => Machine::build(kvm, board, ram.clone(), host, devices, timeline),
+                Ok(kvm) => Machine::build(kvm, machine_spec, ram.clone(), host, devices, timeline),
                 Err(why) => bail!("{why}"),
             });
             Ok((machine, loader.join().expect("a panic ends the process")))

@@ -8,7 +8,7 @@ use boot::{Piece, acpi, firmware, layout, mptable};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::host::phases::Phases;
-use crate::vm::machine::Board;
+use crate::spec::MachineSpec;
 use crate::vm::memory::GuestRam;
 
 /// What [`layout::RESET_WORD`] holds unless the guest has written it. Linux writes 0 or 0x1234 before a reset.
@@ -28,32 +28,38 @@ pub struct Guest<'a> {
 }
 
 impl Guest<'_> {
-    /// Fills `ram`, which is new, for the machine `board`; returns where the boot parameters are. Notes in `phases` how
+    /// Fills `ram`, which is new, for a machine of `spec` with so many `virtio` devices; returns where the boot parameters are. Notes in `phases` how
     /// long each part takes.
     ///
     /// # Errors
     /// The guest does not fit in memory, or a file cannot be read.
-    pub fn load(&self, board: Board, ram: &GuestRam, phases: &Phases) -> anyhow::Result<u64> {
-        phases.phase("load the kernel", || self.place_kernel(board, ram))?;
-        let initrd = phases.phase("load the initrd", || self.place_initrd(board, ram))?;
+    pub fn load(
+        &self,
+        spec: &MachineSpec,
+        virtio: u32,
+        ram: &GuestRam,
+        phases: &Phases,
+    ) -> anyhow::Result<u64> {
+        phases.phase("load the kernel", || self.place_kernel(spec, ram))?;
+        let initrd = phases.phase("load the initrd", || self.place_initrd(spec, ram))?;
         let memory = ram.memory();
-        let rsdp = phases.phase(if board.acpi { "ACPI" } else { "MP table" }, || tables(board, ram))?;
+        let rsdp = phases.phase(if spec.acpi { "ACPI" } else { "MP table" }, || tables(spec, virtio, ram))?;
         memory.write_obj(UNTOUCHED, GuestAddress(layout::RESET_WORD))?;
-        if board.test_devices {
+        if spec.test_devices {
             firmware::write(memory).context("cannot write real mode's interrupt vectors")?;
         }
-        let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: board.ram };
+        let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: spec.memory };
         params.write(memory, self.image).context("cannot write the boot parameters")
     }
 
-    fn place_kernel(&self, board: Board, ram: &GuestRam) -> anyhow::Result<()> {
+    fn place_kernel(&self, spec: &MachineSpec, ram: &GuestRam) -> anyhow::Result<()> {
         for segment in &self.image.segments {
             // Neither wraps: segments end below 4 GiB.
             ensure!(
-                segment.addr + segment.mem_len <= low_ram_end(board),
+                segment.addr + segment.mem_len <= low_ram_end(spec),
                 "the kernel needs memory up to {} MiB, and the guest has {} MiB",
                 (segment.addr + segment.mem_len).div_ceil(1 << 20),
-                board.ram >> 20
+                spec.memory >> 20
             );
             ram.place(segment.addr, &segment.piece).context("cannot load the kernel")?;
         }
@@ -61,12 +67,12 @@ impl Guest<'_> {
     }
 
     /// Puts the initrd as high as the kernel can find it; returns its address and length.
-    fn place_initrd(&self, board: Board, ram: &GuestRam) -> anyhow::Result<Option<(u64, u64)>> {
+    fn place_initrd(&self, spec: &MachineSpec, ram: &GuestRam) -> anyhow::Result<Option<(u64, u64)>> {
         let len: u64 = self.initrd.iter().map(Piece::len).sum();
         if len == 0 {
             return Ok(None);
         }
-        let start = self.image.initrd_start(low_ram_end(board), len).with_context(|| {
+        let start = self.image.initrd_start(low_ram_end(spec), len).with_context(|| {
             format!("the initrd's {} MiB do not fit in memory beside the kernel", len.div_ceil(1 << 20))
         })?;
         // Mappings first: beside them the host has no room for a huge page, which it would clear for a few bytes.
@@ -84,15 +90,15 @@ impl Guest<'_> {
 }
 
 /// Writes the tables that tell of the board; returns where the guest is to find those of ACPI.
-fn tables(board: Board, ram: &GuestRam) -> anyhow::Result<Option<u64>> {
-    if board.acpi {
-        let pm_timer = board.test_devices.then_some(layout::PM_TIMER_PORT);
-        return Ok(Some(acpi::write(ram.memory(), board.cpus, board.virtio, pm_timer)?));
+fn tables(spec: &MachineSpec, virtio: u32, ram: &GuestRam) -> anyhow::Result<Option<u64>> {
+    if spec.acpi {
+        let pm_timer = spec.test_devices.then_some(layout::PM_TIMER_PORT);
+        return Ok(Some(acpi::write(ram.memory(), spec.cpus, virtio, pm_timer)?));
     }
-    mptable::write(ram.memory(), board.cpus)?;
+    mptable::write(ram.memory(), spec.cpus)?;
     Ok(None)
 }
 
-fn low_ram_end(board: Board) -> u64 {
-    board.ram.min(layout::LOW_RAM_END)
+fn low_ram_end(spec: &MachineSpec) -> u64 {
+    spec.memory.min(layout::LOW_RAM_END)
 }

@@ -28,6 +28,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::host::phases::Phases;
 use crate::sandbox;
+use crate::spec::MachineSpec;
 use crate::vcpu::coalesced::{Coalesced, CoalescingHost};
 use crate::vcpu::counters::Counters;
 use crate::vcpu::registers::VcpuRegisters;
@@ -38,21 +39,6 @@ use crate::vm::memory::GuestRam;
 use crate::vm::pit::Ports;
 use crate::vm::testdev;
 use crate::vm::{self, Vm};
-
-/// What to build.
-#[derive(Clone, Copy, Debug)]
-pub struct Board {
-    /// How many vCPUs.
-    pub cpus: u32,
-    /// RAM in bytes, a multiple of the page size.
-    pub ram: u64,
-    /// Whether the guest finds ACPI tables, or else an MP table.
-    pub acpi: bool,
-    /// How many virtio devices, at most [`layout::VIRTIO_MAX`]. Only ACPI tells the guest of them.
-    pub virtio: u32,
-    /// Whether there are the devices that KVM's unit tests expect.
-    pub test_devices: bool,
-}
 
 /// A virtio device to be put on the board.
 pub struct Attachment {
@@ -74,7 +60,7 @@ const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
 
 /// A machine that has not started.
 pub struct Machine {
-    board: Board,
+    spec: MachineSpec,
     vm: Vm,
     shared: Shared,
     serial: Arc<Mutex<Serial>>,
@@ -85,14 +71,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the board around `ram`; `console` is what the serial port wakes, `devices` are as many as the board says. Notes in
+    /// Builds the board of `spec` around `ram`; `console` is what the serial port wakes, `devices` are the virtio devices. Notes in
     /// `phases` how long each part takes.
     ///
     /// # Errors
     /// The host has not enough of something.
     pub fn build(
         kvm: &Kvm,
-        board: Board,
+        spec: &MachineSpec,
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
         devices: Vec<Attachment>,
@@ -100,9 +86,9 @@ impl Machine {
     ) -> anyhow::Result<Self> {
         let most = kvm.get_max_vcpus();
         ensure!(
-            board.cpus as usize <= most,
+            spec.cpus as usize <= most,
             "{} CPUs are too many: this host's KVM has at most {most}",
-            board.cpus
+            spec.cpus
         );
         // While KVM waits for what a virtual machine takes, it can as well ask the processor: on a host that is itself a
         // guest each answer is an exit, and all of them take as long.
@@ -111,7 +97,7 @@ impl Machine {
             let ask = || phases.phase("ask for CPUID", || vm::supported_cpuid(kvm));
             let asking = asking.spawn_scoped(scope, ask);
             let asking = asking.context("cannot start a thread")?;
-            let vm = phases.phase("virtual machine", || Vm::new(kvm, ram, board.cpus));
+            let vm = phases.phase("virtual machine", || Vm::new(kvm, ram, spec.cpus));
             Ok((vm?, asking.join().expect("a panic ends the process")?))
         })?;
         let start = Instant::now();
@@ -119,35 +105,36 @@ impl Machine {
         let coalesced = Arc::new(vm.coalesced());
         let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
         let serial = Arc::new(Mutex::new(Serial::new(Box::new(vm.line(layout::SERIAL_GSI)?), host)));
-        let mut ports = port_bus(board, &vm, &serial, &exit).context("two devices share a port")?;
+        let mut ports = port_bus(spec, &vm, &serial, &exit).context("two devices share a port")?;
         let mut mmio = Bus::default();
-        if board.test_devices {
-            testdev::add(board, &vm, &exit, &mut ports, &mut mmio)?;
+        if spec.test_devices {
+            testdev::add(spec, &vm, &exit, &mut ports, &mut mmio)?;
         }
         let places = (0..).zip(names(&devices)).zip(devices);
         let virtio = places
             .map(|(place, it)| add_virtio(&vm, &coalesced, &mut mmio, place, it))
             .collect::<Result<_, _>>()?;
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
-        let mut machine = Self { board, vm, shared, serial, vcpus: Vec::new(), virtio, counters: Vec::new() };
+        let mut machine =
+            Self { spec: spec.clone(), vm, shared, serial, vcpus: Vec::new(), virtio, counters: Vec::new() };
         phases.note("devices", start);
         phases.phase("vCPUs", || machine.create_vcpus(&supported))?;
         Ok(machine)
     }
 
     fn create_vcpus(&mut self, supported: &CpuId) -> anyhow::Result<()> {
-        let leaves = Leaves::new(supported.as_slice(), self.board.cpus, self.vm.has(Cap::TscDeadlineTimer))?;
+        let leaves = Leaves::new(supported.as_slice(), self.spec.cpus, self.vm.has(Cap::TscDeadlineTimer))?;
         let msrs =
             [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry { index, data, reserved: 0 });
         let msrs = Msrs::from_entries(&msrs).expect("two fit in a list of MSRs");
-        for index in 0..self.board.cpus {
+        for index in 0..self.spec.cpus {
             let vcpu = self.vm.create_vcpu(index)?;
             vcpu.set_cpuid2(&leaves.for_vcpu(index))
                 .with_context(|| format!("cannot set vCPU {index}'s CPUID"))?;
             // KVM stops at the first it refuses, and tells how many it took.
             let taken = vcpu.set_msrs(&msrs).with_context(|| format!("cannot set vCPU {index}'s MSRs"))?;
             ensure!(taken == msrs.as_slice().len(), "this KVM refuses vCPU {index} an MSR");
-            if !self.board.acpi || self.board.test_devices {
+            if !self.spec.acpi || self.spec.test_devices {
                 let mut lapic =
                     vcpu.get_lapic().with_context(|| format!("cannot read vCPU {index}'s local APIC"))?;
                 registers::set_virtual_wire(&mut lapic, index == 0);
@@ -257,7 +244,7 @@ fn add_virtio(
 
 /// The devices at I/O ports.
 fn port_bus(
-    board: Board,
+    spec: &MachineSpec,
     vm: &Vm,
     serial: &Arc<Mutex<Serial>>,
     exit: &Arc<ExitRequest>,
@@ -272,7 +259,7 @@ fn port_bus(
     put(layout::CMOS_PORT, 2, "cmos", shared(Cmos::new(Box::new(SystemTime::now))))?;
     put(layout::POWER_PORT, 3, "power", shared(Power::new(exit.clone())))?;
     put(layout::PVPANIC_PORT, pvpanic::LEN, "pvpanic", shared(PvPanic::new(exit.clone())))?;
-    if !board.test_devices {
+    if !spec.test_devices {
         put(layout::PIT_PORT, 4, "pit", shared(vm.pit(Ports::Timer, exit.clone())))?;
         put(layout::PIT_GATE_PORT, 1, "pit", shared(vm.pit(Ports::Gate, exit.clone())))?;
     }

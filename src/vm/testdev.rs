@@ -15,9 +15,9 @@ use devices::chipset::testdev::{
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::spec::MachineSpec;
 use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vm::Vm;
-use crate::vm::machine::Board;
 use crate::vm::memory::GuestRam;
 
 /// Puts the devices on the board.
@@ -25,7 +25,7 @@ use crate::vm::memory::GuestRam;
 /// # Errors
 /// The host refuses what they need.
 pub fn add(
-    board: Board,
+    spec: &MachineSpec,
     vm: &Vm,
     exit: &Arc<ExitRequest>,
     ports: &mut Bus,
@@ -35,7 +35,7 @@ pub fn add(
     vm.start_timer()?;
     let start = Instant::now();
     let elapsed = Box::new(move || start.elapsed());
-    let cpus = u16::try_from(board.cpus).unwrap_or(u16::MAX);
+    let cpus = u16::try_from(spec.cpus).unwrap_or(u16::MAX);
     let wiring = Wiring { memory: layout::PCI_TEST_MEMORY as u32, port: layout::PCI_TEST_PORT };
     let function = Arc::new(Mutex::new(PciTest::new(wiring, Box::new(vm.doorbell()?))));
     let [memory_len, port_len] = BAR_LEN.map(u64::from);
@@ -45,7 +45,7 @@ pub fn add(
         (layout::FLUSH_PORT, Flush::LEN, "page flush", shared(Flush::new(Box::new(Pages(vm.ram().clone()))))),
         (layout::BYTE_LATCH_PORT, Latch::LEN, "byte latch", shared(Latch::new("byte latch"))),
         (layout::LINES_PORT, Lines::LEN, "lines", shared(Lines::new(Box::new(vm.levels())))),
-        (layout::FW_CFG_PORT, FwCfg::LEN, "fw_cfg", shared(FwCfg::new(cpus, board.ram))),
+        (layout::FW_CFG_PORT, FwCfg::LEN, "fw_cfg", shared(FwCfg::new(cpus, spec.memory))),
         (layout::PM_TIMER_PORT, PmTimer::LEN, "PM timer", shared(PmTimer::new(elapsed))),
         (
             layout::PCI_CONFIG_PORT,

@@ -9,10 +9,11 @@ use boot::testing::{BASE, Code, Entry};
 use devices::bus::BusDevice;
 use devices::chipset::serial::Host;
 use kite::observe::trace::Timeline;
+use kite::spec::MachineSpec;
 use kite::vcpu::registers::Activity;
 use kite::vcpu::stop::Exit;
 use kite::vm::load::Guest;
-use kite::vm::machine::{Board, Machine, Running};
+use kite::vm::machine::{Machine, Running};
 use kite::vm::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -35,13 +36,13 @@ impl Host for Nobody {
 fn run(guest: &'static Code) -> Running {
     let elf = Elf::new(guest.code(), Entry::Long);
     let image = Image::open(&elf.path).unwrap();
-    let board = Board { cpus: 2, ram: 64 << 20, acpi: true, virtio: 0, test_devices: false };
-    let ram = Arc::new(GuestRam::new(board.ram).unwrap());
+    let spec = MachineSpec { cpus: 2, memory: 64 << 20, ..MachineSpec::default() };
+    let ram = Arc::new(GuestRam::new(spec.memory).unwrap());
     let timeline = Timeline::default();
     let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
-    let info = guest.load(board, &ram, &timeline).unwrap();
+    let info = guest.load(&spec, 0, &ram, &timeline).unwrap();
     let kvm = kite::vm::open_kvm().unwrap();
-    let mut machine = Machine::build(&kvm, board, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
+    let mut machine = Machine::build(&kvm, &spec, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
     machine.boot(&image, info).unwrap();
     let running = machine.start().unwrap();
     running.release();
