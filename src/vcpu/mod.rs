@@ -1,95 +1,39 @@
 //! A vCPU and its thread: the run loop, what happens on an exit, and how the vCPU is stopped and paused.
 //!
-//! Only its own thread runs a vCPU. Others ask through a [`Gate`] and signal the thread until it has answered: a
-//! signal that arrives just before KVM_RUN is lost, so one is not enough. What a vCPU's state is, its thread is asked too,
-//! while it is still.
+//! Only its own thread runs a vCPU; others reach it through [`run_control`].
 
 pub mod coalesced;
 pub mod counters;
 pub mod exit;
 pub mod registers;
+pub mod run_control;
+pub mod state;
 pub mod stop;
 
 use std::io;
-use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, anyhow};
 use devices::bus::{Bus, Hint};
 use kvm_ioctls::VcpuFd;
-use nix::time::ClockId;
 use nix::unistd::gettid;
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::sandbox;
 use crate::vcpu::coalesced::Coalesced;
 use crate::vcpu::counters::{Cause, Counters, Timed};
 use crate::vcpu::exit::{Ending, Space, VcpuExit};
+use crate::vcpu::run_control::{HOLD, PAUSE, RUN, RunControl, STOP};
+pub use crate::vcpu::run_control::{LONGEST_STEP, PausedVcpus, VcpuThread, pause, stop};
 use crate::vcpu::stop::{Exit, ExitRequest};
-
-const RUN: u8 = 0;
-const PAUSE: u8 = 1;
-const STOP: u8 = 2;
-const HOLD: u8 = 3;
-/// How long an unanswered signal is waited for before the next.
-const PATIENCE: Duration = Duration::from_micros(500);
-/// How long a vCPU may take to answer: one that does not is in a device that waits for the host.
-pub const LONGEST_STEP: Duration = Duration::from_secs(5);
-
-/// What the machine wants of a vCPU, and whether the vCPU has complied.
-#[derive(Default)]
-struct Gate {
-    wanted: AtomicU8,
-    posture: Mutex<Posture>,
-    changed: Condvar,
-    /// The thread's id, once it has begun.
-    thread: AtomicI32,
-}
-
-/// What a vCPU's thread is at.
-#[derive(Default)]
-struct Posture {
-    /// It does not run the guest, and answers.
-    still: bool,
-    /// It will not run the guest again.
-    ended: bool,
-    question: Option<Question>,
-}
-
-/// What a vCPU that is still is to be asked.
-type Question = Box<dyn FnOnce(&VcpuFd) + Send>;
-
-impl Gate {
-    fn posture(&self) -> MutexGuard<'_, Posture> {
-        self.posture.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells the vCPU what to do.
-    fn want(&self, wanted: u8) {
-        // Under the lock, so that a paused vCPU cannot miss it between looking and waiting.
-        let _posture = self.posture();
-        self.wanted.store(wanted, Ordering::Release);
-        self.changed.notify_all();
-    }
-
-    fn wait<'a>(&self, posture: MutexGuard<'a, Posture>) -> MutexGuard<'a, Posture> {
-        self.changed.wait(posture).unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// As [`Self::wait`], but not for long.
-    fn wait_a_little<'a>(&self, posture: MutexGuard<'a, Posture>) -> MutexGuard<'a, Posture> {
-        self.changed.wait_timeout(posture, PATIENCE).unwrap_or_else(PoisonError::into_inner).0
-    }
-}
 
 /// A vCPU: what its thread owns.
 pub struct Vcpu {
     index: u32,
     fd: VcpuFd,
     shared: Shared,
-    gate: Arc<Gate>,
+    control: Arc<RunControl>,
     /// Where the last accesses went, to ports and to memory.
     hints: [Hint; 2],
     /// What counts the exits, if anybody wants to know.
@@ -112,12 +56,12 @@ pub struct Shared {
 impl Vcpu {
     /// The vCPU `index`, whose registers are set.
     pub fn new(index: u32, fd: VcpuFd, shared: Shared) -> Self {
-        Self::under(&Switch::default(), index, fd, shared)
+        Self::under(&StopHandle::default(), index, fd, shared)
     }
 
-    /// The same, which `switch` stops while it runs on its owner's thread.
-    pub fn under(switch: &Switch, index: u32, fd: VcpuFd, shared: Shared) -> Self {
-        Self { index, fd, shared, gate: switch.0.clone(), hints: Default::default(), counters: None }
+    /// The same, which `handle` stops while it runs on its owner's thread.
+    pub fn under(handle: &StopHandle, index: u32, fd: VcpuFd, shared: Shared) -> Self {
+        Self { index, fd, shared, control: handle.0.clone(), hints: Default::default(), counters: None }
     }
 
     /// Has its exits counted and timed by `counters`.
@@ -136,39 +80,38 @@ impl Vcpu {
     /// The host has no thread left.
     pub fn start(mut self) -> anyhow::Result<VcpuThread> {
         handle_signal()?;
-        let gate = self.gate.clone();
-        gate.wanted.store(HOLD, Ordering::Release);
+        let control = self.control.clone();
+        control.wanted.store(HOLD, Ordering::Release);
         let name = format!("vcpu{}", self.index);
         let entry = sandbox::Entry::new();
         let run = move || {
             entry.confine(sandbox::Thread::Vcpu);
-            self.gate.thread.store(gettid().as_raw(), Ordering::Release);
+            self.control.thread.store(gettid().as_raw(), Ordering::Release);
             if let Some(counters) = &self.counters {
                 counters.enter();
             }
             self.run();
-            self.gate.posture().still = true;
-            self.gate.changed.notify_all();
+            self.control.finish();
         };
         let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(run);
-        Ok(VcpuThread { gate, thread: Some(thread.context("cannot start a vCPU's thread")?) })
+        Ok(VcpuThread::new(control, thread.context("cannot start a vCPU's thread")?))
     }
 
     /// Runs the guest on this thread until it or somebody else stops it.
     pub fn run(&mut self) {
         loop {
-            let step = match self.gate.wanted.load(Ordering::Acquire) {
+            let step = match self.control.wanted.load(Ordering::Acquire) {
                 RUN => self.step(),
-                PAUSE => self.wait(),
+                PAUSE => self.pause(),
                 HOLD => {
-                    self.rest(false);
+                    self.control.park(&self.fd, false);
                     Step::Interrupted
                 }
                 _ => return,
             };
             if step == Step::Ended {
                 // The state that it ended in may be asked for.
-                return self.rest(true);
+                return self.control.park(&self.fd, true);
             }
         }
     }
@@ -220,39 +163,20 @@ impl Vcpu {
         Step::Ended
     }
 
-    /// Stays still until told otherwise.
+    /// Pauses until the vCPU is wanted to run on or to stop.
     #[inline(never)]
-    fn wait(&mut self) -> Step {
-        if self.settle() == Step::Ended {
+    fn pause(&mut self) -> Step {
+        if self.complete_access() == Step::Ended {
             return Step::Ended;
         }
-        self.rest(false);
+        self.control.park(&self.fd, false);
         Step::Interrupted
-    }
-
-    /// Stays still and answers until it is to run on, which one that has `ended` does not, or to stop.
-    fn rest(&self, ended: bool) {
-        let mut posture = self.gate.posture();
-        (posture.still, posture.ended) = (true, ended);
-        self.gate.changed.notify_all();
-        loop {
-            if let Some(question) = posture.question.take() {
-                question(&self.fd);
-            }
-            match self.gate.wanted.load(Ordering::Acquire) {
-                RUN if !ended => break,
-                STOP => break,
-                _ => posture = self.gate.wait(posture),
-            }
-        }
-        posture.still = false;
-        self.gate.changed.notify_all();
     }
 
     /// Completes the access that the last exit was about, without running the guest on: KVM does so at the next entry,
     /// and until then the registers are those of before the instruction (KVM API, "KVM_RUN"). What is left of that
     /// instruction, an access's part in the next page or a string's next element, comes as exits of its own.
-    fn settle(&mut self) -> Step {
+    fn complete_access(&mut self) -> Step {
         self.fd.set_kvm_immediate_exit(1);
         let step = loop {
             let step = self.step();
@@ -268,9 +192,9 @@ impl Vcpu {
 /// Stops a vCPU that runs on its owner's thread before its next entry, and lets it run again. A device may hold it: what
 /// the guest does to that device is then the last thing it does.
 #[derive(Clone, Default)]
-pub struct Switch(Arc<Gate>);
+pub struct StopHandle(Arc<RunControl>);
 
-impl Switch {
+impl StopHandle {
     /// [`Vcpu::run`] returns before it enters the guest again.
     pub fn stop(&self) {
         self.0.want(STOP);
@@ -331,103 +255,4 @@ fn reason(index: u32, ending: Ending, vcpu: &VcpuFd) -> Exit {
         }
         Ending::Other(reason) => format!("vCPU {index} left the guest in an unknown way: KVM exit {reason}"),
     })
-}
-
-/// A vCPU's thread. Dropping it stops the vCPU.
-pub struct VcpuThread {
-    gate: Arc<Gate>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl VcpuThread {
-    /// Signals the thread until the vCPU is still, or the time is over. Answers whether it is still.
-    fn settled(&self, until: Instant) -> bool {
-        let Some(thread) = &self.thread else { return true };
-        let mut posture = self.gate.posture();
-        while !posture.still && Instant::now() < until {
-            // Fails only for a thread that is gone, which has set `still`.
-            let _ = thread.kill(SIGRTMIN());
-            posture = self.gate.wait_a_little(posture);
-        }
-        posture.still
-    }
-
-    /// Waits until the vCPU, which was asked to stop, has ended, or the time is over. Answers whether it has ended; if not,
-    /// its thread keeps what it uses, and ends with the process.
-    fn end(&mut self, until: Instant) -> bool {
-        let settled = self.settled(until);
-        if let Some(thread) = self.thread.take().filter(|_| settled) {
-            // The panic hook has told of a panic and ended the process.
-            let _ = thread.join();
-        }
-        settled
-    }
-
-    /// Lets a vCPU that is held begin.
-    pub fn release(&self) {
-        self.gate.want(RUN);
-    }
-
-    /// Lets a paused vCPU go on, and waits until it does.
-    fn resume(&self) {
-        self.gate.want(RUN);
-        let mut posture = self.gate.posture();
-        while posture.still && !posture.ended {
-            posture = self.gate.wait_a_little(posture);
-        }
-    }
-
-    /// Asks the vCPU, which is paused or has ended, something that only its own thread may look at; nothing if it runs.
-    pub fn ask<T: Send + 'static>(&self, question: impl FnOnce(&VcpuFd) -> T + Send + 'static) -> Option<T> {
-        let (answer, answered) = mpsc::sync_channel(1);
-        {
-            let mut posture = self.gate.posture();
-            if !posture.still {
-                return None;
-            }
-            // Whoever asks waits for the answer.
-            posture.question = Some(Box::new(move |fd| _ = answer.send(question(fd))));
-            self.gate.changed.notify_all();
-        }
-        answered.recv().ok()
-    }
-
-    /// How much processor time the vCPU has used, guest and host; none that cannot be told.
-    pub fn cpu_time(&self) -> Duration {
-        let thread = self.gate.thread.load(Ordering::Acquire);
-        // A thread's own clock (Linux `include/linux/posix-timers.h`, MAKE_THREAD_CPUCLOCK of CPUCLOCK_SCHED).
-        let clock = ClockId::from_raw(!thread << 3 | 4 | 2);
-        match thread {
-            0 => Duration::ZERO,
-            _ => clock.now().map_or(Duration::ZERO, Duration::from),
-        }
-    }
-}
-
-impl Drop for VcpuThread {
-    fn drop(&mut self) {
-        self.gate.want(STOP);
-        self.end(Instant::now() + LONGEST_STEP);
-    }
-}
-
-/// Pauses every vCPU. Answers whether all are still, their pending accesses completed, or one did not answer in time.
-pub fn pause(vcpus: &[VcpuThread]) -> bool {
-    let until = Instant::now() + LONGEST_STEP;
-    vcpus.iter().for_each(|vcpu| vcpu.gate.want(PAUSE));
-    vcpus.iter().all(|vcpu| vcpu.settled(until))
-}
-
-/// Stops every vCPU. Answers whether all threads have ended, or one did not answer in time.
-pub fn stop(mut vcpus: Vec<VcpuThread>) -> bool {
-    let until = Instant::now() + LONGEST_STEP;
-    vcpus.iter().for_each(|vcpu| vcpu.gate.want(STOP));
-    let mut ended = true;
-    vcpus.iter_mut().for_each(|vcpu| ended &= vcpu.end(until));
-    ended
-}
-
-/// Resumes what [`pause`] paused.
-pub fn resume(vcpus: &[VcpuThread]) {
-    vcpus.iter().for_each(VcpuThread::resume);
 }

@@ -1,14 +1,11 @@
-//! The board: what sits where. Builds it around memory that a kernel is loaded into, and runs it.
+//! The board: what sits where. Builds it around memory that a kernel, or a saved machine's memory, is loaded into.
 //!
-//! A machine is built once, boots once, and is dropped; a reset builds another.
-//!
-//! Lock order: the ring of coalesced writes, then a virtio device's registers, then one device. Only while every vCPU is
-//! paused are several devices locked at once, in the order of the board.
+//! A machine is built once, boots or is loaded once, and is dropped; a reset builds another. The order of locks is in
+//! [`running`](crate::vm::running).
 
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, Builder};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, ensure};
 use boot::cpuid::Leaves;
@@ -24,19 +21,19 @@ use devices::virtio::transport::mmio::{self, InterruptLine, Mmio};
 use devices::virtio::{Virtio, VirtioDevice};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::host::phases::Phases;
 use crate::sandbox;
 use crate::spec::MachineSpec;
 use crate::vcpu::coalesced::{Coalesced, CoalescingHost};
 use crate::vcpu::counters::Counters;
-use crate::vcpu::registers::VcpuRegisters;
-use crate::vcpu::stop::{Exit, ExitRequest};
-use crate::vcpu::{self, LONGEST_STEP, Shared, Vcpu, VcpuThread};
+use crate::vcpu::stop::ExitRequest;
+use crate::vcpu::{Shared, Vcpu};
 use crate::vm::device_thread::{Bell, BellRope, IoThread, Served};
 use crate::vm::memory::GuestRam;
 use crate::vm::pit::Ports;
+pub use crate::vm::running::{Paused, ResetWord, Running};
+use crate::vm::snapshot::MachineState;
 use crate::vm::testdev;
 use crate::vm::{self, Vm};
 
@@ -158,6 +155,22 @@ impl Machine {
         boot_vcpu.set_regs(&regs).context("cannot set the boot vCPU's registers")
     }
 
+    /// Takes over a saved machine's state, instead of booting. The memory has the saved machine's content, and the board is
+    /// the same.
+    ///
+    /// # Errors
+    /// The state is of another board, or the host's KVM refuses a part.
+    pub fn load(&mut self, state: &MachineState) -> anyhow::Result<()> {
+        let (saved, here) = (state.vcpus.len(), self.vcpus.len());
+        ensure!(saved == here, "the saved machine has {saved} vCPUs, and this one {here}");
+        let vm = self.vm.fd();
+        let mut vcpus = state.vcpus.iter().zip(&self.vcpus);
+        vcpus.clone().try_for_each(|(state, vcpu)| state.set_cpuid(vcpu))?;
+        state.vm.set(vm)?;
+        vcpus.try_for_each(|(state, vcpu)| state.set(vm, vcpu))?;
+        state.vm.set_clock(vm)
+    }
+
     /// Has the exits of each vCPU counted and timed by its own of `vcpus`, and coalesced writes by `ring`.
     pub fn count(&mut self, vcpus: Vec<Arc<Counters>>, ring: Arc<Counters>) {
         self.shared.coalesced.set_counters(ring);
@@ -274,135 +287,4 @@ fn port_bus(
 
 fn shared(device: impl BusDevice + 'static) -> SharedDevice {
     Arc::new(Mutex::new(device))
-}
-
-fn locked(device: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A machine that runs. Dropping it stops it.
-pub struct Running {
-    vcpus: Vec<VcpuThread>,
-    threads: Vec<IoThread>,
-    /// The virtio devices, in the order of the board.
-    devices: Vec<Arc<Mutex<Virtio>>>,
-    vm: Vm,
-    shared: Shared,
-    serial: Arc<Mutex<Serial>>,
-    /// How the vCPUs stood when they were stopped, if that is of interest.
-    states: Vec<Option<VcpuRegisters>>,
-    /// One of its threads did not end when it was stopped.
-    stuck: bool,
-}
-
-/// How Linux went into the reset that ended it, by the word it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetWord {
-    /// The guest did not come to write it.
-    Untouched,
-    /// An ordinary restart.
-    Cold,
-    /// A warm restart: what kite's command line makes of a panic.
-    Warm,
-}
-
-impl Running {
-    /// Lets the guest begin.
-    pub fn release(&self) {
-        self.vcpus.iter().for_each(VcpuThread::release);
-    }
-
-    /// Brings every vCPU to a halt between two instructions, with nothing half done. Answers whether it could: a vCPU may
-    /// be in a device that waits for the host.
-    pub fn pause(&self) -> bool {
-        let paused = vcpu::pause(&self.vcpus);
-        if paused {
-            self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
-        }
-        paused
-    }
-
-    /// Lets the vCPUs go on.
-    pub fn resume(&self) {
-        vcpu::resume(&self.vcpus);
-    }
-
-    /// Makes the guest independent of the files it was loaded from.
-    ///
-    /// # Errors
-    /// The host is out of memory.
-    pub fn detach_files(&self) -> io::Result<()> {
-        if !self.pause() {
-            self.resume();
-            return Err(io::Error::other("a device waits for the host"));
-        }
-        // Devices write guest memory, too. What they have in flight may wait for the host, and so is not waited for.
-        let still: Vec<_> = self.devices.iter().map(|device| locked(device)).collect();
-        let detached = self.vm.ram().detach_files();
-        drop(still);
-        self.resume();
-        detached
-    }
-
-    /// How much processor time the vCPUs have used, together.
-    pub fn cpu_time(&self) -> Duration {
-        self.vcpus.iter().map(VcpuThread::cpu_time).sum()
-    }
-
-    /// How each vCPU stands: now, if they are paused, or as they were stopped; nothing for one that runs or cannot tell.
-    pub fn states(&self) -> Vec<Option<VcpuRegisters>> {
-        match self.vcpus.as_slice() {
-            [] => self.states.clone(),
-            vcpus => vcpus.iter().map(|vcpu| vcpu.ask(VcpuRegisters::read)?.ok()).collect(),
-        }
-    }
-
-    /// Ends the vCPUs, then the devices' threads; one that does not end in time is left to end with the process. How the
-    /// vCPUs stood is kept, unless the guest went in peace.
-    pub fn stop(&mut self) {
-        use Exit::{Command, PowerOff, Quit, Signal};
-        let peaceful = matches!(self.exit().reason(), None | Some(Command(_) | PowerOff | Quit | Signal(_)));
-        if !peaceful && !self.vcpus.is_empty() {
-            vcpu::pause(&self.vcpus);
-            self.states = self.states();
-        }
-        let mut ended = vcpu::stop(std::mem::take(&mut self.vcpus));
-        let until = Instant::now() + LONGEST_STEP;
-        self.threads.iter_mut().for_each(|thread| ended &= thread.end(until));
-        self.threads.clear();
-        if ended {
-            self.shared.coalesced.carry_out(&self.shared.ports, &self.shared.mmio);
-        } else if !std::mem::replace(&mut self.stuck, true) {
-            log::error!("a device waits for the host, and is given up");
-        }
-    }
-
-    /// Whether a thread did not end when the machine was stopped: it still has the machine's devices.
-    pub fn is_stuck(&self) -> bool {
-        self.stuck
-    }
-
-    /// What the guest left in the reset word. The vCPUs are stopped.
-    pub fn reset_word(&self) -> ResetWord {
-        match self.vm.ram().memory().read_obj(GuestAddress(layout::RESET_WORD)) {
-            Ok(0x1234u16) => ResetWord::Warm,
-            Ok(0) => ResetWord::Cold,
-            _ => ResetWord::Untouched,
-        }
-    }
-
-    /// Why the machine stops.
-    pub fn exit(&self) -> &Arc<ExitRequest> {
-        &self.shared.exit
-    }
-
-    /// The serial port.
-    pub fn serial(&self) -> &Arc<Mutex<Serial>> {
-        &self.serial
-    }
-
-    /// The guest's memory.
-    pub fn ram(&self) -> &Arc<GuestRam> {
-        self.vm.ram()
-    }
 }

@@ -6,6 +6,8 @@ pub mod machine;
 pub mod memory;
 pub mod pic;
 pub mod pit;
+pub mod running;
+pub mod snapshot;
 pub mod testdev;
 mod truncated;
 

@@ -24,6 +24,7 @@ mod process;
 mod rig;
 mod sandbox;
 mod smp;
+mod state;
 mod stats;
 mod testdev;
 mod testdev_ends;

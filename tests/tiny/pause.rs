@@ -1,4 +1,4 @@
-//! Pause, settle, resume and stop, by the library.
+//! Pause, resume and stop, by the library.
 
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -70,11 +70,11 @@ fn a_paused_guest_stands_still_and_a_resumed_one_goes_on() {
     guarded(|| {
         let running = run(&COUNT);
         for time in 0..TIMES {
-            running.pause();
+            let paused = running.pause_vcpus();
             let paused_at = counter(&running);
             thread::sleep(Duration::from_millis(1));
             assert_eq!(counter(&running), paused_at, "pause {time}");
-            running.resume();
+            drop(paused);
             until("the counter to go on", || counter(&running) > paused_at);
         }
         assert!(running.exit().reason().is_none());
@@ -92,10 +92,10 @@ fn a_paused_or_stopped_guest_has_sent_all_that_it_wrote() {
         for pause in [true, false] {
             let mut running = run(&HURRY);
             until("the guest to have printed", || counter(&running) == 1);
-            if pause {
-                assert!(running.pause());
-            } else {
-                running.stop()
+            let paused = pause.then(|| running.pause_vcpus().is_complete());
+            assert_ne!(paused, Some(false));
+            if !pause {
+                running.stop();
             }
             let mut output = Vec::new();
             running.serial().lock().unwrap().take_output(&mut output);
@@ -118,12 +118,12 @@ fn any_guest_can_be_paused_and_stopped_at_any_time() {
             drop(run(guest));
             let running = run(guest);
             for _ in 0..TIMES {
-                running.pause();
-                running.resume();
+                drop(running.pause_vcpus());
+                drop(running.pause().unwrap());
             }
             drop(running);
             let mut running = run(guest);
-            running.pause();
+            running.pause_vcpus().forget();
             running.stop();
             assert!(running.exit().reason().is_none());
         }
@@ -138,10 +138,10 @@ fn a_vcpu_tells_its_state_while_it_is_still() {
     guarded(|| {
         let mut running = run(&SPINNING);
         for _ in 0..TIMES {
-            running.pause();
+            let paused = running.pause_vcpus();
             let state = running.states().remove(0).unwrap();
             assert_eq!((state.regs.rip, state.activity), (BASE, Activity::Runs));
-            running.resume();
+            drop(paused);
             assert!(running.states()[0].is_none(), "it runs");
         }
         running.exit().request(Exit::Crash("for this test".to_owned()));
@@ -159,9 +159,9 @@ fn a_vcpu_that_has_halted_for_ever_is_told_from_one_that_waits() {
         for (guest, dead) in [(&HALTED, true), (&AWAITS, false)] {
             let running = run(guest);
             let halted = || {
-                running.pause();
+                let paused = running.pause_vcpus();
                 let state = running.states().remove(0).unwrap();
-                running.resume();
+                drop(paused);
                 assert!(dead || !state.is_dead());
                 state.activity == Activity::Halted && state.is_dead() == dead
             };
@@ -180,10 +180,10 @@ fn a_vcpu_that_has_ended_tells_how_it_stood() {
     guarded(|| {
         let mut running = run(&BREAKS);
         until("the guest to end", || running.exit().reason().is_some());
-        running.pause();
-        running.resume();
-        running.pause();
+        drop(running.pause_vcpus());
+        let paused = running.pause_vcpus();
         let state = running.states().remove(0).unwrap();
+        drop(paused);
         assert!(state.is_reset() || state.regs.rax == 0x77, "{state:?}");
         running.stop();
         assert_eq!(running.states().remove(0).unwrap().regs, state.regs);
@@ -200,9 +200,8 @@ fn a_guest_that_has_ended_can_still_be_paused_and_resumed() {
     guarded(|| {
         let running = run(&ENDED);
         until("the guest to end", || running.exit().reason().is_some());
-        running.pause();
-        running.resume();
-        running.pause();
+        drop(running.pause_vcpus());
+        drop(running.pause().unwrap());
     });
 }
 
@@ -231,10 +230,10 @@ fn pause_often(guest: &'static Code, check: fn(u32, u32, &Rig)) {
     for _ in 0..TIMES {
         let before = last();
         until("an access", || last() != before);
-        rig.pause();
+        let paused = rig.pause();
         let (port, memory) = last();
         check(port, memory, &rig);
-        rig.resume();
+        drop(paused);
         rig.assert_running();
     }
 }
@@ -350,10 +349,9 @@ fn a_pause_neither_loses_nor_repeats_a_write() {
         for _ in 0..TIMES {
             let before = count(&memory);
             until("a write", || count(&memory) != before);
-            rig.pause();
-            rig.resume();
+            drop(rig.pause());
         }
-        rig.pause();
+        let _paused = rig.pause();
         let low_halves = |device: &Mutex<Recorder>, size| {
             let written = join(&device.lock().unwrap().accesses);
             assert_eq!(written.len() % size, 0, "half a write");

@@ -10,7 +10,7 @@ use devices::bus::{Bus, BusDevice, SharedDevice};
 use devices::chipset::power::Power;
 use kite::observe::stats::Stats;
 use kite::vcpu::stop::{Exit, ExitRequest};
-use kite::vcpu::{self, Shared, Vcpu, VcpuThread};
+use kite::vcpu::{self, PausedVcpus, Shared, Vcpu, VcpuThread};
 use kite::vm::memory::GuestRam;
 use kite::vm::{self, Vm};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -88,13 +88,8 @@ impl Rig {
     }
 
     /// Pauses the vCPU.
-    pub fn pause(&self) {
-        vcpu::pause(&self.vcpus);
-    }
-
-    /// Lets the vCPU go on.
-    pub fn resume(&self) {
-        vcpu::resume(&self.vcpus);
+    pub fn pause(&self) -> PausedVcpus<'_> {
+        vcpu::pause(&self.vcpus)
     }
 
     /// Fails if the guest has ended.

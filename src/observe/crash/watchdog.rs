@@ -58,10 +58,8 @@ impl Guest for Running {
     }
 
     fn examine(&self) -> Vec<Option<VcpuRegisters>> {
-        self.pause();
-        let states = self.states();
-        self.resume();
-        states
+        let _paused = self.pause_vcpus();
+        self.states()
     }
 
     fn panic(&self) -> Panic {
@@ -69,10 +67,8 @@ impl Guest for Running {
     }
 
     fn stand(&self) -> Stand {
-        self.pause();
-        let stand = panic::stand(self.ram().memory(), &self.states());
-        self.resume();
-        stand
+        let _paused = self.pause_vcpus();
+        panic::stand(self.ram().memory(), &self.states())
     }
 }
 

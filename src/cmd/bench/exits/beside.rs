@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use super::raw::Thread;
 use super::threads::{bind, on_cpu};
-use crate::vcpu::{Switch, Vcpu};
+use crate::vcpu::{StopHandle, Vcpu};
 
 /// Between two signals: one that comes just before KVM_RUN is lost.
 const AGAIN: Duration = Duration::from_micros(200);
@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_micros(200);
 /// A thread cannot be started, or not be where it should, or `work` fails.
 pub fn beside<T>(
     vcpu: &mut Vcpu,
-    switch: &Switch,
+    switch: &StopHandle,
     (there, here): (usize, usize),
     work: impl FnOnce() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {

@@ -25,7 +25,7 @@ use super::sample::{Leg, Path};
 use super::watch::watched;
 use crate::observe::kvm_stats::KvmStats;
 use crate::vcpu::stop::{Exit, ExitRequest};
-use crate::vcpu::{Shared, Switch, Vcpu};
+use crate::vcpu::{Shared, StopHandle, Vcpu};
 use crate::vm::memory::GuestRam;
 use crate::vm::{self, Vm};
 
@@ -95,7 +95,7 @@ impl BusDevice for Registers {
 }
 
 /// What ends a run.
-struct Done(Switch);
+struct Done(StopHandle);
 
 impl BusDevice for Done {
     fn read(&mut self, _: u64, data: &mut [u8]) {
@@ -125,7 +125,7 @@ pub struct Rig {
     /// The other one.
     pub second: Option<Vcpu>,
     /// What stops the first, and what stops the second.
-    pub switches: [Switch; 2],
+    pub switches: [StopHandle; 2],
     exit: Arc<ExitRequest>,
     stats: Option<KvmStats>,
     /// The virtual machine.
@@ -152,7 +152,7 @@ impl Rig {
         tables(memory, setup)?;
         let exit = Arc::new(ExitRequest::new()?);
         let coalesced = Arc::new(vm.coalesced());
-        let switches = [Switch::default(), Switch::default()];
+        let switches = [StopHandle::default(), StopHandle::default()];
         let (ports, mmio) = buses(&switches[0]).context("two devices share an address")?;
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit: exit.clone() };
         let mut vcpus = Vec::new();
@@ -297,7 +297,7 @@ fn run_raw(vcpu: &mut VcpuFd, ends: Ends, late: &AtomicBool) -> anyhow::Result<(
 }
 
 /// Both address spaces, with devices where a board has some (see `machine.rs`).
-fn buses(switch: &Switch) -> Result<(Bus, Bus), devices::bus::Error> {
+fn buses(switch: &StopHandle) -> Result<(Bus, Bus), devices::bus::Error> {
     let (mut ports, mut mmio) = (Bus::default(), Bus::default());
     let device = || -> SharedDevice { Arc::new(Mutex::new(Registers([0; 16]))) };
     let board = [

@@ -5,13 +5,13 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use super::raw::Thread;
-use crate::vcpu::Switch;
+use crate::vcpu::StopHandle;
 
 /// Between two signals: one that comes just before KVM_RUN is lost.
 const AGAIN: Duration = Duration::from_millis(1);
 
 /// Does `work`, which runs a vCPU on this thread. After `limit` the vCPU is stopped, and `late` is true from then on.
-pub fn watched<T>(limit: Duration, switch: &Switch, late: &AtomicBool, work: impl FnOnce() -> T) -> T {
+pub fn watched<T>(limit: Duration, switch: &StopHandle, late: &AtomicBool, work: impl FnOnce() -> T) -> T {
     let this = Thread::this();
     std::thread::scope(|scope| {
         let (done, wait) = mpsc::channel::<()>();
