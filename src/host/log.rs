@@ -2,10 +2,11 @@
 //! bring about most of it, and so each device, or whatever else a line's target names, has ten lines for the whole run.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::host::lock::lock;
 use crate::host::messages::{self, printable};
 use crate::host::terminal;
 
@@ -88,7 +89,7 @@ impl Log for StandardError {
 }
 
 fn said() -> std::sync::MutexGuard<'static, Said> {
-    SAID.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&SAID)
 }
 
 /// Begins to log warnings and errors.

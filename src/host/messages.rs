@@ -5,14 +5,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::Builder;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::sandbox;
+use crate::host::lock::lock;
+use crate::host::thread::{ThreadKind, spawn};
 
 /// How many bytes may wait when one more line comes that can be done without.
 const LOG_ROOM: usize = 64 << 10;
@@ -79,7 +78,7 @@ impl State {
 }
 
 fn state() -> MutexGuard<'static, State> {
-    QUEUE.state.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&QUEUE.state)
 }
 
 /// Starts the thread that writes, once.
@@ -90,13 +89,8 @@ pub fn start() -> anyhow::Result<()> {
     if std::mem::replace(&mut state().threaded, true) {
         return Ok(());
     }
-    let entry = sandbox::Entry::new();
-    let run = move || {
-        entry.confine(sandbox::Thread::Io);
-        run();
-    };
-    let thread = Builder::new().name("messages".to_owned()).stack_size(STACK).spawn(run);
-    thread.map(drop).inspect_err(|_| state().threaded = false).context("cannot start a thread")
+    let started = spawn("messages", STACK, ThreadKind::Io, || run());
+    started.map(drop).inspect_err(|_| state().threaded = false)
 }
 
 fn run() -> ! {

@@ -2,13 +2,14 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use anyhow::Context;
 use nix::sys::termios::{self, SetArg, Termios};
 use nix::unistd::{getpgrp, read, tcgetpgrp};
 
 use crate::host::exit_code::FAILED;
+use crate::host::lock::lock as host_lock;
 use crate::host::messages;
 
 /// How the terminal was, while it is raw.
@@ -98,6 +99,19 @@ pub fn restore() {
     }
 }
 
+/// What gives the terminal back where this process cannot.
+static LEAVE: OnceLock<fn()> = OnceLock::new();
+
+/// Has [`leave`] call `restore`, which a signal's handler may; the first one counts.
+pub fn leave_by(restore: fn()) {
+    let _ = LEAVE.set(restore);
+}
+
+/// Gives the terminal back as this process is about to end in a signal's handler.
+pub fn leave() {
+    LEAVE.get().into_iter().for_each(|restore| restore());
+}
+
 /// Tells the user while the guest runs: one line, also on a terminal that is raw.
 pub fn tell(message: &str) {
     line(&format!("kite: {}", messages::printable(message)));
@@ -137,5 +151,5 @@ pub fn end_on_panic() {
 }
 
 fn lock() -> std::sync::MutexGuard<'static, Option<Termios>> {
-    BEFORE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    host_lock(&BEFORE)
 }

@@ -23,19 +23,21 @@ mod vm_process;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 
 use crate::host::atomic_file;
 use crate::host::confinement::Confinement;
+use crate::host::terminal;
+use crate::host::thread;
+pub use crate::host::thread::{Entry, ThreadKind as Thread};
 use crate::spec::sandbox::{Layer, Mode, SandboxSpec, without as left_out};
 use channel::FromVm;
 pub use cleanup::{Chores, Cleanup};
 pub(crate) use fork::reset;
 use fork::{Apart, Forked};
-pub use seccomp::{Needs, Thread, listing as calls};
+pub use seccomp::{Needs, listing as calls};
 pub use supervisor::{End, Supervisor};
 pub use vm_process::VmProcess;
 
@@ -67,6 +69,8 @@ pub fn fork(
     inherited: InheritedFds,
     cleanup: &mut Cleanup,
 ) -> anyhow::Result<Fork<VmProcess>> {
+    thread::confine_by(confine);
+    terminal::leave_by(leave_terminal);
     let mut lacks = Lacks::new(options);
     if !options.splits() && cleanup.group.is_none() {
         cleanup.watch()?;
@@ -168,58 +172,14 @@ const READ: u64 = 1 << 2;
 /// The capabilities that such threads of this process keep.
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
-/// How many threads have been started and are not yet confined.
-static ON_THE_WAY: Mutex<usize> = Mutex::new(0);
-/// One of them is.
-static ARRIVED: Condvar = Condvar::new();
-
-/// A thread's way into the sandbox, from before it is started.
-pub struct Entry(());
-
-impl Entry {
-    /// For a thread to be started, and handed to it.
-    pub fn new() -> Self {
-        *on_the_way() += 1;
-        Self(())
-    }
-
-    /// Confines the calling thread, if this process is in a sandbox: from now on it has no capability, unless it serves a
-    /// folder as root, and makes no other system calls than one of its kind does. Threads that it starts are confined as
-    /// well.
-    pub fn confine(self, thread: Thread) {
-        confine(thread);
-    }
-}
-
-impl Default for Entry {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        *on_the_way() -= 1;
-        ARRIVED.notify_all();
-    }
-}
-
-fn on_the_way() -> MutexGuard<'static, usize> {
-    ON_THE_WAY.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Confines the main thread, once all others are confined: then the guest may begin.
 pub fn close() {
     close_as(Thread::Main);
 }
 
-fn close_as(thread: Thread) {
-    let mut left = on_the_way();
-    while *left > 0 {
-        left = ARRIVED.wait(left).unwrap_or_else(PoisonError::into_inner);
-    }
-    drop(left);
-    confine(thread);
+fn close_as(kind: Thread) {
+    thread::wait_for_confinement();
+    confine(kind);
 }
 
 fn confine(thread: Thread) {

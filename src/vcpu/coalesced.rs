@@ -14,7 +14,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyhow::Context;
 use boot::layout::{CMOS_PORT, SERIAL_PORT};
@@ -23,6 +23,7 @@ use devices::chipset::serial::Host;
 use kvm_bindings::KVM_COALESCED_MMIO_PAGE_OFFSET;
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 
+use crate::host::lock::lock;
 use crate::vcpu::counters::{Access, Cause, Counters, Space, Timed};
 
 /// More entries than KVM's ring has: what is in it when an exit is taken fits, whatever other vCPUs add meanwhile.
@@ -60,14 +61,14 @@ impl Coalesced {
             // SAFETY: the descriptor stays open as long as `vcpu` is borrowed.
             let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
             let fd = fd.try_clone_to_owned().context("cannot duplicate a vCPU's descriptor")?;
-            *self.vcpu.lock().unwrap_or_else(PoisonError::into_inner) = Some(fd);
+            *lock(&self.vcpu) = Some(fd);
         }
         Ok(())
     }
 
     /// Makes the ring if there is none; answers whether there is one now.
     fn has_ring(&self) -> bool {
-        let mut vcpu = self.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vcpu = lock(&self.vcpu);
         if let Some(vcpu) = vcpu.take() {
             // SAFETY: the descriptor is a vCPU's of this VM, and the new handle owns it.
             let vcpu = unsafe { self.vm.create_vcpu_from_rawfd(vcpu.into_raw_fd()) };
@@ -106,7 +107,7 @@ impl Coalesced {
 
     fn carry_out_of(&self, ring: &Ring, ports: &Bus, mmio: &Bus) {
         // The lock keeps the entries in order when two vCPUs exit at once.
-        let mut vcpu = ring.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vcpu = lock(&ring.vcpu);
         ring.busy.store(true, Ordering::SeqCst);
         for _ in 0..ENTRIES {
             let Ok(Some(entry)) = vcpu.coalesced_mmio_read() else { break };

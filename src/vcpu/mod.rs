@@ -20,7 +20,7 @@ use kvm_ioctls::VcpuFd;
 use nix::unistd::gettid;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::sandbox;
+use crate::host::thread::{ThreadKind, spawn};
 use crate::vcpu::coalesced::Coalesced;
 use crate::vcpu::counters::{Cause, Counters, Timed};
 use crate::vcpu::exit::{Ending, Space, VcpuExit};
@@ -83,9 +83,7 @@ impl Vcpu {
         let control = self.control.clone();
         control.wanted.store(HOLD, Ordering::Release);
         let name = format!("vcpu{}", self.index);
-        let entry = sandbox::Entry::new();
         let run = move || {
-            entry.confine(sandbox::Thread::Vcpu);
             self.control.thread.store(gettid().as_raw(), Ordering::Release);
             if let Some(counters) = &self.counters {
                 counters.enter();
@@ -93,8 +91,7 @@ impl Vcpu {
             self.run();
             self.control.finish();
         };
-        let thread = std::thread::Builder::new().name(name).stack_size(STACK).spawn(run);
-        Ok(VcpuThread::new(control, thread.context("cannot start a vCPU's thread")?))
+        Ok(VcpuThread::new(control, spawn(&name, STACK, ThreadKind::Vcpu, run)?))
     }
 
     /// Runs the guest on this thread until it or somebody else stops it.

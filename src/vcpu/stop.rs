@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
 use devices::chipset::power::{PowerSwitch, Request};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
+use crate::host::event::event;
 use crate::spec::wire::End;
 
 /// Bits of what the guest's kernel has told.
@@ -71,9 +71,7 @@ impl ExitRequest {
     /// # Errors
     /// The process has no file descriptor left.
     pub fn new() -> anyhow::Result<Self> {
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let event = event.context("cannot make an eventfd")?;
-        Ok(Self { reason: OnceLock::new(), event, panic: AtomicU8::new(0) })
+        Ok(Self { reason: OnceLock::new(), event: event()?, panic: AtomicU8::new(0) })
     }
 
     /// Asks the machine to stop. A later reason than the first is dropped.

@@ -8,16 +8,18 @@ use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::Context;
 use devices::virtio::{Doorbell, Virtio};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use crate::sandbox;
+use crate::host::event::kvm_event;
+use crate::host::lock::lock;
+use crate::host::thread::{ThreadKind, spawn};
 use crate::vcpu::LONGEST_STEP;
 use crate::vm::Registers;
 
@@ -33,14 +35,9 @@ impl Bell {
     /// # Errors
     /// The process has no descriptor left.
     pub fn new(count: usize) -> anyhow::Result<Self> {
-        let kicks = (0..count).map(|_| event()).collect::<anyhow::Result<_>>()?;
-        Ok(Self { kicks, activated: event()? })
+        let kicks = (0..count).map(|_| kvm_event()).collect::<anyhow::Result<_>>()?;
+        Ok(Self { kicks, activated: kvm_event()? })
     }
-}
-
-/// The counters are never read: the descriptors are watched for edges, and 2^64 - 1 of those do not come.
-fn event() -> anyhow::Result<EventFd> {
-    EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).context("cannot make an eventfd")
 }
 
 /// The vCPUs' side of a [`Bell`].
@@ -67,7 +64,7 @@ pub struct Served {
     /// Where the guest writes to kick and to acknowledge.
     pub registers: Registers,
     /// What its thread may do.
-    pub confinement: sandbox::Thread,
+    pub confinement: ThreadKind,
 }
 
 /// What an event is about: the device's index in the upper half, and one of these in the lower.
@@ -96,7 +93,7 @@ impl IoThread {
     /// The host has no thread or descriptor left.
     pub fn start(name: &str, devices: Vec<Served>) -> anyhow::Result<Self> {
         let epoll = Epoll::new().context("cannot make an epoll")?;
-        let stop = event()?;
+        let stop = kvm_event()?;
         let watch = |fd: RawFd, data, events| {
             let event = EpollEvent::new(events, data);
             epoll.ctl(ControlOperation::Add, fd, event).context("cannot watch a device")
@@ -115,16 +112,13 @@ impl IoThread {
             }
         }
         // A thread that serves several serves none that needs more than others.
-        let kind = devices.first().map_or(sandbox::Thread::Io, |device| device.confinement);
-        let builder = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK);
-        let entry = sandbox::Entry::new();
+        let kind = devices.first().map_or(ThreadKind::Io, |device| device.confinement);
         let (alive, ended) = mpsc::channel();
         let run = move || {
             let _alive = alive;
-            entry.confine(kind);
             run(&epoll, devices);
         };
-        let thread = builder.spawn(run).context("cannot start a device's thread")?;
+        let thread = spawn(name, STACK, kind, run)?;
         Ok(Self { stop, thread: Some((thread, ended)) })
     }
 
@@ -201,8 +195,4 @@ impl Served {
             let _ = self.bell.kicks[queue].write(1);
         }
     }
-}
-
-fn lock(virtio: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
-    virtio.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -23,7 +23,7 @@ use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 use crate::host::phases::Phases;
-use crate::sandbox;
+use crate::host::thread::ThreadKind;
 use crate::spec::MachineSpec;
 use crate::vcpu::coalesced::{Coalesced, CoalescingHost};
 use crate::vcpu::counters::Counters;
@@ -44,7 +44,7 @@ pub struct Attachment {
     /// The name of the thread that serves it; devices that name one thread share it.
     pub thread: String,
     /// What that thread may do.
-    pub confinement: sandbox::Thread,
+    pub confinement: ThreadKind,
 }
 
 /// The stack of the thread that reads CPUID, in bytes; the host gives what is touched of it.

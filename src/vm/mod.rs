@@ -23,8 +23,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::host::event::kvm_event;
 use crate::vcpu::coalesced::Coalesced;
 use crate::vcpu::stop::ExitRequest;
 use crate::vm::memory::GuestRam;
@@ -122,7 +123,7 @@ impl Vm {
     /// # Errors
     /// The host's KVM refuses it.
     pub fn line(&self, gsi: u32) -> anyhow::Result<Irqfd> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("cannot make an eventfd")?;
+        let event = kvm_event()?;
         self.fd.register_irqfd(&event, gsi).with_context(|| format!("cannot connect GSI {gsi}"))?;
         Ok(Irqfd(event))
     }

@@ -13,8 +13,9 @@ use devices::chipset::testdev::{
     Place, PmTimer, Scratch, SetLine, Window, Wiring,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::host::event::kvm_event;
 use crate::spec::MachineSpec;
 use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vm::Vm;
@@ -118,7 +119,7 @@ impl Ioeventfd {
     /// # Errors
     /// The process has no descriptor left.
     pub fn new(vm: Arc<VmFd>) -> anyhow::Result<Self> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("cannot make an eventfd")?;
+        let event = kvm_event()?;
         Ok(Self { vm, event, connected: None })
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Mutex, Once, PoisonError};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::host::exit_code::FAILED;
-use crate::sandbox;
+use crate::host::terminal;
 
 /// What is said after the file's name.
 pub const WHY: &str = "was cut short while the guest ran from it, and kite had no time to make a copy; start it again, \
@@ -106,7 +106,7 @@ extern "C" fn cut(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_vo
         // SAFETY: reads the part.
         unsafe { libc::write(libc::STDERR_FILENO, part.as_ptr().cast(), part.len()) };
     }
-    sandbox::leave_terminal();
+    terminal::leave();
     // SAFETY: ends the process at once.
     unsafe { libc::_exit(FAILED.into()) };
 }

@@ -10,14 +10,13 @@ use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStderr, ExitStatus};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::host::confinement::Confinement;
-use crate::sandbox;
+use crate::host::thread::{ThreadKind, spawn};
 use crate::spec::net::Forward;
 use options::Resolvers;
 use probe::Answer;
@@ -156,9 +155,7 @@ fn is_news(line: &str) -> bool {
 /// # Errors
 /// The host has none left.
 pub fn watch(mut child: Child) -> anyhow::Result<()> {
-    let entry = sandbox::Entry::new();
     let run = move || {
-        entry.confine(sandbox::Thread::Supervisor);
         if let Some(stderr) = child.stderr.take() {
             let mut lines = BufReader::with_capacity(LINE, stderr);
             pass_on(&mut lines, |line| log::warn!(target: "passt", "passt: {line}"));
@@ -169,8 +166,7 @@ pub fn watch(mut child: Child) -> anyhow::Result<()> {
             Err(error) => log::warn!("cannot wait for passt: {error}"),
         }
     };
-    let thread = thread::Builder::new().name("passt".to_owned()).stack_size(STACK);
-    thread.spawn(run).map(drop).context("cannot start a thread")
+    spawn("passt", STACK, ThreadKind::Supervisor, run).map(drop)
 }
 
 #[cfg(test)]

@@ -17,9 +17,10 @@ use anyhow::{Context, anyhow, ensure};
 use devices::virtio::console::{Host, MOST_NAMED, Port};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
-use crate::sandbox;
+use crate::host::event::event;
+use crate::host::thread::{ThreadKind, spawn};
 use crate::spec::device::PortSpec;
 pub use name::Name;
 use name::listen;
@@ -75,9 +76,7 @@ impl Ports {
             "{} ports are too many: there is room for {MOST_NAMED}",
             specs.len()
         );
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let event = event.context("cannot make an eventfd")?;
-        let wake = Arc::new(Wake { event, stop: AtomicBool::new(false) });
+        let wake = Arc::new(Wake { event: event()?, stop: AtomicBool::new(false) });
         let (mut lines, mut names): (Vec<Line>, _) = (Vec::new(), Vec::new());
         for PortSpec { name, path } in specs {
             ensure!(lines.iter().all(|it| it.name != *name), "two ports are named {name}: name one another");
@@ -98,13 +97,7 @@ impl Ports {
         let mut lines = std::mem::take(&mut self.lines);
         if !lines.is_empty() {
             let wake = self.wake.clone();
-            let entry = sandbox::Entry::new();
-            let run = move || {
-                entry.confine(sandbox::Thread::Io);
-                run(&wake, &mut lines);
-            };
-            let thread = std::thread::Builder::new().name("ports".to_owned()).stack_size(STACK);
-            self.thread = Some(thread.spawn(run).context("cannot start a thread")?);
+            self.thread = Some(spawn("ports", STACK, ThreadKind::Io, move || run(&wake, &mut lines))?);
         }
         Ok(())
     }

@@ -16,39 +16,10 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
+use crate::host::thread::ThreadKind as Thread;
 use crate::vcpu::exit::KVM_RUN;
 pub use listing::listing;
 use rules::{Check, Rule};
-
-/// What a thread is there for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Thread {
-    /// It runs a vCPU.
-    Vcpu,
-    /// It serves a device, or carries bytes between one and the host.
-    Io,
-    /// It serves a folder shared with the guest, which may change it.
-    Share,
-    /// It serves a folder shared with the guest to be read.
-    ReadOnlyShare,
-    /// It attends the machine.
-    Main,
-    /// It is the supervisor's, and attends the VM process.
-    Supervisor,
-}
-
-impl Thread {
-    /// What reports call it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vcpu => "vcpu",
-            Self::Io => "io",
-            Self::Share | Self::ReadOnlyShare => "share",
-            Self::Main => "main",
-            Self::Supervisor => "supervisor",
-        }
-    }
-}
 
 /// What the machine has that system calls are made for.
 #[derive(Clone, Copy, Debug, Default)]
