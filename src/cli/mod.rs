@@ -76,6 +76,7 @@ Examples:
   kite run --cgroup ci --limit cpu=1.5,memory=600M,pids=64 --limit io=/dev/sda:rbps=10M
   kite run --disk path=a,,b.img,ephemeral --net tap=tap0 --port agent=/tmp/agent.sock
   kite run --stats --trace boot.json           what the boot spent its time and exits on
+  kite run --cpus 4 --net user --print-spec    all of a run as JSON, which kite run --spec FILE runs
 
   kite run -- uname -a                         a command, in a copy-on-write view of this host's files
   kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
