@@ -29,7 +29,7 @@ pub trait Device: Send {
     /// # Errors
     /// It is no state that such a device can have. The device is of no use then.
     fn load(&mut self, state: State) -> Result<(), Error> {
-        state.take::<Empty>().map(drop)
+        state.take_empty()
     }
 
     /// Sends again what may be lost between saving and loading: interrupts that the guest has not acknowledged, and
@@ -56,6 +56,14 @@ impl State {
     /// Describes `state`, a structure of numbers, strings, lists and structures.
     pub fn of(state: &impl Serialize) -> Self {
         Self(serde_json::to_value(state).expect("a structure with named fields is a JSON object"))
+    }
+
+    /// Makes sure that this is [`Self::empty`].
+    ///
+    /// # Errors
+    /// It has any field.
+    pub fn take_empty(self) -> Result<(), Error> {
+        self.take::<Empty>().map(drop)
     }
 
     /// The structure that this describes, its values not checked.
@@ -106,3 +114,6 @@ pub(crate) mod base64_bytes {
         bytes.try_into().map_err(|_| Error::custom(format_args!("{len} bytes are not as many as there are")))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::thread::Builder;
 
 use anyhow::{Context, Result};
-use devices::virtio::VirtioDevice;
-use devices::virtio::balloon::{Balloon, Target};
+use devices::virtio::balloon::{self, Balloon, Target};
 use devices::virtio::console::{self, Port};
-use devices::virtio::fs::{Fs, Share};
-use devices::virtio::rng::Rng;
+use devices::virtio::fs::{self, Fs, Share};
+use devices::virtio::rng::{self, Rng};
+use devices::virtio::{VirtioDevice, block, net};
 
 use crate::backend::disk;
 use crate::backend::net::Network;
@@ -16,11 +16,8 @@ use crate::backend::socket::Ports;
 use crate::sandbox::{self, Cleanup};
 use crate::session::Wiring;
 use crate::spec::MachineSpec;
-use crate::vm::machine::Attachment;
 use crate::vm::memory::GuestRam;
 
-/// The thread of the devices that have little to do.
-const SHARED_THREAD: &str = "virtio";
 /// The stack of a thread that serves a share, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
 
@@ -123,73 +120,59 @@ impl Devices {
     pub fn modules(&self) -> (Vec<&'static str>, Vec<&'static str>) {
         let (mut needed, mut optional) = (Vec::new(), vec![PANIC_NOTIFIER]);
         if !self.disks.is_empty() {
-            needed.push("virtio_blk");
+            needed.push(block::KIND.module);
         }
         if !self.networks.is_empty() {
-            needed.push("virtio_net");
+            needed.push(net::KIND.module);
             optional.extend(["af_packet", "ipv6"]);
         }
         if !self.shares.is_empty() {
-            needed.extend(["virtiofs", "overlay"]);
+            needed.extend([fs::KIND.module, "overlay"]);
         }
         if !self.more_ports.is_empty() {
-            needed.push("virtio_console");
+            needed.push(console::KIND.module);
         } else if self.has_console() {
-            optional.push("virtio_console");
+            optional.push(console::KIND.module);
         }
         if self.balloon.is_some() {
-            optional.push("virtio_balloon");
+            optional.push(balloon::KIND.module);
         }
         if self.rng {
-            optional.push("virtio_rng");
+            optional.push(rng::KIND.module);
         }
         (needed, optional)
     }
 
     /// New devices for a machine with `ram`, in the order of the board.
-    pub fn attach(&self, ram: &GuestRam) -> Result<Vec<Attachment>> {
+    pub fn attach(&self, ram: &GuestRam) -> Result<Vec<Box<dyn VirtioDevice>>> {
         let (memory, copies) = (ram.memory(), ram.copies());
-        let mut devices = Vec::new();
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for (disk, index) in self.disks.iter().zip(0..) {
-            let device =
-                disk.device(memory, copies.clone()).with_context(|| format!("cannot set up disk {index}"))?;
-            devices.push(attachment(device, format!("disk{index}")));
+            let device = disk.device(format!("disk{index}"), memory, copies.clone());
+            devices.push(device.with_context(|| format!("cannot set up disk {index}"))?);
         }
         for (network, index) in self.networks.iter().zip(0..) {
-            devices.push(attachment(network.device()?, format!("net{index}")));
+            devices.push(network.device(format!("net{index}"))?);
         }
         for (share, index) in self.shares.iter().zip(0..) {
             let name = format!("fs{index}");
+            let thread = name.clone();
             let spawn = move |work: Box<dyn FnOnce() + Send>| {
-                Builder::new().name(name.clone()).stack_size(STACK).spawn(work).map(drop)
+                Builder::new().name(thread.clone()).stack_size(STACK).spawn(work).map(drop)
             };
-            let device = Fs::new(share.clone(), memory.clone(), copies.clone(), Box::new(spawn));
-            let device = Box::new(device.with_context(|| format!("cannot set up share {}", share.tag))?);
-            let confinement = match share.writable {
-                true => sandbox::Thread::Share,
-                false => sandbox::Thread::ReadOnlyShare,
-            };
-            devices.push(Attachment { confinement, ..attachment(device, format!("fs{index}")) });
+            let device = Fs::new(name, share.clone(), memory.clone(), copies.clone(), Box::new(spawn));
+            devices.push(Box::new(device.with_context(|| format!("cannot set up share {}", share.tag))?));
         }
         if self.has_console() {
             let ports = [self.ports.ports(), &self.more_ports].concat();
-            let device = console::Console::new(self.hvc.clone(), ports);
-            devices.push(attachment(Box::new(device), "hvc".to_owned()));
+            devices.push(Box::new(console::Console::new(self.hvc.clone(), ports)));
         }
         if let Some(target) = &self.balloon {
-            devices.push(shared(Box::new(Balloon::new(target.clone()))));
+            devices.push(Box::new(Balloon::new(target.clone())));
         }
         if self.rng {
-            devices.push(shared(Box::new(Rng)));
+            devices.push(Box::new(Rng));
         }
         Ok(devices)
     }
-}
-
-fn shared(device: Box<dyn VirtioDevice>) -> Attachment {
-    attachment(device, SHARED_THREAD.to_owned())
-}
-
-fn attachment(device: Box<dyn VirtioDevice>, thread: String) -> Attachment {
-    Attachment { device, thread, confinement: sandbox::Thread::Io }
 }

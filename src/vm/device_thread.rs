@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::Context;
-use devices::virtio::{Doorbell, Virtio};
+use devices::virtio::{Notify, Virtio};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,44 +23,44 @@ use crate::host::thread::{ThreadKind, spawn};
 use crate::vcpu::LONGEST_STEP;
 use crate::vm::Registers;
 
-/// What the driver of one device has left for the thread that serves it.
-pub struct Bell {
+/// The events of one device's queues, which its driver sends to the thread that serves it.
+pub struct QueueEvents {
     kicks: Vec<EventFd>,
-    activated: EventFd,
+    driver_ok: EventFd,
 }
 
-impl Bell {
-    /// For a device of `count` queues.
+impl QueueEvents {
+    /// Those of a device with `count` queues.
     ///
     /// # Errors
     /// The process has no descriptor left.
     pub fn new(count: usize) -> anyhow::Result<Self> {
         let kicks = (0..count).map(|_| kvm_event()).collect::<anyhow::Result<_>>()?;
-        Ok(Self { kicks, activated: kvm_event()? })
+        Ok(Self { kicks, driver_ok: kvm_event()? })
     }
 }
 
-/// The vCPUs' side of a [`Bell`].
-pub struct BellRope(pub Arc<Bell>);
+/// The vCPUs' side of [`QueueEvents`].
+pub struct Notifier(pub Arc<QueueEvents>);
 
-impl Doorbell for BellRope {
+impl Notify for Notifier {
     fn kick(&self, index: u16) {
         if let Some(kick) = self.0.kicks.get(usize::from(index)) {
             let _ = kick.write(1);
         }
     }
 
-    fn activated(&self) {
-        let _ = self.0.activated.write(1);
+    fn driver_ok(&self) {
+        let _ = self.0.driver_ok.write(1);
     }
 }
 
-/// One device as its thread knows it.
-pub struct Served {
+/// One device, as the thread that serves it knows it.
+pub struct IoDevice {
     /// The device.
     pub virtio: Arc<Mutex<Virtio>>,
     /// Where kicks come.
-    pub bell: Arc<Bell>,
+    pub events: Arc<QueueEvents>,
     /// Where the guest writes to kick and to acknowledge.
     pub registers: Registers,
     /// What its thread may do.
@@ -68,7 +68,7 @@ pub struct Served {
 }
 
 /// What an event is about: the device's index in the upper half, and one of these in the lower.
-const ACTIVATED: u32 = 0;
+const DRIVER_OK: u32 = 0;
 const FIRST_KICK: u32 = 1;
 /// Sources count from here; a device has at most 32,768 queues.
 const FIRST_SOURCE: u32 = 1 << 16;
@@ -91,7 +91,7 @@ impl IoThread {
     ///
     /// # Errors
     /// The host has no thread or descriptor left.
-    pub fn start(name: &str, devices: Vec<Served>) -> anyhow::Result<Self> {
+    pub fn start(name: &str, devices: Vec<IoDevice>) -> anyhow::Result<Self> {
         let epoll = Epoll::new().context("cannot make an epoll")?;
         let stop = kvm_event()?;
         let watch = |fd: RawFd, data, events| {
@@ -102,8 +102,8 @@ impl IoThread {
         watch(stop.as_raw_fd(), STOP, EventSet::IN)?;
         for (index, device) in (0u64..).zip(&devices) {
             let data = |token: u32| index << 32 | u64::from(token);
-            watch(device.bell.activated.as_raw_fd(), data(ACTIVATED), edge)?;
-            for (kick, token) in device.bell.kicks.iter().zip(FIRST_KICK..) {
+            watch(device.events.driver_ok.as_raw_fd(), data(DRIVER_OK), edge)?;
+            for (kick, token) in device.events.kicks.iter().zip(FIRST_KICK..) {
                 watch(kick.as_raw_fd(), data(token), edge)?;
             }
             for (source, token) in lock(&device.virtio).device().sources().iter().zip(FIRST_SOURCE..) {
@@ -143,7 +143,7 @@ impl Drop for IoThread {
     }
 }
 
-fn run(epoll: &Epoll, mut devices: Vec<Served>) {
+fn run(epoll: &Epoll, mut devices: Vec<IoDevice>) {
     let mut events = [EpollEvent::default(); EVENTS];
     loop {
         let count = match epoll.wait(-1, &mut events) {
@@ -161,10 +161,10 @@ fn run(epoll: &Epoll, mut devices: Vec<Served>) {
     }
 }
 
-impl Served {
+impl IoDevice {
     fn take(&mut self, token: u32) {
-        if token == ACTIVATED {
-            return self.activate();
+        if token == DRIVER_OK {
+            return self.start();
         }
         let mut virtio = lock(&self.virtio);
         let more = match token.checked_sub(FIRST_SOURCE) {
@@ -177,13 +177,13 @@ impl Served {
     }
 
     /// The driver is up, perhaps after work had come for it.
-    fn activate(&mut self) {
-        self.registers.take_over(&self.bell.kicks);
+    fn start(&mut self) {
+        self.registers.enable(&self.events.kicks);
         let mut virtio = lock(&self.virtio);
         for source in 0..virtio.device().sources().len() {
             virtio.serve_source(source);
         }
-        for queue in 0..self.bell.kicks.len() {
+        for queue in 0..self.events.kicks.len() {
             virtio.serve(queue);
         }
         self.come_back(&mut virtio);
@@ -192,7 +192,7 @@ impl Served {
     /// Has what is left served after everything else that waits.
     fn come_back(&self, virtio: &mut Virtio) {
         for queue in virtio.take_unserved() {
-            let _ = self.bell.kicks[queue].write(1);
+            let _ = self.events.kicks[queue].write(1);
         }
     }
 }

@@ -18,7 +18,7 @@ use devices::chipset::power::Power;
 use devices::chipset::pvpanic::{self, PvPanic};
 use devices::chipset::serial::{Host, Serial};
 use devices::virtio::transport::mmio::{self, InterruptLine, Mmio};
-use devices::virtio::{Virtio, VirtioDevice};
+use devices::virtio::{Thread, Virtio, VirtioDevice};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
@@ -29,7 +29,7 @@ use crate::vcpu::coalesced::{Coalesced, CoalescingHost};
 use crate::vcpu::counters::Counters;
 use crate::vcpu::stop::ExitRequest;
 use crate::vcpu::{Shared, Vcpu};
-use crate::vm::device_thread::{Bell, BellRope, IoThread, Served};
+use crate::vm::device_thread::{IoDevice, IoThread, Notifier, QueueEvents};
 use crate::vm::memory::GuestRam;
 use crate::vm::pit::Ports;
 pub use crate::vm::running::{Paused, ResetWord, Running};
@@ -37,15 +37,8 @@ use crate::vm::snapshot::MachineState;
 use crate::vm::testdev;
 use crate::vm::{self, Vm};
 
-/// A virtio device to be put on the board.
-pub struct Attachment {
-    /// The device.
-    pub device: Box<dyn VirtioDevice>,
-    /// The name of the thread that serves it; devices that name one thread share it.
-    pub thread: String,
-    /// What that thread may do.
-    pub confinement: ThreadKind,
-}
+/// The thread of the virtio devices that have little to do.
+const SHARED_THREAD: &str = "virtio";
 
 /// The stack of the thread that reads CPUID, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
@@ -62,7 +55,7 @@ pub struct Machine {
     shared: Shared,
     serial: Arc<Mutex<Serial>>,
     vcpus: Vec<VcpuFd>,
-    virtio: Vec<(String, Served)>,
+    virtio: Vec<(String, IoDevice)>,
     /// What counts the exits of each vCPU; empty if they are not counted.
     counters: Vec<Arc<Counters>>,
 }
@@ -78,7 +71,7 @@ impl Machine {
         spec: &MachineSpec,
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
-        devices: Vec<Attachment>,
+        devices: Vec<Box<dyn VirtioDevice>>,
         phases: &Phases,
     ) -> anyhow::Result<Self> {
         let most = kvm.get_max_vcpus();
@@ -107,9 +100,9 @@ impl Machine {
         if spec.test_devices {
             testdev::add(spec, &vm, &exit, &mut ports, &mut mmio)?;
         }
-        let places = (0..).zip(names(&devices)).zip(devices);
+        let places = (0..).zip(devices);
         let virtio = places
-            .map(|(place, it)| add_virtio(&vm, &coalesced, &mut mmio, place, it))
+            .map(|(index, device)| add_virtio(&vm, &coalesced, &mut mmio, index, device))
             .collect::<Result<_, _>>()?;
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
         let mut machine =
@@ -202,7 +195,7 @@ impl Machine {
         let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).counted_by(counters(index)).start();
         let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
         let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
-        let mut threads: Vec<(String, Vec<Served>)> = Vec::new();
+        let mut threads: Vec<(String, Vec<IoDevice>)> = Vec::new();
         for (name, served) in virtio {
             match threads.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, thread)) => thread.push(served),
@@ -215,44 +208,38 @@ impl Machine {
     }
 }
 
-/// What people call virtio devices, in the order of the board: disks as Linux does.
-fn names(devices: &[Attachment]) -> Vec<String> {
-    let mut disks = 'a'..='z';
-    let name = |(index, it): (usize, &Attachment)| match it.device.id() {
-        1 => format!("virtio {index} (net)"),
-        2 => format!("virtio {index} (block vd{})", disks.next().unwrap_or('?')),
-        3 => format!("virtio {index} (console)"),
-        4 => format!("virtio {index} (entropy)"),
-        5 => format!("virtio {index} (balloon)"),
-        26 => format!("virtio {index} (fs)"),
-        other => format!("virtio {index} (device {other})"),
-    };
-    devices.iter().enumerate().map(name).collect()
-}
-
 /// Puts a virtio device into the window and on the line of its `index`.
 fn add_virtio(
     vm: &Vm,
     coalesced: &Arc<Coalesced>,
     bus: &mut Bus,
-    (index, name): (u32, String),
-    it: Attachment,
-) -> anyhow::Result<(String, Served)> {
+    index: u32,
+    device: Box<dyn VirtioDevice>,
+) -> anyhow::Result<(String, IoDevice)> {
     ensure!(
         index < layout::VIRTIO_MAX,
         "there is room for {} devices: use fewer disks and networks",
         layout::VIRTIO_MAX
     );
     let line = Arc::new(InterruptLine::new(Box::new(vm.line(layout::VIRTIO_GSI + index)?)));
-    let virtio = Virtio::new(it.device, vm.ram().memory().clone(), line.clone()).named(&name);
-    let bell = Arc::new(Bell::new(virtio.queue_count())?);
+    let name = device.name().to_owned();
+    let (thread, confinement) = match device.thread() {
+        Thread::Shared => (SHARED_THREAD, ThreadKind::Io),
+        Thread::Own => (name.as_str(), ThreadKind::Io),
+        Thread::Files { writable: true } => (name.as_str(), ThreadKind::Share),
+        Thread::Files { writable: false } => (name.as_str(), ThreadKind::ReadOnlyShare),
+    };
+    let thread = thread.to_owned();
+    let events = Arc::new(QueueEvents::new(device.queue_sizes().len())?);
+    let notify = Arc::new(Notifier(events.clone()));
+    let virtio = Virtio::new(device, vm.ram().memory().clone(), line.clone(), notify.clone());
     let virtio = Arc::new(Mutex::new(virtio));
-    let window = shared(Mmio::new(virtio.clone(), line, Box::new(BellRope(bell.clone()))));
+    let window = shared(Mmio::new(virtio.clone(), line, notify));
     let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
     bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
     bus.set_name(address, name);
     let registers = vm.registers(address + mmio::NOTIFY, address + mmio::ACKNOWLEDGE, coalesced.clone());
-    Ok((it.thread, Served { virtio, bell, registers, confinement: it.confinement }))
+    Ok((thread, IoDevice { virtio, events, registers, confinement }))
 }
 
 /// The devices at I/O ports.

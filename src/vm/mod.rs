@@ -130,7 +130,7 @@ impl Vm {
 
     /// The registers of a virtio device that a driver writes all the time: to kick, and to acknowledge interrupts.
     pub fn registers(&self, notify: u64, acknowledge: u64, coalesced: Arc<Coalesced>) -> Registers {
-        Registers { vm: self.fd.clone(), notify, acknowledge, coalesced, taken: false }
+        Registers { vm: self.fd.clone(), notify, acknowledge, coalesced, enabled: false }
     }
 
     /// A vCPU as it is after reset.
@@ -216,14 +216,14 @@ pub struct Registers {
     notify: u64,
     acknowledge: u64,
     coalesced: Arc<Coalesced>,
-    taken: bool,
+    enabled: bool,
 }
 
 impl Registers {
     /// From now on KVM writes `events[n]` when the guest writes `n`, and keeps acknowledgements, instead of exits. Where it
     /// refuses, exits go on.
-    pub fn take_over(&mut self, events: &[EventFd]) {
-        if std::mem::replace(&mut self.taken, true) {
+    pub fn enable(&mut self, events: &[EventFd]) {
+        if std::mem::replace(&mut self.enabled, true) {
             return;
         }
         self.coalesced.add_register(self.acknowledge);

@@ -114,7 +114,7 @@ impl Running {
     /// A vCPU or a device waits for the host.
     pub fn pause(&self) -> io::Result<Paused<'_>> {
         let mut paused = self.hold()?;
-        paused.virtio.iter_mut().for_each(|device| device.settle());
+        paused.virtio.iter_mut().for_each(|device| device.drain());
         Ok(paused)
     }
 

@@ -89,7 +89,7 @@ fn a_device_whose_guest_breaks_the_rules_again_and_again_has_ten_lines_and_a_sum
     assert_eq!((lines.len(), end.status.code(), &end.stdout[..]), (11, Some(0), &b"x"[..]), "{}", end.stderr);
     assert!(lines[..9].iter().all(|line| line.ends_with("it waits for a reset")), "{}", end.stderr);
     assert!(lines[9].ends_with("it waits for a reset; and so on"), "{}", end.stderr);
-    assert!(lines[10].ends_with("(entropy): 490 more lines like these were left out"), "{}", end.stderr);
+    assert!(lines[10].ends_with("rng: 490 more lines like these were left out"), "{}", end.stderr);
 }
 
 /// A pipe that is full, and that nobody reads.

@@ -25,9 +25,9 @@ use std::io;
 pub use buffers::Buffers;
 pub use copies::Copies;
 pub use core::Virtio;
-pub use device::{Source, VirtioDevice};
+pub use device::{Kind, Source, Thread, VirtioDevice};
 pub use queue::{Chain, Error, Queues, Served};
-pub use transport::{Cause, Doorbell, Interrupt};
+pub use transport::{Cause, Interrupt, Notify};
 
 /// Makes a system call again as long as signals interrupt it.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {

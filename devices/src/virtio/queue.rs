@@ -3,6 +3,7 @@
 use std::num::Wrapping;
 use std::sync::atomic::{Ordering, fence};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
@@ -11,6 +12,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 use super::buffers::Buffers;
 use super::{Cause, Interrupt};
 use crate::GuestMemory;
+use crate::device::{self, check};
 
 /// What the driver did wrong. The device then needs a reset.
 #[derive(Debug, thiserror::Error)]
@@ -60,12 +62,25 @@ pub(super) struct Ring {
     in_flight: Vec<u64>,
     /// Chains that may still be taken in this service.
     budget: u16,
-    /// Buffers were used since the driver was last told.
+    /// Buffers were used since the driver was last interrupted.
     used: bool,
     /// There is more to serve than one service takes.
     pub again: bool,
-    /// The used index that the driver was last told of.
-    told: Wrapping<u16>,
+    /// The used index at which the driver was last interrupted, or did not want to be.
+    signalled: Wrapping<u16>,
+}
+
+/// A queue's saved state, between two services.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RingState {
+    size: u16,
+    pub ready: bool,
+    descriptors: u64,
+    avail: u64,
+    used: u64,
+    next_avail: u16,
+    next_used: u16,
 }
 
 impl Ring {
@@ -78,14 +93,42 @@ impl Ring {
             budget: 0,
             used: false,
             again: false,
-            told: Wrapping(0),
+            signalled: Wrapping(0),
         }
     }
 
     pub fn reset(&mut self) {
         self.queue.reset();
         self.in_flight.fill(0);
-        (self.used, self.again, self.told) = (false, false, Wrapping(0));
+        (self.used, self.again, self.signalled) = (false, false, Wrapping(0));
+    }
+
+    pub fn save(&self) -> RingState {
+        let queue = &self.queue;
+        RingState {
+            size: queue.size(),
+            ready: queue.ready(),
+            descriptors: queue.desc_table(),
+            avail: queue.avail_ring(),
+            used: queue.used_ring(),
+            next_avail: queue.next_avail(),
+            next_used: queue.next_used(),
+        }
+    }
+
+    /// Takes over a state that nobody has checked. Whether the addresses are memory is for the caller to check.
+    pub fn load(&mut self, state: &RingState) -> Result<(), device::Error> {
+        let queue = &mut self.queue;
+        check(queue.try_set_size(state.size).is_ok(), "queue size")?;
+        let descriptors = queue.try_set_desc_table_address(GuestAddress(state.descriptors));
+        let avail = queue.try_set_avail_ring_address(GuestAddress(state.avail));
+        let used = queue.try_set_used_ring_address(GuestAddress(state.used));
+        check(descriptors.and(avail).and(used).is_ok(), "queue address")?;
+        queue.set_ready(state.ready);
+        queue.set_next_avail(state.next_avail);
+        queue.set_next_used(state.next_used);
+        self.signalled = Wrapping(state.next_used);
+        Ok(())
     }
 
     /// Marks `head` as held; false if it is already.
@@ -121,24 +164,24 @@ impl Ring {
         Ok(())
     }
 
-    /// Tells the driver of what was used since it was last told, if it wants to know.
-    pub fn tell(&mut self, memory: &GuestMemory, interrupt: &dyn Interrupt, index: u16) {
+    /// Interrupts the driver for what was used since it was last interrupted, if it wants that.
+    pub fn signal(&mut self, memory: &GuestMemory, interrupt: &dyn Interrupt, index: u16) {
         if std::mem::take(&mut self.used) && self.needs_interrupt(memory) {
             interrupt.signal(Cause::Queue(index));
         }
     }
 
-    /// Whether the driver wants to know of what was used since it was last told (§2.7.10).
+    /// Whether the driver wants an interrupt for what was used since the last one (§2.7.10).
     fn needs_interrupt(&mut self, memory: &GuestMemory) -> bool {
         let used = Wrapping(self.queue.next_used());
-        let told = std::mem::replace(&mut self.told, used);
+        let signalled = std::mem::replace(&mut self.signalled, used);
         // The driver sees what was used before its wish is read, or else it may sleep and never be woken.
         fence(Ordering::SeqCst);
         let event_idx = self.queue.event_idx_enabled();
         let offset = if event_idx { 4 + 2 * u64::from(self.queue.size()) } else { 0 };
         let Some(wish) = GuestAddress(self.queue.avail_ring()).checked_add(offset) else { return true };
         match memory.load::<u16>(wish, Ordering::Relaxed).map(u16::from_le) {
-            Ok(event) if event_idx => used - Wrapping(event) - Wrapping(1) < used - told,
+            Ok(event) if event_idx => used - Wrapping(event) - Wrapping(1) < used - signalled,
             Ok(flags) => u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0,
             Err(_) => true,
         }
@@ -195,10 +238,8 @@ fn add(memory: &GuestMemory, chain: &mut Chain, descriptor: &Descriptor) -> Resu
         return Err("a readable descriptor follows a writable one");
     };
     let address = GuestAddress(descriptor.addr().0);
-    match buffers.push(memory, address, descriptor.len() as usize) {
-        true => Ok(()),
-        false => Err("a buffer is not in memory"),
-    }
+    let is_ram = buffers.push(memory, address, descriptor.len() as usize);
+    if is_ram { Ok(()) } else { Err("a buffer is not in memory") }
 }
 
 /// A device's queues for the time of one service. A service takes at most as many chains from a queue as that has
@@ -207,21 +248,25 @@ pub struct Queues<'a> {
     memory: &'a GuestMemory,
     rings: &'a mut [Ring],
     interrupt: &'a dyn Interrupt,
-    /// What the log calls the device.
-    pub(super) name: &'a str,
+    name: &'a str,
     /// The device's configuration has changed, and the driver is to know.
     pub(super) config_changed: bool,
 }
 
 impl<'a> Queues<'a> {
-    pub(super) fn new(memory: &'a GuestMemory, rings: &'a mut [Ring], interrupt: &'a dyn Interrupt) -> Self {
+    pub(super) fn new(
+        name: &'a str,
+        memory: &'a GuestMemory,
+        rings: &'a mut [Ring],
+        interrupt: &'a dyn Interrupt,
+    ) -> Self {
         for ring in rings.iter_mut() {
             ring.budget = ring.queue.size();
         }
-        Self { memory, rings, interrupt, name: "", config_changed: false }
+        Self { name, memory, rings, interrupt, config_changed: false }
     }
 
-    /// What the log calls the device: its target, by which what a guest can make it say is limited.
+    /// The device's name: the log's target, by which what a guest can make it say is limited.
     pub fn name(&self) -> &'a str {
         self.name
     }
@@ -286,11 +331,11 @@ impl<'a> Queues<'a> {
         }
     }
 
-    /// Tells the driver what was used in queue `index` so far, if it wants to know: it is told at the end of the service
+    /// Interrupts the driver for what was used in queue `index` so far, if it wants that: the end of the service does so
     /// in any case, and a driver that waits need not wait for the rest.
-    pub fn tell(&mut self, index: usize) {
+    pub fn signal(&mut self, index: usize) {
         if let (Some(ring), Ok(queue)) = (self.rings.get_mut(index), u16::try_from(index)) {
-            ring.tell(self.memory, self.interrupt, queue);
+            ring.signal(self.memory, self.interrupt, queue);
         }
     }
 

@@ -2,8 +2,10 @@
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::{Error, Queues, Served, VirtioDevice, vectored};
+use super::{Error, Kind, Queues, Served, Thread, VirtioDevice, vectored};
 
+/// What all entropy devices have in common.
+pub const KIND: Kind = Kind { id: VIRTIO_ID_RNG, module: "virtio_rng" };
 /// Bytes given for one request: enough for any driver, and a bound on what one costs.
 const MAX_REQUEST: usize = 64 << 10;
 
@@ -12,8 +14,16 @@ const MAX_REQUEST: usize = 64 << 10;
 pub struct Rng;
 
 impl VirtioDevice for Rng {
-    fn id(&self) -> u32 {
-        VIRTIO_ID_RNG
+    fn name(&self) -> &str {
+        "rng"
+    }
+
+    fn kind(&self) -> Kind {
+        KIND
+    }
+
+    fn thread(&self) -> Thread {
+        Thread::Shared
     }
 
     fn queue_sizes(&self) -> &[u16] {

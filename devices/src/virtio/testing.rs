@@ -23,9 +23,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, V
 use vm_memory::{Bytes, GuestAddress};
 
 use super::transport::mmio::{InterruptLine, Mmio};
-use super::{Doorbell, Virtio, VirtioDevice};
+use super::{Notify, Virtio, VirtioDevice};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
+use crate::device::{Device, Error, State};
 use crate::irq::Line;
 
 pub use contract::{INDIRECT, every_queue_serves, queue_serves};
@@ -61,25 +62,53 @@ impl Line for Edges {
 }
 
 /// Remembers kicks until they are served.
-#[derive(Clone, Default)]
-struct Bell(Arc<Mutex<Rung>>);
+#[derive(Default)]
+struct Kicks(Mutex<Kicked>);
 
 #[derive(Default)]
-struct Rung {
-    kicks: Vec<u16>,
-    activated: bool,
+struct Kicked {
+    queues: Vec<u16>,
+    driver_ok: bool,
 }
 
-impl Doorbell for Bell {
+impl Kicks {
+    fn lock(&self) -> MutexGuard<'_, Kicked> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Notify for Kicks {
     fn kick(&self, index: u16) {
-        let mut rung = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !rung.kicks.contains(&index) {
-            rung.kicks.push(index);
+        let mut kicked = self.lock();
+        if !kicked.queues.contains(&index) {
+            kicked.queues.push(index);
         }
     }
 
-    fn activated(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).activated = true;
+    fn driver_ok(&self) {
+        self.lock().driver_ok = true;
+    }
+}
+
+/// A device, its transport, and what the host sees of both.
+struct Board {
+    virtio: Arc<Mutex<Virtio>>,
+    mmio: Mmio,
+    edges: Edges,
+    kicks: Arc<Kicks>,
+    sources: usize,
+}
+
+impl Board {
+    fn new(memory: &GuestMemory, make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
+        let device = make(memory);
+        let sources = device.sources().len();
+        let (edges, kicks) = (Edges::default(), Arc::<Kicks>::default());
+        let line = Arc::new(InterruptLine::new(Box::new(edges.clone())));
+        let virtio = Virtio::new(device, memory.clone(), line.clone(), kicks.clone());
+        let virtio = Arc::new(Mutex::new(virtio));
+        let mmio = Mmio::new(virtio.clone(), line, kicks.clone());
+        Self { virtio, mmio, edges, kicks, sources }
     }
 }
 
@@ -93,7 +122,7 @@ pub struct Driver {
     account: RefCell<ram::Account>,
     mmio: Mmio,
     edges: Edges,
-    bell: Bell,
+    kicks: Arc<Kicks>,
     sources: usize,
     /// The size that [`Self::set_up`] gives queues, at most.
     pub size: u16,
@@ -120,13 +149,11 @@ impl Driver {
     pub fn within(memory: GuestMemory, make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
         watch::count_lines();
         lines_logged();
-        let device = make(&memory);
-        let (id, sources) = (device.id(), device.sources().len());
-        let (edges, bell) = (Edges::default(), Bell::default());
-        let line = Arc::new(InterruptLine::new(Box::new(edges.clone())));
-        let virtio = Arc::new(Mutex::new(Virtio::new(device, memory.clone(), line.clone())));
-        let mmio = Mmio::new(virtio.clone(), line, Box::new(bell.clone()));
-        let count = virtio.lock().unwrap_or_else(PoisonError::into_inner).queue_count();
+        let Board { virtio, mmio, edges, kicks, sources } = Board::new(&memory, make);
+        let (count, id) = {
+            let virtio = virtio.lock().unwrap_or_else(PoisonError::into_inner);
+            (virtio.queue_count(), virtio.device().kind().id)
+        };
         let zeros = vec![0; count];
         let mut account = ram::Account::new();
         account.fades = id == VIRTIO_ID_BALLOON;
@@ -136,7 +163,7 @@ impl Driver {
             account: account.into(),
             mmio,
             edges,
-            bell,
+            kicks,
             sources,
             size: 64,
             sizes: vec![64; count],
@@ -144,6 +171,26 @@ impl Driver {
             next: zeros.clone(),
             seen: zeros,
         }
+    }
+
+    /// Saves the device, loads it into the one that `make` makes, checks that this saves the same, and goes on with it.
+    ///
+    /// # Errors
+    /// The device cannot be saved.
+    pub fn reload(
+        &mut self,
+        make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>,
+    ) -> Result<State, Error> {
+        let saved = self.lock().save()?;
+        let Board { virtio, mmio, edges, kicks, sources } = Board::new(&self.memory, make);
+        (self.virtio, self.mmio, self.kicks, self.sources) = (virtio, mmio, kicks, sources);
+        self.edges = edges;
+        self.lock().load(saved.clone()).expect("a device loads what it saved");
+        assert_eq!(self.interrupts(), 0, "a device that is loaded waits for its resumption");
+        assert_eq!(self.lock().save().expect("it has just been loaded"), saved);
+        self.lock().resume();
+        self.serve();
+        Ok(saved)
     }
 
     /// The device's lock.
@@ -295,11 +342,11 @@ impl Driver {
     /// What the device's thread does: serves what was kicked and, after activation, everything. Returns how many
     /// services that took.
     pub fn serve(&mut self) -> usize {
-        let rung = std::mem::take(&mut *self.bell.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let kicked = std::mem::take(&mut *self.kicks.lock());
         let mut virtio = self.virtio.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut queues: VecDeque<usize> = rung.kicks.into_iter().map(usize::from).collect();
+        let mut queues: VecDeque<usize> = kicked.queues.into_iter().map(usize::from).collect();
         let mut services = 0;
-        if rung.activated {
+        if kicked.driver_ok {
             queues = (0..virtio.queue_count()).collect();
             for source in 0..self.sources {
                 Self::serve_once(&mut virtio, |virtio| _ = virtio.serve_source(source));
@@ -320,12 +367,7 @@ impl Driver {
     pub fn serve_source(&mut self, index: usize) {
         Self::serve_once(&mut self.lock(), |virtio| _ = virtio.serve_source(index));
         let unserved = self.lock().take_unserved();
-        self.bell
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .kicks
-            .extend(unserved.iter().map(|it| *it as u16));
+        self.kicks.lock().queues.extend(unserved.iter().map(|index| *index as u16));
         self.serve();
     }
 

@@ -96,17 +96,22 @@ impl DiskSpec {
 }
 
 impl Open {
-    /// A device that shows the disk to a guest with this memory, of which there may be `copies`. Of one disk there is one device at a time.
+    /// A device by this name that shows the disk to a guest with this memory, of which there may be `copies`. Of one disk there is one device at a time.
     ///
     /// # Errors
     /// The host has no file descriptors left.
-    pub fn device(&self, memory: &GuestMemory, copies: Arc<Copies>) -> io::Result<Box<dyn VirtioDevice>> {
+    pub fn device(
+        &self,
+        name: String,
+        memory: &GuestMemory,
+        copies: Arc<Copies>,
+    ) -> io::Result<Box<dyn VirtioDevice>> {
         let depth = usize::from(self.queues) * usize::from(QUEUE_SIZE);
         let spawn = |work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name("disk".to_owned()).stack_size(STACK).spawn(work).map(drop)
         };
         let engine = engine::start(&self.disk, memory, depth, Box::new(spawn))?;
-        Ok(Box::new(Block::new(self.disk.clone(), engine, copies, self.queues)))
+        Ok(Box::new(Block::new(name, self.disk.clone(), engine, copies, self.queues)))
     }
 }
 

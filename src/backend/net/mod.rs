@@ -79,11 +79,11 @@ impl Network {
         }
     }
 
-    /// A device of a new machine; there is no other at the time.
+    /// A device of a new machine, by this name; there is no other at the time.
     ///
     /// # Errors
     /// The host has no files left.
-    pub fn device(&self) -> anyhow::Result<Box<dyn VirtioDevice>> {
+    pub fn device(&self, name: String) -> anyhow::Result<Box<dyn VirtioDevice>> {
         let backend: Box<dyn devices::virtio::net::Backend> = match &self.to {
             Open::Tap(tap) => {
                 let files = tap.files.iter().map(File::try_clone).collect::<Result<_, _>>();
@@ -91,7 +91,7 @@ impl Network {
             }
             Open::User(stream, _) => Box::new(stream.try_clone().context("cannot duplicate passt's socket")?),
         };
-        Ok(Box::new(Net::new(backend, self.mac)))
+        Ok(Box::new(Net::new(name, backend, self.mac)))
     }
 }
 
@@ -140,7 +140,7 @@ mod tests {
         };
         let path = std::path::Path::new("/sys/class/net").join(name);
         for _machine in 0..2 {
-            assert_eq!(network.device().unwrap().queue_sizes().len(), 5);
+            assert_eq!(network.device("net0".to_owned()).unwrap().queue_sizes().len(), 5);
         }
         let error = parse("tap=kitet9").unwrap().open(0).map(drop).map_err(|error| error.to_string());
         assert_eq!(error, Ok(()), "one queue of several will do");

@@ -232,7 +232,7 @@ mod tests {
         }
         let mut network = net::parse("user,mac=02:00:00:01:02:03").unwrap().open(0).unwrap();
         watch(network.take_program().unwrap()).unwrap();
-        let mut driver = Driver::new(|_| network.device().unwrap());
+        let mut driver = Driver::new(|_| network.device("net0".to_owned()).unwrap());
         driver.start(0);
         assert_eq!(children(), 1);
         for at in 0..16 {

@@ -48,7 +48,7 @@ impl Options {
             true => Box::new(Threads::new(disk.clone(), memory.clone(), spawn).unwrap()),
             false => engine::start(disk, memory, 64, spawn).unwrap(),
         };
-        Block::new(disk.clone(), engine, Arc::default(), 1 + u16::from(self.has(3)))
+        Block::new("disk0", disk.clone(), engine, Arc::default(), 1 + u16::from(self.has(3)))
     }
 }
 
@@ -93,7 +93,7 @@ fn works(driver: &mut Driver, whole: bool, read_only: bool) {
             let head =
                 driver.add(queue, &[(BUFFERS, 16, false), (at, 512, kind == IN), (BUFFERS + 0x100, 1, true)]);
             driver.kick(queue);
-            driver.lock().settle();
+            driver.lock().drain();
             let used = driver.used(queue);
             assert!(matches!(used[..], [(it, 1 | 513)] if it == head), "queue {queue}: {used:?}");
             let status = driver.read(BUFFERS + 0x100, 1)[0];

@@ -53,7 +53,7 @@ pub enum Op<'a> {
     /// The host sends bytes to where the device listens.
     Host(#[arbitrary(with = bytes)] &'a [u8]),
     /// Waits for everything in flight.
-    Settle,
+    Drain,
     /// Asks for an interrupt at the next used entry.
     Want(u8),
     /// Writes a register.
@@ -193,7 +193,7 @@ impl Drive {
             Op::Kick(queue) => self.driver.kick(queue.into()),
             Op::Source(source) => self.source(source.into()),
             Op::Host(_) => {}
-            Op::Settle => self.driver.lock().settle(),
+            Op::Drain => self.driver.lock().drain(),
             Op::Want(queue) => self.driver.want_interrupts(at(queue)),
             Op::Set { register, value } => {
                 self.access(u64::from(register) * 4, true, &value.to_le_bytes());

@@ -46,7 +46,7 @@ enum Act {
     /// As [`Act::Ask`].
     Ask6(Ask),
     /// The guest waits for everything in flight.
-    Settle,
+    Drain,
     /// The guest resets the device.
     Reset,
     /// The host swaps two names, by number.
@@ -202,7 +202,7 @@ impl Guest {
         let queue = usize::from(ask.room < 250);
         self.driver.add(queue, &parts);
         self.driver.kick(queue);
-        self.driver.lock().settle();
+        self.driver.lock().drain();
         for (_, len) in self.driver.used(queue) {
             assert!(len <= room, "{len} bytes in room for {room}");
             let reply = self.driver.read(REPLIES, len as usize);
@@ -297,7 +297,7 @@ pub fn run(data: &[u8]) {
         it.limits.descriptors = 32;
         it.limits.nodes = 64;
         let spawn: Spawn = Box::new(|work| thread::Builder::new().spawn(work).map(drop));
-        Box::new(Fs::new(Arc::new(it), memory.clone(), Arc::default(), spawn).unwrap())
+        Box::new(Fs::new("fs0", Arc::new(it), memory.clone(), Arc::default(), spawn).unwrap())
     };
     if options & 6 == 0 {
         drive(data, make, |_| {}, every_queue_serves);
@@ -308,7 +308,7 @@ pub fn run(data: &[u8]) {
             match &act {
                 Act::Ask(ask) | Act::Ask2(ask) | Act::Ask3(ask) => guest.ask(ask),
                 Act::Ask4(ask) | Act::Ask5(ask) | Act::Ask6(ask) => guest.ask(ask),
-                Act::Settle => guest.driver.lock().settle(),
+                Act::Drain => guest.driver.lock().drain(),
                 Act::Reset => guest.driver.start(0),
                 act => host(&share, act),
             }

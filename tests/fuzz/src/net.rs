@@ -109,7 +109,7 @@ pub fn run(data: &[u8]) {
         };
         good.set(good.get() && went);
     };
-    let make = |_: &_| -> Box<dyn VirtioDevice> { Box::new(Net::new(backend, [2, 0, 0, 0, 0, 1])) };
+    let make = |_: &_| -> Box<dyn VirtioDevice> { Box::new(Net::new("net0", backend, [2, 0, 0, 0, 0, 1])) };
     drive(data, make, host, |driver| {
         sends(driver, &mut peer.borrow_mut());
         if good.get() {

@@ -383,6 +383,24 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_test_that_runs_goes_on_in_a_function_that_is_loaded() {
+        let ((mut saved, doorbell), (mut loaded, new)) = (function(), function());
+        saved.start(Place::Port, 2);
+        doorbell.lock().unwrap().count = 5;
+        let state = saved.save().unwrap();
+        loaded.load(state.clone()).unwrap();
+        assert_eq!(loaded.save().unwrap(), state);
+        assert_eq!(new.lock().unwrap().connected, Some((Place::Port, 130, Some(DATA))));
+        new.lock().unwrap().count = 2;
+        let registers = loaded.registers(Place::Port);
+        assert_eq!(registers[12..16], [7, 0, 0, 0]);
+        for (field, wrong) in [(r#""number":2"#, r#""number":3"#), (r#""command":3"#, r#""command":2"#)] {
+            let text = serde_json::to_string(&state).unwrap().replace(field, wrong);
+            loaded.load(serde_json::from_str(&text).unwrap()).unwrap_err();
+        }
+    }
+
+    #[test]
     fn names_tell_what_is_tested() {
         let (mut window, _, _) = window(Place::Port);
         window.write(0, &[2]);

@@ -13,13 +13,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::{Buffers, Chain, Error, Queues, Served, Source, VirtioDevice};
+use super::{Buffers, Chain, Error, Kind, Queues, Served, Source, Thread, VirtioDevice};
 use crate::GuestMemory;
+use crate::device::{self, State};
 use advise::PAGE;
 
+/// What all balloons have in common.
+pub const KIND: Kind = Kind { id: VIRTIO_ID_BALLOON, module: "virtio_balloon" };
 /// VIRTIO_BALLOON_F_DEFLATE_ON_OOM: a guest that runs out of memory takes pages back unasked.
 const DEFLATE_ON_OOM: u64 = 1 << 2;
 /// VIRTIO_BALLOON_F_PAGE_REPORTING: the guest reports pages that it has freed.
@@ -127,9 +131,25 @@ impl Balloon {
     }
 }
 
+/// The guest-visible state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    num_pages: u32,
+    actual: u32,
+}
+
 impl VirtioDevice for Balloon {
-    fn id(&self) -> u32 {
-        VIRTIO_ID_BALLOON
+    fn name(&self) -> &str {
+        "balloon"
+    }
+
+    fn kind(&self) -> Kind {
+        KIND
+    }
+
+    fn thread(&self) -> Thread {
+        Thread::Shared
     }
 
     fn features(&self) -> u64 {
@@ -179,5 +199,20 @@ impl VirtioDevice for Balloon {
         self.config[ACTUAL..].fill(0);
         self.follow();
         self.complained = false;
+    }
+
+    fn save(&self) -> Result<State, device::Error> {
+        let [a, b, c, d, rest @ ..] = self.config;
+        let (num_pages, actual) = (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes(rest));
+        Ok(State::of(&Saved { num_pages, actual }))
+    }
+
+    /// The balloon goes on to what the host wanted of the saved one.
+    fn load(&mut self, state: State) -> Result<(), device::Error> {
+        let Saved { num_pages, actual } = state.take()?;
+        self.config[ACTUAL..].copy_from_slice(&actual.to_le_bytes());
+        self.target.pages.store(num_pages, Ordering::SeqCst);
+        self.follow();
+        Ok(())
     }
 }

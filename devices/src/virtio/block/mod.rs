@@ -14,11 +14,14 @@ use std::sync::Arc;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::{Copies, Error, Queues, Source, VirtioDevice};
+use super::{Copies, Error, Kind, Queues, Source, VirtioDevice};
+use crate::device::{self, State};
 use disk::{Disk, SECTOR};
 use engine::{Action, Engine, Job};
 use request::{Accepted, MAX_DISCARD, MAX_SEGMENTS, MAX_ZEROES, Next, Parsed, Request, Status};
 
+/// What all block devices have in common.
+pub const KIND: Kind = Kind { id: VIRTIO_ID_BLOCK, module: "virtio_blk" };
 /// Entries of a queue.
 pub const QUEUE_SIZE: u16 = 256;
 /// Pieces of data of a request: a queue's entries without header and status.
@@ -28,6 +31,7 @@ pub const MAX_QUEUES: u16 = 64;
 
 /// A disk in the guest.
 pub struct Block {
+    name: String,
     disk: Arc<Disk>,
     engine: Box<dyn Engine>,
     queue_sizes: Vec<u16>,
@@ -35,17 +39,24 @@ pub struct Block {
     accepted: Accepted,
     copies: Arc<Copies>,
     /// The host failed since the last reset, and the log has it.
-    told: bool,
+    warned: bool,
 }
 
 impl Block {
     /// Shows `disk` through 1 to [`MAX_QUEUES`] queues; `engine` is made for it and for the guest's memory, of which there may
     /// be `copies`.
-    pub fn new(disk: Arc<Disk>, engine: Box<dyn Engine>, copies: Arc<Copies>, queues: u16) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        disk: Arc<Disk>,
+        engine: Box<dyn Engine>,
+        copies: Arc<Copies>,
+        queues: u16,
+    ) -> Self {
         let queues = queues.clamp(1, MAX_QUEUES);
         let config = config(&disk, queues);
         let queue_sizes = vec![QUEUE_SIZE; queues.into()];
-        Self { disk, engine, queue_sizes, config, accepted: Accepted::default(), copies, told: false }
+        let (name, accepted) = (name.into(), Accepted::default());
+        Self { name, disk, engine, queue_sizes, config, accepted, copies, warned: false }
     }
 
     /// Takes requests from queue `index` and begins them.
@@ -87,7 +98,7 @@ impl Block {
             let next = match request.finished(&self.disk, self.accepted, op, result) {
                 Ok(next) => next,
                 Err(error) => {
-                    if !std::mem::replace(&mut self.told, true) {
+                    if !std::mem::replace(&mut self.warned, true) {
                         let name = queues.name();
                         log::warn!(target: name, "{name} fails: {error}; the guest gets I/O errors");
                     }
@@ -136,8 +147,12 @@ fn config(disk: &Disk, queues: u16) -> Vec<u8> {
 }
 
 impl VirtioDevice for Block {
-    fn id(&self) -> u32 {
-        VIRTIO_ID_BLOCK
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> Kind {
+        KIND
     }
 
     fn features(&self) -> u64 {
@@ -146,9 +161,10 @@ impl VirtioDevice for Block {
         if self.queue_sizes.len() > 1 {
             bits.push(VIRTIO_BLK_F_MQ);
         }
-        match self.disk.is_read_only() {
-            true => bits.push(VIRTIO_BLK_F_RO),
-            false => bits.extend([VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]),
+        if self.disk.is_read_only() {
+            bits.push(VIRTIO_BLK_F_RO);
+        } else {
+            bits.extend([VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]);
         }
         bits.iter().fold(0, |all, bit| all | 1 << bit)
     }
@@ -165,7 +181,7 @@ impl VirtioDevice for Block {
         vec![Source::readable(self.engine.source())]
     }
 
-    fn activate(&mut self, features: u64) {
+    fn negotiated(&mut self, features: u64) {
         self.accepted = Accepted { features };
     }
 
@@ -180,7 +196,7 @@ impl VirtioDevice for Block {
         self.complete(queues)
     }
 
-    fn settle(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
+    fn drain(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
         self.complete(queues)?;
         while self.engine.in_flight() > 0 {
             self.engine.wait();
@@ -195,6 +211,16 @@ impl VirtioDevice for Block {
             while self.engine.completed().is_some() {}
         }
         self.accepted = Accepted::default();
-        self.told = false;
+        self.warned = false;
+    }
+
+    /// What an ephemeral disk's guest has written is in a file of this process alone, and lost with it.
+    fn save(&self) -> Result<State, device::Error> {
+        if self.disk.written().is_some_and(|written| !written.is_empty()) {
+            let what =
+                "the guest has written to this ephemeral disk, and that cannot be saved; save before it does";
+            return Err(device::Error::Unsaveable(what.into()));
+        }
+        Ok(State::empty())
     }
 }

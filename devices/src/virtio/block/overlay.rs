@@ -44,6 +44,11 @@ impl Map {
         self.0.len()
     }
 
+    /// Whether nothing was inserted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds `sectors`.
     pub fn insert(&mut self, sectors: Range<u64>) {
         let mut at = sectors.start;

@@ -1,5 +1,7 @@
 //! The control messages of a console with several ports (virtio 1.2 §5.3.6.2).
 
+use serde::{Deserialize, Serialize};
+
 use super::port::Port;
 
 /// The driver is up. From the driver.
@@ -12,7 +14,7 @@ pub const PORT_READY: u16 = 3;
 pub const CONSOLE_PORT: u16 = 4;
 /// The console's terminal has this size.
 pub const RESIZE: u16 = 5;
-/// Somebody has the port open, or nobody has. Both ways.
+/// The port is open at the other end, or it is not. Both ways.
 pub const PORT_OPEN: u16 = 6;
 /// The port's name.
 pub const PORT_NAME: u16 = 7;
@@ -51,24 +53,30 @@ impl Message {
     }
 }
 
-/// What the driver is to be told about one port: a bit each, so that it is bounded however long the driver has no room
-/// for messages. The lowest comes first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owed(u8);
+/// The messages that the driver has yet to get about one port: a bit each, so that they are bounded however long the driver
+/// has no room for them. The lowest comes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Notices(u8);
 
-impl Owed {
-    /// That it exists.
+impl Notices {
+    /// The port exists.
     pub const ADD: Self = Self(1);
-    /// That it is a console.
+    /// It is a console.
     pub const CONSOLE: Self = Self(2);
-    /// Its name.
+    /// It has a name.
     pub const NAME: Self = Self(4);
-    /// The terminal's size.
+    /// The terminal has a size.
     pub const SIZE: Self = Self(8);
-    /// That whoever was there has gone.
+    /// The host's end has closed.
     pub const CLOSED: Self = Self(16);
-    /// That someone is there.
+    /// The host's end is open.
     pub const OPENED: Self = Self(32);
+
+    /// Whether each bit is a message.
+    pub fn is_valid(self) -> bool {
+        self.0 < 2 * Self::OPENED.0
+    }
 
     /// Adds what `other` has.
     pub fn add(&mut self, other: Self) {

@@ -10,13 +10,17 @@ mod tests;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
-use super::{Chain, Error, Queues, Served, Source, VirtioDevice};
+use super::{Chain, Error, Kind, Queues, Served, Source, VirtioDevice};
 use crate::GuestMemory;
-use control::{Message, Owed};
+use crate::device::{self, State, base64_bytes, check};
+use control::{Message, Notices};
 pub use port::{Host, INPUT_LIMIT, NAME_LIMIT, OUTPUT_LIMIT, Port};
 
+/// What all console devices have in common.
+pub const KIND: Kind = Kind { id: VIRTIO_ID_CONSOLE, module: "virtio_console" };
 /// How many named ports a device has at most.
 pub const MOST_NAMED: usize = 30;
 
@@ -27,9 +31,9 @@ const MULTIPORT: u64 = 1 << 1;
 /// VIRTIO_CONSOLE_F_EMERG_WRITE: a driver that has no queue can write a byte all the same.
 const EMERG_WRITE: u64 = 1 << 2;
 
-/// What the device has to tell.
+/// Control messages from the device.
 const CONTROL_RECEIVE: usize = 2;
-/// What the driver has to tell.
+/// Control messages from the driver.
 const CONTROL_TRANSMIT: usize = 3;
 const QUEUE_SIZE: u16 = 64;
 /// Where the configuration space has `emerg_wr`.
@@ -51,10 +55,11 @@ struct Guest {
     port: Arc<Port>,
     /// How much of the chain that is first in the ring has been taken.
     taken: usize,
-    owed: Owed,
+    /// The messages that the driver has yet to get.
+    notices: Notices,
     /// The driver has said that it can use the port.
     ready: bool,
-    /// Once it has heard what is owed, the driver thinks that someone is at the host's end.
+    /// Once it has those messages, the driver thinks that the host's end is open.
     connected: bool,
     /// Columns and rows, as the driver knows them or is about to.
     size: (u16, u16),
@@ -62,34 +67,67 @@ struct Guest {
 
 impl Guest {
     fn new(port: Arc<Port>) -> Self {
-        let size = port.take_news().size;
-        Self { port, taken: 0, owed: Owed::default(), ready: false, connected: false, size }
+        let size = port.take_changes().size;
+        Self { port, taken: 0, notices: Notices::default(), ready: false, connected: false, size }
     }
 
-    /// Notes what the driver has to hear of the host's side; answers whether the size is another.
-    fn look(&mut self) -> bool {
-        let news = self.port.take_news();
-        let resized = self.size != news.size;
-        self.size = news.size;
+    /// Notes what has changed at the host's end; answers whether the size has.
+    fn update(&mut self) -> bool {
+        let now = self.port.take_changes();
+        let resized = self.size != now.size;
+        self.size = now.size;
         if !self.ready {
             return resized;
         }
         if resized {
-            self.owed.add(Owed::SIZE);
+            self.notices.add(Notices::SIZE);
         }
-        if news.hung_up && self.connected {
+        // A port that another one was loaded from may never have been open at this host's end.
+        if (now.hung_up || !now.connected) && self.connected {
             self.connected = false;
-            // Whom the driver has not heard of has not gone either.
-            if !self.owed.remove(Owed::OPENED) {
-                self.owed.add(Owed::CLOSED);
+            // Unless the driver does not know yet that it was open.
+            if !self.notices.remove(Notices::OPENED) {
+                self.notices.add(Notices::CLOSED);
             }
         }
-        if news.connected && !self.connected {
+        if now.connected && !self.connected {
             self.connected = true;
-            self.owed.add(Owed::OPENED);
+            self.notices.add(Notices::OPENED);
         }
         resized
     }
+
+    fn save(&self) -> Saved {
+        let Self { taken, notices, ready, connected, size, .. } = *self;
+        Saved { taken, notices, ready, connected, size, open: self.port.is_open(), input: self.port.input() }
+    }
+
+    fn load(&mut self, saved: Saved) -> Result<(), device::Error> {
+        check(saved.notices.is_valid(), "control message")?;
+        check(saved.input.len() <= INPUT_LIMIT, "length of input")?;
+        check(saved.open || saved.input.is_empty(), "input of a closed port")?;
+        (self.taken, self.notices) = (saved.taken, saved.notices);
+        (self.ready, self.connected, self.size) = (saved.ready, saved.connected, saved.size);
+        self.port.set_open(saved.open);
+        self.port.set_input(saved.input);
+        Ok(())
+    }
+}
+
+/// The guest-visible state of a port.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    taken: usize,
+    notices: Notices,
+    ready: bool,
+    connected: bool,
+    size: (u16, u16),
+    /// The guest has the port open.
+    open: bool,
+    /// What the host has sent and the guest has not taken.
+    #[serde(with = "base64_bytes")]
+    input: Vec<u8>,
 }
 
 /// The queues of port `id`: what it receives, then what it transmits.
@@ -135,13 +173,11 @@ impl Console {
         let mut port = self.port(id);
         queues.each(queues_of(id)[1], |memory, chain| {
             let Some(Guest { port, taken, .. }) = port.as_mut() else { return Served::Used(0) };
-            match port.put_output(memory, &chain.readable, taken) {
-                true => {
-                    *taken = 0;
-                    Served::Used(0)
-                }
-                false => Served::NotYet,
+            if !port.put_output(memory, &chain.readable, taken) {
+                return Served::NotYet;
             }
+            *taken = 0;
+            Served::Used(0)
         })
     }
 
@@ -155,8 +191,8 @@ impl Console {
         }
     }
 
-    /// Hears a message of the driver. Nonsense is ignored.
-    fn hear(&mut self, memory: &GuestMemory, chain: &Chain) {
+    /// Takes a message of the driver. Nonsense is ignored.
+    fn receive_control(&mut self, memory: &GuestMemory, chain: &Chain) {
         let mut bytes = [0; Message::LEN];
         if chain.readable.read(memory, 0, &mut bytes) < Message::LEN {
             return;
@@ -164,7 +200,7 @@ impl Console {
         let message = Message::decode(bytes);
         let yes = message.value == 1;
         if message.event == control::DEVICE_READY && yes {
-            self.ports.iter_mut().flatten().for_each(|port| port.owed.add(Owed::ADD));
+            self.ports.iter_mut().flatten().for_each(|port| port.notices.add(Notices::ADD));
             return;
         }
         let id = message.id as usize;
@@ -173,12 +209,12 @@ impl Console {
             control::PORT_READY => {
                 port.ready = yes;
                 port.connected = false;
-                port.look();
+                port.update();
                 if yes {
-                    port.owed.add(if id == 0 { Owed::CONSOLE } else { Owed::NAME });
+                    port.notices.add(if id == 0 { Notices::CONSOLE } else { Notices::NAME });
                 }
                 if yes && id == 0 {
-                    port.owed.add(Owed::SIZE);
+                    port.notices.add(Notices::SIZE);
                 }
             }
             control::PORT_OPEN => port.port.set_open(yes),
@@ -186,18 +222,18 @@ impl Console {
         }
     }
 
-    /// Tells the driver what it is owed, as far as it has room.
-    fn tell(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
+    /// Sends the driver its messages, as far as it has room.
+    fn send_control(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
         for (id, port) in (0..).zip(&mut self.ports) {
             let Some(port) = port else { continue };
-            while let Some(first) = port.owed.first() {
+            while let Some(first) = port.notices.first() {
                 let Some(chain) = queues.take(CONTROL_RECEIVE)? else { return Ok(()) };
                 let message = first.message(id, &port.port, port.size);
                 // Half a message says nothing: it waits for a buffer that it fits into.
                 let fits = chain.writable.len() >= message.len();
                 if fits {
                     chain.writable.write(queues.memory(), 0, &message);
-                    port.owed.remove(first);
+                    port.notices.remove(first);
                 }
                 let written = if fits { message.len() as u32 } else { 0 };
                 queues.complete(CONTROL_RECEIVE, chain.head, written)?;
@@ -208,8 +244,12 @@ impl Console {
 }
 
 impl VirtioDevice for Console {
-    fn id(&self) -> u32 {
-        VIRTIO_ID_CONSOLE
+    fn name(&self) -> &str {
+        "hvc"
+    }
+
+    fn kind(&self) -> Kind {
+        KIND
     }
 
     fn features(&self) -> u64 {
@@ -236,7 +276,7 @@ impl VirtioDevice for Console {
         self.ports.iter().flatten().map(|guest| Source::readable(guest.port.event())).collect()
     }
 
-    fn activate(&mut self, features: u64) {
+    fn negotiated(&mut self, features: u64) {
         self.multiport = features & MULTIPORT != 0;
         if !self.multiport
             && let Some(console) = self.port(0)
@@ -248,13 +288,13 @@ impl VirtioDevice for Console {
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
         match (index, port_of(index)) {
             (CONTROL_RECEIVE.., _) if !self.multiport => Ok(()),
-            (CONTROL_RECEIVE, _) => self.tell(queues),
+            (CONTROL_RECEIVE, _) => self.send_control(queues),
             (CONTROL_TRANSMIT, _) => {
                 queues.each(index, |memory, chain| {
-                    self.hear(memory, &chain);
+                    self.receive_control(memory, &chain);
                     Served::Used(0)
                 })?;
-                self.tell(queues)
+                self.send_control(queues)
             }
             (_, (id, true)) => self.transmit(id, queues),
             (_, (id, false)) => self.receive(id, queues),
@@ -265,17 +305,17 @@ impl VirtioDevice for Console {
         let first = usize::from(self.ports.first().is_some_and(Option::is_none));
         let id = first + index;
         if let Some(guest) = self.port(id) {
-            guest.port.heard();
+            guest.port.clear_event();
         }
-        // Before the news, since what was written to someone who has gone is thrown away until then.
+        // Before changes are noted: until then, what was written to a host's end that has closed is thrown away.
         self.transmit(id, queues)?;
         let Some(port) = self.port(id) else { return Ok(()) };
-        if port.look() && id == 0 {
+        if port.update() && id == 0 {
             self.show_size();
             queues.config_changed();
         }
         self.receive(id, queues)?;
-        if self.multiport { self.tell(queues) } else { Ok(()) }
+        if self.multiport { self.send_control(queues) } else { Ok(()) }
     }
 
     fn reset(&mut self) {
@@ -285,5 +325,25 @@ impl VirtioDevice for Console {
             *guest = Guest::new(guest.port.clone());
         }
         self.show_size();
+    }
+
+    /// Output that the host has not taken is not in it: the host's end has it.
+    fn save(&self) -> Result<State, device::Error> {
+        let ports = self.ports.iter().map(|guest| guest.as_ref().map(Guest::save));
+        Ok(State::of(&ports.collect::<Vec<_>>()))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), device::Error> {
+        let saved: Vec<Option<Saved>> = state.take()?;
+        check(saved.len() == self.ports.len(), "number of ports")?;
+        for (guest, saved) in self.ports.iter_mut().zip(saved) {
+            match (guest, saved) {
+                (Some(guest), Some(saved)) => guest.load(saved)?,
+                (None, None) => {}
+                _ => return Err(device::Error::Invalid("port")),
+            }
+        }
+        self.show_size();
+        Ok(())
     }
 }

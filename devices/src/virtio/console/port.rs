@@ -1,4 +1,4 @@
-//! A port's host end: bounded buffers both ways, and who has the port open. It outlives the machines that are built one
+//! A port's host end: bounded buffers both ways, and which ends are open. It outlives the machines that are built one
 //! after the other at its other end.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ pub const INPUT_LIMIT: usize = 32 << 10;
 /// How long a port's name may be, in bytes.
 pub const NAME_LIMIT: usize = 64;
 
-/// Who is at the host's end of a port. All are called with the device's lock held: they wake someone, no more.
+/// What is at the host's end of a port. All are called with the device's lock held: they wake a thread, no more.
 pub trait Host: Send + Sync {
     /// There is output again: [`Port::take_output`] has something.
     fn output_ready(&self);
@@ -30,8 +30,8 @@ pub trait Host: Send + Sync {
 pub struct Port {
     name: String,
     host: Box<dyn Host>,
-    /// Tells the device to look at the port.
-    news: EventFd,
+    /// Has the device look at the port.
+    event: EventFd,
     state: Mutex<State>,
 }
 
@@ -41,9 +41,9 @@ struct State {
     input: VecDeque<u8>,
     /// The guest has the port open.
     open: bool,
-    /// The host has someone there.
+    /// The host's end is open.
     connected: bool,
-    /// The host had someone there who is gone, and the guest has not been told.
+    /// The host's end has closed, and the device has not noticed.
     hung_up: bool,
     /// Columns and rows.
     size: (u16, u16),
@@ -54,9 +54,9 @@ struct State {
     lost: u64,
 }
 
-/// What the device has to tell the guest about a port.
+/// What the device has to know of the host's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct News {
+pub(super) struct Changes {
     pub connected: bool,
     pub hung_up: bool,
     pub size: (u16, u16),
@@ -68,8 +68,8 @@ impl Port {
     /// # Errors
     /// The process has no descriptor left.
     pub fn new(name: &str, host: Box<dyn Host>) -> io::Result<Self> {
-        let news = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { name: name.to_owned(), host, news, state: Mutex::default() })
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { name: name.to_owned(), host, event, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -77,8 +77,8 @@ impl Port {
     }
 
     /// The counter is taken down to zero whenever the device looks, and would not get full in any case.
-    fn tell_device(&self) {
-        let _ = self.news.write(1);
+    fn wake_device(&self) {
+        let _ = self.event.write(1);
     }
 
     /// Appends all waiting output to `into` and lets the guest go on writing. An empty `into` is swapped, not copied:
@@ -91,7 +91,7 @@ impl Port {
             into.append(&mut state.output);
         }
         if std::mem::take(&mut state.blocked) {
-            self.tell_device();
+            self.wake_device();
         }
     }
 
@@ -104,13 +104,13 @@ impl Port {
         state.input.extend(&bytes[..taken]);
         state.refused = taken < bytes.len();
         if taken > 0 {
-            self.tell_device();
+            self.wake_device();
         }
         taken
     }
 
-    /// Says whether someone is at the host's end. While nobody is, output is thrown away; what waited for those who have
-    /// gone is too.
+    /// Opens or closes the host's end. While it is closed, output is thrown away; when it closes, what waits at either end
+    /// is too.
     pub fn connect(&self, connected: bool) {
         let mut state = self.state();
         if state.connected && !connected {
@@ -119,7 +119,7 @@ impl Port {
             state.input.clear();
         }
         state.connected = connected;
-        self.tell_device();
+        self.wake_device();
     }
 
     /// Says how large the host's terminal is.
@@ -127,7 +127,7 @@ impl Port {
         let mut state = self.state();
         if state.size != (columns, rows) {
             state.size = (columns, rows);
-            self.tell_device();
+            self.wake_device();
         }
     }
 
@@ -155,18 +155,18 @@ impl Port {
 
     /// Becomes readable when the device is to look at the port.
     pub(super) fn event(&self) -> BorrowedFd<'_> {
-        self.news.as_fd()
+        self.event.as_fd()
     }
 
-    /// Notes that the device has been told, before it looks at anything: what comes from here on tells it again.
-    pub(super) fn heard(&self) {
-        let _ = self.news.read();
+    /// Makes the event ready again for what comes from here on: to be called before the device looks at anything.
+    pub(super) fn clear_event(&self) {
+        let _ = self.event.read();
     }
 
-    /// Looks at what the host has changed. What hung up is told once.
-    pub(super) fn take_news(&self) -> News {
+    /// How the host's end is now. That it hung up is answered once.
+    pub(super) fn take_changes(&self) -> Changes {
         let mut state = self.state();
-        News { connected: state.connected, hung_up: std::mem::take(&mut state.hung_up), size: state.size }
+        Changes { connected: state.connected, hung_up: std::mem::take(&mut state.hung_up), size: state.size }
     }
 
     /// The guest opens the port, or closes it; then what it has not taken of the input is no longer for it.
@@ -189,8 +189,8 @@ impl Port {
     }
 
     /// Takes what `buffers` has from `done` on, as far as there is room, and moves `done` on by that. Answers whether
-    /// the buffers are done with: all is taken, or nobody is there to have it. What the guest wrote to someone who has
-    /// gone is not for who has come since, so nothing is taken before [`Self::take_news`] has told of it.
+    /// the buffers are done with: all is taken, or the host's end is closed. What the guest wrote before it closed is not
+    /// for what has opened it since, so nothing is taken before [`Self::take_changes`] has answered that it hung up.
     pub(super) fn put_output(&self, memory: &GuestMemory, buffers: &Buffers, done: &mut usize) -> bool {
         let mut state = self.state();
         if !state.connected || state.hung_up {
@@ -224,6 +224,16 @@ impl Port {
                 self.host.output_ready();
             }
         }
+    }
+
+    /// The input that the guest has not taken.
+    pub(super) fn input(&self) -> Vec<u8> {
+        self.state().input.iter().copied().collect()
+    }
+
+    /// Replaces the input that the guest has not taken.
+    pub(super) fn set_input(&self, input: Vec<u8>) {
+        self.state().input = input.into();
     }
 
     /// Whether there is input for the guest.

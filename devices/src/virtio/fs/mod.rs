@@ -34,12 +34,15 @@ use std::time::Duration;
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 
 use super::pool::{Pool, Spawn};
-use super::{Copies, Error, Queues, Source, VirtioDevice};
+use super::{Copies, Error, Kind, Queues, Source, Thread, VirtioDevice};
 use crate::GuestMemory;
+use crate::device::{self, State};
 use exchange::{Job, Worker};
 pub use inode_table::Limits;
 use server::Server;
 
+/// What all file system devices have in common.
+pub const KIND: Kind = Kind { id: VIRTIO_ID_FS, module: "virtiofs" };
 /// Bytes of a tag (§5.11.4).
 pub const MOST_TAG: usize = 36;
 /// The queue for what goes past other requests, and that for requests. A request has up to 256 pages and a few more
@@ -99,6 +102,7 @@ impl Share {
 
 /// A share in the guest.
 pub struct Fs {
+    name: String,
     worker: Worker,
     pool: Pool<Worker>,
     config: [u8; MOST_TAG + 4],
@@ -111,6 +115,7 @@ impl Fs {
     /// The tag is no tag; the share is not a directory or cannot be looked at; there is no /proc; the host has no
     /// descriptors left.
     pub fn new(
+        name: impl Into<String>,
         share: Arc<Share>,
         memory: GuestMemory,
         copies: Arc<Copies>,
@@ -126,7 +131,7 @@ impl Fs {
         config[MOST_TAG] = QUEUES.len() as u8 - 1;
         let worker = Worker { server: Arc::new(Server::new(share)?), memory, copies };
         let pool = Pool::new(worker.clone(), THREADS, spawn)?;
-        Ok(Self { worker, pool, config })
+        Ok(Self { name: name.into(), worker, pool, config })
     }
 
     fn complete(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
@@ -141,8 +146,16 @@ impl Fs {
 }
 
 impl VirtioDevice for Fs {
-    fn id(&self) -> u32 {
-        VIRTIO_ID_FS
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> Kind {
+        KIND
+    }
+
+    fn thread(&self) -> Thread {
+        Thread::Files { writable: self.worker.server.share.writable }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -173,7 +186,7 @@ impl VirtioDevice for Fs {
     }
 
     /// Requests that wait for a lease are not waited for: they begin again when the device is served.
-    fn settle(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
+    fn drain(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
         while self.pool.wait() {
             self.complete(queues)?;
         }
@@ -186,5 +199,9 @@ impl VirtioDevice for Fs {
         }
         self.pool.forget_postponed();
         self.worker.server.clear();
+    }
+
+    fn save(&self) -> Result<State, device::Error> {
+        self.worker.server.save()
     }
 }

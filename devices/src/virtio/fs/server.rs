@@ -22,6 +22,7 @@ use super::wire::{
     ATTR_OUT, Append, Args, Attr, ENTRY_OUT, Header, IN_HEADER, IOCTL_OUT, LEAST_MINOR, MAJOR, MINOR,
     OPEN_OUT, OUT_HEADER, STATX_OUT, WRITE_IN, init, opcode,
 };
+use crate::device::{self, State};
 
 /// The most bytes of one read or write: 256 pages, which is as many as a request may have.
 pub const MOST_DATA: u32 = MOST_PAGES * 4096;
@@ -158,6 +159,18 @@ impl Server {
             drop(table);
             drop(old);
         }
+    }
+
+    /// The state while the guest has no session.
+    ///
+    /// # Errors
+    /// It has one: what it knows of the share's files is not saved.
+    pub fn save(&self) -> Result<State, device::Error> {
+        if self.session.load(Ordering::SeqCst) {
+            let what = format!("the guest has mounted share {:?}; save before it does", self.share.tag);
+            return Err(device::Error::Unsaveable(what.into()));
+        }
+        Ok(State::empty())
     }
 
     /// How long the guest may take what it was told for true.

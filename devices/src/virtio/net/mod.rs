@@ -11,18 +11,22 @@ mod tests;
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use super::{Buffers, Chain, Error, Queues, Source, VirtioDevice, vectored};
+use super::{Buffers, Chain, Error, Kind, Queues, Source, VirtioDevice, vectored};
 use crate::GuestMemory;
+use crate::device::{self, State, check};
 use receive::Receiver;
 pub use stream::Stream;
 pub use tap::Tap;
 
+/// What all network devices have in common.
+pub const KIND: Kind = Kind { id: VIRTIO_ID_NET, module: "virtio_net" };
 /// The length of the header before each packet, in bytes (§5.1.6).
 pub const HEADER: usize = 12;
 /// The shortest frame: an Ethernet header.
@@ -108,6 +112,7 @@ pub trait Backend: Send {
 
 /// A network device.
 pub struct Net {
+    name: String,
     backend: Box<dyn Backend>,
     config: [u8; 12],
     queue_sizes: Vec<u16>,
@@ -121,7 +126,7 @@ pub struct Net {
 
 impl Net {
     /// A device with the address `mac`, and `backend` behind it.
-    pub fn new(backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+    pub fn new(name: impl Into<String>, backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
         let pairs = backend.pairs();
         let mut config = [0; 12];
         config[..STATUS].copy_from_slice(&mac);
@@ -134,7 +139,8 @@ impl Net {
             queue_sizes.push(CONTROL_QUEUE_SIZE);
         }
         let receivers = (0..pairs.into()).map(Receiver::new).collect();
-        Self { backend, config, queue_sizes, receivers, features: 0, active: 1, link_up: true }
+        let (name, features, active, link_up) = (name.into(), 0, 1, true);
+        Self { name, backend, config, queue_sizes, receivers, features, active, link_up }
     }
 
     fn accepted(&self, feature: u32) -> bool {
@@ -198,15 +204,31 @@ impl Net {
     fn take_down(&mut self, error: &io::Error, queues: &mut Queues<'_>) {
         let name = queues.name();
         log::warn!(target: name, "{name}: {error}; its link is down");
-        self.link_up = false;
-        self.config[STATUS] = 0;
+        self.set_link(false);
         queues.config_changed();
+    }
+
+    fn set_link(&mut self, up: bool) {
+        self.link_up = up;
+        self.config[STATUS] = if up { VIRTIO_NET_S_LINK_UP as u8 } else { 0 };
     }
 }
 
+/// The guest-visible state.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    active_pairs: u16,
+    link_up: bool,
+}
+
 impl VirtioDevice for Net {
-    fn id(&self) -> u32 {
-        VIRTIO_ID_NET
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn kind(&self) -> Kind {
+        KIND
     }
 
     fn features(&self) -> u64 {
@@ -233,7 +255,7 @@ impl VirtioDevice for Net {
         self.backend.sources()
     }
 
-    fn activate(&mut self, features: u64) {
+    fn negotiated(&mut self, features: u64) {
         self.features = features;
         self.backend.activate(features);
         self.receivers.iter_mut().for_each(|receiver| receiver.activate(features));
@@ -257,7 +279,7 @@ impl VirtioDevice for Net {
         self.receive(index, queues)
     }
 
-    fn settle(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
+    fn drain(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
         self.receivers.iter_mut().for_each(|receiver| receiver.put_back(queues));
         Ok(())
     }
@@ -267,6 +289,18 @@ impl VirtioDevice for Net {
         self.active = 1;
         self.backend.activate(0);
         self.receivers.iter_mut().for_each(Receiver::reset);
+    }
+
+    /// Packets that the host has received and the guest had no room for are lost, as on a wire.
+    fn save(&self) -> Result<State, device::Error> {
+        Ok(State::of(&Saved { active_pairs: self.active as u16, link_up: self.link_up }))
+    }
+
+    /// A link that was down stays down.
+    fn load(&mut self, state: State) -> Result<(), device::Error> {
+        let Saved { active_pairs, link_up } = state.take()?;
+        self.set_link(link_up);
+        check(self.use_pairs(active_pairs), "number of queue pairs")
     }
 }
 

@@ -107,7 +107,7 @@ impl Receiver {
             if len <= room {
                 self.deliver(len, placed, queues)?;
                 // The guest begins with this one while the next is received.
-                queues.tell(self.index);
+                queues.signal(self.index);
             } else if self.mergeable && self.held.len() < queues.size(self.index).into() {
                 self.pending = Some(Pending { len, placed });
                 self.hold(len, queues)?;

@@ -28,7 +28,7 @@ fn tap(features: u64) -> (Driver, UnixDatagram) {
     ours.set_nonblocking(true).unwrap();
     theirs.set_nonblocking(true).unwrap();
     let file = File::from(OwnedFd::from(ours));
-    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Tap::new(vec![file], None)), MAC)));
+    let mut driver = Driver::new(|_| Box::new(Net::new("net0", Box::new(Tap::new(vec![file], None)), MAC)));
     driver.start(features);
     (driver, theirs)
 }
@@ -188,7 +188,7 @@ fn what_is_held_goes_back_when_the_device_settles() {
     let (mut driver, peer) = tap(MERGEABLE);
     give(&mut driver, 0, 40, 0x800);
     driver.kick(RX);
-    driver.lock().settle();
+    driver.lock().drain();
     peer.send(&packet(700, 1)).unwrap();
     driver.serve_source(0);
     assert_eq!(received(&mut driver, place), [frame(700, 1)]);
@@ -200,7 +200,7 @@ fn the_mtu_of_a_tap_is_offered_unless_no_link_has_so_little() {
         let (ours, _theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let backend = Tap::new(vec![File::from(OwnedFd::from(ours))], mtu);
-        let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(backend), MAC)));
+        let mut driver = Driver::new(|_| Box::new(Net::new("net0", Box::new(backend), MAC)));
         assert_eq!(driver.offered() & bit(VIRTIO_NET_F_MTU) != 0, offered != 0, "{mtu:?}");
         driver.start(if offered == 0 { 0 } else { bit(VIRTIO_NET_F_MTU) });
         assert_eq!(driver.config(10, 2), u16::to_le_bytes(offered));

@@ -42,7 +42,7 @@ impl Driver {
 
     /// How far the device has come in each queue: in its avail ring, and in its used ring.
     fn progress(virtio: &Virtio) -> Vec<[u16; 2]> {
-        let queues = (0..virtio.queue_count()).filter_map(|index| virtio.queue(index as u32));
+        let queues = (0..virtio.queue_count()).filter_map(|index| virtio.queue(index));
         queues.map(|queue| [queue.next_avail(), queue.next_used()]).collect()
     }
 
@@ -52,7 +52,7 @@ impl Driver {
         serve(virtio);
         let after = Self::progress(virtio);
         for (index, (before, after)) in before.iter().zip(&after).enumerate() {
-            let size = virtio.queue(index as u32).map_or(0, QueueT::size);
+            let size = virtio.queue(index).map_or(0, QueueT::size);
             let done = [0, 1].map(|ring| after[ring].wrapping_sub(before[ring]));
             assert!(done <= [size; 2], "{done:?} chains in one service of queue {index}, which has {size}");
         }

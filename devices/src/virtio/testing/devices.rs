@@ -5,7 +5,8 @@ use std::io::{PipeReader, pipe};
 use std::os::fd::AsFd;
 
 use crate::GuestMemory;
-use crate::virtio::{Chain, Error, Queues, Served, Source, VirtioDevice};
+use crate::device::{self, State};
+use crate::virtio::{Chain, Error, Kind, Queues, Served, Source, VirtioDevice};
 
 /// What one chain is answered with at most, in bytes.
 const MOST: usize = 4096;
@@ -24,8 +25,12 @@ pub struct Echo {
 }
 
 impl VirtioDevice for Echo {
-    fn id(&self) -> u32 {
-        0x1001
+    fn name(&self) -> &str {
+        "echo"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind { id: 0x1001, module: "none" }
     }
 
     fn features(&self) -> u64 {
@@ -47,6 +52,15 @@ impl VirtioDevice for Echo {
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
         queues.each(index, |memory, chain| Served::Used(echo(memory, &chain)))
+    }
+
+    fn save(&self) -> Result<State, device::Error> {
+        Ok(State::of(&self.config))
+    }
+
+    fn load(&mut self, state: State) -> Result<(), device::Error> {
+        self.config = state.take()?;
+        Ok(())
     }
 }
 
@@ -80,8 +94,12 @@ impl Default for Later {
 }
 
 impl VirtioDevice for Later {
-    fn id(&self) -> u32 {
-        0x1002
+    fn name(&self) -> &str {
+        "later"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind { id: 0x1002, module: "none" }
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -103,7 +121,7 @@ impl VirtioDevice for Later {
         self.complete(queues)
     }
 
-    fn settle(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
+    fn drain(&mut self, queues: &mut Queues<'_>) -> Result<(), Error> {
         self.complete(queues)
     }
 

@@ -21,7 +21,7 @@ use crate::virtio::{Chain, Source, VirtioDevice};
 /// A device under attack.
 pub struct Device {
     pub name: &'static str,
-    make: fn(&GuestMemory) -> Box<dyn VirtioDevice>,
+    pub make: fn(&GuestMemory) -> Box<dyn VirtioDevice>,
     /// What it has to serve after a reset.
     pub request: fn(&mut Driver),
     /// How much of a short chain on queue 0, its first bytes no request that the device knows, it fills: so many bytes
@@ -84,7 +84,7 @@ fn block(memory: &GuestMemory) -> Box<dyn VirtioDevice> {
     let disk = Arc::new(Disk::new(image, LEN));
     let spawn = Box::new(|work| std::thread::Builder::new().spawn(work).map(drop));
     let engine = engine::start(&disk, memory, 256, spawn).expect("the host has files");
-    Box::new(Block::new(disk, engine, Arc::default(), 2))
+    Box::new(Block::new("disk0", disk, engine, Arc::default(), 2))
 }
 
 /// An empty folder, which is gone and may be written to.
@@ -94,7 +94,9 @@ fn fs(memory: &GuestMemory) -> Box<dyn VirtioDevice> {
     let mut share = Share::new("suite", root.into(), true);
     share.limits.descriptors = 64;
     let spawn = Box::new(|work| std::thread::Builder::new().spawn(work).map(drop));
-    Box::new(Fs::new(Arc::new(share), memory.clone(), Arc::default(), spawn).expect("the host has files"))
+    Box::new(
+        Fs::new("fs0", Arc::new(share), memory.clone(), Arc::default(), spawn).expect("the host has files"),
+    )
 }
 
 /// Has more input whenever its port takes some.
@@ -149,5 +151,5 @@ impl Backend for Flood {
 }
 
 fn net(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
-    Box::new(Net::new(Box::new(Flood), [2, 0, 0, 0, 0, 1]))
+    Box::new(Net::new("net0", Box::new(Flood), [2, 0, 0, 0, 0, 1]))
 }

@@ -9,6 +9,7 @@ mod race;
 mod registers;
 mod reset;
 mod rings;
+mod state;
 mod status;
 
 use virtio_bindings::virtio_mmio::*;

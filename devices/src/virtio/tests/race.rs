@@ -11,7 +11,7 @@ use crate::virtio::testing::devices::Later;
 use crate::virtio::testing::{
     BUFFERS, Driver, INDIRECT, MODERN, NEXT, UP, WRITE, every_queue_serves, lines_logged, watched,
 };
-use crate::virtio::{Error, Queues, Served, VirtioDevice};
+use crate::virtio::{Error, Kind, Queues, Served, VirtioDevice};
 
 /// The queue size of a driver that asks for no other.
 const SIZE: u16 = 64;
@@ -92,8 +92,12 @@ fn a_descriptor_counts_as_it_was_when_it_was_taken() {
 struct Fed(u64);
 
 impl VirtioDevice for Fed {
-    fn id(&self) -> u32 {
-        0x1003
+    fn name(&self) -> &str {
+        "fed"
+    }
+
+    fn kind(&self) -> Kind {
+        Kind { id: 0x1003, module: "none" }
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -17,7 +17,7 @@ fn a_reset_ends_what_is_in_flight() {
             driver.interrupts();
             let (ram, ring) = (driver.read(BUFFERS, 64), driver.used_index(0));
             driver.prod();
-            driver.lock().settle();
+            driver.lock().drain();
             assert_eq!(driver.read(BUFFERS, 64), ram);
             assert_eq!((driver.used_index(0), driver.interrupts()), (ring, 0));
             assert_eq!(driver.get(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
@@ -49,7 +49,7 @@ fn settling_completes_what_is_in_flight() {
     attack("settle", |driver| {
         let heads: Vec<u16> = (0..10).map(|_| driver.add(0, &[(BUFFERS, 4, true)])).collect();
         driver.kick(0);
-        driver.lock().settle();
+        driver.lock().drain();
         let mut used: Vec<u16> = driver.used(0).iter().map(|(head, _)| *head).collect();
         used.sort_unstable();
         assert_eq!(used, heads);

@@ -3,12 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-use super::{Cause, Doorbell, Interrupt};
+use super::{Cause, Interrupt, Notify};
 use crate::bus::BusDevice;
+use crate::device::{Error, State, check};
 use crate::irq::Line;
 use crate::virtio::Virtio;
 
@@ -53,6 +55,16 @@ impl InterruptLine {
     }
 }
 
+/// The saved causes.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Saved {
+    /// `InterruptStatus`.
+    causes: u32,
+    /// Those of them that the driver has not read.
+    unread: u32,
+}
+
 impl Interrupt for InterruptLine {
     fn signal(&self, cause: Cause) {
         let bit = match cause {
@@ -67,24 +79,40 @@ impl Interrupt for InterruptLine {
     fn clear(&self) {
         self.causes.store(0, Ordering::SeqCst);
     }
+
+    fn save(&self) -> State {
+        let causes = self.causes.load(Ordering::SeqCst);
+        State::of(&Saved { causes: causes as u32, unread: (causes >> 32) as u32 })
+    }
+
+    fn load(&self, state: State) -> Result<(), Error> {
+        let Saved { causes, unread } = state.take()?;
+        let known = VIRTIO_MMIO_INT_VRING | VIRTIO_MMIO_INT_CONFIG;
+        check(causes & !known == 0 && unread & !causes == 0, "interrupt status")?;
+        self.causes.store(u64::from(unread) << 32 | u64::from(causes), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn resume(&self) {
+        if self.causes.load(Ordering::SeqCst) != 0 {
+            self.line.pulse();
+        }
+    }
 }
 
-/// The register window of one device.
+/// The register window of one device. What the driver writes there is in the device: the window has no state.
 pub struct Mmio {
     virtio: Arc<Mutex<Virtio>>,
     line: Arc<InterruptLine>,
-    doorbell: Box<dyn Doorbell>,
+    notify: Arc<dyn Notify>,
     queue_count: u32,
-    device_page: u32,
-    driver_page: u32,
-    queue: u32,
 }
 
 impl Mmio {
-    /// Shows `virtio`, which interrupts over `line`, to the guest.
-    pub fn new(virtio: Arc<Mutex<Virtio>>, line: Arc<InterruptLine>, doorbell: Box<dyn Doorbell>) -> Self {
+    /// Shows `virtio`, which interrupts over `line` and has `notify` called, to the guest.
+    pub fn new(virtio: Arc<Mutex<Virtio>>, line: Arc<InterruptLine>, notify: Arc<dyn Notify>) -> Self {
         let queue_count = lock(&virtio).queue_count() as u32;
-        Self { virtio, line, doorbell, queue_count, device_page: 0, driver_page: 0, queue: 0 }
+        Self { virtio, line, notify, queue_count }
     }
 
     fn virtio(&self) -> MutexGuard<'_, Virtio> {
@@ -95,13 +123,13 @@ impl Mmio {
         match register {
             VIRTIO_MMIO_MAGIC_VALUE => u32::from_le_bytes(*b"virt"),
             VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.virtio().device().id(),
+            VIRTIO_MMIO_DEVICE_ID => self.virtio().device().kind().id,
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES if self.device_page < 2 => {
-                (self.virtio().features() >> (self.device_page * 32)) as u32
+            VIRTIO_MMIO_DEVICE_FEATURES => self.virtio().device_features(),
+            VIRTIO_MMIO_QUEUE_NUM_MAX => {
+                self.virtio().selected_queue().map_or(0, |queue| queue.max_size().into())
             }
-            VIRTIO_MMIO_QUEUE_NUM_MAX => self.virtio().queue(self.queue).map_or(0, |it| it.max_size().into()),
-            VIRTIO_MMIO_QUEUE_READY => self.virtio().queue(self.queue).is_some_and(QueueT::ready).into(),
+            VIRTIO_MMIO_QUEUE_READY => self.virtio().selected_queue().is_some_and(QueueT::ready).into(),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.line.read(),
             VIRTIO_MMIO_STATUS => self.virtio().status(),
             // No shared memory: every region has the length -1 (§4.2.2).
@@ -114,22 +142,17 @@ impl Mmio {
         }
     }
 
-    fn write_register(&mut self, register: u32, value: u32) {
+    fn write_register(&self, register: u32, value: u32) {
         match register {
-            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_page = value,
-            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_page = value,
-            VIRTIO_MMIO_DRIVER_FEATURES => self.virtio().accept_features(self.driver_page, value),
-            VIRTIO_MMIO_QUEUE_SEL => self.queue = value,
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.virtio().select_device_features(value),
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.virtio().select_driver_features(value),
+            VIRTIO_MMIO_DRIVER_FEATURES => self.virtio().accept_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => self.virtio().select_queue(value),
             VIRTIO_MMIO_QUEUE_NUM => self.configure(|queue| set_size(queue, value)),
             VIRTIO_MMIO_QUEUE_READY => self.configure(|queue| queue.set_ready(value == 1)),
-            VIRTIO_MMIO_QUEUE_NOTIFY if value < self.queue_count => self.doorbell.kick(value as u16),
+            VIRTIO_MMIO_QUEUE_NOTIFY if value < self.queue_count => self.notify.kick(value as u16),
             VIRTIO_MMIO_INTERRUPT_ACK => self.line.acknowledge(value),
-            VIRTIO_MMIO_STATUS => {
-                let up = self.virtio().set_status(value);
-                if up {
-                    self.doorbell.activated();
-                }
-            }
+            VIRTIO_MMIO_STATUS => self.virtio().set_status(value),
             VIRTIO_MMIO_QUEUE_DESC_LOW | VIRTIO_MMIO_QUEUE_DESC_HIGH => self.configure(|queue| {
                 let _refused = queue.try_set_desc_table_address(half(queue.desc_table(), register, value));
             }),
@@ -144,7 +167,7 @@ impl Mmio {
     }
 
     fn configure(&self, set: impl FnOnce(&mut Queue)) {
-        self.virtio().configure(self.queue, set);
+        self.virtio().configure(set);
     }
 }
 

@@ -55,7 +55,7 @@ fn what_was_read_into_memory_that_was_replaced_meanwhile_is_read_again() {
         let mut driver = Driver::new(|memory| {
             let (engine, copies) = (kind.engine(&disk, memory).unwrap(), Arc::<Copies>::default());
             let engine = Box::new(Late { engine, memory: memory.clone(), copies: copies.clone() });
-            Box::new(Block::new(disk.clone(), engine, copies, 1))
+            Box::new(Block::new("disk0", disk.clone(), engine, copies, 1))
         });
         let features = driver.offered() & FEATURES;
         driver.start(features);

@@ -1,6 +1,7 @@
 //! What must be true of the bytes.
 
 use super::*;
+use crate::device::Device as _;
 
 /// xorshift: the same numbers each time.
 struct Random(u64);
@@ -235,5 +236,17 @@ fn a_whole_queue_of_requests_goes_through() {
         }
         assert_eq!(rig.driver.read(STATUS, 21), [0; 21]);
         assert!(rig.driver.read(BUFFERS, 21 * 512) == pattern(SECTORS)[..21 * 512]);
+    });
+}
+
+#[test]
+fn an_ephemeral_disk_is_saved_only_as_long_as_it_is_its_image() {
+    with_engines("saved", |kind| {
+        let mut rig = Rig::with(kind, |disk| disk.ephemeral(tempfile::tempfile().unwrap()).unwrap());
+        rig.driver.lock().save().unwrap();
+        assert_eq!(rig.write(0, &[1; 512]), 0);
+        let refused = rig.driver.lock().save().unwrap_err().to_string();
+        assert!(refused.contains("ephemeral"), "{refused}");
+        rig.contract();
     });
 }

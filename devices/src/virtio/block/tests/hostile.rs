@@ -217,7 +217,7 @@ fn a_head_in_flight_is_refused() {
     let disk = Arc::new(Disk::new(file.try_clone().unwrap(), SECTORS * SECTOR));
     let mut driver = Driver::new(|_| {
         let engine = Box::new(Held { jobs: Vec::new(), fd: file.try_clone().unwrap() });
-        Box::new(Block::new(disk, engine, Arc::default(), 1))
+        Box::new(Block::new("disk0", disk, engine, Arc::default(), 1))
     });
     driver.start(FEATURES);
     let mut rig = Rig { driver, file };

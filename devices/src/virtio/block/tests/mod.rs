@@ -103,7 +103,7 @@ impl Rig {
     fn of(kind: Kind, disk: Arc<Disk>, file: File) -> Self {
         let mut driver = Driver::new(|memory| {
             let engine = kind.engine(&disk, memory).unwrap();
-            Box::new(Block::new(disk.clone(), engine, Arc::default(), 1))
+            Box::new(Block::new("disk0", disk.clone(), engine, Arc::default(), 1))
         });
         let features = driver.offered() & FEATURES;
         driver.start(features);

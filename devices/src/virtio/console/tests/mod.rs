@@ -2,6 +2,7 @@
 
 mod control;
 mod data;
+mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +38,19 @@ impl Host for Listener {
     }
 }
 
+/// The host's ends of a console and of ports `a`, `b` and `c`, and what each is told.
+fn ports() -> (Vec<Arc<Port>>, Vec<Arc<Told>>) {
+    let port = |name| {
+        let told = Arc::<Told>::default();
+        (Arc::new(Port::new(name, Box::new(Listener(told.clone()))).unwrap()), told)
+    };
+    ["", "a", "b", "c"].map(port).into_iter().unzip()
+}
+
+fn console(ports: &[Arc<Port>]) -> Console {
+    Console::new(Some(ports[0].clone()), ports[1..].to_vec())
+}
+
 struct Rig {
     driver: Driver,
     ports: Vec<Arc<Port>>,
@@ -48,15 +62,9 @@ struct Rig {
 impl Rig {
     /// A device with a console, where the host is, and ports `a`, `b` and `c`, where it is not.
     fn new() -> Self {
-        let told: Vec<_> = (0..4).map(|_| Arc::<Told>::default()).collect();
-        let ports: Vec<_> = ["", "a", "b", "c"]
-            .iter()
-            .zip(&told)
-            .map(|(name, told)| Arc::new(Port::new(name, Box::new(Listener(told.clone()))).unwrap()))
-            .collect();
+        let (ports, told) = ports();
         ports[0].connect(true);
-        let (console, named) = (ports[0].clone(), ports[1..].to_vec());
-        let driver = Driver::new(|_| Box::new(Console::new(Some(console), named)));
+        let driver = Driver::new(|_| Box::new(console(&ports)));
         Self { driver, ports, told, room: Vec::new() }
     }
 

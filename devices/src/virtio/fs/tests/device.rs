@@ -46,7 +46,7 @@ impl Rig {
         let copies = Arc::<Copies>::default();
         let shared = copies.clone();
         let mut driver =
-            Driver::new(|memory| Box::new(Fs::new(share, memory.clone(), shared, spawn).unwrap()));
+            Driver::new(|memory| Box::new(Fs::new("fs0", share, memory.clone(), shared, spawn).unwrap()));
         driver.start(0);
         let client = Client::read_only(folder.path());
         let mut it = Self { driver, folder, client, copies };
@@ -88,7 +88,7 @@ impl Rig {
     fn call(&mut self, code: u32, node: u64, args: &[u8], room: u32) -> Result<Vec<u8>, i32> {
         let head = self.add(0, code, node, args, room);
         self.driver.kick(REQUESTS);
-        self.driver.lock().settle();
+        self.driver.lock().drain();
         let used = self.driver.used(REQUESTS);
         assert!(matches!(used[..], [(it, _)] if it == head), "{used:?}");
         self.reply(0, used[0].1)
@@ -115,7 +115,7 @@ fn a_driver_finds_the_tag_and_one_queue_for_requests() {
     let config = rig.driver.config(0, MOST_TAG + 8);
     assert_eq!(&config[..5], b"test\0");
     assert_eq!(config[MOST_TAG..], [1, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(rig.driver.lock().device().id(), 26);
+    assert_eq!(rig.driver.lock().device().kind().id, 26);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_tag_that_is_none_and_a_share_that_is_no_folder_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let memory = crate::virtio::testing::memory();
     let make = |share: Share| {
-        Fs::new(Arc::new(share), memory.clone(), Arc::default(), threads()).err().map(|it| it.kind())
+        Fs::new("fs0", Arc::new(share), memory.clone(), Arc::default(), threads()).err().map(|it| it.kind())
     };
     for tag in [String::new(), "x".repeat(MOST_TAG + 1), "a\0b".to_owned()] {
         let mut bad = share(folder.path(), false);
@@ -149,7 +149,7 @@ fn data_goes_through_pieces_of_memory_of_any_size() {
         parts.extend(lens.map(|(at, len)| (REPLIES + at, len, true)));
         rig.driver.add(REQUESTS, &parts);
         rig.driver.kick(REQUESTS);
-        rig.driver.lock().settle();
+        rig.driver.lock().drain();
         assert_eq!(rig.driver.used(REQUESTS)[0].1, 9016);
         let bytes: Vec<u8> =
             lens.iter().flat_map(|(at, len)| rig.driver.read(REPLIES + at, *len as usize)).collect();
@@ -166,7 +166,7 @@ fn data_goes_through_pieces_of_memory_of_any_size() {
         parts.push((REPLIES + 0x7000, 24, true));
         rig.driver.add(REQUESTS, &parts);
         rig.driver.kick(REQUESTS);
-        rig.driver.lock().settle();
+        rig.driver.lock().drain();
         let used = rig.driver.used(REQUESTS)[0].1;
         let reply = rig.driver.read(REPLIES + 0x7000, used as usize);
         assert_eq!(reply[4..8], [0; 4], "{reply:?}");
@@ -187,7 +187,7 @@ fn requests_in_flight_are_answered_each_with_its_own_reply() {
             heads.push(rig.add(slot, opcode::MKDIR, 1, &[wide(&[0o755]), name].concat(), 128));
         }
         rig.driver.kick(REQUESTS);
-        rig.driver.lock().settle();
+        rig.driver.lock().drain();
         let mut used = rig.driver.used(REQUESTS);
         used.sort_by_key(|(head, _)| heads.iter().position(|it| it == head));
         assert_eq!(used.len(), 12);
@@ -310,7 +310,7 @@ fn a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afte
         }
         let mut heads = add_writers(&mut rig).to_vec();
         rig.driver.kick(REQUESTS);
-        watched("settling a device that waits for a lease", || rig.driver.lock().settle());
+        watched("settling a device that waits for a lease", || rig.driver.lock().drain());
         assert_eq!(rig.driver.used(REQUESTS), []);
         assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
         // Others are served meanwhile.
@@ -319,7 +319,7 @@ fn a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afte
         watched("doing what waited for a lease", || {
             while !heads.is_empty() {
                 rig.driver.lock().serve_source(0);
-                rig.driver.lock().settle();
+                rig.driver.lock().drain();
                 let used = rig.driver.used(REQUESTS);
                 heads.retain(|head| used.iter().all(|(it, _)| it != head));
             }
@@ -347,7 +347,7 @@ fn a_reset_forgets_what_waits_for_a_lease() {
         watched("resetting a device that waits for a lease", || rig.driver.start(0));
         assert!(lease(&file, libc::F_UNLCK));
         rig.driver.lock().serve_source(0);
-        rig.driver.lock().settle();
+        rig.driver.lock().drain();
         assert_eq!(rig.driver.used(REQUESTS), []);
         rig.driver.assert_intact();
         assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
@@ -376,7 +376,7 @@ fn memory_is_copied_without_waiting_for_requests_and_none_of_their_replies_is_lo
         assert_eq!(rig.driver.read(REPLIES, OUT_HEADER), [0; OUT_HEADER]);
         assert_eq!(rig.driver.used(REQUESTS), []);
     });
-    rig.driver.lock().settle();
+    rig.driver.lock().drain();
     let used = rig.driver.used(REQUESTS);
     assert_eq!(used[0].1 as u64, OUT_HEADER as u64 + len);
     assert!(rig.reply(0, used[0].1).unwrap().iter().all(|byte| *byte == 7));

@@ -59,7 +59,7 @@ impl Backend for Endless {
 fn an_endless_flood_is_served_a_rings_worth_at_a_time() {
     let count = Arc::new(AtomicUsize::new(0));
     let backend = Endless(UnixDatagram::unbound().unwrap().into(), count.clone());
-    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(backend), MAC)));
+    let mut driver = Driver::new(|_| Box::new(Net::new("net0", Box::new(backend), MAC)));
     driver.start(0);
     for len in [100, 200] {
         // The flood doesn't fit into the first buffer, which is kept, so that its packets are lost without end.

@@ -1,6 +1,7 @@
 //! Several queue pairs and the control queue.
 
 use super::*;
+use crate::device::Device as _;
 use crate::virtio::testing::UP;
 
 const MANY: u64 = bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_CTRL_VQ);
@@ -32,7 +33,8 @@ impl Backend for Two {
     }
 }
 
-fn two(features: u64) -> (Driver, [UnixDatagram; 2]) {
+/// A device with two pairs, and the other end of each.
+fn device() -> (Net, [UnixDatagram; 2]) {
     let pairs = [(); 2].map(|()| UnixDatagram::pair().unwrap());
     let (mut files, mut peers) = (Vec::new(), Vec::new());
     for (ours, theirs) in pairs {
@@ -41,9 +43,14 @@ fn two(features: u64) -> (Driver, [UnixDatagram; 2]) {
         files.push(File::from(OwnedFd::from(ours)));
         peers.push(theirs);
     }
-    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Two(Tap::new(files, None))), MAC)));
+    (Net::new("net0", Box::new(Two(Tap::new(files, None))), MAC), peers.try_into().unwrap())
+}
+
+fn two(features: u64) -> (Driver, [UnixDatagram; 2]) {
+    let (device, peers) = device();
+    let mut driver = Driver::new(|_| Box::new(device));
     driver.start(features);
-    (driver, peers.try_into().unwrap())
+    (driver, peers)
 }
 
 /// Gives the control queue `index` a command; the answer.
@@ -115,4 +122,21 @@ fn without_several_pairs_the_control_queue_is_the_third() {
     driver.add(4, &[(PACKETS, 4, false), (PACKETS + 64, 1, true)]);
     driver.kick(4);
     assert_eq!(driver.used(4), []);
+}
+
+#[test]
+fn a_loaded_device_uses_as_many_pairs_as_the_saved_one() {
+    let (mut driver, _peers) = two(MANY);
+    assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
+    let (new, peers) = device();
+    driver.reload(|_| Box::new(new)).unwrap();
+    driver.add(2, &[(PACKETS, 0x800, true)]);
+    driver.kick(2);
+    peers[1].send(&packet(100, 1)).unwrap();
+    driver.serve_source(1);
+    assert_eq!(driver.used(2), [(0, 112)]);
+    // Where there is one pair, that state is refused.
+    let saved = driver.lock().save().unwrap();
+    let one = Driver::new(|_| Box::new(Net::new("net0", Box::new(Tap::new(Vec::new(), None)), MAC)));
+    one.lock().load(saved).unwrap_err();
 }

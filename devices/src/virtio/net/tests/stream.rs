@@ -12,7 +12,8 @@ use crate::virtio::testing::UP;
 fn stream(features: u64) -> (Driver, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Stream::new(ours, None).unwrap()), MAC)));
+    let mut driver =
+        Driver::new(|_| Box::new(Net::new("net0", Box::new(Stream::new(ours, None).unwrap()), MAC)));
     driver.start(features | bit(VIRTIO_NET_F_STATUS));
     (driver, theirs)
 }

@@ -42,7 +42,7 @@ fn queue(name: &str, several: bool) -> io::Result<File> {
 }
 
 fn start(files: Vec<File>, features: u64) -> Driver {
-    let mut driver = Driver::new(|_| Box::new(Net::new(Box::new(Tap::new(files, None)), MAC)));
+    let mut driver = Driver::new(|_| Box::new(Net::new("net0", Box::new(Tap::new(files, None)), MAC)));
     driver.start(features);
     driver
 }
