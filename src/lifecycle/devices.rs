@@ -1,25 +1,21 @@
 //! The virtio devices of `kite run`: opened once, and made anew for each machine that is built.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::thread::Builder;
 
-use anyhow::{Context, Result};
-use devices::virtio::balloon::{self, Balloon, Target};
-use devices::virtio::console::{self, Port};
-use devices::virtio::fs::{self, Fs, Share};
-use devices::virtio::rng::{self, Rng};
-use devices::virtio::{VirtioDevice, block, net};
+use anyhow::Result;
+use devices::virtio::VirtioDevice;
+use devices::virtio::fs::Share;
 
-use crate::backend::disk;
-use crate::backend::net::Network;
+use crate::backend::console::Console;
+use crate::backend::internal::{Balloon, Rng};
+use crate::backend::share::SharedFolder;
 use crate::backend::socket::Ports;
-use crate::sandbox::{self, Cleanup};
+use crate::backend::{Backend, Modules};
+use crate::sandbox::{Cleanup, Needs};
 use crate::session::Wiring;
 use crate::spec::MachineSpec;
 use crate::vm::memory::GuestRam;
-
-/// The stack of a thread that serves a share, in bytes; the host gives what is touched of it.
-const STACK: usize = 128 << 10;
 
 /// Devices that the command line does not name.
 #[derive(Default)]
@@ -30,46 +26,47 @@ pub(super) struct Extra {
     pub shares: Vec<Arc<Share>>,
 }
 
-/// The module by which the guest's kernel tells of a panic.
+/// The module by which the guest's kernel reports a panic.
 const PANIC_NOTIFIER: &str = "pvpanic_mmio";
+/// How many threads a machine has at most beside those of vCPUs and devices, KVM's own among them.
+const THREADS: usize = 32;
 
-/// What the host has opened for the guest's devices.
+/// What the host has opened for the guest's devices, in the order of the board.
 pub(super) struct Devices {
-    disks: Vec<disk::Open>,
-    networks: Vec<Network>,
-    /// The host's end of `hvc0`, if the guest has it.
-    hvc: Option<Arc<Port>>,
-    ports: Ports,
-    /// The host's ends of more ports, behind those.
-    more_ports: Vec<Arc<Port>>,
-    shares: Vec<Arc<Share>>,
-    /// What the balloon is to be; nothing without a balloon.
-    balloon: Option<Arc<Target>>,
-    rng: bool,
+    backends: Vec<Box<dyn Backend>>,
     cleanup: Cleanup,
 }
 
 impl Devices {
     /// Opens what `spec` names.
     pub fn open(spec: &MachineSpec, extra: Extra) -> Result<Self> {
-        let balloon = spec.has_balloon().then(Target::new).transpose();
-        let networks = spec.nets().zip(0..).map(|(spec, index)| spec.open(index));
-        let disks = spec.disks().map(|disk| disk.open(spec.cpus)).collect::<Result<_>>()?;
-        let mut networks: Vec<_> = networks.collect::<Result<_>>()?;
-        let mut ports = Ports::open(&spec.ports().collect::<Vec<_>>())?;
-        let programs = networks.iter_mut().filter_map(Network::take_program).collect();
-        let cleanup = Cleanup { names: ports.take_names(), programs, group: None };
-        Ok(Self {
-            disks,
-            networks,
-            hvc: extra.wiring.hvc,
-            ports,
-            more_ports: extra.wiring.ports,
-            shares: extra.shares,
-            balloon: balloon.context("cannot make a balloon")?.map(Arc::new),
-            rng: spec.has_rng(),
-            cleanup,
-        })
+        let mut backends: Vec<Box<dyn Backend>> = Vec::new();
+        for (disk, index) in spec.disks().zip(0..) {
+            backends.push(Box::new(disk.open(index, spec.cpus)?));
+        }
+        for (net, index) in spec.nets().zip(0..) {
+            backends.push(Box::new(net.open(index)?));
+        }
+        for (share, index) in extra.shares.into_iter().zip(0..) {
+            backends.push(Box::new(SharedFolder::new(index, share)));
+        }
+        let sockets = Ports::open(&spec.ports().collect::<Vec<_>>())?;
+        if let Some(console) = Console::new(extra.wiring.hvc, sockets, extra.wiring.ports) {
+            backends.push(Box::new(console));
+        }
+        if spec.has_balloon() {
+            backends.push(Box::new(Balloon::new()?));
+        }
+        if spec.has_rng() {
+            backends.push(Box::new(Rng));
+        }
+        let mut cleanup = Cleanup::default();
+        for backend in &mut backends {
+            let leftovers = backend.take_leftovers();
+            cleanup.names.extend(leftovers.names);
+            cleanup.programs.extend(leftovers.programs);
+        }
+        Ok(Self { backends, cleanup })
     }
 
     /// What they use on the host, to be removed after the machine.
@@ -79,22 +76,15 @@ impl Devices {
 
     /// The folders shared with the guest, which no device has yet.
     pub fn shares(&mut self) -> Vec<&mut Share> {
-        self.shares.iter_mut().filter_map(Arc::get_mut).collect()
+        self.backends.iter_mut().filter_map(|backend| backend.share()).collect()
     }
 
     /// What of the sandbox they need to be left open.
-    pub fn needs(&self, cpus: u32) -> sandbox::Needs {
-        // Each disk's and share's thread starts more, a machine has a few for itself, and KVM has some.
-        let threads = 32 + self.networks.len() + 8 * self.disks.len() + 16 * self.shares.len();
-        let shares = self.shares.iter().map(|share| share.writable).reduce(|one, other| one || other);
-        sandbox::Needs {
-            disks: !self.disks.is_empty(),
-            networks: !self.networks.is_empty(),
-            ports: !self.ports.ports().is_empty(),
-            shares,
-            threads: u64::from(cpus) + threads as u64,
-            ..sandbox::Needs::default()
-        }
+    pub fn needs(&self, cpus: u32) -> Needs {
+        let threads: usize = self.backends.iter().map(|backend| 1 + backend.threads()).sum();
+        let mut needs = Needs { threads: u64::from(cpus) + (THREADS + threads) as u64, ..Needs::default() };
+        self.backends.iter().for_each(|backend| needs.add(backend.calls()));
+        needs
     }
 
     /// Starts the threads of what the devices are connected to, once.
@@ -102,77 +92,31 @@ impl Devices {
     /// # Errors
     /// The host has no thread left.
     pub fn start(&mut self) -> Result<()> {
-        self.ports.start()
+        self.backends.iter_mut().try_for_each(|backend| backend.start())
     }
 
     /// How many devices there are.
     pub fn count(&self) -> u32 {
-        let named = self.disks.len() + self.networks.len() + self.shares.len();
-        let single = [self.has_console(), self.balloon.is_some(), self.rng];
-        named as u32 + single.into_iter().map(u32::from).sum::<u32>()
+        self.backends.len() as u32
     }
 
-    fn has_console(&self) -> bool {
-        self.hvc.is_some() || !self.ports.ports().is_empty() || !self.more_ports.is_empty()
+    /// The kernel modules of all of them.
+    pub fn modules(&self) -> Modules {
+        let mut all = Modules { needed: Vec::new(), optional: vec![PANIC_NOTIFIER] };
+        for modules in self.backends.iter().map(|backend| backend.modules()) {
+            all.needed.extend(modules.needed);
+            all.optional.extend(modules.optional);
+        }
+        // Those of several disks are named several times.
+        for list in [&mut all.needed, &mut all.optional] {
+            let mut seen = HashSet::new();
+            list.retain(|module| seen.insert(*module));
+        }
+        all
     }
 
-    /// The kernel modules of devices that the guest cannot do without, and of those that it can.
-    pub fn modules(&self) -> (Vec<&'static str>, Vec<&'static str>) {
-        let (mut needed, mut optional) = (Vec::new(), vec![PANIC_NOTIFIER]);
-        if !self.disks.is_empty() {
-            needed.push(block::KIND.module);
-        }
-        if !self.networks.is_empty() {
-            needed.push(net::KIND.module);
-            optional.extend(["af_packet", "ipv6"]);
-        }
-        if !self.shares.is_empty() {
-            needed.extend([fs::KIND.module, "overlay"]);
-        }
-        if !self.more_ports.is_empty() {
-            needed.push(console::KIND.module);
-        } else if self.has_console() {
-            optional.push(console::KIND.module);
-        }
-        if self.balloon.is_some() {
-            optional.push(balloon::KIND.module);
-        }
-        if self.rng {
-            optional.push(rng::KIND.module);
-        }
-        (needed, optional)
-    }
-
-    /// New devices for a machine with `ram`, in the order of the board.
+    /// New devices for a machine with `ram`.
     pub fn attach(&self, ram: &GuestRam) -> Result<Vec<Box<dyn VirtioDevice>>> {
-        let (memory, copies) = (ram.memory(), ram.copies());
-        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        for (disk, index) in self.disks.iter().zip(0..) {
-            let device = disk.device(format!("disk{index}"), memory, copies.clone());
-            devices.push(device.with_context(|| format!("cannot set up disk {index}"))?);
-        }
-        for (network, index) in self.networks.iter().zip(0..) {
-            devices.push(network.device(format!("net{index}"))?);
-        }
-        for (share, index) in self.shares.iter().zip(0..) {
-            let name = format!("fs{index}");
-            let thread = name.clone();
-            let spawn = move |work: Box<dyn FnOnce() + Send>| {
-                Builder::new().name(thread.clone()).stack_size(STACK).spawn(work).map(drop)
-            };
-            let device = Fs::new(name, share.clone(), memory.clone(), copies.clone(), Box::new(spawn));
-            devices.push(Box::new(device.with_context(|| format!("cannot set up share {}", share.tag))?));
-        }
-        if self.has_console() {
-            let ports = [self.ports.ports(), &self.more_ports].concat();
-            devices.push(Box::new(console::Console::new(self.hvc.clone(), ports)));
-        }
-        if let Some(target) = &self.balloon {
-            devices.push(Box::new(Balloon::new(target.clone())));
-        }
-        if self.rng {
-            devices.push(Box::new(Rng));
-        }
-        Ok(devices)
+        self.backends.iter().map(|backend| backend.device(ram)).collect()
     }
 }

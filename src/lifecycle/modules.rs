@@ -35,11 +35,11 @@ pub(super) fn to_load(
         );
         return Ok(Vec::new());
     };
-    let (needed, optional) = devices.modules();
+    let modules = devices.modules();
     let mut names = vec![TRANSPORT];
-    names.extend(needed);
+    names.extend(modules.needed);
     names.extend(options.extra_modules.iter().map(String::as_str));
     Modules::open(folder)
-        .and_then(|modules| modules.resolve(&names, &optional))
+        .and_then(|installed| installed.resolve(&names, &modules.optional))
         .context("cannot find the kernel's modules")
 }

@@ -101,12 +101,12 @@ mod tests {
     /// The refusal of a file, and that with `raw` there is none, whatever else the guest may do.
     fn refused(path: &Path, cure: &str) -> String {
         for more in ["", ",readonly", ",ephemeral"] {
-            let open = |raw: &str| parse(&format!("path={}{more}{raw}", path.display())).unwrap().open(1);
+            let open = |raw: &str| parse(&format!("path={}{more}{raw}", path.display())).unwrap().open(0, 1);
             let error = format!("{:#}", open("").expect_err(&format!("{} is no raw disk", path.display())));
             assert!(error.contains(cure) && error.contains("add 'raw'"), "{error}");
             open(",raw").unwrap();
         }
-        format!("{:#}", parse(path.to_str().unwrap()).unwrap().open(1).unwrap_err())
+        format!("{:#}", parse(path.to_str().unwrap()).unwrap().open(0, 1).unwrap_err())
     }
 
     fn ran(command: &mut Command) -> bool {

@@ -12,41 +12,45 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, anyhow, bail, ensure};
-use boot::GuestMemory;
+use devices::virtio::VirtioDevice;
 use devices::virtio::block::disk::{Blocks, Disk, SECTOR};
-use devices::virtio::block::{Block, QUEUE_SIZE, engine};
-use devices::virtio::{Copies, VirtioDevice};
+use devices::virtio::block::{Block, KIND, QUEUE_SIZE, engine};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::{Backend, Calls, Modules};
 use crate::spec::disk::DiskSpec;
+use crate::vm::memory::GuestRam;
 
 /// Queues that a disk has at most if nobody says how many.
 const DEFAULT_QUEUES: u32 = 16;
 /// What O_DIRECT wants aligned where the host does not tell.
 const DIRECT_ALIGN: u32 = 4096;
+/// How many threads one has at most.
+const THREADS: usize = 8;
 /// The stack of a thread that does disk I/O: it calls nothing deep.
 const STACK: usize = 64 << 10;
 
 /// A disk that is open. It outlives a guest's reboot, and with it what was written to an ephemeral one.
 #[derive(Clone, Debug)]
-pub struct Open {
+pub struct OpenDisk {
+    name: String,
     disk: Arc<Disk>,
     queues: u16,
 }
 
 impl DiskSpec {
-    /// Opens and locks the disk, for a machine of so many vCPUs.
+    /// Opens and locks the disk, the `index`-th of a machine of so many vCPUs.
     ///
     /// # Errors
     /// It is neither an image nor a block device, or one that is not raw; it cannot be opened, or another machine has it.
-    pub fn open(&self, cpus: u32) -> anyhow::Result<Open> {
+    pub fn open(&self, index: usize, cpus: u32) -> anyhow::Result<OpenDisk> {
         let open = || {
             let writable = !self.readonly && !self.ephemeral;
             let image = open(&self.path, writable, 0)?;
             lock::lock(&image, writable)?;
             let disk = self.disk(image)?;
             let queues = self.queues.unwrap_or(cpus.clamp(1, DEFAULT_QUEUES) as u16);
-            anyhow::Ok(Open { disk: Arc::new(disk), queues })
+            anyhow::Ok(OpenDisk { name: format!("disk{index}"), disk: Arc::new(disk), queues })
         };
         open().with_context(|| format!("cannot open disk {}", self.path.display()))
     }
@@ -95,28 +99,31 @@ impl DiskSpec {
     }
 }
 
-impl Open {
-    /// A device by this name that shows the disk to a guest with this memory, of which there may be `copies`. Of one disk there is one device at a time.
-    ///
-    /// # Errors
-    /// The host has no file descriptors left.
-    pub fn device(
-        &self,
-        name: String,
-        memory: &GuestMemory,
-        copies: Arc<Copies>,
-    ) -> io::Result<Box<dyn VirtioDevice>> {
+impl Backend for OpenDisk {
+    fn device(&self, ram: &GuestRam) -> anyhow::Result<Box<dyn VirtioDevice>> {
         let depth = usize::from(self.queues) * usize::from(QUEUE_SIZE);
         let spawn = |work: Box<dyn FnOnce() + Send>| {
             thread::Builder::new().name("disk".to_owned()).stack_size(STACK).spawn(work).map(drop)
         };
-        let engine = engine::start(&self.disk, memory, depth, Box::new(spawn))?;
-        Ok(Box::new(Block::new(name, self.disk.clone(), engine, copies, self.queues)))
+        let engine = engine::start(&self.disk, ram.memory(), depth, Box::new(spawn));
+        let engine = engine.with_context(|| format!("cannot set up {}", self.name))?;
+        let (name, disk) = (self.name.clone(), self.disk.clone());
+        Ok(Box::new(Block::new(name, disk, engine, ram.copies().clone(), self.queues)))
+    }
+
+    fn modules(&self) -> Modules {
+        Modules { needed: vec![KIND.module], optional: Vec::new() }
+    }
+
+    fn calls(&self) -> Calls {
+        Calls::Disk
+    }
+
+    fn threads(&self) -> usize {
+        THREADS
     }
 }
 
-/// Opens an image or block device. What it is, is looked at before it is opened, because opening others may do
-/// something, and again after, because it may have been replaced; until then O_NONBLOCK keeps a FIFO from waiting.
 fn open(path: &Path, writable: bool, flags: i32) -> anyhow::Result<File> {
     check(&fs::metadata(path)?)?;
     let mut options = OpenOptions::new();
@@ -217,23 +224,23 @@ mod tests {
     }
 
     fn error(spec: &DiskSpec) -> String {
-        format!("{:#}", spec.open(1).unwrap_err())
+        format!("{:#}", spec.open(0, 1).unwrap_err())
     }
 
     #[test]
     fn a_disk_that_is_written_is_nobody_elses() {
         let file = image(&[0; 1024]);
         let [write, read, ephemeral] = ["", ",readonly", ",ephemeral"].map(|it| spec(file.path(), it));
-        let open = write.open(1).unwrap();
+        let open = write.open(0, 1).unwrap();
         for other in [&write, &read, &ephemeral] {
             let error = error(other);
             assert!(error.contains(file.path().to_str().unwrap()) && error.contains("another"), "{error}");
         }
         drop(open);
-        let shared = [read.open(1).unwrap(), ephemeral.open(1).unwrap(), read.open(1).unwrap()];
+        let shared = [read.open(0, 1).unwrap(), ephemeral.open(0, 1).unwrap(), read.open(0, 1).unwrap()];
         assert!(error(&write).contains("another"));
         drop(shared);
-        write.open(1).unwrap();
+        write.open(0, 1).unwrap();
     }
 
     #[test]
@@ -263,7 +270,7 @@ mod tests {
             let file = image(&vec![0; bytes]);
             let link = folder.path().join(bytes.to_string());
             std::os::unix::fs::symlink(file.path(), &link).unwrap();
-            let open = spec(&link, ",ephemeral").open(40).unwrap();
+            let open = spec(&link, ",ephemeral").open(0, 40).unwrap();
             assert_eq!((open.disk.sectors(), open.queues), (sectors, 16));
         }
     }

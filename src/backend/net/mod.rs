@@ -5,18 +5,21 @@ use std::process::Child;
 
 use anyhow::Context;
 use devices::virtio::VirtioDevice;
-use devices::virtio::net::{Net, Stream, Tap};
+use devices::virtio::net::{KIND, Net, Stream, Tap};
 
 use crate::backend::passt;
 use crate::backend::tap;
+use crate::backend::{Backend, Calls, Leftovers, Modules};
 use crate::spec::net::{NetBackend, NetSetup, NetSpec};
 use crate::spec::wire;
+use crate::vm::memory::GuestRam;
 
 /// What the devices of `--net user` are called.
 const USER: &str = "user";
 
 /// What a network device is connected to, open. Each machine built gets a device from it.
 pub struct Network {
+    name: String,
     mac: [u8; 6],
     to: Open,
 }
@@ -41,7 +44,7 @@ impl NetSpec {
                 Open::User(stream, Some(passt))
             }
         };
-        Ok(Network { mac: self.mac(index), to })
+        Ok(Network { name: format!("net{index}"), mac: self.mac(index), to })
     }
 
     /// The address of the guest's side, if it is the `index`-th network device.
@@ -70,20 +73,39 @@ impl NetSpec {
     }
 }
 
-impl Network {
-    /// passt, if this has one, to be watched by whoever has it. It goes with the last of the processes that have this.
-    pub fn take_program(&mut self) -> Option<Child> {
-        match &mut self.to {
-            Open::User(_, passt) => passt.take(),
-            Open::Tap(_) => None,
-        }
+impl Backend for Network {
+    fn device(&self, _ram: &GuestRam) -> anyhow::Result<Box<dyn VirtioDevice>> {
+        self.new_device()
     }
 
-    /// A device of a new machine, by this name; there is no other at the time.
+    fn modules(&self) -> Modules {
+        Modules { needed: vec![KIND.module], optional: vec!["af_packet", "ipv6"] }
+    }
+
+    fn calls(&self) -> Calls {
+        Calls::Net
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    /// passt, which ends with the last of the processes that have its socket.
+    fn take_leftovers(&mut self) -> Leftovers {
+        let programs = match &mut self.to {
+            Open::User(_, passt) => passt.take().into_iter().collect(),
+            Open::Tap(_) => Vec::new(),
+        };
+        Leftovers { programs, ..Leftovers::default() }
+    }
+}
+
+impl Network {
+    /// A device of a new machine; there is no other at the time.
     ///
     /// # Errors
     /// The host has no files left.
-    pub fn device(&self, name: String) -> anyhow::Result<Box<dyn VirtioDevice>> {
+    pub(super) fn new_device(&self) -> anyhow::Result<Box<dyn VirtioDevice>> {
         let backend: Box<dyn devices::virtio::net::Backend> = match &self.to {
             Open::Tap(tap) => {
                 let files = tap.files.iter().map(File::try_clone).collect::<Result<_, _>>();
@@ -91,7 +113,7 @@ impl Network {
             }
             Open::User(stream, _) => Box::new(stream.try_clone().context("cannot duplicate passt's socket")?),
         };
-        Ok(Box::new(Net::new(name, backend, self.mac)))
+        Ok(Box::new(Net::new(self.name.clone(), backend, self.mac)))
     }
 }
 
@@ -140,7 +162,7 @@ mod tests {
         };
         let path = std::path::Path::new("/sys/class/net").join(name);
         for _machine in 0..2 {
-            assert_eq!(network.device("net0".to_owned()).unwrap().queue_sizes().len(), 5);
+            assert_eq!(network.new_device().unwrap().queue_sizes().len(), 5);
         }
         let error = parse("tap=kitet9").unwrap().open(0).map(drop).map_err(|error| error.to_string());
         assert_eq!(error, Ok(()), "one queue of several will do");

@@ -178,6 +178,7 @@ mod tests {
     use devices::virtio::testing::{BUFFERS, Driver};
 
     use super::*;
+    use crate::backend::Backend;
     use crate::spec::net;
 
     /// Whether there is no passt, which is said.
@@ -231,8 +232,8 @@ mod tests {
             return;
         }
         let mut network = net::parse("user,mac=02:00:00:01:02:03").unwrap().open(0).unwrap();
-        watch(network.take_program().unwrap()).unwrap();
-        let mut driver = Driver::new(|_| network.device("net0".to_owned()).unwrap());
+        watch(network.take_leftovers().programs.pop().unwrap()).unwrap();
+        let mut driver = Driver::new(|_| network.new_device().unwrap());
         driver.start(0);
         assert_eq!(children(), 1);
         for at in 0..16 {

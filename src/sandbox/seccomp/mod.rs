@@ -16,6 +16,7 @@ use seccompiler::{
     TargetArch, sock_filter,
 };
 
+use crate::backend::Calls;
 use crate::host::thread::ThreadKind as Thread;
 use crate::vcpu::exit::KVM_RUN;
 pub use listing::listing;
@@ -44,6 +45,19 @@ pub struct Needs {
     pub threads: u64,
     /// Another machine after this one.
     pub restart: bool,
+}
+
+impl Needs {
+    /// Adds the system calls of a device's threads.
+    pub fn add(&mut self, calls: Calls) {
+        match calls {
+            Calls::None => {}
+            Calls::Disk => self.disks = true,
+            Calls::Net => self.networks = true,
+            Calls::Sockets => self.ports = true,
+            Calls::Share { writable } => self.shares = Some(writable || self.shares == Some(true)),
+        }
+    }
 }
 
 /// What the supervisor makes system calls for.
