@@ -1,7 +1,7 @@
 //! Where each directory and inode is put, and how it is written there.
 //!
-//! Inodes of one directory follow each other, directory after directory from the root on, so that a listing with all that
-//! `stat(2)` tells reads few blocks. Each has the extended form, as the compact one has no time.
+//! Inodes of one directory follow each other, directory after directory from the root on: `ls -l` reads few blocks. Each
+//! has the extended form, as the compact one has no time.
 
 use std::fs::File;
 

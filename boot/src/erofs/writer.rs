@@ -63,6 +63,14 @@ impl<'a> Writer<'a> {
         self.sink.write(extent.offset() + offset, bytes)
     }
 
+    /// Writes all data that waits to be written with what follows it.
+    ///
+    /// # Errors
+    /// [`Error::Write`]
+    pub fn flush(&mut self) -> Result<(), Error> {
+        self.sink.flush()
+    }
+
     /// Puts directories and inodes behind the data, and the superblock in front of it. The same tree and data with the same
     /// `uuid` make the same image.
     ///

@@ -9,6 +9,7 @@ pub mod blob;
 pub mod cache;
 pub mod config;
 pub mod digest;
+pub mod layers;
 pub mod layout;
 pub mod local;
 pub mod manifest;
