@@ -14,6 +14,7 @@ use nix::sys::statvfs::statvfs;
 use super::blob::Section;
 use super::cache::{Cache, Making, Record, Root};
 use super::digest::Digest;
+use super::layers::{self, LayerBlob, Limits};
 use super::local::Local;
 use super::manifest::{Image, Layer};
 use super::progress::Progress;
@@ -68,14 +69,33 @@ struct Work<'a> {
     merge: &'a Merge<'a>,
 }
 
-/// The image that `text` names, its root file system in the cache: made by `merge` if it is not there.
+/// The image that `text` names, its root file system in the cache: merged of its layers if it is not there.
 ///
 /// An image of a registry that was got before is not asked for again unless that is wished; layouts and archives are
 /// looked at each time, as they may have changed.
 ///
 /// # Errors
 /// There is no such image, it cannot be got, or it is not what it says; or the cache cannot be written.
-pub fn obtain(cache: &Cache, text: &str, options: &Options, merge: &Merge<'_>) -> anyhow::Result<Obtained> {
+pub fn obtain(cache: &Cache, text: &str, options: &Options) -> anyhow::Result<Obtained> {
+    obtain_by(cache, text, options, &merge)
+}
+
+/// Merges layers into an EROFS image, which checks their digests.
+fn merge(
+    layers: &mut dyn Iterator<Item = anyhow::Result<(Layer, Section)>>,
+    file: &File,
+    progress: &dyn Fn(u64),
+) -> anyhow::Result<()> {
+    let blobs = layers.map(|layer| {
+        let (layer, section) = layer?;
+        let compression = section.compression().context("cannot read a layer")?;
+        let reader = Box::new(section);
+        Ok(LayerBlob { reader, compression, digest: layer.digest, diff_id: layer.diff_id })
+    });
+    layers::build(blobs, file, &Limits::default(), progress).map(drop)
+}
+
+fn obtain_by(cache: &Cache, text: &str, options: &Options, merge: &Merge<'_>) -> anyhow::Result<Obtained> {
     let target = Target::of(text)?;
     let name = name(&target)?;
     if let (Target::Registry(_), false) = (&target, options.is_refreshed)
@@ -105,15 +125,18 @@ pub fn obtain(cache: &Cache, text: &str, options: &Options, merge: &Merge<'_>) -
     Ok(Obtained { record, root })
 }
 
-/// What is known of the image that `text` names, without its layers: from the cache, or else from where it is.
+/// What is known of the image that `text` names, without its layers: from where it is on this host, or else from the
+/// cache, or else from its registry.
 ///
 /// # Errors
 /// There is no such image, or it cannot be got.
 pub fn look_at(cache: &Cache, text: &str, is_insecure: bool) -> anyhow::Result<Record> {
-    if let Ok(record) = cache.called(text) {
+    let target = Target::of(text);
+    let is_local = matches!(target, Ok(Target::Layout { .. } | Target::Archive { .. }));
+    if !is_local && let Ok(record) = cache.called(text) {
         return Ok(record);
     }
-    let target = Target::of(text)?;
+    let target = target?;
     let (image, source) = find(&target, is_insecure)?;
     Ok(Record::new(name(&target)?, matches!(source, Source::Registry(_)), &image))
 }

@@ -441,4 +441,21 @@ mod tests {
         assert!(Target::of(pipe.to_str().unwrap()).is_err());
         assert!(open_regular(&pipe).unwrap_err().to_string().contains("no regular file"));
     }
+
+    #[test]
+    fn no_name_makes_the_reader_panic_and_each_is_what_it_says() {
+        const PIECES: [&str; 14] =
+            ["a", "B", "0", ".", "_", "-", "/", ":", "@", "[", "]", "::1", "sha256:", "ä"];
+        let mut random: u32 = 5;
+        for _ in 0..20_000 {
+            let mut text = String::new();
+            for _ in 0..8 {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                text += PIECES[(random >> 8) as usize % PIECES.len()];
+            }
+            if let Ok(reference) = text.parse::<Reference>() {
+                assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference, "{text}");
+            }
+        }
+    }
 }

@@ -27,24 +27,39 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::fcntl::OFlag;
 use nix::unistd::{User, geteuid};
 
 use super::digest::Digest;
+use crate::spec::number::bytes;
 pub use making::Making;
 pub use record::Record;
 pub use room::{Freed, Stored};
 
 /// How large all images may be, in bytes, unless [`LIMIT_VARIABLE`] says otherwise.
-pub const DEFAULT_LIMIT: u64 = 10 << 30;
+const DEFAULT_LIMIT: u64 = 10 << 30;
 /// Names another limit, such as `20G`.
-pub const LIMIT_VARIABLE: &str = "KITE_IMAGE_LIMIT";
+const LIMIT_VARIABLE: &str = "KITE_IMAGE_LIMIT";
 const ROOTS: &str = "roots";
 const MAKING: &str = "making";
 const RECORDS: &str = "records";
 /// What a root file system's file is called behind its digest.
 const ENDING: &str = ".erofs";
+
+/// How large all images may be, in bytes: what the environment says, or else the default.
+///
+/// # Errors
+/// The environment's makes no sense.
+pub fn limit() -> anyhow::Result<u64> {
+    match env::var_os(LIMIT_VARIABLE).filter(|text| !text.is_empty()) {
+        None => Ok(DEFAULT_LIMIT),
+        Some(text) => {
+            let text = text.to_string_lossy();
+            bytes(&text).map_err(|why| anyhow!("invalid value '{text}' for ${LIMIT_VARIABLE}: {why}"))
+        }
+    }
+}
 
 /// The cache of one user.
 #[derive(Clone, Debug)]

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use serde::Serialize;
 
 use super::{Cache, ENDING, MAKING, Making, ROOTS, Record, lock, names, open_file};
 use crate::backend::image::digest::Digest;
@@ -24,7 +23,7 @@ pub struct Stored {
 }
 
 /// What was removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Freed {
     /// How many root file systems.
     pub images: usize,
@@ -35,6 +34,11 @@ pub struct Freed {
 }
 
 impl Stored {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether a machine has it.
     ///
     /// # Errors

@@ -176,3 +176,28 @@ fn a_chain_id_is_the_specification_s() {
     let text = format!("{} {}", two.layers[0].diff_id, two.layers[1].diff_id);
     assert_eq!(two.chain_id(), Digest::of(text.as_bytes()));
 }
+
+#[test]
+fn no_bytes_make_the_way_to_an_image_panic() {
+    let mut memory = Memory::default();
+    let amd = memory.image("amd64", 2);
+    let index = index_of(&[for_platform(amd, "amd64", Some("v2"))]).to_string().into_bytes();
+    let mut random: u32 = 7;
+    let mut next = move |below: usize| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (random >> 8) as usize % below
+    };
+    for _ in 0..3_000 {
+        let mut bytes = index.clone();
+        for _ in 0..=next(3) {
+            let at = next(bytes.len());
+            match next(3) {
+                0 => bytes[at] = b"\"{}[]:,0-\\\0\xff9"[next(13)],
+                1 => drop(bytes.remove(at)),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        let _ = resolve(&memory, bytes.clone(), None);
+        let _ = ImageConfig::parse(&bytes);
+    }
+}

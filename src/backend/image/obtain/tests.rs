@@ -67,16 +67,16 @@ fn an_image_is_got_once_and_then_without_a_registry() {
     let contents = with_layers(&["one", "two", "one", "three", "four", "five"]);
     let server = Server::start(move |asked| good(&contents, asked));
     let text = format!("{}/team/app", server.host);
-    let first = obtain(&cache, &text, &OPTIONS, &concatenate).unwrap();
+    let first = obtain_by(&cache, &text, &OPTIONS, &concatenate).unwrap();
     assert_eq!(content(&first), "onetwoonethreefourfive");
     let paths = server.paths();
     // Each blob once, also the one that two layers have: five and the configuration.
     assert_eq!(paths.iter().filter(|path| path.contains("/blobs/")).count(), 6, "{paths:?}");
     assert_eq!(fs::read_dir(cache.folder().join("making")).unwrap().count(), 0);
-    let again = obtain(&cache, &text, &OPTIONS, &|_, _, _| panic!("it is there")).unwrap();
+    let again = obtain_by(&cache, &text, &OPTIONS, &|_, _, _| panic!("it is there")).unwrap();
     assert_eq!((content(&again), server.paths().len()), (content(&first), paths.len()));
     let asked = Options { is_refreshed: true, ..OPTIONS };
-    obtain(&cache, &text, &asked, &|_, _, _| panic!("it is there")).unwrap();
+    obtain_by(&cache, &text, &asked, &|_, _, _| panic!("it is there")).unwrap();
     // The manifest and the configuration, and no layer.
     assert_eq!(server.paths().len(), paths.len() + 2);
     assert_eq!(look_at(&cache, &text, false).unwrap().reference, format!("{text}:latest"));
@@ -90,7 +90,7 @@ fn a_tag_that_moves_on_is_got_anew_when_the_registry_is_asked() {
     let server = Server::start(move |asked| good(&served.lock().unwrap(), asked));
     let text = format!("{}/team/app", server.host);
     let get = |is_refreshed| {
-        content(&obtain(&cache, &text, &Options { is_refreshed, ..OPTIONS }, &concatenate).unwrap())
+        content(&obtain_by(&cache, &text, &Options { is_refreshed, ..OPTIONS }, &concatenate).unwrap())
     };
     assert_eq!(get(false), "old");
     *contents.lock().unwrap() = with_layers(&["new"]);
@@ -114,12 +114,12 @@ fn what_was_got_before_a_failure_is_not_got_again() {
         }
     });
     let text = format!("{}/team/app", server.host);
-    let error = obtain(&cache, &text, &OPTIONS, &concatenate).unwrap_err();
+    let error = obtain_by(&cache, &text, &OPTIONS, &concatenate).unwrap_err();
     assert!(format!("{error:#}").contains("damaged or forged"), "{error:#}");
     assert!(cache.stored().unwrap().is_empty() && cache.records().unwrap().is_empty());
     is_bad.store(false, Ordering::SeqCst);
     let before = server.paths().len();
-    assert_eq!(content(&obtain(&cache, &text, &OPTIONS, &concatenate).unwrap()), "onetwo");
+    assert_eq!(content(&obtain_by(&cache, &text, &OPTIONS, &concatenate).unwrap()), "onetwo");
     // Manifest, configuration, and the one layer that was bad: what was there of it was wrong, and so it came again.
     assert_eq!(server.paths().len() - before, 3);
 }
@@ -136,7 +136,7 @@ fn a_merger_that_fails_ends_the_downloads() {
         false => good(&contents, asked),
     });
     let text = format!("{}/team/app", server.host);
-    let failed = obtain(&cache, &text, &OPTIONS, &|layers, _, _| {
+    let failed = obtain_by(&cache, &text, &OPTIONS, &|layers, _, _| {
         layers.next().context("there is a layer")??;
         bail!("the layer is nonsense")
     });
@@ -153,7 +153,7 @@ fn an_image_that_the_disk_has_no_room_for_is_refused_before_it_comes() {
     contents.insert("manifests/latest".to_owned(), (kind.clone(), manifest.to_string().into_bytes()));
     let server = Server::start(move |asked| good(&contents, asked));
     let text = format!("{}/team/app", server.host);
-    let error = format!("{:#}", obtain(&cache, &text, &OPTIONS, &concatenate).unwrap_err());
+    let error = format!("{:#}", obtain_by(&cache, &text, &OPTIONS, &concatenate).unwrap_err());
     assert!(error.contains("kite image prune"), "{error}");
     assert!(!server.paths().iter().any(|path| path.ends_with(Digest::of(b"one").as_str())));
 }
@@ -192,11 +192,11 @@ fn a_folder_is_looked_at_each_time_and_merged_once() {
     let descriptor = json!({ "mediaType": kind, "digest": Digest::of(&manifest), "size": manifest.len() });
     write("index.json", json!({ "schemaVersion": 2, "manifests": [descriptor] }).to_string().as_bytes());
     let text = layout.path().to_str().unwrap();
-    assert_eq!(content(&obtain(&cache, text, &OPTIONS, &concatenate).unwrap()), "onetwo");
-    let again = obtain(&cache, text, &OPTIONS, &|_, _, _| panic!("it is there")).unwrap();
+    assert_eq!(content(&obtain_by(&cache, text, &OPTIONS, &concatenate).unwrap()), "onetwo");
+    let again = obtain_by(&cache, text, &OPTIONS, &|_, _, _| panic!("it is there")).unwrap();
     let name = fs::canonicalize(layout.path()).unwrap();
     assert_eq!(again.record.reference, name.to_str().unwrap());
     // A changed layer is seen when it is merged, not before.
     write("index.json", b"{}");
-    assert!(obtain(&cache, text, &OPTIONS, &concatenate).is_err());
+    assert!(obtain_by(&cache, text, &OPTIONS, &concatenate).is_err());
 }

@@ -120,4 +120,20 @@ mod tests {
             assert_eq!(Challenge::of(values.iter().copied()), expected, "{values:?}");
         }
     }
+
+    #[test]
+    fn no_header_makes_the_reader_panic_or_go_on_for_ever() {
+        const PIECES: [&str; 14] = [
+            "Bearer", "Basic", "realm", "=", "\"", "\\", ",", " ", "\t", "x", "ä", "service=", "\"a b\"", ";",
+        ];
+        let mut random: u32 = 3;
+        for _ in 0..5_000 {
+            let mut text = String::new();
+            for _ in 0..12 {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                text += PIECES[(random >> 8) as usize % PIECES.len()];
+            }
+            let _ = Challenge::of([text.as_str()].into_iter());
+        }
+    }
 }

@@ -183,10 +183,22 @@ impl Blobs for Registry {
     }
 }
 
-/// Whether a registry speaks TLS. What it answers is not looked at.
+/// Whether a registry speaks TLS, also with a certificate that is not trusted. What it answers is not looked at.
 fn has_tls(client: &Client, https: &Url) -> bool {
     let ping = Url::parse(&format!("{}/v2/", https.as_str()));
-    ping.and_then(|ping| client.send(&ping, Request::default())).is_ok()
+    match ping.and_then(|ping| client.send(&ping, Request::default())) {
+        Ok(_) => true,
+        Err(error) => is_of_certificate(&error),
+    }
+}
+
+fn is_of_certificate(error: &anyhow::Error) -> bool {
+    let of_tls = match error.downcast_ref::<ureq::Error>() {
+        Some(ureq::Error::Rustls(why)) => Some(why),
+        Some(ureq::Error::Io(why)) => why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()),
+        _ => None,
+    };
+    matches!(of_tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Whether it is worth asking again: not where the server shows a wrong certificate, or leads elsewhere than it may.
