@@ -6,6 +6,7 @@ use std::time::Instant;
 use kite::cli::{self, Command, pages};
 use kite::cmd::bench;
 use kite::cmd::doctor;
+use kite::cmd::image;
 use kite::cmd::inspect;
 use kite::cmd::matrix;
 use kite::cmd::run;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         Command::Matrix(options) => matrix::run(&options),
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),
+        Command::Image(command) => image::run(&command),
         Command::Bench(command) => bench::run(&command),
         Command::Doctor { json } => doctor::run(json),
         Command::Completions { shell } => pages::print_completions(shell),

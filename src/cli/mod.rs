@@ -15,6 +15,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cmd::bench;
+use crate::cmd::image;
 use crate::cmd::inspect;
 use crate::cmd::matrix;
 use crate::spec::RunSpec;
@@ -117,6 +118,9 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Get images of containers, show those that are there, and remove them
+    #[command(subcommand, after_help = image::HELP)]
+    Image(image::Command),
     /// Measure how long things take on this host
     #[command(subcommand)]
     Bench(bench::Command),

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod doctor;
+pub mod image;
 pub mod inspect;
 pub mod matrix;
 pub mod run;

@@ -44,7 +44,7 @@ fn check(commands: &[(String, Vec<OsString>)], least: usize) {
         let words: Vec<_> = arguments.iter().map(|word| word.to_str().unwrap()).collect();
         match (kite::cli::check(arguments), &words[..]) {
             // The name of a command, in a sentence.
-            (Err(_), [] | ["bench" | "matrix" | "completions"] | ["COMMAND", "--help"]) => {}
+            (Err(_), [] | ["bench" | "image" | "matrix" | "completions"] | ["COMMAND", "--help"]) => {}
             (Err(why), _) if why == "they only ask for help" => {}
             // And that of an option of all its kinds.
             (Err(_), ["bench", option]) if option.starts_with("--") => {}
@@ -85,6 +85,12 @@ fn every_example_of_a_help_text_is_one() {
     let helps = [
         &["run"][..],
         &["matrix"],
+        &["image"],
+        &["image", "list"],
+        &["image", "inspect"],
+        &["image", "pull"],
+        &["image", "remove"],
+        &["image", "prune"],
         &["inspect"],
         &["doctor"],
         &["bench", "exits"],

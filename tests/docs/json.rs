@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::attempt::{Attempt, KITE, no_kvm};
 use crate::image::{POWER_OFF, elf_of};
@@ -152,6 +154,46 @@ fn what_inspect_prints_has_the_fields_of_the_page() {
         std::thread::sleep(Duration::from_millis(20));
     };
     check("inspect/1", &[document]);
+}
+
+/// A folder with an OCI layout of one image, whose one layer is an empty archive.
+fn layout(folder: &Path) {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let blob = |kind: &str, bytes: &[u8]| {
+        let hash = Sha256::digest(bytes);
+        let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        fs::write(blobs.join(&hex), bytes).unwrap();
+        let kind = format!("application/vnd.oci.image.{kind}");
+        json!({ "mediaType": kind, "size": bytes.len(), "digest": format!("sha256:{hex}") })
+    };
+    let layer = blob("layer.v1.tar", &[0; 1024]);
+    let rootfs = json!({ "type": "layers", "diff_ids": [&layer["digest"]] });
+    let config = json!({ "os": "linux", "architecture": "amd64", "rootfs": rootfs });
+    let config = blob("config.v1+json", config.to_string().as_bytes());
+    let manifest = json!({ "schemaVersion": 2, "config": config, "layers": [layer] });
+    let manifest = blob("manifest.v1+json", manifest.to_string().as_bytes());
+    let index = json!({ "schemaVersion": 2, "manifests": [manifest] });
+    fs::write(folder.join("index.json"), index.to_string()).unwrap();
+    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+#[test]
+fn what_kite_says_of_images_has_the_fields_of_the_page() {
+    let folder = tempfile::tempdir().unwrap();
+    layout(folder.path());
+    let path = folder.path().to_str().unwrap();
+    let image = |arguments: &[&str]| {
+        let mut kite = Command::new(KITE);
+        let output = kite.arg("image").args(arguments).env("XDG_CACHE_HOME", path).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let before = image(&["inspect", path, "--json"]);
+    image(&["pull", path]);
+    check("image-inspect/1", &[before, image(&["inspect", path, "--json"])]);
+    check("image-list/1", &[image(&["list", "--json"])]);
+    check("image-prune/1", &[image(&["prune", "--all", "--json"])]);
 }
 
 #[test]

@@ -89,6 +89,11 @@ fn the_reference_has_the_options_of_every_help() {
         [
             "kite run",
             "kite matrix",
+            "kite image list",
+            "kite image inspect",
+            "kite image pull",
+            "kite image remove",
+            "kite image prune",
             "kite bench exits",
             "kite bench boot",
             "kite inspect",

@@ -116,6 +116,8 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     kernels.push(lab);
     // The script for CI is checked, and so are completions and manual pages.
     setup.programs(&["shellcheck", "zsh", "fish", "mandoc"].map(|name| (name, name)))?;
+    // A registry for images, and what makes a certificate for it.
+    setup.programs(&["docker-registry", "openssl"].map(|name| (name, name)))?;
     setup.programs(&e2e::PROGRAMS)?;
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
