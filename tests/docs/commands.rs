@@ -99,7 +99,7 @@ fn every_example_of_a_help_text_is_one() {
         &["man"],
     ];
     for help in helps {
-        let output = Command::new(env!("CARGO_BIN_EXE_kite")).args(help).arg("--help").output().unwrap();
+        let output = Command::new(crate::support::KITE).args(help).arg("--help").output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let lines = text.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
         // What an example does stands behind two blanks.
@@ -114,7 +114,7 @@ fn the_reference_s_defaults_are_ones() {
     let example = reference.split("```ini\n").nth(1).unwrap().split("```").next().unwrap();
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("kite.toml"), example).unwrap();
-    let mut kite = Command::new(env!("CARGO_BIN_EXE_kite"));
+    let mut kite = Command::new(crate::support::KITE);
     kite.current_dir(folder.path()).env_remove("KITE_KERNEL").env("XDG_CONFIG_HOME", folder.path());
     let output = kite.args(["run", "--verbose"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();

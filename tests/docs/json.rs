@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::attempt::{Attempt, KITE, no_kvm};
-use crate::image::{POWER_OFF, elf_of};
 use crate::page::rows;
 use crate::source;
+use crate::support::attempt::Attempt;
+use crate::support::child::Running;
+use crate::support::image::{POWER_OFF, elf_of};
+use crate::support::{KITE, no_kvm};
 
 /// The fields of a schema: their types, and whether a document had them.
 struct Schema(BTreeMap<String, (Vec<String>, bool)>);
@@ -90,7 +92,7 @@ fn printed(arguments: &[&str]) -> String {
         "{arguments:?}: {}",
         end.stderr
     );
-    end.stdout
+    end.text().to_owned()
 }
 
 #[test]
@@ -120,17 +122,6 @@ fn the_list_of_system_calls_has_the_fields_of_the_page() {
     check("calls/1", &[printed(&["inspect", "--calls", "--json"])]);
 }
 
-/// A child that does not outlive its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only if it has ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn what_inspect_prints_has_the_fields_of_the_page() {
     if no_kvm("what_inspect_prints_has_the_fields_of_the_page") {
@@ -143,14 +134,14 @@ fn what_inspect_prints_has_the_fields_of_the_page() {
     let mut command = Command::new(KITE);
     command.args(["run", "--no-config", "--force", "--memory", "64M", "--kernel"]).arg(&kernel);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut kite = Running(command.spawn().unwrap());
-    let pid = kite.0.id().to_string();
+    let mut kite = Running::spawn(&mut command);
+    let pid = kite.child_id().to_string();
     let document = loop {
         let document = printed(&["inspect", "--json", &pid]);
         if document.contains("\"vcpu0\"") {
             break document;
         }
-        assert!(kite.0.try_wait().unwrap().is_none(), "kite has ended");
+        assert!(!kite.has_ended(), "kite has ended");
         std::thread::sleep(Duration::from_millis(20));
     };
     check("inspect/1", &[document]);

@@ -6,18 +6,16 @@ use std::path::{Path, PathBuf};
 
 use page::Page;
 
-#[expect(dead_code, reason = "what only bad input needs")]
-#[path = "../bad_input/attempt.rs"]
-mod attempt;
 mod commands;
-#[expect(dead_code, reason = "what only bad input needs")]
-#[path = "../bad_input/image.rs"]
-mod image;
 mod json;
 mod links;
 mod options;
 mod page;
 mod shell;
+#[expect(dead_code, unused_macros, reason = "what only other tests need")]
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
 
 /// The most words that the landing page has.
 const MOST_WORDS: usize = 1200;

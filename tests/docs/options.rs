@@ -79,7 +79,7 @@ fn the_reference_has_the_options_of_every_help() {
         let (command, rest) = part.split_once(" -->\n").unwrap();
         let (_, rest) = rest.split_once(END).unwrap();
         let words: Vec<_> = command.split(' ').skip(1).chain(["--help"]).collect();
-        let output = Command::new(env!("CARGO_BIN_EXE_kite")).args(words).output().unwrap();
+        let output = Command::new(crate::support::KITE).args(words).output().unwrap();
         let help = String::from_utf8(output.stdout).unwrap();
         updated += &format!("{BEGIN}{command} -->\n\n{}\n{END}{rest}", markdown(&help));
         commands.push(command);
@@ -116,7 +116,7 @@ fn the_reference_has_the_options_of_every_help() {
 
 #[test]
 fn the_reference_has_a_table_for_each_command() {
-    let output = Command::new(env!("CARGO_BIN_EXE_kite")).arg("--help").output().unwrap();
+    let output = Command::new(crate::support::KITE).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let reference = source(REFERENCE);

@@ -7,8 +7,8 @@ use std::process::Stdio;
 use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
-use crate::guest::no_kvm;
 use crate::process::Kite;
+use crate::support::no_kvm;
 
 guest!(
     ECHO,

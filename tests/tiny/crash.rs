@@ -1,7 +1,8 @@
 //! Triple faults and other ways for a guest to crash, and how a crash is told from Linux's reboot.
 
-use crate::guest::{no_kvm, skipped};
-use crate::process::{End, Kite};
+use crate::process::Kite;
+use crate::support::child::End;
+use crate::support::{no_kvm, skipped};
 
 guest!(TRIPLE_FAULT, "ud2");
 guest!(TRIPLE_FAULT_COLD, "mov ebx, 0x472\n mov word ptr [rbx], 0\n ud2");

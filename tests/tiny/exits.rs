@@ -1,9 +1,10 @@
 //! Port and memory exits: every width and direction, strings, and what nobody answers.
 
-use crate::guest::{NOWHERE, RESULTS, no_kvm};
-use crate::process::{Kite, guarded};
+use crate::process::Kite;
 use crate::rig::Access::{self, Read, Write};
 use crate::rig::record;
+use crate::support::guest::{NOWHERE, RESULTS};
+use crate::support::{guarded, no_kvm};
 
 /// What the accesses were about, in a row, and how many bytes of it there are.
 pub fn join(accesses: &[Access]) -> Vec<u8> {

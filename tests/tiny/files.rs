@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::guest::no_kvm;
-use crate::process::{Kite, guarded};
+use crate::process::Kite;
+use crate::support::{guarded, no_kvm};
 
 guest!(
     FAR_PAGE,

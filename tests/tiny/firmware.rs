@@ -1,7 +1,7 @@
 //! What a PC's firmware leaves to a program that enters real mode, with `--test-devices`.
 
-use crate::guest::no_kvm;
 use crate::multiboot::run;
+use crate::support::no_kvm;
 
 // KVM's unit test `realmode` does this and goes on after it: a line that is raised and lowered, which the second
 // interrupt controller masks, then a halt that only the timer ends.

@@ -13,8 +13,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
-use crate::guest::{no_kvm, printed_in_a_hurry};
-use crate::process::{Kite, until};
+use crate::process::Kite;
+use crate::support::guest::printed_in_a_hurry;
+use crate::support::{no_kvm, until};
 
 /// What Linux gives a pipe at least, in bytes.
 const SMALL_PIPE: i32 = 4096;

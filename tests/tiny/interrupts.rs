@@ -1,7 +1,7 @@
 //! Interrupts that wake a halted guest: the serial port through the I/O APIC and through the PIC, and the timer.
 
-use crate::guest::no_kvm;
 use crate::process::Kite;
+use crate::support::no_kvm;
 
 /// Sets the vector in RCX, times 16, to the label `5`, in a table at 0x202000, and gives the guest a stack.
 macro_rules! interrupt_gate {

@@ -5,8 +5,11 @@
 #![expect(unsafe_code, reason = "the guests' code is assembled here and found through the linker's symbols")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[expect(dead_code, reason = "what only other tests need")]
 #[macro_use]
-mod guest;
+#[path = "../support/mod.rs"]
+mod support;
+
 mod console;
 mod crash;
 mod exits;

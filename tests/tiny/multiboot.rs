@@ -4,8 +4,10 @@ use std::process::Stdio;
 
 use boot::testing::{Code, Entry, multiboot_at, multiboot_elf};
 
-use crate::guest::{Elf, no_kvm};
-use crate::process::{End, Kite};
+use crate::process::Kite;
+use crate::support::child::End;
+use crate::support::guest::Elf;
+use crate::support::no_kvm;
 
 /// Runs a Multiboot image.
 pub fn run(guest: &'static Code, arguments: &[&str]) -> End {

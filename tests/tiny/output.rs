@@ -13,8 +13,10 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::guest::{Elf, no_kvm};
-use crate::process::{Kite, until};
+use crate::process::Kite;
+use crate::support::child::Running;
+use crate::support::guest::Elf;
+use crate::support::no_kvm;
 
 /// Finds the entropy device, at RBX, and over and over takes it over, makes it an offer that breaks the rules of the ring,
 /// and waits until the device asks for a reset: each time kite has something to say. Prints what comes next once more than
@@ -105,8 +107,7 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
 /// A command that runs a guest, and the guest's file.
 fn command(guest: &'static Code, arguments: &[&str]) -> (Command, Elf) {
     let elf = Elf::new(guest.code(), Entry::Long);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kite"));
-    command.args(["run", "--memory", "64M", "--kernel"]).arg(&elf.path).args(arguments);
+    let mut command = elf.command(arguments);
     command.stdin(Stdio::null());
     (command, elf)
 }
@@ -121,18 +122,13 @@ fn a_guest_that_makes_kite_complain_to_a_full_pipe_keeps_no_signal_from_it() {
             let (_reader, writer) = full_pipe();
             let (mut command, _elf) = command(&COMPLAINED_OF_FOR_EVER, &["--sandbox", sandbox]);
             let (mut stdout, printed) = io::pipe().unwrap();
-            let mut kite =
-                command.stdout(printed).stderr(writer.as_fd().try_clone_to_owned().unwrap()).spawn().unwrap();
+            let stderr = writer.as_fd().try_clone_to_owned().unwrap();
+            let kite = Running::spawn(command.stdout(printed).stderr(stderr));
             drop(command);
             // It has gone on after more than ten complaints.
             io::Read::read_exact(&mut stdout, &mut [0]).unwrap();
-            kill(Pid::from_raw(kite.id() as i32), signal).unwrap();
-            let mut status = None;
-            until("kite to end", || {
-                status = kite.try_wait().unwrap();
-                status.is_some()
-            });
-            assert_eq!(status.unwrap().signal(), Some(signal as i32), "{sandbox}");
+            kite.signal(signal);
+            assert_eq!(kite.end().status.signal(), Some(signal as i32), "{sandbox}");
         }
     }
 }
@@ -162,7 +158,7 @@ fn statistics_that_cannot_be_written_are_a_failure() {
 }
 
 /// Runs a guest that prints, its files limited to nothing, as the shell would.
-fn without_room(options: &str) -> crate::process::End {
+fn without_room(options: &str) -> crate::support::child::End {
     Kite::in_shell(&PRINTS_ONE, "ulimit -c 0; ulimit -f 0;", options).end()
 }
 

@@ -18,9 +18,9 @@ use kite::vm::memory::GuestRam;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::exits::join;
-use crate::guest::{Elf, RESULTS, no_kvm, printed_in_a_hurry};
-use crate::process::{guarded, until};
 use crate::rig::{Recorder, Rig};
+use crate::support::guest::{Elf, RESULTS, printed_in_a_hurry};
+use crate::support::{guarded, no_kvm, until};
 
 const TIMES: usize = 200;
 

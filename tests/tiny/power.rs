@@ -3,9 +3,10 @@
 use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
-use crate::guest::no_kvm;
-use crate::process::Kite;
 use std::process::Stdio;
+
+use crate::process::Kite;
+use crate::support::no_kvm;
 
 guest!(POWER_OFF, say!("'o'"), power_off!());
 

@@ -16,8 +16,8 @@ use kite::vm::{self, Vm};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::guest::Elf;
-use crate::process::HANG;
+use crate::support::HANG;
+use crate::support::guest::Elf;
 
 const RAM: u64 = 64 << 20;
 /// Where the ports of the test's device are.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::guest::no_kvm;
-use crate::process::{Kite, until};
+use crate::process::Kite;
+use crate::support::{no_kvm, until};
 
 guest!(FOR_EVER, say!("'r'"), "2: pause\n jmp 2b");
 guest!(ONCE, say!("'r'"), power_off!());
@@ -207,7 +207,7 @@ fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
     let kite = Kite::redirected(&FOR_EVER, "--sandbox require 9</etc/passwd");
     kite.expect_more_than(0);
     let process = PathBuf::from(format!("/proc/{}", kite.id()));
-    let own = [kite.image(), Path::new(env!("CARGO_BIN_EXE_kite"))].map(identity);
+    let own = [kite.image(), Path::new(crate::support::KITE)].map(identity);
     // By its number: the device's node may be a mount of its own.
     let device = |path: &Path| fs::metadata(path).unwrap().rdev();
     let devices = ["/dev/kvm", "/dev/null"].map(|path| device(Path::new(path)));

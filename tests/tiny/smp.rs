@@ -4,8 +4,8 @@ use std::process::Stdio;
 
 use boot::testing::Entry;
 
-use crate::guest::no_kvm;
 use crate::process::Kite;
+use crate::support::no_kvm;
 
 /// How often each vCPU prints its letter while the others do.
 const TIMES: usize = 500;

@@ -15,8 +15,8 @@ use kvm_ioctls::Kvm;
 use serde_json::{Value, json};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::guest::{Elf, RESULTS, no_kvm};
-use crate::process::{guarded, until};
+use crate::support::guest::{Elf, RESULTS};
+use crate::support::{guarded, no_kvm, until};
 
 const RAM: u64 = 64 << 20;
 /// MSRs that go on while a machine is still: the TSC.

@@ -10,9 +10,10 @@ use kite::vm::{self, Vm};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::guest::{no_kvm, printed_in_a_hurry};
-use crate::process::{Kite, guarded, until};
+use crate::process::Kite;
 use crate::rig::record;
+use crate::support::guest::printed_in_a_hurry;
+use crate::support::{guarded, no_kvm, until};
 
 #[test]
 fn kvms_own_counters_of_a_vcpu_have_its_exits() {

@@ -2,8 +2,8 @@
 
 use boot::testing::Code;
 
-use crate::guest::no_kvm;
 use crate::multiboot::run;
+use crate::support::no_kvm;
 
 /// Runs a guest that is to pass.
 #[track_caller]

@@ -1,7 +1,7 @@
 //! How a unit test ends that does not end by itself; and a machine without test devices.
 
-use crate::guest::no_kvm;
 use crate::multiboot::run;
+use crate::support::no_kvm;
 
 const TRIPLE: &str = "kite: the guest crashed: triple fault on vCPU 0\n";
 

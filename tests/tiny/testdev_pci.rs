@@ -1,7 +1,7 @@
 //! pci-testdev behind configuration mechanism 1, tested from inside.
 
-use crate::guest::no_kvm;
 use crate::multiboot::run;
+use crate::support::no_kvm;
 
 /// Reads the configuration space of the function in EBX, at `$byte`, into EAX.
 macro_rules! read_config {

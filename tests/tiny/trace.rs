@@ -3,8 +3,8 @@
 use boot::testing::Code;
 use serde_json::Value;
 
-use crate::guest::no_kvm;
 use crate::process::Kite;
+use crate::support::no_kvm;
 
 /// Prints a string that ends with 0 and is at label 8 or later in the code.
 macro_rules! print {

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use boot::testing::{BASE, Code, multiboot_at, multiboot_elf};
 use tempfile::TempDir;
 
-use crate::guest::no_kvm;
+use crate::support::no_kvm;
 
 const WRAPPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/kvm-unit-tests");
 
@@ -121,7 +121,7 @@ fn folder(tests: &[(&str, &'static Code)]) -> TempDir {
 /// Runs the wrapper; `FOLDER` in its arguments is the folder.
 fn run(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(WRAPPER);
-    command.env("KITE", env!("CARGO_BIN_EXE_kite")).env_remove("ARCH");
+    command.env("KITE", crate::support::KITE).env_remove("ARCH");
     let folder = folder.to_str().unwrap();
     command.args(arguments.iter().map(|it| if *it == "FOLDER" { folder } else { it }));
     command.output().unwrap()

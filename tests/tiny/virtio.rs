@@ -6,8 +6,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use crate::guest::no_kvm;
 use crate::process::Kite;
+use crate::support::no_kvm;
 
 /// Takes over the device at RBX: status up to FEATURES_OK with VIRTIO_F_VERSION_1 alone, a queue of so many entries, and
 /// DRIVER_OK.

@@ -21,8 +21,8 @@ use crate::setup::{Setup, Unavailable};
 use crate::step::{output, step};
 use crate::test::{Profile, Programs};
 
-/// Tests that run machines of every kind.
-const TESTS: [&str; 3] = ["tiny", "terminal", "cgroup"];
+/// The programs of tests that run machines of every kind, and the parts of names by which tests are chosen; none: all.
+const TESTS: [(&str, &[&str]); 2] = [("tiny", &[]), ("cli", &["terminal::", "cgroup::"])];
 /// One that is run again in the lab, since not every host allows io_uring.
 const BUSY_DISK: (&str, &str) = ("tiny", "virtio::a_disk_that_is_reset_while_it_reads_starts_again");
 
@@ -57,10 +57,10 @@ pub fn run(setup: &mut Setup, profile: Profile, both: bool) -> Result<()> {
     for kite in kites {
         let mut rules = Rules::parse(&listing(&kite.tested)?)?;
         let folder = Folder::new(&kite.tested, false)?;
-        for name in TESTS {
+        for (name, filters) in TESTS {
             let test = programs.test(name)?;
             let what = format!("tracing kite in the tests of {name}, glibc {}", kite.glibc);
-            step(what, || folder.test(&programs.kite, test))?;
+            step(what, || folder.test(&programs.kite, test, filters))?;
         }
         folder.read(&mut rules)?;
         let folder = Folder::new(&kite.released, true)?;

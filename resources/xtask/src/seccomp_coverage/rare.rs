@@ -1,14 +1,14 @@
 //! Rules that a run need not make use of, and why they are there.
 
 /// See [`RARE`].
-const FAULT: &str = "the standard library's handler of a memory fault: tests/sandbox.rs";
+const FAULT: &str = "the standard library's handler of a memory fault: tests/sandbox";
 
 /// An older kernel's.
 const OLD: &str = "a host kernel before Linux 6.3, which knows no memory that is no program";
 
 /// The rule, as reports name it, and when it is made use of.
 const RARE: [(&str, &str); 14] = [
-    ("every: prctl 1=0x10", "the handler of a refused call asks for the thread's name: tests/sandbox.rs"),
+    ("every: prctl 1=0x10", "the handler of a refused call asks for the thread's name: tests/sandbox"),
     ("every: rt_sigaction 1=0xb", FAULT),
     ("every: rt_sigaction 1=0x7", FAULT),
     ("every: sched_yield", "the standard library, where two threads come for one thing at the same moment"),
@@ -16,7 +16,7 @@ const RARE: [(&str, &str); 14] = [
         "rebuild of main: geteuid",
         "a kernel whose owner is another user is loaded for a machine that starts again",
     ),
-    ("share of share: dup", "a share on a file system of another machine, such as NFS: tests/sandbox.rs"),
+    ("share of share: dup", "a share on a file system of another machine, such as NFS: tests/sandbox"),
     ("share of share: faccessat2", "an ordinary user's kite, of a file whose group the host does not tell"),
     (
         "writable-share of share: ioctl 2=0x40086602",

@@ -67,12 +67,12 @@ impl Folder {
         command
     }
 
-    /// Runs a test's tests here, where they may use what there is.
+    /// Runs those of a program's tests with such a part in their names, or all if there are none, here, where they may use what there is.
     ///
     /// # Errors
     /// They cannot be started.
-    pub fn test(&self, kite: &Path, test: &Path) -> Result<()> {
-        let command = Self::command(&self.file("traced"), kite, test, &["--quiet"]);
+    pub fn test(&self, kite: &Path, test: &Path, filters: &[&str]) -> Result<()> {
+        let command = Self::command(&self.file("traced"), kite, test, &[&["--quiet"], filters].concat());
         let mut test_run = Command::new(&command[0]);
         test_run.args(&command[1..]).current_dir(host::root()).stdin(Stdio::null());
         let ended = test_run.output().context("running a test")?;

@@ -1,0 +1,50 @@
+//! Groups as a test sees them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::attempt::{Attempt, run};
+use crate::support::image::elf;
+use crate::support::{KITE, no_kvm, skipped};
+
+/// Says that `test` does not run, if groups with these limits cannot be made here.
+pub fn no_groups(test: &str, limit: &str) -> bool {
+    if no_kvm(test) {
+        return true;
+    }
+    let attempt = Attempt::new();
+    let kernel = attempt.file("kernel", &elf());
+    let end = attempt.end_of(run(KITE, &kernel).args(["--limit", limit]));
+    match end.status.code() {
+        Some(0) => false,
+        _ => {
+            // Any other failure is one.
+            assert!(end.stderr.contains("group") || end.stderr.contains("cannot set"), "{}", end.stderr);
+            let who = if nix::unistd::geteuid().is_root() { "" } else { "not root: " };
+            skipped(test, &format!("{who}{}", end.stderr.trim()));
+            true
+        }
+    }
+}
+
+/// The folders of groups with this name, wherever they are.
+pub fn folders(name: &str) -> Vec<PathBuf> {
+    fn look(folder: &Path, name: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if entry.file_name() == name {
+                    found.push(entry.path());
+                }
+                look(&entry.path(), name, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    look(Path::new("/sys/fs/cgroup"), name, &mut found);
+    found
+}
+
+/// A name that no other test has.
+pub fn name(test: &str) -> String {
+    format!("kite-test-{test}-{}", std::process::id())
+}

@@ -1,0 +1,109 @@
+//! A machine with limits is another process: the terminal, its signals and its streams are as without.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::child::Running;
+use crate::support::{KITE, no_kvm, skipped, until};
+use crate::terminal::keys::echo;
+use crate::terminal::session::Terminal;
+
+const LIMITS: [&str; 2] = ["--limit", "pids=100"];
+
+/// Says that `test` does not run, where no groups can be made.
+fn no_groups(test: &str) -> bool {
+    if no_kvm(test) {
+        return true;
+    }
+    // The group comes before the kernel.
+    let attempt = Command::new(KITE).args(["run", "--kernel", "/"]).args(LIMITS).output().unwrap();
+    let said = String::from_utf8_lossy(&attempt.stderr).into_owned();
+    if said.contains("group") {
+        let who = if nix::unistd::geteuid().is_root() { "" } else { "not root: " };
+        skipped(test, &format!("{who}{}", said.trim()));
+        return true;
+    }
+    assert!(said.contains("holds no kernel"), "{said}");
+    false
+}
+
+/// A guest on a raw terminal with limits.
+fn running() -> (Terminal, Running) {
+    let terminal = Terminal::new();
+    let guest = echo();
+    let kite = terminal.run(&guest, &LIMITS);
+    terminal.wait_until_raw();
+    terminal.wait_for(b">");
+    (terminal, kite)
+}
+
+/// The process in the group.
+fn machine(kite: &Running) -> Pid {
+    let id = kite.child_id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    Pid::from_raw(children.trim().parse().unwrap())
+}
+
+#[test]
+fn keys_reach_a_machine_with_limits() {
+    if no_groups("keys_reach_a_machine_with_limits") {
+        return;
+    }
+    let (terminal, kite) = running();
+    terminal.send(b"z");
+    assert_eq!(terminal.wait_for(b"z"), b">z");
+    terminal.send(b"\x01x");
+    kite.assert_ends_with(0);
+    terminal.assert_untouched();
+}
+
+#[test]
+fn a_machine_that_is_killed_leaves_the_terminal_as_it_was() {
+    if no_groups("a_machine_that_is_killed_leaves_the_terminal_as_it_was") {
+        return;
+    }
+    let (terminal, kite) = running();
+    kill(machine(&kite), Signal::SIGKILL).unwrap();
+    kite.assert_killed_by(Signal::SIGKILL);
+    terminal.assert_untouched();
+}
+
+#[test]
+fn a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite() {
+    if no_groups("a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite") {
+        return;
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1] {
+        let (terminal, kite) = running();
+        kite.signal(signal);
+        kite.assert_killed_by(signal);
+        terminal.assert_untouched();
+    }
+}
+
+#[test]
+fn the_supervisor_holds_no_stream_that_the_machine_has_let_go_of() {
+    if no_groups("the_supervisor_holds_no_stream_that_the_machine_has_let_go_of") {
+        return;
+    }
+    let (terminal, guest) = (Terminal::new(), echo());
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = guest.command(&LIMITS);
+    let kite = terminal.spawn(command.stdout(writer).stderr(terminal.stdio()));
+    drop(command);
+    reader.read_exact(&mut [0]).unwrap();
+    for stream in [0, 1] {
+        let link = format!("/proc/{}/fd/{stream}", kite.child_id());
+        until("nothing in place of a stream", || {
+            std::fs::read_link(&link).unwrap() == Path::new("/dev/null")
+        });
+    }
+    kite.signal(Signal::SIGKILL);
+    kite.assert_killed_by(Signal::SIGKILL);
+    // The machine has gone with it.
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+}
