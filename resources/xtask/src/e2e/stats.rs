@@ -111,7 +111,7 @@ pub fn boot(fixture: &Fixture, name: &str) -> Result<String> {
     // The table comes also where the command has closed its standard error.
     kite.args(["--stats", "--", "sh", "-c", "exec 2>&-; sleep 1; uname"]);
     let table = run(kite)?;
-    for words in ["what stands out", "KVM's own counters", "0x3f8 write 1          serial", "(fs)"] {
+    for words in ["what stands out", "KVM's own counters", "0x3f8 write 1          serial", "fs0"] {
         ensure!(table.contains(words), "{words} is not in\n{table}");
     }
     follow(&trace, &COMMAND)?;

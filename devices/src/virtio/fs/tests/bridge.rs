@@ -24,7 +24,10 @@ fn serve(server: &Server, device: &File) {
     loop {
         let len = match (&*device).read(&mut request) {
             Ok(len) => len,
-            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return,
+            // Unmounted: by force, when a request was on its way.
+            Err(error) if [Some(libc::ENODEV), Some(libc::ECONNABORTED)].contains(&error.raw_os_error()) => {
+                return;
+            }
             // A request was interrupted before it was read.
             Err(error) if [libc::ENOENT, libc::EINTR].contains(&error.raw_os_error().unwrap_or(0)) => {
                 continue;
