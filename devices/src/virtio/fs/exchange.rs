@@ -16,7 +16,7 @@ use crate::GuestMemory;
 use crate::virtio::pool::Work;
 use crate::virtio::{Buffers, Chain, Copies, vectored};
 
-/// How long a request is postponed at most: the kernel takes a lease from a holder that keeps it longer than 45 s
+/// How long a request is postponed at most: the kernel takes a lease from a holder that has it longer than 45 s
 /// (proc(5), `/proc/sys/fs/lease-break-time`).
 const LONGEST: Duration = Duration::from_secs(90);
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::fd_lookup::{Held, Step};
+use super::fd_lookup::{NodeFd, Step};
 use super::handle_table::Open;
 use super::host;
 use super::server::{Call, Server, Stop, stale};
@@ -29,7 +29,7 @@ impl Server {
         for _ in 0..TRIES {
             let idle = {
                 let mut table = self.table();
-                if !table.opened.is_full() {
+                if !table.handles.is_full() {
                     return Ok(());
                 }
                 table.idle()
@@ -44,13 +44,13 @@ impl Server {
             match self.can_reopen(node, &open) {
                 Ok(born) => {
                     // Two statements: the table is not locked while it is closed.
-                    let file = self.table().opened.take_idle(&open, born);
+                    let file = self.table().handles.take_idle(&open, born);
                     drop(file);
                 }
                 Err(_) => open.fix(),
             }
         }
-        if self.table().opened.is_full() { Err(Errno::ENFILE) } else { Ok(()) }
+        if self.table().handles.is_full() { Err(Errno::ENFILE) } else { Ok(()) }
     }
 
     /// As [`Self::make_room`], for a request that may not be allowed to take its time.
@@ -58,19 +58,19 @@ impl Server {
     /// # Errors
     /// As that; it takes time.
     pub(super) fn have_room(&self, call: &Call<'_>) -> Result<(), Stop> {
-        if self.table().opened.is_full() {
+        if self.table().handles.is_full() {
             call.may_wait()?;
             self.make_room()?;
         }
         Ok(())
     }
 
-    /// Opens a file that is open again, by its name, and answers when it was born, if the host tells.
+    /// Opens a file that is open again, by its name, and answers when it was born, if the host knows.
     ///
     /// # Errors
     /// It cannot be, or another file has its name.
     fn can_reopen(&self, node: u64, open: &Open) -> Result<Option<(i64, u32)>, Stop> {
-        let (held, steps) = self.table().way(node)?;
+        let (held, steps) = self.table().route_by_name(node)?;
         let held = self.follow(held, steps)?;
         let again = host::stat(self.open_as(node, &held, open)?)?;
         let now = host::stat(open.descriptor().ok_or(Errno::ESTALE)?)?;
@@ -79,7 +79,7 @@ impl Server {
     }
 
     /// Opens a node for what `open` is for.
-    fn open_as(&self, node: u64, held: &Held, open: &Open) -> Result<OwnedFd, Stop> {
+    fn open_as(&self, node: u64, held: &NodeFd, open: &Open) -> Result<OwnedFd, Stop> {
         match open.listing {
             Some(_) => Ok(host::open_at(held, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?),
             None => self.reopen(node, held, open.access),
@@ -87,7 +87,7 @@ impl Server {
     }
 
     /// Goes down from a descriptor by names to one of the file that they are to lead to.
-    pub(super) fn follow(&self, mut held: Held, steps: Vec<Step>) -> Result<Held, Errno> {
+    pub(super) fn follow(&self, mut held: NodeFd, steps: Vec<Step>) -> Result<NodeFd, Errno> {
         for step in steps {
             let fd = host::open_at(&held, &step.name, libc::O_PATH, 0).map_err(stale)?;
             let stat = host::stat(&fd)?;
@@ -96,7 +96,7 @@ impl Server {
             }
             let fd = Arc::new(fd);
             if stat.is_dir() {
-                self.table().keep(step.node, step.identity, fd.clone(), false);
+                self.table().cache_fd(step.node, step.identity, fd.clone(), false);
             }
             held = fd;
         }
@@ -107,7 +107,7 @@ impl Server {
     ///
     /// # Errors
     /// It has to be, and the request must not take its time; nothing leads to it any more; the host's.
-    pub(super) fn file(&self, call: &Call<'_>, open: &Arc<Open>) -> Result<Held, Stop> {
+    pub(super) fn file(&self, call: &Call<'_>, open: &Arc<Open>) -> Result<NodeFd, Stop> {
         match open.descriptor() {
             Some(file) => Ok(file),
             None => {
@@ -118,12 +118,12 @@ impl Server {
     }
 
     /// As [`Self::file`], of any node, for a request that may take its time.
-    pub(super) fn file_of(&self, node: u64, open: &Arc<Open>) -> Result<Held, Stop> {
+    pub(super) fn file_of(&self, node: u64, open: &Arc<Open>) -> Result<NodeFd, Stop> {
         if let Some(file) = open.descriptor() {
             return Ok(file);
         }
         self.make_room()?;
-        let again = || self.held(node).map_err(Stop::from).and_then(|held| self.open_as(node, &held, open));
+        let again = || self.fd_of(node).map_err(Stop::from).and_then(|held| self.open_as(node, &held, open));
         let file = match again() {
             Err(Stop::Failed(Errno::ESTALE)) => {
                 // What was moved a moment ago may have a name that is not noted yet.
@@ -153,13 +153,13 @@ impl Server {
     ///
     /// # Errors
     /// There is no room (ENFILE).
-    pub(super) fn reclaim(&self, node: u64, held: &Held) -> Result<(), Errno> {
+    pub(super) fn reclaim(&self, node: u64, held: &NodeFd) -> Result<(), Errno> {
         let given_back = self.table().without_descriptor(node);
         for access in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
             let mut of_access = given_back.iter().filter(|open| open.access == access).peekable();
             let Some(first) = of_access.peek() else { continue };
             self.make_room()?;
-            // What cannot be opened any more is lost already, and says so when it is used.
+            // What cannot be opened any more is lost already, and fails when it is used.
             let Ok(file) = self.open_as(node, held, first) else { continue };
             let file = Arc::new(file);
             let mut table = self.table();

@@ -1,4 +1,4 @@
-//! Descriptors of nodes that are kept for their next use, as many as there may be.
+//! A cache of descriptors of nodes, as many as there may be, for their next use.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,21 +12,21 @@ struct Slot {
     /// It was used since the hand last passed.
     recent: bool,
     /// No name leads to it: what is closed is lost.
-    gone: bool,
+    unlinked: bool,
 }
 
 /// The descriptors, and the hand of a clock that goes round among them (the second-chance algorithm).
-pub struct Kept {
+pub struct FdCache {
     /// The first is the root's, which stays.
     slots: Vec<Slot>,
     hand: usize,
     most: usize,
 }
 
-impl Kept {
+impl FdCache {
     /// The root's alone; there will be at most `most`.
     pub fn new(root: Arc<OwnedFd>, most: usize) -> Self {
-        let root = Slot { node: 0, fd: root, recent: true, gone: true };
+        let root = Slot { node: 0, fd: root, recent: true, unlinked: true };
         Self { slots: vec![root], hand: 1, most: most.max(8) }
     }
 
@@ -37,9 +37,9 @@ impl Kept {
         self.slots[at].fd.clone()
     }
 
-    /// Keeps one more; returns its slot, and the node whose descriptor makes room for it, if one has to.
-    pub fn keep(&mut self, node: u32, fd: Arc<OwnedFd>, gone: bool) -> (u32, u32) {
-        let new = Slot { node, fd, recent: true, gone };
+    /// Takes one more; returns its slot, and the node whose descriptor makes room for it, if one has to.
+    pub fn insert(&mut self, node: u32, fd: Arc<OwnedFd>, unlinked: bool) -> (u32, u32) {
+        let new = Slot { node, fd, recent: true, unlinked };
         if self.slots.len() < self.most {
             self.slots.push(new);
             return (self.slots.len() as u32 - 1, NONE);
@@ -55,7 +55,7 @@ impl Kept {
         for passed in 0..=rounds {
             self.hand = if self.hand + 1 < self.slots.len() { self.hand + 1 } else { 1 };
             let slot = &mut self.slots[self.hand];
-            let spared = std::mem::take(&mut slot.recent) || (slot.gone && passed < 2 * self.most);
+            let spared = std::mem::take(&mut slot.recent) || (slot.unlinked && passed < 2 * self.most);
             if !spared {
                 break;
             }

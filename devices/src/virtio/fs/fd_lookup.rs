@@ -1,4 +1,4 @@
-//! How the nodes of a [`Table`] are reached: by descriptors that are kept or open, or by the way to them.
+//! How the nodes of an [`InodeTable`] are found: by descriptors that are cached or open, or by the names that lead to them.
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -8,10 +8,10 @@ use nix::errno::Errno;
 
 use super::handle_table::Open;
 use super::host::Identity;
-use super::inode_table::{DEEPEST, NONE, ROOT, Table};
+use super::inode_table::{DEEPEST, InodeTable, NONE, ROOT};
 
-/// A descriptor of a node: one that is kept, with `O_PATH`, or that of an open file.
-pub type Held = Arc<OwnedFd>;
+/// A descriptor of a node: a cached one, with `O_PATH`, or that of an open file.
+pub type NodeFd = Arc<OwnedFd>;
 
 /// A step from a directory to a node in it.
 pub struct Step {
@@ -23,10 +23,10 @@ pub struct Step {
     pub identity: Identity,
 }
 
-impl Table {
+impl InodeTable {
     pub(super) fn identity_at(&self, index: u32) -> Identity {
         let node = &self.nodes[index as usize];
-        self.places.identity(node.place, node.ino, u32::from(node.kind) << 12)
+        self.mounts.identity(node.mount, node.ino, u32::from(node.kind) << 12)
     }
 
     /// Which file a node is.
@@ -37,34 +37,34 @@ impl Table {
         Ok(self.identity_at(self.index(node)?))
     }
 
-    /// The number of the place a node is in, and its inode number for the guest.
+    /// The mount that a node is in, and its inode number for the guest.
     ///
     /// # Errors
     /// It is no node.
-    pub fn place(&self, node: u64) -> Result<(u16, u64), Errno> {
+    pub fn mount(&self, node: u64) -> Result<(u16, u64), Errno> {
         let it = &self.nodes[self.index(node)? as usize];
-        Ok((it.place, self.places.visible(it.place, it.ino)))
+        Ok((it.mount, self.mounts.visible(it.mount, it.ino)))
     }
 
     /// A descriptor of the node itself, if there is one.
-    fn descriptor(&mut self, index: u32) -> Option<Held> {
+    fn descriptor(&mut self, index: u32) -> Option<NodeFd> {
         let node = &self.nodes[index as usize];
-        if index == ROOT || node.kept != NONE {
-            return Some(self.kept.get(node.kept));
+        if index == ROOT || node.cached != NONE {
+            return Some(self.fd_cache.get(node.cached));
         }
-        self.opened.descriptor(node.opened)
+        self.handles.descriptor(node.handles)
     }
 
     /// The nearest descriptor on the way up from a node, and the steps from there down to it: none if it is the node's
     /// own.
     ///
     /// # Errors
-    /// It is no node, or nobody knows where it is (ESTALE); it is too deep (ENAMETOOLONG).
-    pub fn route(&mut self, node: u64) -> Result<(Held, Vec<Step>), Errno> {
+    /// It is no node, or one without a known name (ESTALE); it is too deep (ENAMETOOLONG).
+    pub fn route(&mut self, node: u64) -> Result<(NodeFd, Vec<Step>), Errno> {
         let index = self.index(node)?;
         match self.descriptor(index) {
             Some(held) => Ok((held, Vec::new())),
-            None => self.way(node),
+            None => self.route_by_name(node),
         }
     }
 
@@ -72,7 +72,7 @@ impl Table {
     ///
     /// # Errors
     /// As [`Self::route`].
-    pub fn way(&mut self, node: u64) -> Result<(Held, Vec<Step>), Errno> {
+    pub fn route_by_name(&mut self, node: u64) -> Result<(NodeFd, Vec<Step>), Errno> {
         let mut at = self.index(node)?;
         let mut steps = Vec::new();
         loop {
@@ -94,34 +94,34 @@ impl Table {
         }
     }
 
-    /// Keeps a descriptor of a node, if that still is this file; `gone` if no name leads to it any more, so that it is
-    /// kept longest.
-    pub fn keep(&mut self, node: u64, identity: Identity, fd: Arc<OwnedFd>, gone: bool) {
+    /// Caches a descriptor of a node, if that is this file; longest if it is `unlinked`, so that no name leads to it any
+    /// more.
+    pub fn cache_fd(&mut self, node: u64, identity: Identity, fd: Arc<OwnedFd>, unlinked: bool) {
         let Ok(index) = self.index(node) else { return };
-        let known = index == ROOT || self.nodes[index as usize].kept != NONE;
+        let known = index == ROOT || self.nodes[index as usize].cached != NONE;
         if known || self.identity_at(index) != identity {
             return;
         }
-        let (slot, evicted) = self.kept.keep(index, fd, gone);
+        let (slot, evicted) = self.fd_cache.insert(index, fd, unlinked);
         if let Some(node) = self.nodes.get_mut(evicted as usize) {
-            node.kept = NONE;
+            node.cached = NONE;
         }
-        self.nodes[index as usize].kept = slot;
+        self.nodes[index as usize].cached = slot;
     }
 
-    /// Keeps a descriptor of a file that loses a name, if the guest knows it.
-    pub fn keep_gone(&mut self, identity: Identity, fd: Held) {
+    /// Caches a descriptor of a file that loses a name, if the guest knows it.
+    pub fn cache_unlinked(&mut self, identity: Identity, fd: NodeFd) {
         if let Some(index) = self.find(identity) {
-            self.keep(self.id(index), identity, fd, true);
+            self.cache_fd(self.id(index), identity, fd, true);
         }
     }
 
-    pub(super) fn drop_kept(&mut self, index: u32) {
-        let slot = std::mem::replace(&mut self.nodes[index as usize].kept, NONE);
+    pub(super) fn drop_cached(&mut self, index: u32) {
+        let slot = std::mem::replace(&mut self.nodes[index as usize].cached, NONE);
         if slot != NONE
-            && let Some(moved) = self.kept.drop(slot)
+            && let Some(moved) = self.fd_cache.drop(slot)
         {
-            self.nodes[moved as usize].kept = slot;
+            self.nodes[moved as usize].cached = slot;
         }
     }
 
@@ -131,13 +131,13 @@ impl Table {
     /// It is no node (ESTALE), or too much is open (ENFILE).
     pub fn open(&mut self, node: u64, open: Arc<Open>) -> Result<u64, Errno> {
         let index = self.index(node)?;
-        self.opened.open(index, &mut self.nodes[index as usize].opened, open)
+        self.handles.open(index, &mut self.nodes[index as usize].handles, open)
     }
 
     /// Gives an open file of a node its descriptor; answers the one that is used.
-    pub fn give(&mut self, node: u64, open: &Arc<Open>, file: Held) -> Held {
+    pub fn give(&mut self, node: u64, open: &Arc<Open>, file: NodeFd) -> NodeFd {
         match self.index(node) {
-            Ok(index) => self.opened.give(index, open, file),
+            Ok(index) => self.handles.give(index, open, file),
             Err(_) => file,
         }
     }
@@ -145,12 +145,12 @@ impl Table {
     /// What a node has open without a descriptor.
     pub fn without_descriptor(&self, node: u64) -> Vec<Arc<Open>> {
         self.index(node)
-            .map_or(Vec::new(), |index| self.opened.without_descriptor(self.nodes[index as usize].opened))
+            .map_or(Vec::new(), |index| self.handles.without_descriptor(self.nodes[index as usize].handles))
     }
 
     /// An open file that is idle, and its node.
     pub fn idle(&mut self) -> Option<(u64, Arc<Open>)> {
-        self.opened.idle().map(|(index, open)| (self.id(index), open))
+        self.handles.idle().map(|(index, open)| (self.id(index), open))
     }
 
     /// The node of a file, if the guest knows it.
@@ -164,9 +164,9 @@ impl Table {
     /// As [`Self::open`].
     pub fn open_shared(&mut self, node: u64) -> Result<Option<u64>, Errno> {
         let index = self.index(node)?;
-        let first = &mut self.nodes[index as usize].opened;
-        let Some(open) = self.opened.shared(*first) else { return Ok(None) };
-        self.opened.open(index, first, open).map(Some)
+        let first = &mut self.nodes[index as usize].handles;
+        let Some(open) = self.handles.shared(*first) else { return Ok(None) };
+        self.handles.open(index, first, open).map(Some)
     }
 
     /// What handle `number` of a node has open. A handle of another node, or of another session, is none of this one's.
@@ -175,17 +175,17 @@ impl Table {
     /// There is none (EBADF).
     pub fn handle(&self, node: u64, number: u64) -> Result<Arc<Open>, Errno> {
         let index = self.index(node).map_err(|_| Errno::EBADF)?;
-        self.opened.get(index, number)
+        self.handles.get(index, number)
     }
 
-    /// Closes handle `number` of a node; returns the descriptor that nobody needs then, as closing that may take its time.
+    /// Closes handle `number` of a node; returns the descriptor that is not used any more, as closing that may take its time.
     ///
     /// # Errors
     /// As [`Self::handle`].
-    pub fn release(&mut self, node: u64, number: u64) -> Result<Option<Held>, Errno> {
+    pub fn release(&mut self, node: u64, number: u64) -> Result<Option<NodeFd>, Errno> {
         self.handle(node, number)?;
         let index = self.index(node)?;
-        let file = self.opened.close(number, &mut self.nodes[index as usize].opened);
+        let file = self.handles.close(number, &mut self.nodes[index as usize].handles);
         self.sweep(index);
         Ok(file)
     }

@@ -16,7 +16,7 @@ use super::ops::directory::Listing;
 pub struct Open {
     /// The host's; none if it was given back.
     file: Mutex<Option<Arc<OwnedFd>>>,
-    /// When the file was born whose descriptor was given back, if the host tells: the number of one that is gone may be
+    /// When the file was born whose descriptor was given back, if the host knows: the number of a removed file may be
     /// another's by then.
     born: Mutex<Option<(i64, u32)>>,
     /// What it may be used for (`O_ACCMODE`).
@@ -29,16 +29,16 @@ pub struct Open {
     recent: AtomicBool,
     /// It could not be opened again when that was last tried.
     fixed: AtomicBool,
-    /// Its place among those that have a descriptor.
-    place: AtomicU32,
+    /// Its position among those that have a descriptor.
+    position: AtomicU32,
 }
 
 impl Open {
     fn new(access: i32, listing: Option<Mutex<Listing>>) -> Self {
-        let (handles, recent, place) = (AtomicU32::new(0), AtomicBool::new(true), AtomicU32::new(NONE));
+        let (handles, recent, position) = (AtomicU32::new(0), AtomicBool::new(true), AtomicU32::new(NONE));
         let (file, born) = (Mutex::new(None), Mutex::new(None));
         let fixed = AtomicBool::new(false);
-        Self { file, born, access, listing, handles, recent, fixed, place }
+        Self { file, born, access, listing, handles, recent, fixed, position }
     }
 
     /// A regular file, opened for `access`.
@@ -71,13 +71,13 @@ impl Open {
         self.fixed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether this is the file whose descriptor was given back, as far as the host tells.
+    /// Whether this is the file whose descriptor was given back, as far as the host knows.
     pub fn is(&self, born: Option<(i64, u32)>) -> bool {
         let known = *self.born.lock().unwrap_or_else(PoisonError::into_inner);
         known.is_none() || known == born
     }
 
-    /// Nobody uses its descriptor at this moment.
+    /// Its descriptor is not in use at this moment.
     fn is_idle(&self) -> bool {
         self.slot().as_ref().is_some_and(|file| Arc::strong_count(file) == 1)
     }
@@ -97,7 +97,7 @@ struct Slot {
 }
 
 /// All handles.
-pub struct Opened {
+pub struct HandleTable {
     slots: Vec<Slot>,
     free: u32,
     /// What has a descriptor, with its node, and the hand of a clock that goes round among them.
@@ -113,7 +113,7 @@ fn number(index: u32, generation: u32) -> u64 {
     u64::from(generation) << 32 | u64::from(index)
 }
 
-impl Opened {
+impl HandleTable {
     /// None, and at most `most` descriptors.
     pub fn new(most: usize) -> Self {
         let most = most.max(8);
@@ -187,7 +187,7 @@ impl Opened {
         slot.and_then(|(_, slot)| slot.open.clone()).ok_or(Errno::EBADF)
     }
 
-    /// Closes a handle of the node whose first is `first`; answers the descriptor that nobody needs then.
+    /// Closes a handle of the node whose first is `first`; answers the descriptor that is not used any more.
     pub fn close(&mut self, handle: u64, first: &mut u32) -> Option<Arc<OwnedFd>> {
         let index = self.slot(handle)?.0;
         let next = self.slots[index as usize].next;
@@ -223,7 +223,7 @@ impl Opened {
         if open.handles.load(Ordering::Relaxed) > 0 {
             *slot = Some(file.clone());
             open.recent.store(true, Ordering::Relaxed);
-            open.place.store(self.present.len() as u32, Ordering::Relaxed);
+            open.position.store(self.present.len() as u32, Ordering::Relaxed);
             self.present.push((node, open.clone()));
         }
         file
@@ -232,25 +232,25 @@ impl Opened {
     /// Takes a file's descriptor, if it has one.
     fn take(&mut self, open: &Open) -> Option<Arc<OwnedFd>> {
         let file = open.slot().take()?;
-        let place = open.place.swap(NONE, Ordering::Relaxed);
-        if (place as usize) < self.present.len() {
-            self.present.swap_remove(place as usize);
-            if let Some((_, moved)) = self.present.get(place as usize) {
-                moved.place.store(place, Ordering::Relaxed);
+        let position = open.position.swap(NONE, Ordering::Relaxed);
+        if (position as usize) < self.present.len() {
+            self.present.swap_remove(position as usize);
+            if let Some((_, moved)) = self.present.get(position as usize) {
+                moved.position.store(position, Ordering::Relaxed);
             }
         }
         Some(file)
     }
 
-    /// As [`Self::take`], if nobody uses it at this moment. What is listed of a directory goes along. The file was `born`
-    /// then, if the host tells.
+    /// As [`Self::take`], if it is idle. What is listed of a directory goes along. The file was `born` then, if the
+    /// host knows.
     pub fn take_idle(&mut self, open: &Open, born: Option<(i64, u32)>) -> Option<Arc<OwnedFd>> {
         if !open.is_idle() {
             return None;
         }
         *open.born.lock().unwrap_or_else(PoisonError::into_inner) = born;
         if let Some(listing) = &open.listing {
-            // Who lists it at this moment uses it.
+            // A thread that lists it uses it.
             listing.try_lock().ok()?.forget();
         }
         self.take(open)

@@ -12,7 +12,7 @@ use super::wire::Attr;
 /// What makes a file that file: it is the same one if all of this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The mount it is in; 0 if the host does not tell.
+    /// The mount it is in; 0 if the host does not say.
     pub mount: u64,
     /// The device.
     pub device: u64,
@@ -80,7 +80,7 @@ fn repeat(mut call: impl FnMut() -> c_long) -> Result<c_long, Errno> {
 }
 
 fn owned(fd: c_long) -> OwnedFd {
-    // SAFETY: a descriptor that a call has just returned is nobody else's.
+    // SAFETY: a descriptor that a call has just returned is owned by nothing else.
     unsafe { OwnedFd::from_raw_fd(fd as RawFd) }
 }
 
@@ -223,7 +223,7 @@ pub fn readlink_at(dir: impl AsFd, name: &CStr) -> Result<Vec<u8>, Errno> {
     Ok(target)
 }
 
-/// Reads entries of a directory from where it stands (getdents64(2)); returns how many bytes there are, 0 at the end.
+/// Reads entries of a directory from its position on (getdents64(2)); returns how many bytes there are, 0 at the end.
 ///
 /// # Errors
 /// The host's.
@@ -233,7 +233,7 @@ pub fn entries(dir: impl AsFd, into: &mut [u8]) -> Result<usize, Errno> {
     repeat(|| unsafe { libc::syscall(libc::SYS_getdents64, dir, to, into.len()) }).map(|len| len as usize)
 }
 
-/// Moves where a file stands, or finds data and holes in it (lseek(2)).
+/// Moves a file's position, or finds data and holes in it (lseek(2)).
 ///
 /// # Errors
 /// The host's.
@@ -253,7 +253,7 @@ pub fn chown(file: impl AsFd, uid: u32, gid: u32) -> Result<(), Errno> {
 }
 
 /// Whether this process may do what the bits of `wanted` say (`R_OK` and so on) to `name` in `dir`, to `dir` itself if the
-/// name is empty (faccessat2(2)). A host that does not tell says no.
+/// name is empty (faccessat2(2)). On a host that cannot say, it is no.
 pub fn may(dir: impl AsFd, name: &CStr, wanted: i32) -> bool {
     let flags = libc::AT_EACCESS | libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
     let (dir, name) = (dir.as_fd().as_raw_fd(), name.as_ptr());

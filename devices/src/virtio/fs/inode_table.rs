@@ -2,8 +2,8 @@
 //!
 //! A node is about 100 bytes and no descriptor: which file it is, and under which name in which other node it was seen
 //! last. From that it is opened again when something is to be done with it, and found to be the same file or stale
-//! (ESTALE, upon which a Linux guest looks its path up anew). Descriptors of directories, and of files whose name is gone,
-//! are kept in a cache of limited size (`fd_cache`); an open file has its own while it is used (`handle_table`).
+//! (ESTALE, upon which a Linux guest looks its path up anew). Descriptors of directories, and of files without a name,
+//! are in a cache of limited size (`fd_cache`); an open file has its own while it is used (`handle_table`).
 
 use std::collections::hash_map::RandomState;
 use std::ffi::CStr;
@@ -13,10 +13,10 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use super::fd_cache::Kept;
-use super::handle_table::Opened;
+use super::fd_cache::FdCache;
+use super::handle_table::HandleTable;
 use super::host::Identity;
-use super::mounts::Places;
+use super::mounts::Mounts;
 
 /// No node, no descriptor, no handle.
 pub const NONE: u32 = u32::MAX;
@@ -28,7 +28,7 @@ pub(super) const DEEPEST: usize = 2048;
 /// How much a share may use of the host.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Descriptors, of open files and of kept directories. More files may be open, if their names lead to them.
+    /// Descriptors, of open files and of cached directories. More files may be open, if their names lead to them.
     pub descriptors: usize,
     /// Nodes that the guest may know, at about 100 bytes each.
     pub nodes: usize,
@@ -37,7 +37,7 @@ pub struct Limits {
 /// One node.
 pub(super) struct Node {
     pub(super) ino: u64,
-    /// How often the guest was told of it and has not forgotten.
+    /// How often the guest has looked it up and not forgotten it.
     lookups: u64,
     pub(super) name: Box<CStr>,
     pub(super) parent: u32,
@@ -46,19 +46,19 @@ pub(super) struct Node {
     /// Nodes whose parent it is.
     children: u32,
     /// Its first open handle.
-    pub(super) opened: u32,
-    /// Its kept descriptor.
-    pub(super) kept: u32,
+    pub(super) handles: u32,
+    /// Its cached descriptor.
+    pub(super) cached: u32,
     generation: u32,
-    pub(super) place: u16,
+    pub(super) mount: u16,
     /// The type, `S_IFMT` shifted right by 12.
     pub(super) kind: u8,
-    /// Nobody uses it: `next` is the next such.
+    /// It is not in use: `next` is the next such.
     free: bool,
 }
 
 /// The nodes.
-pub struct Table {
+pub struct InodeTable {
     pub(super) nodes: Vec<Node>,
     /// The first node of each hash.
     buckets: Vec<u32>,
@@ -70,10 +70,10 @@ pub struct Table {
     /// The largest generation so far.
     newest: u32,
     hasher: RandomState,
-    /// Where nodes are.
-    pub places: Places,
-    pub(super) kept: Kept,
-    pub(super) opened: Opened,
+    /// The mounts that nodes are in.
+    pub mounts: Mounts,
+    pub(super) fd_cache: FdCache,
+    pub(super) handles: HandleTable,
 }
 
 /// The number by which the guest knows the node at `index`: one that is used again is another.
@@ -81,16 +81,16 @@ fn id(index: u32, generation: u32) -> u64 {
     u64::from(generation) << 32 | (u64::from(index) + 1)
 }
 
-impl Table {
+impl InodeTable {
     /// A table with the root alone, which is `identity` and open as `fd`.
     pub fn new(identity: Identity, fd: Arc<OwnedFd>, limits: Limits) -> Self {
-        Self::with(identity, fd, limits, 0, Opened::new)
+        Self::with(identity, fd, limits, 0, HandleTable::new)
     }
 
     /// The next session's table, whose numbers of nodes and handles differ from all of this one, but for the root's.
     pub fn successor(&self, identity: Identity, fd: Arc<OwnedFd>) -> Self {
         let first = self.newest.wrapping_add(1);
-        Self::with(identity, fd, self.limits, first, |_| self.opened.successor())
+        Self::with(identity, fd, self.limits, first, |_| self.handles.successor())
     }
 
     fn with(
@@ -98,7 +98,7 @@ impl Table {
         fd: Arc<OwnedFd>,
         limits: Limits,
         first: u32,
-        opened: impl FnOnce(usize) -> Opened,
+        handles: impl FnOnce(usize) -> HandleTable,
     ) -> Self {
         let kept = limits.descriptors / 3;
         let mut it = Self {
@@ -110,27 +110,27 @@ impl Table {
             first: 0,
             newest: first,
             hasher: RandomState::new(),
-            places: Places::default(),
-            kept: Kept::new(fd, kept),
-            opened: opened(limits.descriptors - kept),
+            mounts: Mounts::default(),
+            fd_cache: FdCache::new(fd, kept),
+            handles: handles(limits.descriptors - kept),
         };
-        let place = it.places.number(identity).expect("the first place has a number");
-        let root = it.insert(identity, place, NONE, c"").expect("a new table has room for the root");
+        let mount = it.mounts.number(identity).expect("the first mount has a number");
+        let root = it.insert(identity, mount, NONE, c"").expect("a new table has room for the root");
         it.nodes[root as usize].lookups = 1;
         it.first = first;
         it
     }
 
-    fn bucket(&self, place: u16, ino: u64) -> usize {
-        self.hasher.hash_one((place, ino)) as usize & (self.buckets.len() - 1)
+    fn bucket(&self, mount: u16, ino: u64) -> usize {
+        self.hasher.hash_one((mount, ino)) as usize & (self.buckets.len() - 1)
     }
 
     /// The node that is this file, if the guest knows it.
     pub(super) fn find(&self, identity: Identity) -> Option<u32> {
-        let place = self.places.known(identity)?;
-        let mut at = self.buckets[self.bucket(place, identity.ino)];
+        let mount = self.mounts.known(identity)?;
+        let mut at = self.buckets[self.bucket(mount, identity.ino)];
         while let Some(node) = self.nodes.get(at as usize) {
-            if (node.place, node.ino, node.kind) == (place, identity.ino, (identity.kind >> 12) as u8) {
+            if (node.mount, node.ino, node.kind) == (mount, identity.ino, (identity.kind >> 12) as u8) {
                 return Some(at);
             }
             at = node.next;
@@ -138,14 +138,14 @@ impl Table {
         None
     }
 
-    fn insert(&mut self, identity: Identity, place: u16, parent: u32, name: &CStr) -> Result<u32, Errno> {
+    fn insert(&mut self, identity: Identity, mount: u16, parent: u32, name: &CStr) -> Result<u32, Errno> {
         if self.used >= self.limits.nodes.clamp(1, NONE as usize - 1) {
             return Err(Errno::ENFILE);
         }
         if self.used >= self.buckets.len() {
             self.grow();
         }
-        let bucket = self.bucket(place, identity.ino);
+        let bucket = self.bucket(mount, identity.ino);
         let mut node = Node {
             ino: identity.ino,
             lookups: 0,
@@ -153,10 +153,10 @@ impl Table {
             parent,
             next: self.buckets[bucket],
             children: 0,
-            opened: NONE,
-            kept: NONE,
+            handles: NONE,
+            cached: NONE,
             generation: self.first,
-            place,
+            mount,
             kind: (identity.kind >> 12) as u8,
             free: false,
         };
@@ -187,7 +187,7 @@ impl Table {
         for index in 0..self.nodes.len() {
             let node = &self.nodes[index];
             if !node.free {
-                let bucket = self.bucket(node.place, node.ino);
+                let bucket = self.bucket(node.mount, node.ino);
                 self.nodes[index].next = std::mem::replace(&mut self.buckets[bucket], index as u32);
             }
         }
@@ -212,17 +212,17 @@ impl Table {
     /// `parent` is no node (ESTALE); there are too many (ENFILE).
     pub fn found(&mut self, parent: u64, name: &CStr, identity: Identity) -> Result<(u64, u64), Errno> {
         let parent = self.index(parent)?;
-        let place = self.places.number(identity).ok_or(Errno::ENFILE)?;
+        let mount = self.mounts.number(identity).ok_or(Errno::ENFILE)?;
         let index = match self.find(identity) {
             Some(index) => {
                 self.moved(index, parent, name);
                 index
             }
-            None => self.insert(identity, place, parent, name)?,
+            None => self.insert(identity, mount, parent, name)?,
         };
         let node = &mut self.nodes[index as usize];
         node.lookups = node.lookups.saturating_add(1);
-        Ok((self.id(index), self.places.visible(place, identity.ino)))
+        Ok((self.id(index), self.mounts.visible(mount, identity.ino)))
     }
 
     /// The guest forgets `count` lookups of a node.
@@ -236,14 +236,14 @@ impl Table {
         }
     }
 
-    /// Frees a node that nobody uses any more, and then, if that was the last that used it, its parent.
+    /// Frees a node that is not used any more, and then, if that was the last that used it, its parent.
     pub(super) fn sweep(&mut self, mut index: u32) {
         while let Some(node) = self.nodes.get(index as usize) {
-            if index == ROOT || node.lookups > 0 || node.children > 0 || node.opened != NONE || node.free {
+            if index == ROOT || node.lookups > 0 || node.children > 0 || node.handles != NONE || node.free {
                 return;
             }
             self.unchain(index);
-            self.drop_kept(index);
+            self.drop_cached(index);
             let node = &mut self.nodes[index as usize];
             node.free = true;
             node.name = Box::default();
@@ -259,7 +259,7 @@ impl Table {
     /// Takes a node out of its bucket.
     fn unchain(&mut self, index: u32) {
         let node = &self.nodes[index as usize];
-        let (bucket, next) = (self.bucket(node.place, node.ino), node.next);
+        let (bucket, next) = (self.bucket(node.mount, node.ino), node.next);
         let mut at = self.buckets[bucket];
         if at == index {
             self.buckets[bucket] = next;
@@ -301,7 +301,7 @@ impl Table {
         }
     }
 
-    /// Whether the way up from `index` leads to `above`, or is too long to tell.
+    /// Whether the way up from `index` leads to `above`, or is too long to know.
     fn is_within(&self, mut index: u32, above: u32) -> bool {
         for _ in 0..DEEPEST {
             if index == above {

@@ -9,7 +9,7 @@
 //! the host lets this process do what the guest permits.
 //!
 //! The server is our own as no crate fits: `fuse-backend-rs` 0.14 and `virtiofsd` 1.14 are made for an older `vm-memory`
-//! than this one, bring an async runtime along, and keep a descriptor for each file that a guest has looked up.
+//! than this one, bring an async runtime along, and have a descriptor for each file that a guest has looked up.
 
 mod exchange;
 mod fd_budget;
@@ -52,8 +52,8 @@ const QUEUES: [u16; 2] = [64, 512];
 const THREADS: usize = 8;
 /// How long a guest may take what it knows of a share for true where others, too, can write: as much as `virtiofsd` gives.
 const SHORT: Duration = Duration::from_secs(1);
-/// The same where the guest cannot write: a compiler asks for the same thousands of names again and again, and somebody
-/// who changes a file on the host and goes to the guest's window is to find it changed. What was read of a file is dropped
+/// The same where the guest cannot write: a compiler asks for the same thousands of names again and again, and a
+/// user who changes a file on the host and goes to the guest's window expects it changed there. What was read of a file is dropped
 /// when its time of change is seen to be another one.
 const LONG: Duration = Duration::from_secs(5);
 /// The most nodes that a guest may know: 400 MB of the host's memory, for a guest that has the tenfold for them.
@@ -69,15 +69,15 @@ pub struct Share {
     /// Whether the guest may change anything in it. What it makes belongs to whom it says, and may run as whom it says, if
     /// this process is root's; else it belongs to this process' user, who also must be allowed what the guest does.
     pub writable: bool,
-    /// Whether the guest is told of extended attributes. A guest asks for several whenever it looks up a name, overlays do
+    /// Whether the guest sees extended attributes. A guest asks for several whenever it looks up a name, overlays do
     /// most of all, unless it has learnt that there are none.
     pub attributes: bool,
     /// How long the guest may take what it knows of a file for true.
     pub valid: Duration,
-    /// The user and the group that the host tells where this process may not know the owner (user_namespaces(7), "Unmapped
-    /// user and group IDs"), if there are such: the guest is told root, whose such files are for the most part.
+    /// The user and the group that the host shows where this process may not know the owner (user_namespaces(7), "Unmapped
+    /// user and group IDs"), if there are such: the guest sees root, whose such files are for the most part.
     pub unknown: Option<(u32, u32)>,
-    /// The group of this process' user that is shown of files of such a group, if they have a group that the host does not tell
+    /// The group of this process' user that is shown of files of such a group, if they have a group that the host does not show
     /// and this process is in it: without it the guest would refuse its user what the host does not.
     pub group: Option<u32>,
     /// Whether the guest may leave set-user-ID and set-group-ID programs, and programs with capabilities, in it.

@@ -1,7 +1,7 @@
 //! What only a thread of its own can do: create files as the one who asks, with just the permissions it asks for, and
 //! reach extended attributes, for which the kernel wants a path, without one.
 //!
-//! `/proc/self/fd`, kept open from the start, leads from a descriptor's number to its file: even after pivot_root(2), and
+//! `/proc/self/fd`, open from the start, leads from a descriptor's number to its file: even after pivot_root(2), and
 //! whatever the file's names are. Where a call takes no directory's descriptor, that folder is the thread's working
 //! directory, which it first parts from the other threads' (unshare(2), CLONE_FS), as it does its file creation mask.
 //! A container may refuse that: then the way is the whole path, and the mask is everybody's for a moment.
@@ -52,7 +52,7 @@ impl Descriptors {
         let path = c"/proc/self/fd".as_ptr();
         // SAFETY: reads a string.
         if let Ok(fd) = check(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path, flags) }) {
-            // SAFETY: a descriptor that the call has just returned is nobody else's.
+            // SAFETY: a descriptor that the call has just returned is owned by nothing else.
             return Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }));
         }
         let flags = libc::O_PATH | libc::O_DIRECTORY;
@@ -69,7 +69,7 @@ impl Descriptors {
         loop {
             // SAFETY: reads a string.
             match check(unsafe { libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags) }.into()) {
-                // SAFETY: a descriptor that the call has just returned is nobody else's.
+                // SAFETY: a descriptor that the call has just returned is owned by nothing else.
                 Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error),
@@ -159,7 +159,7 @@ impl Descriptors {
         if self.part()? {
             return call(number.as_ptr());
         }
-        // Who may not part this has the host's folders still: the root folder is left as it is for the same reason.
+        // A process that may not part this has the host's folders: its root folder is unchanged for the same reason.
         let path = [b"/proc/self/fd/", number.as_bytes()].concat();
         call(CString::new(path).expect("digits have no zero byte").as_ptr())
     }
@@ -224,7 +224,7 @@ impl Drop for Masked {
     }
 }
 
-/// This thread creates files as somebody else until this is dropped.
+/// This thread creates files as another user until this is dropped.
 pub struct Caller {
     changed: bool,
 }
@@ -232,8 +232,8 @@ pub struct Caller {
 impl Caller {
     /// As `uid` and `gid`, if this process may: it is root's. Anybody else's files stay their own.
     ///
-    /// Permissions were checked by the guest, which knows more of them than two numbers: whoever may override them here
-    /// still does.
+    /// Permissions were checked by the guest, which knows more of them than two numbers: a process that may override them here
+    /// does so.
     pub fn new(uid: u32, gid: u32) -> Self {
         // SAFETY: returns a number.
         let root = unsafe { libc::geteuid() } == 0;
@@ -253,7 +253,7 @@ impl Caller {
 impl Drop for Caller {
     fn drop(&mut self) {
         if self.changed {
-            // This brings back what of capabilities left with it.
+            // This brings back the capabilities that went with it.
             // SAFETY: takes a number.
             unsafe { libc::syscall(libc::SYS_setfsuid, 0) };
             // SAFETY: takes a number.

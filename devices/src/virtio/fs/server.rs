@@ -13,10 +13,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::Share;
-use super::fd_lookup::Held;
+use super::fd_lookup::NodeFd;
 use super::host::{self, Stat};
-use super::inode_table::Table;
-use super::mounts::{ROOT_PLACE, WORDS};
+use super::inode_table::InodeTable;
+use super::mounts::{PSEUDO, ROOT_MOUNT};
 use super::proc_fd::Descriptors;
 use super::wire::{
     ATTR_OUT, Append, Args, Attr, ENTRY_OUT, Header, IN_HEADER, IOCTL_OUT, LEAST_MINOR, MAJOR, MINOR,
@@ -113,7 +113,7 @@ pub struct Server {
     /// Whether the share's files are on this machine, and what is in memory is had at once.
     pub(super) local: bool,
     root: Arc<OwnedFd>,
-    table: Mutex<Table>,
+    table: Mutex<InodeTable>,
     /// Held while a name is moved, until that is noted.
     moving: Mutex<()>,
     /// Both sides have agreed (`FUSE_INIT`), and the guest has not ended it.
@@ -134,13 +134,13 @@ impl Server {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
         let local = !is_remote(&host::stat_fs(&root)?);
-        let table = Mutex::new(Table::new(stat.identity, root.clone(), share.limits));
+        let table = Mutex::new(InodeTable::new(stat.identity, root.clone(), share.limits));
         let (session, long_xattr) = (AtomicBool::new(false), AtomicBool::new(false));
         let (descriptors, moving) = (Descriptors::open()?, Mutex::default());
         Ok(Self { descriptors, local, root, table, moving, share, session, long_xattr })
     }
 
-    pub(super) fn table(&self) -> MutexGuard<'_, Table> {
+    pub(super) fn table(&self) -> MutexGuard<'_, InodeTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -173,13 +173,13 @@ impl Server {
         Ok(State::empty())
     }
 
-    /// How long the guest may take what it was told for true.
+    /// How long the guest may take what it knows for true.
     pub(super) fn valid(&self) -> Duration {
         self.share.valid
     }
 
     /// Serves a request; returns how many bytes its reply has. None if it may take its time and `wait` says that it
-    /// must not, or if a file's lease has to be given back first: then nothing has happened, and it is to be served again.
+    /// must not, or if a file's lease has to be given back first: then nothing has happened, and it has to be served again.
     pub fn serve(&self, exchange: &mut dyn Exchange, wait: bool) -> Option<usize> {
         let mut bytes = [0; IN_HEADER];
         let whole = exchange.read(0, &mut bytes) == IN_HEADER;
@@ -189,7 +189,7 @@ impl Server {
         let done = if !whole || len < IN_HEADER || len > exchange.asked() {
             Err(Stop::Failed(Errno::EINVAL))
         } else if needs_reply(header.opcode) && exchange.room() < OUT_HEADER + fixed_reply(header.opcode) {
-            // What was done could not be told.
+            // What was done could not be answered.
             Err(Stop::Failed(Errno::EINVAL))
         } else {
             let data = if header.opcode == opcode::WRITE { WRITE_IN } else { MOST_REQUEST };
@@ -315,36 +315,36 @@ impl Server {
         Ok(0)
     }
 
-    /// A descriptor of a node: kept, open, or opened now.
-    pub(super) fn held(&self, node: u64) -> Result<Held, Errno> {
+    /// A descriptor of a node: cached, open, or opened now.
+    pub(super) fn fd_of(&self, node: u64) -> Result<NodeFd, Errno> {
         let (held, steps) = self.table().route(node)?;
         self.follow(held, steps)
     }
 
-    /// As [`Self::held`], of a node in whose folder, or in which, something is to be found or changed: there is nothing in
-    /// what is mounted below the share and consists of words of the kernel. A guest mounts its own.
-    pub(super) fn folder(&self, node: u64) -> Result<Held, Errno> {
-        let held = self.held(node)?;
-        let (place, _) = self.table().place(node)?;
-        if place != ROOT_PLACE && self.is_words(place, &held)? { Err(Errno::ENOENT) } else { Ok(held) }
+    /// As [`Self::fd_of`], of a node in whose folder, or in which, something is found or changed: there is nothing in a
+    /// pseudo file system that is mounted below the share. A guest mounts its own.
+    pub(super) fn folder(&self, node: u64) -> Result<NodeFd, Errno> {
+        let held = self.fd_of(node)?;
+        let (mount, _) = self.table().mount(node)?;
+        if mount != ROOT_MOUNT && self.is_pseudo(mount, &held)? { Err(Errno::ENOENT) } else { Ok(held) }
     }
 
-    /// Whether files in a place, of which one is `held`, are words of the kernel.
-    pub(super) fn is_words(&self, place: u16, held: impl AsFd) -> Result<bool, Errno> {
-        let known = self.table().places.words(place);
+    /// Whether a mount, of which one file is `held`, is of a pseudo file system.
+    pub(super) fn is_pseudo(&self, mount: u16, held: impl AsFd) -> Result<bool, Errno> {
+        let known = self.table().mounts.pseudo(mount);
         if let Some(known) = known {
             return Ok(known);
         }
-        let words = WORDS.contains(&host::stat_fs(held)?.f_type);
-        self.table().places.set_words(place, words);
-        Ok(words)
+        let pseudo = PSEUDO.contains(&host::stat_fs(held)?.f_type);
+        self.table().mounts.set_pseudo(mount, pseudo);
+        Ok(pseudo)
     }
 
     /// The attributes of a node as they are now, as the guest sees them.
     pub(super) fn stat(&self, node: u64) -> Result<Attr, Errno> {
         let (identity, (_, ino)) = {
             let table = self.table();
-            (table.identity(node)?, table.place(node)?)
+            (table.identity(node)?, table.mount(node)?)
         };
         let (mut held, mut steps) = self.table().route(node)?;
         let mut name = CString::default();
@@ -355,7 +355,7 @@ impl Server {
                 host::stat_at(&held, &name).map_err(stale)?
             }
             Some(_) => {
-                held = self.held(node)?;
+                held = self.fd_of(node)?;
                 host::stat(&held)?
             }
         };
@@ -401,7 +401,7 @@ impl Server {
 }
 
 /// Whether a file whose group this process may not know is of a group that it is in, as far as that matters: its own file,
-/// or one that permits a group more, or less, than others. `user` is whom the host tells for an unknown owner.
+/// or one that permits a group more, or less, than others. `user` is whom the host shows for an unknown owner.
 fn is_of_our_group(attr: &Attr, user: u32, dir: impl AsFd, name: &CStr) -> bool {
     // Whether it may be read is for the file alone to say, and not for the mount that it is in.
     let first =
@@ -438,7 +438,7 @@ fn reply(exchange: &mut dyn Exchange, unique: u64, error: i32, out: &[u8], place
     len
 }
 
-/// Whether anybody waits for a reply.
+/// Whether the guest waits for a reply.
 fn needs_reply(code: u32) -> bool {
     !matches!(code, opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT)
 }

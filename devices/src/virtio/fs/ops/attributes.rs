@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::ftruncate;
 
-use crate::virtio::fs::fd_lookup::Held;
+use crate::virtio::fs::fd_lookup::NodeFd;
 use crate::virtio::fs::host;
 use crate::virtio::fs::proc_fd::{NOW, OMIT};
 use crate::virtio::fs::server::{Call, Placed, Server, Stop};
@@ -28,7 +28,7 @@ const ACL_ENTRY: usize = 8;
 /// The tags of entries that have a number.
 const ACL_USER: u16 = 2;
 const ACL_GROUP: u16 = 8;
-/// Whom kernels tell in place of somebody unknown, unless set otherwise.
+/// Whom kernels show in place of an unknown owner, unless set otherwise.
 const UNKNOWN: u32 = 65534;
 
 /// What `FUSE_SETATTR` asks for.
@@ -100,7 +100,7 @@ impl Server {
     /// The attributes of a node that is open, as the guest sees them.
     fn stat_open(&self, node: u64, file: impl AsFd) -> Result<Attr, Errno> {
         let attr = host::stat(&file)?.attr;
-        let ino = self.table().place(node)?.1;
+        let ino = self.table().mount(node)?.1;
         Ok(Attr { ino, ..self.shown(attr, file, c"") })
     }
 
@@ -136,8 +136,8 @@ impl Server {
         Ok(0)
     }
 
-    /// Sets the owner and the group, unless the guest sees them as they are to be: the host may know them by other numbers.
-    fn set_owner(&self, held: &Held, change: &Change) -> Result<(), Errno> {
+    /// Sets the owner and the group, unless the guest sees the new ones already: the host may know them by other numbers.
+    fn set_owner(&self, held: &NodeFd, change: &Change) -> Result<(), Errno> {
         let seen = self.shown(host::stat(held)?.attr, held, c"");
         let is_as_seen =
             |flag, id: u32, seen: u32| self.share.unknown.is_some() && change.has(flag) && id == seen;
@@ -147,7 +147,7 @@ impl Server {
         host::chown(held, id(flag::FATTR_UID, change.uid), gid)
     }
 
-    fn resize(&self, node: u64, held: &Held, own: bool, change: &Change) -> Result<(), Stop> {
+    fn resize(&self, node: u64, held: &NodeFd, own: bool, change: &Change) -> Result<(), Stop> {
         let size = i64::try_from(change.size).map_err(|_| Errno::EFBIG)?;
         match own {
             true => ftruncate(held, size)?,
@@ -175,7 +175,7 @@ impl Server {
 
     /// The file system that a node is in.
     pub fn stat_fs(&self, call: &mut Call<'_>) -> Placed {
-        let stat = host::stat_fs(self.held(call.header.node)?)?;
+        let stat = host::stat_fs(self.fd_of(call.header.node)?)?;
         for value in [stat.f_blocks, stat.f_bfree, stat.f_bavail, stat.f_files, stat.f_ffree] {
             call.out.u64(value);
         }
@@ -201,7 +201,7 @@ impl Server {
         if name.is_some_and(|name| name.is_empty() || name.count_bytes() > MOST_NAME) {
             return Err(Errno::ERANGE.into());
         }
-        let file = self.held(call.header.node)?;
+        let file = self.fd_of(call.header.node)?;
         let mut value = vec![0; size.min(MOST_VALUE)];
         let got = match name {
             Some(name) if ACLS.contains(&name) => {
@@ -250,7 +250,7 @@ impl Server {
         Ok(0)
     }
 
-    /// Makes an access control list one that the guest's kernel takes: a user or a group that the host does not tell has a
+    /// Makes an access control list one that the guest's kernel takes: a user or a group that the host does not show has a
     /// number there that is none.
     fn show_acl(&self, value: &mut [u8]) {
         let (user, group) = self.share.unknown.unwrap_or((UNKNOWN, UNKNOWN));

@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{close, dup, fdatasync, fsync};
 
-use crate::virtio::fs::fd_lookup::Held;
+use crate::virtio::fs::fd_lookup::NodeFd;
 use crate::virtio::fs::handle_table::Open;
 use crate::virtio::fs::host;
 use crate::virtio::fs::proc_fd::Caller;
@@ -21,20 +21,20 @@ const MOST_AT_ONCE: usize = 64 << 10;
 /// The most bytes that one request copies; a guest asks again for the rest.
 const MOST_COPIED: u64 = 64 << 20;
 impl Server {
-    /// Opens a node's file anew, for what its descriptor cannot do. No thread waits for a lease that somebody has on the
+    /// Opens a node's file anew, for what its descriptor cannot do. No thread waits for a lease that a process has on the
     /// file (fcntl(2), F_SETLEASE): this process may have it on what the guest was loaded from, and cannot give it back
     /// while the request is served.
     ///
     /// # Errors
-    /// It is not a regular file (ENXIO), or words of the kernel (EACCES); the host's; a lease is being given back.
-    pub fn reopen(&self, node: u64, held: &Held, flags: i32) -> Result<OwnedFd, Stop> {
+    /// It is not a regular file (ENXIO), or in a pseudo file system (EACCES); the host's; a lease is being given back.
+    pub fn reopen(&self, node: u64, held: &NodeFd, flags: i32) -> Result<OwnedFd, Stop> {
         match self.table().identity(node)?.kind {
             libc::S_IFREG => {}
             libc::S_IFDIR => return Err(Errno::EISDIR.into()),
             _ => return Err(Errno::ENXIO.into()),
         }
-        let (place, _) = self.table().place(node)?;
-        if self.is_words(place, held)? {
+        let (mount, _) = self.table().mount(node)?;
+        if self.is_pseudo(mount, held)? {
             return Err(Errno::EACCES.into());
         }
         // To a regular file that is open, O_NONBLOCK means nothing.
@@ -57,21 +57,21 @@ impl Server {
         if writable || truncate != 0 {
             call.may_wait()?;
         } else if let Some(handle) = self.table().open_shared(node)? {
-            return self.opened(call, handle, flag::FOPEN_KEEP_CACHE);
+            return self.reply_opened(call, handle, flag::FOPEN_KEEP_CACHE);
         }
         self.have_room(call)?;
-        let held = self.held(node)?;
+        let held = self.fd_of(node)?;
         let file = self.reopen(node, &held, access | truncate)?;
         if truncate != 0 {
             self.written(&file, how & flag::OPEN_KILL_SUIDGID != 0)?;
         }
         let handle = self.handle(node, Open::file(access), file)?;
-        self.opened(call, handle, flag::FOPEN_KEEP_CACHE)
+        self.reply_opened(call, handle, flag::FOPEN_KEEP_CACHE)
     }
 
-    /// Replies with a handle. What the guest has read it keeps if nobody writes but the host: it looks at the time of the
+    /// Replies with a handle. What the guest has read it caches if only the host writes: it looks at the time of the
     /// last change whenever its attributes are no longer valid.
-    pub fn opened(&self, call: &mut Call<'_>, handle: u64, keep: u32) -> Placed {
+    pub fn reply_opened(&self, call: &mut Call<'_>, handle: u64, keep: u32) -> Placed {
         call.out.u64(handle);
         call.out.u32(if self.share.writable { 0 } else { keep });
         call.out.u32(0);
@@ -100,7 +100,7 @@ impl Server {
         let opened = self.open_created(node, file, asked, how);
         let opened = opened.and_then(|file| Ok(self.handle(node, Open::file(access), file)?));
         match opened {
-            Ok(handle) => self.opened(call, handle, 0),
+            Ok(handle) => self.reply_opened(call, handle, 0),
             Err(stop) => {
                 self.table().forget(node, 1);
                 Err(stop)
@@ -126,7 +126,7 @@ impl Server {
         match self.handle(node, Open::file(access), file) {
             Ok(handle) => {
                 call.out.entry_out(node, &attr, self.valid());
-                self.opened(call, handle, 0)
+                self.reply_opened(call, handle, 0)
             }
             Err(error) => {
                 self.table().forget(node, 1);
@@ -168,7 +168,7 @@ impl Server {
             return Ok(file);
         }
         let flags = asked & (libc::O_ACCMODE | libc::O_TRUNC);
-        let file = self.reopen(node, &self.held(node)?, flags)?;
+        let file = self.reopen(node, &self.fd_of(node)?, flags)?;
         if flags & libc::O_TRUNC != 0 {
             self.written(&file, how & flag::OPEN_KILL_SUIDGID != 0)?;
         }
@@ -242,7 +242,7 @@ impl Server {
         Ok(0)
     }
 
-    /// Brings a file, or a directory, to the disk. There is nothing to bring if nobody writes.
+    /// Brings a file, or a directory, to the disk. There is nothing to bring if the guest cannot write.
     pub fn sync(&self, call: &mut Call<'_>) -> Placed {
         if !self.share.writable {
             return Err(Errno::ENOSYS.into());
@@ -321,7 +321,7 @@ impl Server {
     }
 }
 
-/// An offset that is none is -1 to the host, which takes that for where the file stands.
+/// An offset that is none is -1 to the host, which takes that for the file's position.
 fn check_offset(offset: u64) -> Result<(), Errno> {
     i64::try_from(offset).map(drop).map_err(|_| Errno::EINVAL)
 }

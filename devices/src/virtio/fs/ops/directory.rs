@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::virtio::fs::handle_table::Open;
 use crate::virtio::fs::host;
-use crate::virtio::fs::mounts::ROOT_PLACE;
+use crate::virtio::fs::mounts::ROOT_MOUNT;
 use crate::virtio::fs::server::{Call, MOST_DATA, Placed, Server, Stop};
 use crate::virtio::fs::wire::{Append, Attr, DIRENT, ENTRY_OUT, flag, padding};
 
@@ -24,7 +24,7 @@ const MOST_REPLY: usize = 128 << 10;
 /// How far a directory is listed.
 #[derive(Default)]
 pub struct Listing {
-    /// What the host has told (`struct linux_dirent64`), and the guest has not been; empty if nothing.
+    /// What the host has listed (`struct linux_dirent64`), and the guest has not seen; empty if nothing.
     batch: Vec<u8>,
     at: usize,
     /// The position of what is next.
@@ -33,7 +33,7 @@ pub struct Listing {
     ended: Option<u64>,
 }
 
-/// One entry as the host tells it.
+/// One entry as the host lists it.
 struct Entry<'a> {
     ino: u64,
     /// The position of the next one.
@@ -112,11 +112,11 @@ impl Server {
         if self.table().identity(node)?.kind != libc::S_IFDIR {
             return Err(Errno::ENOTDIR.into());
         }
-        let held = self.held(node)?;
+        let held = self.fd_of(node)?;
         self.have_room(call)?;
         let file = host::open_at(&held, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         let handle = self.handle(node, Open::directory(), file)?;
-        self.opened(call, handle, flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR)
+        self.reply_opened(call, handle, flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR)
     }
 
     /// Lists a directory from a position on; with `plus` each entry is looked up too.
@@ -132,9 +132,9 @@ impl Server {
         }
         let room = (size.min(MOST_DATA) as usize).min(call.room()).min(MOST_REPLY);
         let node = call.header.node;
-        let place = self.table().place(node)?.0;
+        let mount = self.table().mount(node)?.0;
         let file = self.file(call, &open)?;
-        if place != ROOT_PLACE && self.is_words(place, &file)? {
+        if mount != ROOT_MOUNT && self.is_pseudo(mount, &file)? {
             return Ok(0);
         }
         let mut listing = listing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,12 +150,12 @@ impl Server {
             if plus {
                 self.entry_plus(call, &file, entry.name);
             }
-            let ino = self.table().places.visible(place, entry.ino);
+            let ino = self.table().mounts.visible(mount, entry.ino);
             call.out.dirent(ino, entry.next, u32::from(entry.kind), name);
             true
         });
         match listed {
-            // What was listed is to be told: the guest knows nodes of it.
+            // What was listed has to be answered: the guest knows nodes of it.
             Err(_) if !call.out.is_empty() => Ok(0),
             Err(error) => Err(error.into()),
             // A reply without entries would be the end.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-use crate::virtio::fs::fd_lookup::Held;
+use crate::virtio::fs::fd_lookup::NodeFd;
 use crate::virtio::fs::host::{self, Stat};
 use crate::virtio::fs::proc_fd::Caller;
 use crate::virtio::fs::server::{Call, Placed, Server, Stop};
@@ -42,7 +42,7 @@ impl Server {
         if let Some(fd) = opened
             && stat.is_dir()
         {
-            self.table().keep(node, stat.identity, Arc::new(fd), false);
+            self.table().cache_fd(node, stat.identity, Arc::new(fd), false);
         }
         Ok(0)
     }
@@ -70,14 +70,14 @@ impl Server {
         if self.table().identity(node)?.kind != libc::S_IFLNK {
             return Err(Errno::EINVAL.into());
         }
-        let mut target = host::readlink_at(self.held(node)?, c"")?;
+        let mut target = host::readlink_at(self.fd_of(node)?, c"")?;
         target.truncate(call.room());
         call.out.append(&mut target);
         Ok(0)
     }
 
     /// Replies with what was made under `name` just now.
-    fn made(&self, call: &mut Call<'_>, parent: &Held, name: &CStr) -> Placed {
+    fn made(&self, call: &mut Call<'_>, parent: &NodeFd, name: &CStr) -> Placed {
         let stat = host::stat_at(parent, name)?;
         self.entry(call, (call.header.node, parent), name, stat)?;
         Ok(0)
@@ -119,12 +119,12 @@ impl Server {
         self.made(call, &parent, name)
     }
 
-    /// What will lose the name: the guest may still use it, by its node or by what it has open. Nothing is done if there is
-    /// none, which the call that follows will tell.
+    /// What will lose the name: the guest may go on using it, by its node or by what it has open. Nothing is done if there is
+    /// none, which the call that follows reports.
     ///
     /// # Errors
     /// It has more open than there is room for (ENFILE).
-    fn about_to_go(&self, parent: &Held, name: &CStr) -> Result<Option<(Stat, Held)>, Errno> {
+    fn about_to_go(&self, parent: &NodeFd, name: &CStr) -> Result<Option<(Stat, NodeFd)>, Errno> {
         let Ok(fd) = host::open_at(parent, name, libc::O_PATH, 0).map(Arc::new) else { return Ok(None) };
         let Ok(stat) = host::stat(&fd) else { return Ok(None) };
         let node = self.table().node(stat.identity);
@@ -141,7 +141,7 @@ impl Server {
         let gone = self.about_to_go(&parent, name)?;
         host::unlink_at(&parent, name, flags)?;
         if let Some((stat, fd)) = gone {
-            self.table().keep_gone(stat.identity, fd);
+            self.table().cache_unlinked(stat.identity, fd);
         }
         Ok(0)
     }
@@ -154,7 +154,7 @@ impl Server {
             flags = call.args.u32()?;
             call.args.skip()?;
         }
-        // A whiteout is what an overlay's upper layer has in place of a name that is gone.
+        // A whiteout is what an overlay's upper layer has in place of a name that was removed.
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT) != 0 {
             return Err(Errno::EINVAL.into());
         }
@@ -175,11 +175,11 @@ impl Server {
             table.renamed(source, name, back.identity);
         }
         drop(moving);
-        // Two names of one file are left as they are.
+        // Two names of one file do not change.
         if let Some((stat, fd)) = gone
             && moved.is_ok_and(|moved| moved.identity != stat.identity)
         {
-            table.keep_gone(stat.identity, fd);
+            table.cache_unlinked(stat.identity, fd);
         }
         Ok(0)
     }
@@ -191,7 +191,7 @@ impl Server {
         if self.table().identity(old)?.kind == libc::S_IFDIR {
             return Err(Errno::EPERM.into());
         }
-        let (file, parent) = (self.held(old)?, self.folder(call.header.node)?);
+        let (file, parent) = (self.fd_of(old)?, self.folder(call.header.node)?);
         self.descriptors.link(&file, &parent, name)?;
         self.made(call, &parent, name)
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use super::super::host::{self, Identity};
-use super::super::inode_table::{Limits, Table};
+use super::super::inode_table::{InodeTable, Limits};
 use super::super::wire::opcode;
 use super::client::{Client, share, string, wide};
 use crate::virtio::testing::{alone, files_and_threads, heap};
@@ -45,10 +45,10 @@ fn a_million_lookups_without_a_forget_take_few_descriptors() {
 }
 
 /// A table of at most `nodes`, and the identity of its root.
-fn table(nodes: usize) -> (Table, Identity) {
+fn table(nodes: usize) -> (InodeTable, Identity) {
     let root = Arc::new(fs::File::open("/").unwrap().into());
     let identity = host::stat(&root).unwrap().identity;
-    (Table::new(identity, root, Limits { descriptors: 64, nodes }), identity)
+    (InodeTable::new(identity, root, Limits { descriptors: 64, nodes }), identity)
 }
 
 #[test]
