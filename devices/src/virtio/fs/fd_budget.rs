@@ -69,7 +69,7 @@ impl Server {
     ///
     /// # Errors
     /// It cannot be, or another file has its name.
-    fn can_reopen(&self, node: u64, open: &Open) -> Result<Option<(i64, u32)>, Stop> {
+    pub(super) fn can_reopen(&self, node: u64, open: &Open) -> Result<Option<(i64, u32)>, Stop> {
         let (held, steps) = self.table().route_by_name(node)?;
         let held = self.follow(held, steps)?;
         let again = host::stat(self.open_as(node, &held, open)?)?;

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 
 use super::inode_table::NONE;
 use super::ops::directory::Listing;
+use super::state::SavedHandle;
 
 /// An open file or directory.
 pub struct Open {
@@ -84,7 +85,7 @@ impl Open {
 }
 
 /// The most handles, as long as they are of few files: 8 MiB.
-const MOST_HANDLES: usize = 1 << 18;
+pub(super) const MOST_HANDLES: usize = 1 << 18;
 /// How many handles of a file are looked at for one to share, or one that has a descriptor.
 const MOST_LOOKED_AT: usize = 4;
 
@@ -118,6 +119,11 @@ impl HandleTable {
     pub fn new(most: usize) -> Self {
         let most = most.max(8);
         Self { slots: Vec::new(), free: NONE, present: Vec::new(), hand: 0, most, newest: 0, first: 0 }
+    }
+
+    /// Whether there has been none.
+    pub fn is_new(&self) -> bool {
+        self.slots.is_empty()
     }
 
     /// None, for another session: its numbers are none of these.
@@ -176,6 +182,48 @@ impl HandleTable {
         slot.open = Some(open);
         slot.next = std::mem::replace(first, index);
         Ok(number(index, slot.generation))
+    }
+
+    /// All handles, and the largest generation so far.
+    pub fn save(&self) -> (Vec<(SavedHandle, Arc<Open>)>, u32) {
+        let saved = (0..).zip(&self.slots).filter_map(|(index, slot)| {
+            let open = slot.open.clone()?;
+            let number = number(index, slot.generation);
+            let directory = open.listing.is_some();
+            Some((SavedHandle { number, node: slot.node, directory, access: open.access }, open))
+        });
+        (saved.collect(), self.newest)
+    }
+
+    /// Opens the handle of a node, whose first is `first`, that `saved` says; answers whether there can be such a one.
+    pub fn restore(&mut self, saved: &SavedHandle, first: &mut u32, open: Open) -> bool {
+        let (index, generation) = (saved.number as u32, (saved.number >> 32) as u32);
+        if index as usize >= MOST_HANDLES {
+            return false;
+        }
+        while self.slots.len() <= index as usize {
+            self.slots.push(Slot { open: None, node: 0, next: NONE, generation: self.first });
+        }
+        let slot = &mut self.slots[index as usize];
+        if slot.open.is_some() {
+            return false;
+        }
+        open.handles.store(1, Ordering::Relaxed);
+        let next = std::mem::replace(first, index);
+        *slot = Slot { open: Some(Arc::new(open)), node: saved.node, next, generation };
+        true
+    }
+
+    /// Begins to restore handles of which none had a larger generation, in a table without any.
+    pub fn begin_restore(&mut self, newest: u32) {
+        (self.first, self.newest) = (newest, newest);
+    }
+
+    /// All handles are restored: what is between them is free.
+    pub fn end_restore(&mut self) {
+        for (index, slot) in (0..).zip(&mut self.slots).filter(|(_, slot)| slot.open.is_none()) {
+            slot.next = std::mem::replace(&mut self.free, index);
+        }
     }
 
     /// What a handle of a node has open.

@@ -38,11 +38,11 @@ pub struct Limits {
 pub(super) struct Node {
     pub(super) ino: u64,
     /// How often the guest has looked it up and not forgotten it.
-    lookups: u64,
+    pub(super) lookups: u64,
     pub(super) name: Box<CStr>,
     pub(super) parent: u32,
     /// The next of the same hash.
-    next: u32,
+    pub(super) next: u32,
     /// Nodes whose parent it is.
     children: u32,
     /// Its first open handle.
@@ -54,7 +54,7 @@ pub(super) struct Node {
     /// The type, `S_IFMT` shifted right by 12.
     pub(super) kind: u8,
     /// It is not in use: `next` is the next such.
-    free: bool,
+    pub(super) free: bool,
 }
 
 /// The nodes.
@@ -62,13 +62,13 @@ pub struct InodeTable {
     pub(super) nodes: Vec<Node>,
     /// The first node of each hash.
     buckets: Vec<u32>,
-    free: u32,
+    pub(super) free: u32,
     used: usize,
     limits: Limits,
     /// The generation of a node whose index is new.
-    first: u32,
+    pub(super) first: u32,
     /// The largest generation so far.
-    newest: u32,
+    pub(super) newest: u32,
     hasher: RandomState,
     /// The mounts that nodes are in.
     pub mounts: Mounts,
@@ -81,10 +81,39 @@ fn id(index: u32, generation: u32) -> u64 {
     u64::from(generation) << 32 | (u64::from(index) + 1)
 }
 
+/// The index and the generation of a node's number.
+pub(super) fn parts(node: u64) -> (u32, u32) {
+    ((node as u32).wrapping_sub(1), (node >> 32) as u32)
+}
+
+impl Node {
+    pub(super) fn free(generation: u32) -> Self {
+        Self {
+            ino: 0,
+            lookups: 0,
+            name: Box::default(),
+            parent: NONE,
+            next: NONE,
+            children: 0,
+            handles: NONE,
+            cached: NONE,
+            generation,
+            mount: 0,
+            kind: 0,
+            free: true,
+        }
+    }
+}
+
 impl InodeTable {
     /// A table with the root alone, which is `identity` and open as `fd`.
     pub fn new(identity: Identity, fd: Arc<OwnedFd>, limits: Limits) -> Self {
         Self::with(identity, fd, limits, 0, HandleTable::new)
+    }
+
+    /// Whether there has been nothing but the root, nor a handle.
+    pub fn is_new(&self) -> bool {
+        self.nodes.len() == 1 && self.handles.is_new()
     }
 
     /// The next session's table, whose numbers of nodes and handles differ from all of this one, but for the root's.
@@ -139,46 +168,50 @@ impl InodeTable {
     }
 
     fn insert(&mut self, identity: Identity, mount: u16, parent: u32, name: &CStr) -> Result<u32, Errno> {
-        if self.used >= self.limits.nodes.clamp(1, NONE as usize - 1) {
+        if self.used >= self.most() {
             return Err(Errno::ENFILE);
         }
+        let (index, generation) = match self.nodes.get(self.free as usize) {
+            Some(old) => {
+                let generation = old.generation.wrapping_add(1);
+                self.newest = self.newest.max(generation);
+                (std::mem::replace(&mut self.free, old.next), generation)
+            }
+            None => {
+                self.nodes.push(Node::free(self.first));
+                (self.nodes.len() as u32 - 1, self.first)
+            }
+        };
+        self.put(id(index, generation), identity, mount, parent, name);
+        Ok(index)
+    }
+
+    /// How many nodes there may be.
+    pub(super) fn most(&self) -> usize {
+        self.limits.nodes.clamp(1, NONE as usize - 1)
+    }
+
+    /// Puts a node where its number says, which is free.
+    pub(super) fn put(&mut self, node: u64, identity: Identity, mount: u16, parent: u32, name: &CStr) {
         if self.used >= self.buckets.len() {
             self.grow();
         }
+        let (index, generation) = parts(node);
         let bucket = self.bucket(mount, identity.ino);
-        let mut node = Node {
+        self.nodes[index as usize] = Node {
             ino: identity.ino,
-            lookups: 0,
             name: name.into(),
             parent,
-            next: self.buckets[bucket],
-            children: 0,
-            handles: NONE,
-            cached: NONE,
-            generation: self.first,
+            next: std::mem::replace(&mut self.buckets[bucket], index),
             mount,
             kind: (identity.kind >> 12) as u8,
             free: false,
+            ..Node::free(generation)
         };
-        let index = match self.nodes.get_mut(self.free as usize) {
-            Some(old) => {
-                node.generation = old.generation.wrapping_add(1);
-                self.newest = self.newest.max(node.generation);
-                let next = old.next;
-                *old = node;
-                std::mem::replace(&mut self.free, next)
-            }
-            None => {
-                self.nodes.push(node);
-                self.nodes.len() as u32 - 1
-            }
-        };
-        self.buckets[bucket] = index;
         self.used += 1;
         if let Some(parent) = self.nodes.get_mut(parent as usize) {
             parent.children += 1;
         }
-        Ok(index)
     }
 
     /// Makes as many more buckets as there are.
@@ -195,9 +228,9 @@ impl InodeTable {
 
     /// The index of a node that the guest names.
     pub(super) fn index(&self, node: u64) -> Result<u32, Errno> {
-        let index = (node as u32).wrapping_sub(1);
+        let (index, generation) = parts(node);
         match self.nodes.get(index as usize) {
-            Some(it) if !it.free && id(index, it.generation) == node => Ok(index),
+            Some(it) if !it.free && it.generation == generation => Ok(index),
             _ => Err(Errno::ESTALE),
         }
     }

@@ -22,6 +22,7 @@ mod mounts;
 mod ops;
 mod proc_fd;
 mod server;
+mod state;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -202,6 +203,17 @@ impl VirtioDevice for Fs {
     }
 
     fn save(&self) -> Result<State, device::Error> {
-        self.worker.server.save()
+        match self.pool.in_flight() {
+            0 => self.worker.server.save(),
+            // Those that no thread has: whatever else is in flight has been waited for.
+            count => Err(device::Error::Unsaveable(
+                format!("{count} requests wait for a lease of another process on a file; save again later")
+                    .into(),
+            )),
+        }
+    }
+
+    fn load(&mut self, state: State) -> Result<(), device::Error> {
+        self.worker.server.load(state)
     }
 }

@@ -22,7 +22,6 @@ use super::wire::{
     ATTR_OUT, Append, Args, Attr, ENTRY_OUT, Header, IN_HEADER, IOCTL_OUT, LEAST_MINOR, MAJOR, MINOR,
     OPEN_OUT, OUT_HEADER, STATX_OUT, WRITE_IN, init, opcode,
 };
-use crate::device::{self, State};
 
 /// The most bytes of one read or write: 256 pages, which is as many as a request may have.
 pub const MOST_DATA: u32 = MOST_PAGES * 4096;
@@ -117,7 +116,7 @@ pub struct Server {
     /// Held while a name is moved, until that is noted.
     moving: Mutex<()>,
     /// Both sides have agreed (`FUSE_INIT`), and the guest has not ended it.
-    session: AtomicBool,
+    pub(super) session: AtomicBool,
     /// A request to set an extended attribute has flags of its own.
     pub(super) long_xattr: AtomicBool,
 }
@@ -154,23 +153,14 @@ impl Server {
         self.session.store(false, Ordering::SeqCst);
         if let Ok(root) = host::stat(&self.root) {
             let mut table = self.table();
+            if table.is_new() {
+                return;
+            }
             let new = table.successor(root.identity, self.root.clone());
             let old = std::mem::replace(&mut *table, new);
             drop(table);
             drop(old);
         }
-    }
-
-    /// The state while the guest has no session.
-    ///
-    /// # Errors
-    /// It has one: what it knows of the share's files is not saved.
-    pub fn save(&self) -> Result<State, device::Error> {
-        if self.session.load(Ordering::SeqCst) {
-            let what = format!("the guest has mounted share {:?}; save before it does", self.share.tag);
-            return Err(device::Error::Unsaveable(what.into()));
-        }
-        Ok(State::empty())
     }
 
     /// How long the guest may take what it knows for true.

@@ -53,6 +53,14 @@ impl Client {
         Self { server, uid: 0, nodes: Mutex::default() }
     }
 
+    /// The same guest, of a new server of `share` that is loaded from this one's state.
+    pub fn reloaded(self, share: Share) -> Self {
+        let state = self.server.save().expect("what is open has names");
+        let server = Server::new(Arc::new(share)).expect("it is a directory");
+        server.load(state).expect("a server loads what it saved");
+        Self { server, ..self }
+    }
+
     /// Begins a session, another one if there is one.
     pub fn begin(&self) {
         let mut args = Vec::new();

@@ -10,9 +10,11 @@ use tempfile::TempDir;
 use super::super::wire::{Args, IN_HEADER, OUT_HEADER, opcode};
 use super::super::{Fs, MOST_TAG, Share};
 use super::client::{Client, share, string, wide};
-use crate::virtio::Copies;
+use crate::GuestMemory;
+use crate::device::Device as _;
 use crate::virtio::pool::Spawn;
 use crate::virtio::testing::{BUFFERS, Driver, UP, alone, files_and_threads, watched};
+use crate::virtio::{Copies, VirtioDevice};
 
 /// The queue for requests, and that for what goes past them.
 const REQUESTS: usize = 1;
@@ -310,8 +312,10 @@ fn a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afte
         }
         let mut heads = add_writers(&mut rig).to_vec();
         rig.driver.kick(REQUESTS);
-        watched("settling a device that waits for a lease", || rig.driver.lock().drain());
+        watched("draining a device that waits for a lease", || rig.driver.lock().drain());
         assert_eq!(rig.driver.used(REQUESTS), []);
+        let refused = rig.driver.lock().save().unwrap_err().to_string();
+        assert!(refused.contains("lease"), "{refused}");
         assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
         // Others are served meanwhile.
         rig.call(opcode::MKDIR, 1, &[wide(&[0o755]), string("made")].concat(), 128).unwrap();
@@ -380,5 +384,22 @@ fn memory_is_copied_without_waiting_for_requests_and_none_of_their_replies_is_lo
     let used = rig.driver.used(REQUESTS);
     assert_eq!(used[0].1 as u64, OUT_HEADER as u64 + len);
     assert!(rig.reply(0, used[0].1).unwrap().iter().all(|byte| *byte == 7));
+    rig.contract();
+}
+
+#[test]
+fn a_mounted_share_goes_on_in_a_device_that_is_loaded() {
+    let mut rig = Rig::new(true, threads());
+    let (node, handle) = (rig.lookup("file"), rig.open("file", libc::O_RDONLY));
+    for _ in 0..3 {
+        let shared = Arc::new(share(rig.folder.path(), true));
+        let new = |memory: &GuestMemory| -> Box<dyn VirtioDevice> {
+            Box::new(Fs::new("fs0", shared, memory.clone(), Arc::default(), threads()).unwrap())
+        };
+        rig.driver.reload(new).unwrap();
+        let read = rig.call(opcode::READ, node, &wide(&[handle, 5, 3, 0, 0]), 3);
+        assert_eq!(read, Ok(vec![5, 6, 7]));
+        assert_eq!(rig.lookup("file"), node);
+    }
     rig.contract();
 }

@@ -12,4 +12,5 @@ mod open;
 mod programs;
 mod rights;
 mod semantics;
+mod state;
 mod unusual;
