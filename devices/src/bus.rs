@@ -13,7 +13,7 @@ pub trait BusDevice: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
-/// A device that all vCPUs and the host side share. Whoever holds the lock sees it still.
+/// A device that all vCPUs and the host side share. While the lock is held, the device is still.
 pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 
 /// Where the last access went, as the next one often does. Each vCPU has its own.
@@ -69,7 +69,7 @@ impl Range {
 ///
 /// An access goes whole to the device that owns its first byte, even where it runs past the end of the
 /// device's range: that device answers for the bytes beyond, and the next one never sees them. An access
-/// whose first byte nobody owns reads as all ones or is lost, even where it runs into a device.
+/// whose first byte is no device's reads as all ones or is lost, even where it runs into a device.
 #[derive(Default)]
 pub struct Bus {
     /// Sorted by address, and never two of one address.
@@ -161,7 +161,7 @@ impl Bus {
         }
     }
 
-    /// The range that `address` is in, which the hint does not name. If nobody is there, it names the range behind from
+    /// The range that `address` is in, which the hint does not name. If there is none, it names the range behind from
     /// now on: a guest that polls an empty address finds that at once, too.
     #[inline]
     fn search(&self, hint: &mut Hint, address: u64) -> Option<&Range> {
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
     use crate::testing::Random;
 
-    /// Answers its number in every byte and keeps what it was asked.
+    /// Answers its number in every byte and records the accesses.
     #[derive(Default)]
     struct Probe {
         number: u8,

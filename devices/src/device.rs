@@ -23,7 +23,7 @@ pub trait Device: Send {
         Ok(State::empty())
     }
 
-    /// Takes over a state, which nobody has checked: a hostile file's, perhaps. The device is new, no vCPU runs, and
+    /// Takes over a state that is not checked: a hostile file's, perhaps. The device is new, no vCPU runs, and
     /// interrupts are not to be sent before [`Self::resume`].
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! A PC's CMOS: the MC146818 real-time clock (Motorola MC146818A data sheet) and the RAM beside it, behind an
 //! index and a data port.
 //!
-//! The time is the host's, in UTC. A guest that sets the clock gets its own time back, kept as the difference
-//! to the host's. There is no interrupt, so status C never has a cause to tell, and an update is never in
+//! The time is the host's, in UTC. A guest that sets the clock gets its own time back, stored as the difference
+//! to the host's. There is no interrupt, so status C never has a cause, and an update is never in
 //! progress, so no driver has to wait for one to end.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -70,7 +70,7 @@ struct Registers {
 }
 
 impl Cmos {
-    /// A clock that shows what `now` tells, as UTC. It comes up with BCD and 24 hours; all RAM is 0.
+    /// A clock that shows what `now` returns, as UTC. It comes up with BCD and 24 hours; all RAM is 0.
     pub fn new(now: Box<dyn Fn() -> SystemTime + Send>) -> Self {
         let mut registers = [0; SIZE];
         registers[usize::from(STATUS_A)] = STATUS_A_RESET;
@@ -131,7 +131,7 @@ impl Cmos {
         }
     }
 
-    /// Seconds since 1970 at the host. They stand still while a guest that asked reads one register after the
+    /// Seconds since 1970 at the host. They do not advance while a guest that asked reads one register after the
     /// other, or it could see the seconds of one minute and the minutes of the next.
     fn host_time(&self) -> i64 {
         let now = (self.now)();

@@ -13,13 +13,13 @@ pub enum Request {
     PowerOff,
     /// Start the machine again.
     Reset,
-    /// Nothing: the guest's kernel tells that it has panicked.
+    /// Nothing: the guest's kernel reports that it has panicked.
     Panicked,
-    /// Nothing: the guest's kernel tells that it has panicked and that another one, loaded before, looks into it.
+    /// Nothing: the guest's kernel reports that it has panicked and that another one, loaded before, looks into it.
     CrashLoaded,
 }
 
-/// Whoever can stop the machine.
+/// What can stop the machine.
 pub trait PowerSwitch: Send + Sync {
     /// Takes a guest's request. A guest can send any number of them, so this must be cheap and the first
     /// one count; it is called with the device's lock held and must not block.
@@ -52,7 +52,7 @@ pub struct Power {
 }
 
 impl Power {
-    /// Registers that tell `switch` what the guest wants.
+    /// Registers that pass what the guest wants to `switch`.
     pub fn new(switch: Arc<dyn PowerSwitch>) -> Self {
         Self { switch }
     }

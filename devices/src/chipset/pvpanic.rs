@@ -1,4 +1,4 @@
-//! The pvpanic device: a port by which a guest's kernel tells of its panic (QEMU `docs/specs/pvpanic.rst`, "ISA Bus").
+//! The pvpanic device: a port by which a guest's kernel reports its panic (QEMU `docs/specs/pvpanic.rst`, "ISA Bus").
 
 use std::sync::Arc;
 
@@ -13,16 +13,16 @@ pub const LEN: u64 = 1;
 const PANICKED: u8 = 1 << 0;
 /// The guest has panicked, and handles that itself: its crash kernel will run.
 const CRASH_LOADED: u8 = 1 << 1;
-/// The guest has shut down, and is to be powered off.
+/// The guest has shut down, and wants to be powered off.
 const SHUTDOWN: u8 = 1 << 2;
 
-/// One byte: reads give the events that the device knows, writes tell of those that have happened.
+/// One byte: reads give the events that the device knows, writes report those that have happened.
 pub struct PvPanic {
     switch: Arc<dyn PowerSwitch>,
 }
 
 impl PvPanic {
-    /// A device that tells `switch` what has happened.
+    /// A device that passes what has happened to `switch`.
     pub fn new(switch: Arc<dyn PowerSwitch>) -> Self {
         Self { switch }
     }

@@ -5,7 +5,7 @@
 //! the host until the driver can take it: start-up code clears FIFOs and reads RBR blindly.
 //!
 //! Where it differs from the chip, it is the more patient: input never overruns, turning the FIFOs on or off
-//! keeps their bytes (Linux enables the receiver's interrupt first and the FIFOs after), and the character
+//! preserves their bytes (Linux enables the receiver's interrupt first and the FIFOs after), and the character
 //! timeout takes no time.
 
 use std::collections::VecDeque;
@@ -81,7 +81,7 @@ mod msr {
     pub const DCD: u8 = 0x80;
 }
 
-/// The host's side of the line. All are called with the device's lock held: they wake someone, no more.
+/// The host's side of the line. All are called with the device's lock held: they wake a thread, no more.
 pub trait Host: Send {
     /// There is output again: [`Serial::take_output`] has something.
     fn output_ready(&self);
@@ -161,7 +161,7 @@ impl Registers {
 }
 
 /// The UART. Every byte of a wider access is one access to the same register, since that is what a string
-/// instruction does and KVM does not tell them apart.
+/// instruction does and KVM does not distinguish them.
 pub struct Serial {
     line: Box<dyn Line>,
     host: Box<dyn Host>,

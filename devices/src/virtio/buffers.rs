@@ -14,7 +14,7 @@ pub struct Buffers {
 }
 
 impl Buffers {
-    /// Appends a piece; answers whether all of it is RAM and the length is still one.
+    /// Appends a piece; answers whether all of it is RAM and the length does not overflow.
     pub(super) fn push(&mut self, memory: &GuestMemory, address: GuestAddress, len: usize) -> bool {
         let Some(total) = self.len.checked_add(len) else { return false };
         let mut at = address;
@@ -47,20 +47,20 @@ impl Buffers {
     /// Cuts off and returns what lies from `at` on; nothing if that is past the end.
     #[must_use]
     pub fn split_off(&mut self, at: usize) -> Self {
-        let mut left = at;
+        let mut rest = at;
         for index in 0..self.parts.len() {
             let (address, len) = self.parts[index];
-            if left < len {
+            if rest < len {
                 let mut parts = self.parts.split_off(index);
-                if left > 0 {
-                    self.parts.push((address, left));
-                    parts[0] = (address.unchecked_add(left as u64), len - left);
+                if rest > 0 {
+                    self.parts.push((address, rest));
+                    parts[0] = (address.unchecked_add(rest as u64), len - rest);
                 }
-                let rest = Self { parts, len: self.len - at };
+                let cut = Self { parts, len: self.len - at };
                 self.len = at;
-                return rest;
+                return cut;
             }
-            left -= len;
+            rest -= len;
         }
         Self::default()
     }
@@ -70,7 +70,7 @@ impl Buffers {
         self.parts.iter().all(|(at, len)| (at.0 | *len as u64) & (align as u64 - 1) == 0)
     }
 
-    /// Keeps the first `len` bytes at most.
+    /// Cuts off what is beyond `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         let _cut = self.split_off(len);
     }
@@ -116,9 +116,9 @@ impl Buffers {
         len: usize,
         mut visit: impl FnMut(VolatileSlice<'m, ()>),
     ) {
-        let (mut skip, mut left) = (offset, len);
+        let (mut skip, mut rest) = (offset, len);
         for slice in self.slices(memory) {
-            if left == 0 {
+            if rest == 0 {
                 return;
             }
             if skip >= slice.len() {
@@ -127,7 +127,7 @@ impl Buffers {
             }
             let part = slice.offset(skip).expect("less than the slice is skipped");
             skip = 0;
-            left -= part.len().min(left);
+            rest -= part.len().min(rest);
             visit(part);
         }
     }

@@ -1,6 +1,6 @@
-//! Guest memory that is replaced by a copy of itself while the host still writes to it.
+//! Guest memory that is replaced by a copy of itself while the host writes to it.
 //!
-//! Who replaces it holds the vCPUs still and every device locked, and waits for nothing else: what is in flight may wait for
+//! The thread that replaces it holds the vCPUs paused and every device locked, and waits for nothing else: what is in flight may wait for
 //! the host for ever. So what the host writes meanwhile may go to the pages of before. What a device writes itself
 //! waits for the moment that the copy takes ([`Copies::write`]); what the host reads from a file into guest memory
 //! ([`Copies::count`]) is read once more.

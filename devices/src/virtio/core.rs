@@ -252,7 +252,7 @@ impl Virtio {
     }
 
     /// Serves queue `index`, which the driver kicked. Answers whether there is more to serve in some queue than one
-    /// service takes: it is to be called again then, after whatever else waits.
+    /// service takes: it has to be called again then, after whatever else waits.
     pub fn serve(&mut self, index: usize) -> bool {
         self.with_queues(
             |device, queues| {

@@ -86,7 +86,7 @@ pub trait VirtioDevice: Send {
         Ok(State::empty())
     }
 
-    /// Takes over a state that nobody has checked. The device is new, or its features have just been [negotiated](Self::negotiated) if the driver
+    /// Takes over a state that is not checked. The device is new, or its features have just been [negotiated](Self::negotiated) if the driver
     /// was up.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ pub type Spawn = Box<dyn Fn(Box<dyn FnOnce() + Send>) -> io::Result<()> + Send>;
 
 /// What the threads of a pool do.
 pub trait Work: Send + Sync + 'static {
-    /// What is to be done.
+    /// What has to be done.
     type Job: Send;
     /// What has been done.
     type Done: Send;

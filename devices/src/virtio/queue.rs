@@ -51,7 +51,7 @@ pub enum Served {
     Used(u32),
     /// Nothing can be done now: it goes back, and nothing more is taken.
     NotYet,
-    /// It is in flight; the device keeps what it needs and completes it later.
+    /// It is in flight: the device completes it later.
     Later,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct Ring {
     pub queue: Queue,
     /// Heads that the device holds, a bit each.
     in_flight: Vec<u64>,
-    /// Chains that may still be taken in this service.
+    /// Chains that may yet be taken in this service.
     budget: u16,
     /// Buffers were used since the driver was last interrupted.
     used: bool,
@@ -116,7 +116,7 @@ impl Ring {
         }
     }
 
-    /// Takes over a state that nobody has checked. Whether the addresses are memory is for the caller to check.
+    /// Takes over a state that is not checked. Whether the addresses are memory is for the caller to check.
     pub fn load(&mut self, state: &RingState) -> Result<(), device::Error> {
         let queue = &mut self.queue;
         check(queue.try_set_size(state.size).is_ok(), "queue size")?;
@@ -190,7 +190,7 @@ impl Ring {
     fn take(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, Error> {
         loop {
             // Not `pop_descriptor_chain`: it hides the error of an index run too far ahead, which
-            // `enable_notification` then tells as more work, for ever.
+            // `enable_notification` then reports as more work, for ever.
             if let Some(chain) = self.queue.iter(memory)?.next() {
                 if self.budget == 0 {
                     self.queue.go_to_previous_position();
@@ -292,7 +292,7 @@ impl<'a> Queues<'a> {
     }
 
     /// Takes the next chain from queue `index`, which the device then holds; none from a queue that is empty, not set up
-    /// or not there. Once it has told of an empty queue, the driver kicks when it adds to it.
+    /// or not there. Once it has found the queue empty, the driver kicks when it adds to it.
     ///
     /// # Errors
     /// The driver broke a rule of the ring or of the chain.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::number;
 use crate::bus::BusDevice;
 
-/// Whoever can end the guest.
+/// What can end the guest.
 pub trait EndTest: Send + Sync {
     /// Ends the guest with an exit code. The first call counts; called with the device's lock held, so it must not
     /// block.
@@ -19,7 +19,7 @@ impl DebugExit {
     /// How many ports it has.
     pub const LEN: u64 = 4;
 
-    /// A port that tells `machine` the status.
+    /// A port that ends `machine` with the status.
     pub fn new(machine: Arc<dyn EndTest>) -> Self {
         Self(machine)
     }

@@ -34,10 +34,10 @@ impl BusDevice for Lines {
     }
 }
 
-/// Whoever maps the guest's memory.
+/// What maps the guest's memory.
 pub trait FlushPage: Send {
     /// Has the host's KVM drop its mapping of the page at the guest-physical address `page`, so that the next access faults;
-    /// the page keeps its content. An address without memory is ignored.
+    /// the page's content is preserved. An address without memory is ignored.
     fn flush(&self, page: u64);
 }
 

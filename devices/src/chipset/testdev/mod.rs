@@ -1,5 +1,5 @@
 //! What KVM's unit tests (kvm-unit-tests) expect of a machine and no other guest needs: a way to end with a status,
-//! latches and memory to exit at, lines to drive, and the facts that QEMU's firmware interface tells.
+//! latches and memory to exit at, lines to drive, and the facts that QEMU's firmware interface gives.
 //!
 //! The interfaces are QEMU's: isa-debug-exit, pc-testdev, pci-testdev (QEMU `docs/specs/pci-testdev.rst`), fw_cfg
 //! (`docs/specs/fw_cfg.rst`). A guest can ask any of them for anything at any width.

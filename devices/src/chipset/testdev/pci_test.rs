@@ -38,7 +38,7 @@ const ENABLE_MEMORY: u8 = 2;
 const TESTS: [&str; 3] = ["no-eventfd", "wildcard-eventfd", "datamatch-eventfd"];
 const NO_EVENTFD: usize = 0;
 const WILDCARD: usize = 1;
-/// What is to be written.
+/// What a test writes.
 const DATA: u8 = 0xfa;
 /// The width of a test's writes in bytes.
 const WIDTH: u8 = 1;
@@ -152,7 +152,7 @@ impl PciTest {
         }
         if number != NO_EVENTFD {
             let data = (number != WILDCARD).then_some(DATA);
-            // Of another test's writes none are left.
+            // Another test's writes do not count.
             self.doorbell.take();
             if !self.doorbell.connect(place, offset(place, number), data) {
                 return;

@@ -8,7 +8,7 @@ use super::give;
 use crate::bus::BusDevice;
 use crate::device::{Device, Error, State};
 
-/// Tells the time since the machine was made.
+/// Returns the time since the machine was made.
 pub type Elapsed = Box<dyn Fn() -> Duration + Send>;
 
 const HERTZ: u128 = 3_579_545;
@@ -31,7 +31,7 @@ impl PmTimer {
     /// How many ports it has.
     pub const LEN: u64 = 4;
 
-    /// Counts what `elapsed` tells.
+    /// Counts what `elapsed` returns.
     pub fn new(elapsed: Elapsed) -> Self {
         Self { elapsed, before: Duration::ZERO }
     }

@@ -10,11 +10,11 @@ use crate::virtio::retry;
 /// The size of a page of the balloon in bytes, which is the host's too (virtio 1.2 §5.5.6).
 pub const PAGE: usize = 4096;
 
-/// Drops the whole pages within `slice`, of guest memory: whoever reads them next finds other content, zeros mostly.
+/// Drops the whole pages within `slice`, of guest memory: the next read finds other content, zeros mostly.
 /// Returns how many bytes that were.
 ///
 /// # Errors
-/// The host keeps them: they are locked, say.
+/// The host refuses: they are locked, say.
 pub fn give_back(slice: &VolatileSlice<'_, ()>) -> io::Result<usize> {
     let guard = slice.ptr_guard_mut();
     let start = guard.as_ptr();

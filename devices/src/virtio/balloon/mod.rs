@@ -76,25 +76,25 @@ pub struct Balloon {
     target: Arc<Target>,
     /// `num_pages` and `actual`, le32 each.
     config: [u8; 8],
-    /// The log has been told that the host keeps its pages.
-    complained: bool,
+    /// The log has it that the host refuses.
+    warned: bool,
 }
 
 impl Balloon {
     /// A balloon that grows to what `target` says.
     pub fn new(target: Arc<Target>) -> Self {
-        let mut this = Self { target, config: [0; 8], complained: false };
+        let mut this = Self { target, config: [0; 8], warned: false };
         this.follow();
         this
     }
 
-    /// Shows the driver what the host wants; answers whether that is news.
+    /// Shows the driver what the host wants; answers whether that has changed.
     fn follow(&mut self) -> bool {
         let wanted = self.target.pages.load(Ordering::SeqCst).to_le_bytes();
         let shown = &mut self.config[..ACTUAL];
-        let news = *shown != wanted;
+        let changed = *shown != wanted;
         shown.copy_from_slice(&wanted);
-        news
+        changed
     }
 
     /// Gives back the pages that a request on the inflate queue lists: numbers of 4096-byte pages, le32 each.
@@ -121,8 +121,8 @@ impl Balloon {
                 Ok(len) => {
                     self.target.given_back.fetch_add(len as u64, Ordering::Relaxed);
                 }
-                Err(error) if !self.complained => {
-                    self.complained = true;
+                Err(error) if !self.warned => {
+                    self.warned = true;
                     log::warn!(target: "balloon", "memory that the guest does not need stays with it: {error}");
                 }
                 Err(_) => {}
@@ -198,7 +198,7 @@ impl VirtioDevice for Balloon {
     fn reset(&mut self) {
         self.config[ACTUAL..].fill(0);
         self.follow();
-        self.complained = false;
+        self.warned = false;
     }
 
     fn save(&self) -> Result<State, device::Error> {

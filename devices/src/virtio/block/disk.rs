@@ -1,4 +1,4 @@
-//! What is behind a block device: an image or a host's block device, and what the guest wrote if that is not to last.
+//! What is behind a block device: an image or a host's block device, and what the guest wrote if that does not last.
 
 use std::fs::File;
 use std::io;
@@ -13,7 +13,7 @@ pub const SECTOR: u64 = 512;
 /// The most bytes that a serial number has (§5.2.6).
 pub const SERIAL: usize = 20;
 
-/// What the guest is told about a disk's blocks, in bytes: powers of two.
+/// What the guest sees of a disk's blocks, in bytes: powers of two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks {
     /// The smallest unit that is addressed: from 512 on.
@@ -51,7 +51,7 @@ pub struct Disk {
     read_only: bool,
     blocks: Blocks,
     serial: [u8; SERIAL],
-    /// What one engine leaves to the next.
+    /// What one engine passes to the next.
     ring: Spare,
 }
 
@@ -100,14 +100,14 @@ impl Disk {
         self
     }
 
-    /// Tells the guest about blocks.
+    /// Shows the guest blocks of these sizes.
     #[must_use]
     pub fn with_blocks(mut self, blocks: Blocks) -> Self {
         self.blocks = blocks;
         self
     }
 
-    /// Gives it a serial number, of which 20 bytes are kept.
+    /// Gives it a serial number, of which 20 bytes count.
     #[must_use]
     pub fn with_serial(mut self, serial: &str) -> Self {
         self.serial.iter_mut().zip(serial.bytes()).for_each(|(to, from)| *to = from);
@@ -124,7 +124,7 @@ impl Disk {
         self.read_only
     }
 
-    /// Whether what the guest writes is lost in the end: nothing is to be flushed.
+    /// Whether what the guest writes is lost in the end: nothing is flushed.
     pub fn is_ephemeral(&self) -> bool {
         self.overlay.is_some()
     }

@@ -27,7 +27,7 @@ pub enum Action {
     Sync,
     /// The part gives its space back and reads as zeros (FALLOC_FL_PUNCH_HOLE).
     Punch,
-    /// The part reads as zeros and keeps its space (FALLOC_FL_ZERO_RANGE).
+    /// The part reads as zeros and retains its space (FALLOC_FL_ZERO_RANGE).
     Zero,
     /// At most as much as [`ZEROS`] has is overwritten with it.
     WriteZeros,
@@ -53,7 +53,7 @@ pub struct Op {
 pub struct Job {
     /// The operation.
     pub op: Op,
-    /// What it is for: engines only keep it.
+    /// What it is for: engines only pass it on.
     pub request: Request,
     /// How often the guest's memory had been copied when it was pushed.
     pub copies: u64,

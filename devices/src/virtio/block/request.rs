@@ -37,7 +37,7 @@ pub enum Status {
 pub enum Next {
     /// This operation, and then [`Request::finished`].
     Op(Op),
-    /// Nothing: the driver is told.
+    /// Nothing: the request ends.
     Done(Status),
 }
 
@@ -197,7 +197,7 @@ impl Request {
         op.buffers = op.buffers.split_off(moved as usize);
         (op.offset, op.len) = (end, op.len - moved);
         if op.target == Target::Direct {
-            op.target = Target::Image; // What is left may be unaligned.
+            op.target = Target::Image; // The rest may be unaligned.
         }
         Ok(Next::Op(op))
     }
@@ -311,7 +311,7 @@ fn clear(disk: &Disk, memory: &GuestMemory, discard: bool, data: &Buffers) -> Re
             ranges.push_back((sector, sectors));
         }
     }
-    // Holes of an overlay are nobody's business; else space is kept if one segment wants that.
+    // Holes of an overlay do not matter; else space is retained if one segment wants that.
     let action = if unmap || disk.is_ephemeral() { Action::Punch } else { Action::Zero };
     if wrong { Err(Status::IoErr) } else { Ok(Task::Clear { action, hint: discard, ranges }) }
 }

@@ -1,7 +1,7 @@
 //! Operations through io_uring(7), straight between the files and guest memory.
 //!
 //! The ring's own descriptor is what is watched: it is ready as long as completions wait, so that those which were
-//! there at once, and have been taken, wake nobody. There is no eventfd to write and to read.
+//! there at once, and have been taken, wake no thread. There is no eventfd to write and to read.
 //!
 //! A ring does what is asked of it without a system call that a filter would see, so it is restricted itself to what disks
 //! need (io_uring_register(2), IORING_REGISTER_RESTRICTIONS): it opens no file, makes no socket, and works on no other
@@ -38,27 +38,27 @@ const OPERATIONS: [u8; 6] = [
     opcode::Fallocate::CODE,
 ];
 
-/// What the last engine of a disk has left to the next. By the time that a guest starts again, kite may make no ring any
-/// more.
+/// The ring that the last engine of a disk passes to the next: when a guest starts again, kite may no longer be allowed
+/// to make one.
 #[derive(Default)]
-pub struct Spare(Mutex<Left>);
+pub struct Spare(Mutex<Previous>);
 
 #[derive(Default)]
-struct Left {
+struct Previous {
     /// There was an engine, or there was to be one.
     tried: bool,
     ring: Option<IoUring>,
 }
 
 impl Spare {
-    fn left(&self) -> MutexGuard<'_, Left> {
+    fn lock(&self) -> MutexGuard<'_, Previous> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ring that is left, or the first.
+    /// The ring of the last engine, or the first.
     fn take(&self, most: usize, files: &[RawFd]) -> io::Result<IoUring> {
-        let mut left = self.left();
-        match (left.ring.take(), std::mem::replace(&mut left.tried, true)) {
+        let mut previous = self.lock();
+        match (previous.ring.take(), std::mem::replace(&mut previous.tried, true)) {
             (Some(ring), _) => Ok(ring),
             (None, false) => ring(most, files),
             (None, true) => Err(io::ErrorKind::Unsupported.into()),
@@ -107,7 +107,7 @@ impl Uring {
         Ok(Self { ring: ManuallyDrop::new(ring), disk, memory, slots, free, waiting, most })
     }
 
-    /// What tells the kernel about `job`, and the list that this may point to.
+    /// The entry of `job`, and the list that this may point to.
     fn entry(&self, job: &Job) -> (squeue::Entry, Vec<libc::iovec>) {
         let op = &job.op;
         let fd = place(op.target);
@@ -277,9 +277,9 @@ impl Drop for Uring {
             self.wait();
             while self.completed().is_some() {}
         }
-        // SAFETY: nobody uses it after this, which happens once.
+        // SAFETY: it is not used after this, which happens once.
         let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
-        self.disk.ring().left().ring = Some(ring);
+        self.disk.ring().lock().ring = Some(ring);
     }
 }
 

@@ -196,13 +196,13 @@ impl Port {
         if !state.connected || state.hung_up {
             return true;
         }
-        let left = buffers.len().saturating_sub(*done);
+        let rest = buffers.len().saturating_sub(*done);
         let before = state.output.len();
-        let taken = left.min(OUTPUT_LIMIT.saturating_sub(before));
+        let taken = rest.min(OUTPUT_LIMIT.saturating_sub(before));
         state.output.resize(before + taken, 0);
         buffers.read(memory, *done, &mut state.output[before..]);
         *done += taken;
-        state.blocked = taken < left;
+        state.blocked = taken < rest;
         let whole = !state.blocked;
         drop(state);
         if before == 0 && taken > 0 {

@@ -27,7 +27,7 @@ impl Net {
             let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             Served::Used(chain.writable.write(memory, 0, &[answer as u8]) as u32)
         })?;
-        // What came to a pair before it was used made its file ready when nobody looked.
+        // What came to a pair before it was used made its file ready when no thread looked.
         (before..self.active).for_each(|pair| queues.serve_again(2 * pair));
         Ok(())
     }

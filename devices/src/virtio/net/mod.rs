@@ -71,7 +71,7 @@ pub trait Backend: Send {
     /// The files to wait for: that of pair `n` is the `n`-th.
     fn sources(&self) -> Vec<Source<'_>>;
 
-    /// The driver accepted `features`, none of them when it has gone. Called from a vCPU thread: it must not wait.
+    /// The driver accepted `features`, none of them after a reset. Called from a vCPU thread: it must not wait.
     fn activate(&mut self, _features: u64) {}
 
     /// Packets come to the first `count` pairs only.
@@ -94,7 +94,7 @@ pub trait Backend: Send {
         beyond: &mut [u8],
     ) -> io::Result<usize>;
 
-    /// Sends what is left of an earlier packet; answers whether there is nothing left.
+    /// Sends the rest of an earlier packet; answers whether all of it is sent.
     ///
     /// # Errors
     /// The link is down.
@@ -102,8 +102,8 @@ pub trait Backend: Send {
         Ok(true)
     }
 
-    /// Sends packets, the readable parts of `chains` that aren't empty, after [`Self::flush`] said that nothing is left.
-    /// Returns how many of the chains are done with: the others are to be given again when the file can be written.
+    /// Sends packets, the readable parts of `chains` that aren't empty, after [`Self::flush`] said that all is sent.
+    /// Returns how many of the chains are done with: the others have to be given again when the file can be written.
     ///
     /// # Errors
     /// The link is down.
@@ -200,7 +200,7 @@ impl Net {
         })
     }
 
-    /// Tells the driver that there is no link any more, for good (§5.1.4.2).
+    /// Shows the driver that there is no link any more, for good (§5.1.4.2).
     fn take_down(&mut self, error: &io::Error, queues: &mut Queues<'_>) {
         let name = queues.name();
         log::warn!(target: name, "{name}: {error}; its link is down");

@@ -93,7 +93,7 @@ impl Receiver {
             let wanted = self.pending.as_ref().map_or(self.wanted, |packet| packet.len);
             self.hold(wanted, queues)?;
             if self.held.is_empty() {
-                return Ok(Ok(())); // A kick tells of more.
+                return Ok(Ok(())); // A kick announces more.
             }
             let Pending { len, placed } = match self.pending.take() {
                 Some(packet) => packet,
@@ -164,12 +164,12 @@ impl Receiver {
         let beyond = self.beyond.get(..len.saturating_sub(placed)).unwrap_or_default();
         scatter(memory, held, placed, beyond);
         self.used.clear();
-        let mut left = len;
+        let mut rest = len;
         for chain in held.iter() {
-            let filled = left.min(chain.writable.len());
+            let filled = rest.min(chain.writable.len());
             self.used.push((chain.head, filled as u32));
-            left -= filled;
-            if left == 0 {
+            rest -= filled;
+            if rest == 0 {
                 break;
             }
         }

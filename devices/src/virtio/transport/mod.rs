@@ -25,7 +25,7 @@ pub trait Interrupt: Send + Sync {
     /// What the driver has not acknowledged, and how the transport interrupts it if the driver has a say in that.
     fn save(&self) -> State;
 
-    /// Takes over a state that nobody has checked; nothing is sent before [`Self::resume`].
+    /// Takes over a state that is not checked; nothing is sent before [`Self::resume`].
     ///
     /// # Errors
     /// It is no state that such a transport can have.
@@ -40,6 +40,6 @@ pub trait Interrupt: Send + Sync {
 pub trait Notify: Send + Sync {
     /// The driver kicked queue `index`, which exists.
     fn kick(&self, index: u16);
-    /// The driver is up: kicks come, and every queue and source is to be served once.
+    /// The driver is up: kicks come, and every queue and source has to be served once.
     fn driver_ok(&self);
 }
