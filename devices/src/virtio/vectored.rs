@@ -28,16 +28,25 @@ fn checked(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+/// Calls the host once with the pieces of `buffers` as `call` takes them: a list and its length.
+fn transfer(
+    memory: &GuestMemory,
+    buffers: &Buffers,
+    call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
+) -> io::Result<usize> {
+    let mut list = Vec::with_capacity(16);
+    entries(memory, buffers, &mut list);
+    retry(|| checked(call(list.as_ptr(), list.len() as libc::c_int)))
+}
+
 /// Reads once into guest memory (readv(2)).
 ///
 /// # Errors
 /// The call fails; EAGAIN if there is nothing to read.
 pub fn read(fd: BorrowedFd<'_>, memory: &GuestMemory, buffers: &Buffers) -> io::Result<usize> {
-    let mut list = Vec::with_capacity(16);
-    entries(memory, buffers, &mut list);
     // SAFETY: each entry is guest memory, mapped as long as `memory` lives; nothing in this process refers to its
     // content but by volatile accesses.
-    retry(|| checked(unsafe { libc::readv(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) }))
+    transfer(memory, buffers, |list, count| unsafe { libc::readv(fd.as_raw_fd(), list, count) })
 }
 
 /// Writes once out of guest memory (writev(2)).
@@ -45,10 +54,8 @@ pub fn read(fd: BorrowedFd<'_>, memory: &GuestMemory, buffers: &Buffers) -> io::
 /// # Errors
 /// The call fails; EAGAIN if there is no room.
 pub fn write(fd: BorrowedFd<'_>, memory: &GuestMemory, buffers: &Buffers) -> io::Result<usize> {
-    let mut list = Vec::with_capacity(16);
-    entries(memory, buffers, &mut list);
     // SAFETY: as in `read`.
-    retry(|| checked(unsafe { libc::writev(fd.as_raw_fd(), list.as_ptr(), list.len() as libc::c_int) }))
+    transfer(memory, buffers, |list, count| unsafe { libc::writev(fd.as_raw_fd(), list, count) })
 }
 
 /// Reads once into guest memory, from `offset` of a file on (preadv(2)).
@@ -61,11 +68,9 @@ pub fn read_at(
     buffers: &Buffers,
     offset: u64,
 ) -> io::Result<usize> {
-    let mut list = Vec::with_capacity(16);
-    entries(memory, buffers, &mut list);
-    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
     // SAFETY: as in `read`.
-    retry(|| checked(unsafe { libc::preadv(fd, list.as_ptr(), count, offset) }))
+    transfer(memory, buffers, |list, count| unsafe { libc::preadv(fd, list, count, offset) })
 }
 
 /// Writes once out of guest memory, to `offset` of a file and on (pwritev(2)).
@@ -78,11 +83,9 @@ pub fn write_at(
     buffers: &Buffers,
     offset: u64,
 ) -> io::Result<usize> {
-    let mut list = Vec::with_capacity(16);
-    entries(memory, buffers, &mut list);
-    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
     // SAFETY: as in `read`.
-    retry(|| checked(unsafe { libc::pwritev(fd, list.as_ptr(), count, offset) }))
+    transfer(memory, buffers, |list, count| unsafe { libc::pwritev(fd, list, count, offset) })
 }
 
 /// As [`read_at`], with flags of preadv2(2).
@@ -96,11 +99,9 @@ pub fn read_at_as(
     offset: u64,
     flags: libc::c_int,
 ) -> io::Result<usize> {
-    let mut list = Vec::with_capacity(16);
-    entries(memory, buffers, &mut list);
-    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
     // SAFETY: as in `read`.
-    retry(|| checked(unsafe { libc::preadv2(fd, list.as_ptr(), count, offset, flags) }))
+    transfer(memory, buffers, |list, count| unsafe { libc::preadv2(fd, list, count, offset, flags) })
 }
 
 /// As [`write_at`], with flags of pwritev2(2).
@@ -114,11 +115,9 @@ pub fn write_at_as(
     offset: u64,
     flags: libc::c_int,
 ) -> io::Result<usize> {
-    let mut list = Vec::with_capacity(16);
-    entries(memory, buffers, &mut list);
-    let (fd, count, offset) = (fd.as_raw_fd(), list.len() as libc::c_int, offset as libc::off_t);
+    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
     // SAFETY: as in `read`.
-    retry(|| checked(unsafe { libc::pwritev2(fd, list.as_ptr(), count, offset, flags) }))
+    transfer(memory, buffers, |list, count| unsafe { libc::pwritev2(fd, list, count, offset, flags) })
 }
 
 /// Reads once into `room`, of which no more than the first [`MOST`] - 1 pieces may be there, and what has no room into
