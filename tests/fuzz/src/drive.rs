@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use arbitrary::Arbitrary;
 use devices::GuestMemory;
 use devices::bus::BusDevice;
+use devices::device::Device;
 use devices::virtio::VirtioDevice;
 use devices::virtio::testing::{
     BUFFERS, Driver, INDIRECT, MODERN, NEXT, RINGS, RINGS_STEP, Raw, WRITE, fill, lines_logged, memory,
@@ -52,7 +53,7 @@ pub enum Op<'a> {
     Source(u8),
     /// The host sends bytes to where the device listens.
     Host(#[arbitrary(with = bytes)] &'a [u8]),
-    /// Waits for everything in flight.
+    /// Waits for everything in flight, and saves and loads the device.
     Drain,
     /// Asks for an interrupt at the next used entry.
     Want(u8),
@@ -177,6 +178,20 @@ pub fn drive(
     drive.driver.assert_contract(request);
 }
 
+/// Saves the device, and loads it into itself, if it can be saved. Once that is done it makes no difference any more.
+pub fn reload(driver: &mut Driver) {
+    let mut virtio = driver.lock();
+    // The guest may have what cannot be saved.
+    let Ok(saved) = virtio.save() else { return };
+    virtio.load(saved).unwrap();
+    let again = virtio.save().unwrap();
+    virtio.load(again.clone()).unwrap();
+    assert_eq!(virtio.save().unwrap(), again);
+    virtio.resume();
+    drop(virtio);
+    driver.serve();
+}
+
 struct Drive {
     driver: Driver,
     /// How much of each area is used.
@@ -193,7 +208,7 @@ impl Drive {
             Op::Kick(queue) => self.driver.kick(queue.into()),
             Op::Source(source) => self.source(source.into()),
             Op::Host(_) => {}
-            Op::Drain => self.driver.lock().drain(),
+            Op::Drain => reload(&mut self.driver),
             Op::Want(queue) => self.driver.want_interrupts(at(queue)),
             Op::Set { register, value } => {
                 self.access(u64::from(register) * 4, true, &value.to_le_bytes());

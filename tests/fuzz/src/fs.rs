@@ -16,7 +16,7 @@ use devices::virtio::pool::Spawn;
 use devices::virtio::testing::{BUFFERS, Driver, every_queue_serves};
 use tempfile::TempDir;
 
-use crate::drive::driver;
+use crate::drive::{driver, reload};
 use crate::{drive, each};
 
 const SECRET: &str = "not the guest's, but the host's";
@@ -45,7 +45,7 @@ enum Act {
     Ask5(Ask),
     /// As [`Act::Ask`].
     Ask6(Ask),
-    /// The guest waits for everything in flight.
+    /// Everything in flight is waited for, and the device is saved and loaded.
     Drain,
     /// The guest resets the device.
     Reset,
@@ -308,7 +308,7 @@ pub fn run(data: &[u8]) {
             match &act {
                 Act::Ask(ask) | Act::Ask2(ask) | Act::Ask3(ask) => guest.ask(ask),
                 Act::Ask4(ask) | Act::Ask5(ask) | Act::Ask6(ask) => guest.ask(ask),
-                Act::Drain => guest.driver.lock().drain(),
+                Act::Drain => reload(&mut guest.driver),
                 Act::Reset => guest.driver.start(0),
                 act => host(&share, act),
             }
