@@ -129,7 +129,7 @@ impl InodeTable {
         first: u32,
         handles: impl FnOnce(usize) -> HandleTable,
     ) -> Self {
-        let kept = limits.descriptors / 3;
+        let cached = limits.descriptors / 3;
         let mut it = Self {
             nodes: Vec::new(),
             buckets: vec![NONE; 64],
@@ -140,8 +140,8 @@ impl InodeTable {
             newest: first,
             hasher: RandomState::new(),
             mounts: Mounts::default(),
-            fd_cache: FdCache::new(fd, kept),
-            handles: handles(limits.descriptors - kept),
+            fd_cache: FdCache::new(fd, cached),
+            handles: handles(limits.descriptors - cached),
         };
         let mount = it.mounts.number(identity).expect("the first mount has a number");
         let root = it.insert(identity, mount, NONE, c"").expect("a new table has room for the root");

@@ -124,8 +124,8 @@ impl Fs {
     ) -> io::Result<Self> {
         let tag = share.tag.as_bytes();
         if tag.is_empty() || tag.len() > MOST_TAG || tag.contains(&0) {
-            let told = format!("the tag {:?} does not have 1 to {MOST_TAG} bytes", share.tag);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, told));
+            let message = format!("the tag {:?} does not have 1 to {MOST_TAG} bytes", share.tag);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         let mut config = [0; MOST_TAG + 4];
         config[..tag.len()].copy_from_slice(tag);

@@ -27,8 +27,8 @@ pub fn watched<T>(name: &str, case: impl FnOnce() -> T) -> T {
                 let used = time(clock).map_or(Duration::ZERO, |now| now.saturating_sub(start));
                 if used > PROCESSOR || waited > WAITING {
                     // Not by `eprintln`: what a test prints is kept, and lost with the process.
-                    let told = format!("{name}: no end after {used:?} of processor time\n");
-                    let _nobody_listens = std::io::stderr().write_all(told.as_bytes());
+                    let message = format!("{name}: no end after {used:?} of processor time\n");
+                    let _nobody_listens = std::io::stderr().write_all(message.as_bytes());
                     std::process::abort();
                 }
             }
@@ -65,8 +65,8 @@ pub fn alone(name: &str, test: impl FnOnce()) {
     let exe = std::env::current_exe().expect("a test has a program");
     let child = Command::new(exe).args(["--exact", name, "--nocapture"]).env(MARK, "1").output();
     let child = child.expect("a test can run itself");
-    let told = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
-    assert!(child.status.success() && told.contains("1 passed"), "{name} alone: {told}");
+    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && output.contains("1 passed"), "{name} alone: {output}");
 }
 
 /// How many files this process has open, and how many threads it has.

@@ -9,32 +9,32 @@ use crate::bus::BusDevice;
 #[test]
 fn a_driver_learns_of_every_port_in_the_order_of_the_protocol() {
     let mut rig = Rig::up(32);
-    assert_eq!(rig.heard(), []);
+    assert_eq!(rig.messages(), []);
     rig.say(0, DEVICE_READY, 1);
     let ports: Vec<_> = (0..4).map(|id| (id, PORT_ADD, 1, vec![])).collect();
-    assert_eq!(rig.heard(), ports);
+    assert_eq!(rig.messages(), ports);
     rig.say(0, PORT_READY, 1);
     let console = [(0, CONSOLE_PORT, 1, vec![]), (0, RESIZE, 0, vec![0; 4]), (0, PORT_OPEN, 1, vec![])];
-    assert_eq!(rig.heard(), console);
+    assert_eq!(rig.messages(), console);
     rig.say(2, PORT_READY, 1);
-    assert_eq!(rig.heard(), [(2, PORT_NAME, 1, b"b".to_vec())]);
+    assert_eq!(rig.messages(), [(2, PORT_NAME, 1, b"b".to_vec())]);
     assert_eq!(rig.driver.config(4, 4), 4u32.to_le_bytes());
 }
 
 #[test]
 fn a_device_without_a_console_has_only_named_ports() {
-    let told = Arc::<Told>::default();
-    let port = Arc::new(Port::new("a", Box::new(Listener(told))).unwrap());
+    let calls = Arc::<HostCalls>::default();
+    let port = Arc::new(Port::new("a", Box::new(Listener(calls))).unwrap());
     let driver = Driver::new(|_| Box::new(Console::new(None, vec![port.clone()])));
-    let mut rig = Rig { driver, ports: vec![port], told: vec![], room: vec![] };
+    let mut rig = Rig { driver, ports: vec![port], calls: vec![], room: vec![] };
     rig.start(MULTIPORT, 8);
     rig.say(0, DEVICE_READY, 1);
     rig.say(0, PORT_READY, 1);
     rig.say(1, PORT_READY, 1);
-    assert_eq!(rig.heard(), [(1, PORT_ADD, 1, vec![]), (1, PORT_NAME, 1, b"a".to_vec())]);
+    assert_eq!(rig.messages(), [(1, PORT_ADD, 1, vec![]), (1, PORT_NAME, 1, b"a".to_vec())]);
     rig.ports[0].connect(true);
     rig.driver.serve_source(0);
-    assert_eq!(rig.heard(), [(1, PORT_OPEN, 1, vec![])]);
+    assert_eq!(rig.messages(), [(1, PORT_OPEN, 1, vec![])]);
     // What is written to the console that is not there goes nowhere.
     let head = rig.print(0, DATA, 10);
     assert_eq!(rig.transmitted(0), [(head, 0)]);
@@ -48,12 +48,12 @@ fn a_host_that_comes_and_goes_is_told_of_even_if_it_is_quick() {
     let change = |rig: &mut Rig, steps: &[bool]| {
         steps.iter().for_each(|connected| rig.ports[1].connect(*connected));
         rig.driver.serve_source(1);
-        rig.heard()
+        rig.messages()
     };
     assert_eq!(change(&mut rig, &[true]), opened);
     assert_eq!(change(&mut rig, &[false, true]), [closed.clone(), opened].concat());
     assert_eq!(change(&mut rig, &[false]), closed);
-    // Nothing was there to be told of.
+    // There was nothing to report.
     assert_eq!(change(&mut rig, &[true, false]), []);
 }
 
@@ -74,10 +74,10 @@ fn messages_wait_for_room_and_do_not_pile_up() {
     rig.ports[1].connect(true);
     rig.driver.serve_source(1);
     rig.make_room(32, ROOM_LEN as u32);
-    let heard = rig.heard();
-    assert!(heard.len() <= 7, "{heard:?}");
-    assert_eq!(heard.last(), Some(&(3, PORT_ADD, 1, vec![])));
-    let of_port: Vec<_> = heard.iter().filter(|it| it.0 == 1).map(|it| (it.1, it.2)).collect();
+    let messages = rig.messages();
+    assert!(messages.len() <= 7, "{messages:?}");
+    assert_eq!(messages.last(), Some(&(3, PORT_ADD, 1, vec![])));
+    let of_port: Vec<_> = messages.iter().filter(|it| it.0 == 1).map(|it| (it.1, it.2)).collect();
     assert_eq!(of_port.first(), Some(&(PORT_ADD, 1)));
     assert_eq!(of_port.last(), Some(&(PORT_OPEN, 1)));
 }
@@ -89,7 +89,7 @@ fn a_message_that_does_not_fit_waits_for_a_buffer_that_it_fits_into() {
     rig.say(0, DEVICE_READY, 1);
     assert_eq!(rig.driver.used(CONTROL_RECEIVE).iter().filter(|(_, len)| *len == 0).count(), 3);
     rig.make_room(4, 8);
-    assert_eq!(rig.heard().len(), 4);
+    assert_eq!(rig.messages().len(), 4);
 }
 
 #[test]
@@ -104,11 +104,11 @@ fn a_new_size_reaches_the_configuration_and_the_driver() {
     rig.driver.serve_source(0);
     assert_eq!(rig.driver.config(0, 4), [80, 0, 25, 0]);
     // Linux has rows first.
-    assert_eq!(rig.heard(), [(0, RESIZE, 0, vec![25, 0, 80, 0])]);
+    assert_eq!(rig.messages(), [(0, RESIZE, 0, vec![25, 0, 80, 0])]);
     assert!(rig.driver.interrupts() > 0);
     rig.ports[0].resize(80, 25);
     rig.driver.serve_source(0);
-    assert_eq!(rig.heard(), []);
+    assert_eq!(rig.messages(), []);
 }
 
 #[test]
@@ -120,8 +120,8 @@ fn nonsense_on_the_control_queue_is_ignored() {
             rig.say(id, event, 1);
         }
     }
-    // All ports are told of again, whatever id comes with that.
-    assert!(rig.heard().iter().all(|it| it.1 == PORT_ADD));
+    // All ports are reported again, whatever id comes with that.
+    assert!(rig.messages().iter().all(|it| it.1 == PORT_ADD));
     for event in [PORT_ADD, 2, CONSOLE_PORT, RESIZE, PORT_NAME, 8, 0xffff] {
         for value in [0, 1, 0xffff] {
             rig.say(1, event, value);
@@ -130,7 +130,7 @@ fn nonsense_on_the_control_queue_is_ignored() {
     for (event, value) in [(DEVICE_READY, 0), (DEVICE_READY, 2), (PORT_OPEN, 7), (PORT_READY, 0)] {
         rig.say(1, event, value);
     }
-    assert_eq!(rig.heard(), []);
+    assert_eq!(rig.messages(), []);
     assert!(!rig.ports[1].is_open());
     // Short, empty, for writing, and with a megabyte behind it.
     rig.driver.write(CONTROL, &Message { id: 0, event: DEVICE_READY, value: 1 }.encode());
@@ -138,10 +138,10 @@ fn nonsense_on_the_control_queue_is_ignored() {
         rig.driver.add(CONTROL_TRANSMIT, &[part]);
     }
     rig.driver.kick(CONTROL_TRANSMIT);
-    assert_eq!((rig.driver.used(CONTROL_TRANSMIT).len(), rig.heard()), (3, vec![]));
+    assert_eq!((rig.driver.used(CONTROL_TRANSMIT).len(), rig.messages()), (3, vec![]));
     rig.driver.add(CONTROL_TRANSMIT, &[(CONTROL, 8, false), (BUFFERS, 1 << 20, false)]);
     rig.driver.kick(CONTROL_TRANSMIT);
-    assert_eq!((rig.driver.used(CONTROL_TRANSMIT).len(), rig.heard().len()), (1, 4));
+    assert_eq!((rig.driver.used(CONTROL_TRANSMIT).len(), rig.messages().len()), (1, 4));
     assert_eq!(rig.driver.status(), UP);
 }
 

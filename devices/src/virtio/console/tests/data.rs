@@ -17,7 +17,7 @@ fn output_goes_to_its_port_and_wakes_the_host_once() {
     rig.print(0, DATA, 5);
     rig.print(0, DATA + 5, 6);
     rig.print(2, DATA + 6, 5);
-    assert_eq!(rig.told[0].output.load(Ordering::SeqCst), 1);
+    assert_eq!(rig.calls[0].output.load(Ordering::SeqCst), 1);
     assert_eq!((rig.output(0), rig.output(2)), (b"hello world".to_vec(), b"world".to_vec()));
     assert_eq!((rig.transmitted(0).len(), rig.transmitted(2).len()), (2, 1));
 }

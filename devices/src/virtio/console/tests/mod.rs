@@ -19,14 +19,14 @@ const ROOM_LEN: u64 = 128;
 /// From here on there is room for data.
 const DATA: u64 = BUFFERS + 0x2_0000;
 
-/// Counts what the host's end was told.
+/// Counts the calls of the host's end.
 #[derive(Default)]
-struct Told {
+struct HostCalls {
     output: AtomicUsize,
     changed: AtomicUsize,
 }
 
-struct Listener(Arc<Told>);
+struct Listener(Arc<HostCalls>);
 
 impl Host for Listener {
     fn output_ready(&self) {
@@ -38,11 +38,11 @@ impl Host for Listener {
     }
 }
 
-/// The host's ends of a console and of ports `a`, `b` and `c`, and what each is told.
-fn ports() -> (Vec<Arc<Port>>, Vec<Arc<Told>>) {
+/// The host's ends of a console and of ports `a`, `b` and `c`, and the calls of each.
+fn ports() -> (Vec<Arc<Port>>, Vec<Arc<HostCalls>>) {
     let port = |name| {
-        let told = Arc::<Told>::default();
-        (Arc::new(Port::new(name, Box::new(Listener(told.clone()))).unwrap()), told)
+        let calls = Arc::<HostCalls>::default();
+        (Arc::new(Port::new(name, Box::new(Listener(calls.clone()))).unwrap()), calls)
     };
     ["", "a", "b", "c"].map(port).into_iter().unzip()
 }
@@ -54,7 +54,7 @@ fn console(ports: &[Arc<Port>]) -> Console {
 struct Rig {
     driver: Driver,
     ports: Vec<Arc<Port>>,
-    told: Vec<Arc<Told>>,
+    calls: Vec<Arc<HostCalls>>,
     /// Which part of the room each buffer of the control queue is.
     room: Vec<(u16, u64)>,
 }
@@ -62,10 +62,10 @@ struct Rig {
 impl Rig {
     /// A device with a console, where the host is, and ports `a`, `b` and `c`, where it is not.
     fn new() -> Self {
-        let (ports, told) = ports();
+        let (ports, calls) = ports();
         ports[0].connect(true);
         let driver = Driver::new(|_| Box::new(console(&ports)));
-        Self { driver, ports, told, room: Vec::new() }
+        Self { driver, ports, calls, room: Vec::new() }
     }
 
     /// A device whose driver is up and has `room` buffers for control messages.
@@ -98,8 +98,8 @@ impl Rig {
         assert_eq!(self.driver.used(CONTROL_TRANSMIT), [(head, 0)]);
     }
 
-    /// What the driver was told since the last call: port, event, value and what follows.
-    fn heard(&mut self) -> Vec<(u32, u16, u16, Vec<u8>)> {
+    /// The control messages since the last call: port, event, value and what follows.
+    fn messages(&mut self) -> Vec<(u32, u16, u16, Vec<u8>)> {
         let used = self.driver.used(CONTROL_RECEIVE);
         let mut messages = Vec::new();
         for (head, len) in used.into_iter().filter(|(_, len)| *len > 0) {
@@ -117,7 +117,7 @@ impl Rig {
         for id in 0..4 {
             self.say(id, PORT_READY, 1);
         }
-        self.heard();
+        self.messages();
     }
 
     /// The guest writes `len` bytes from `at` on to port `id`.
@@ -144,6 +144,6 @@ impl Rig {
     }
 
     fn changes(&self, id: usize) -> usize {
-        self.told[id].changed.swap(0, Ordering::SeqCst)
+        self.calls[id].changed.swap(0, Ordering::SeqCst)
     }
 }

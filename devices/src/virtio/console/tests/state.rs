@@ -5,10 +5,10 @@ use super::*;
 impl Rig {
     /// Goes on with a device that has new ends, of which those of `open` are open.
     fn reload(&mut self, open: &[usize]) {
-        let (ports, told) = ports();
+        let (ports, calls) = ports();
         open.iter().for_each(|id| ports[*id].connect(true));
         self.driver.reload(|_| Box::new(console(&ports))).unwrap();
-        (self.ports, self.told) = (ports, told);
+        (self.ports, self.calls) = (ports, calls);
         (0..4).for_each(|id| self.driver.serve_source(id));
     }
 }
@@ -49,11 +49,11 @@ fn the_driver_hears_which_ends_are_open_at_the_new_host() {
     rig.ready();
     rig.ports[1].connect(true);
     (0..4).for_each(|id| rig.driver.serve_source(id));
-    assert_eq!(rig.heard(), [(1, PORT_OPEN, 1, vec![])]);
+    assert_eq!(rig.messages(), [(1, PORT_OPEN, 1, vec![])]);
     rig.reload(&[0, 2]);
-    assert_eq!(rig.heard(), [(1, PORT_OPEN, 0, vec![]), (2, PORT_OPEN, 1, vec![])]);
+    assert_eq!(rig.messages(), [(1, PORT_OPEN, 0, vec![]), (2, PORT_OPEN, 1, vec![])]);
     rig.reload(&[0, 2]);
-    assert_eq!(rig.heard(), []);
+    assert_eq!(rig.messages(), []);
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn messages_that_had_no_room_are_sent_by_the_loaded_device() {
     rig.reload(&[0]);
     rig.make_room(8, ROOM_LEN as u32);
     let added: Vec<_> = (0..4).map(|id| (id, PORT_ADD, 1, vec![])).collect();
-    assert_eq!(rig.heard(), added);
+    assert_eq!(rig.messages(), added);
 }
 
 #[test]
@@ -74,5 +74,5 @@ fn a_terminal_of_another_size_is_told() {
     rig.ready();
     rig.reload(&[0]);
     assert_eq!(rig.driver.config(0, 4), [0; 4], "the new host has not said a size");
-    assert_eq!(rig.heard(), [(0, RESIZE, 0, vec![0; 4])]);
+    assert_eq!(rig.messages(), [(0, RESIZE, 0, vec![0; 4])]);
 }

@@ -160,8 +160,8 @@ fn data_goes_through_pieces_of_memory_of_any_size() {
         // The same back, 5 bytes further on.
         let request = rig.client.request(opcode::WRITE, file, &wide(&[handle, 10, 9000, 0, 0]));
         rig.driver.write(BUFFERS, &request);
-        let told = (request.len() + 9000) as u32;
-        rig.driver.write(BUFFERS, &told.to_le_bytes());
+        let len = (request.len() + 9000) as u32;
+        rig.driver.write(BUFFERS, &len.to_le_bytes());
         let mut parts = vec![(BUFFERS, 3, false), (BUFFERS + 3, request.len() as u32 - 3, false)];
         parts.push((REPLIES + 0x100 + 6, 100, false));
         parts.extend(lens[2..].iter().map(|(at, len)| (REPLIES + at, *len, false)));

@@ -27,8 +27,8 @@ struct World {
 /// What an operation answers: a few words, or an error number.
 type Answer = Result<String, i32>;
 
-fn told<T>(result: io::Result<T>, tell: impl FnOnce(T) -> String) -> Answer {
-    result.map(tell).map_err(|error| error.raw_os_error().unwrap_or(0))
+fn answer<T>(result: io::Result<T>, show: impl FnOnce(T) -> String) -> Answer {
+    result.map(show).map_err(|error| error.raw_os_error().unwrap_or(0))
 }
 
 fn describe(stat: &fs::Metadata) -> String {
@@ -61,32 +61,32 @@ impl Operation {
         let [one, two, three] = self.numbers;
         let ok = |()| String::new();
         match self.kind {
-            0..3 => told(fs::create_dir(&path), ok),
-            3..6 => told(self.open(&path), |file| {
+            0..3 => answer(fs::create_dir(&path), ok),
+            3..6 => answer(self.open(&path), |file| {
                 world.open.push_back(file);
                 world.open.truncate(OPEN);
                 String::new()
             }),
-            6 => told(fs::remove_file(&path), ok),
-            7 => told(fs::remove_dir(&path), ok),
+            6 => answer(fs::remove_file(&path), ok),
+            7 => answer(fs::remove_dir(&path), ok),
             8..10 => {
                 let flags =
                     [RenameFlags::empty(), RenameFlags::RENAME_NOREPLACE, RenameFlags::RENAME_EXCHANGE];
                 let flags = flags[one as usize % 3];
-                told(renameat2(AT_FDCWD, &path, AT_FDCWD, &other, flags).map_err(io::Error::from), ok)
+                answer(renameat2(AT_FDCWD, &path, AT_FDCWD, &other, flags).map_err(io::Error::from), ok)
             }
-            10 => told(fs::hard_link(&path, &other), ok),
-            11 => told(symlink(&self.paths[1], &path), ok),
-            12 => told(fs::read_link(&path), |target| format!("{target:?}")),
-            13 => told(fs::set_permissions(&path, Permissions::from_mode((one & 0o7777) as u32)), ok),
+            10 => answer(fs::hard_link(&path, &other), ok),
+            11 => answer(symlink(&self.paths[1], &path), ok),
+            12 => answer(fs::read_link(&path), |target| format!("{target:?}")),
+            13 => answer(fs::set_permissions(&path, Permissions::from_mode((one & 0o7777) as u32)), ok),
             14 => {
                 let kind = if one % 2 == 0 { SFlag::S_IFIFO } else { SFlag::S_IFREG };
                 let mode = Mode::from_bits_truncate(two as u32 & 0o777);
-                told(mknod(&path, kind, mode, 0).map_err(io::Error::from), ok)
+                answer(mknod(&path, kind, mode, 0).map_err(io::Error::from), ok)
             }
-            15 => told(fs::symlink_metadata(&path), |stat| describe(&stat)),
-            16 => told(fs::read_dir(&path).map(Iterator::count), |count| count.to_string()),
-            17 => told(fs::read(&path), |bytes| format!("{bytes:?}")),
+            15 => answer(fs::symlink_metadata(&path), |stat| describe(&stat)),
+            16 => answer(fs::read_dir(&path).map(Iterator::count), |count| count.to_string()),
+            17 => answer(fs::read(&path), |bytes| format!("{bytes:?}")),
             _ => self.run_open(world, one, two, three),
         }
     }
@@ -111,15 +111,17 @@ impl Operation {
         let Some(file) = world.open.get(which as usize % OPEN) else { return Ok("none".to_owned()) };
         let data = vec![at as u8; len as usize % 9000];
         match self.kind {
-            18 => told(file.write_at(&data, at), |done| done.to_string()),
+            18 => answer(file.write_at(&data, at), |done| done.to_string()),
             19 => {
                 let mut read = data;
-                told(file.read_at(&mut read, at), |done| format!("{:?}", &read[..done]))
+                answer(file.read_at(&mut read, at), |done| format!("{:?}", &read[..done]))
             }
-            20 => told(file.set_len(at), |()| String::new()),
-            21 => told(file.metadata(), |stat| describe(&stat)),
-            22 => told(file.set_permissions(Permissions::from_mode((at & 0o777) as u32)), |()| String::new()),
-            _ => told(file.sync_all(), |()| String::new()),
+            20 => answer(file.set_len(at), |()| String::new()),
+            21 => answer(file.metadata(), |stat| describe(&stat)),
+            22 => {
+                answer(file.set_permissions(Permissions::from_mode((at & 0o777) as u32)), |()| String::new())
+            }
+            _ => answer(file.sync_all(), |()| String::new()),
         }
     }
 }

@@ -22,9 +22,9 @@ fn run(folder: &Path, script: &str) -> String {
     }
     shell.env("GIT_CONFIG_COUNT", "3").env("GIT_CONFIG_KEY_2", "user.email").env("GIT_CONFIG_VALUE_2", "k@k");
     let output = shell.output().expect("there is a shell");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
-    told
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    printed
 }
 
 /// Whether this machine has these programs; says so if it has not.

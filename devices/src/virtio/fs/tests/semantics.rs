@@ -324,9 +324,9 @@ fn a_share_that_is_read_only_says_once_that_it_has_no_extended_attributes() {
     let args = [wide(&[100]), string("user.kite")].concat();
     assert_eq!(guest.call(opcode::GETXATTR, 1, &args), Err(libc::ENOSYS));
     assert_eq!(guest.ask(opcode::LISTXATTR, 1, &[100]), Err(libc::ENOSYS));
-    let mut told = share(folder.path(), false);
-    told.attributes = true;
-    assert_ne!(Client::new(told).call(opcode::GETXATTR, 1, &args), Err(libc::ENOSYS));
+    let mut shown = share(folder.path(), false);
+    shown.attributes = true;
+    assert_ne!(Client::new(shown).call(opcode::GETXATTR, 1, &args), Err(libc::ENOSYS));
 }
 
 #[test]

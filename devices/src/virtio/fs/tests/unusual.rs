@@ -126,9 +126,9 @@ fn of_all_ioctls_a_files_flags_are_read_and_set() {
             if name == "dir" { guest.open_directory(node) } else { guest.open(node, libc::O_RDONLY) }.unwrap()
         };
         let (handle, other) = (open(&guest), open(&reader));
-        let told = [[0; 16].as_slice(), &before.to_le_bytes()].concat();
-        assert_eq!(control(&guest, handle, get, &[]), Ok(told.clone()));
-        assert_eq!(control(&reader, other, get, &[]), Ok(told));
+        let answer = [[0; 16].as_slice(), &before.to_le_bytes()].concat();
+        assert_eq!(control(&guest, handle, get, &[]), Ok(answer.clone()));
+        assert_eq!(control(&reader, other, get, &[]), Ok(answer));
         assert_eq!(control(&reader, other, set, &(before | NO_DUMP).to_le_bytes()), Err(libc::EROFS));
         assert_eq!(flags(), Ok(before));
         assert_eq!(control(&guest, handle, set, &(before | NO_DUMP).to_le_bytes()), Ok(vec![0; 16]));
