@@ -57,7 +57,7 @@ pub struct Limits {
     pub image: u64,
     /// Steps of looking for files and removing them, all entries together.
     pub steps: u64,
-    /// Bytes of a zstd frame's window; twice as much memory is taken.
+    /// Bytes of a zstd frame's window, all of which are in memory.
     pub window: u64,
 }
 

@@ -16,6 +16,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::mem;
 
 use anyhow::{Context, Result, bail, ensure};
 use boot::erofs::Time;
@@ -191,12 +192,11 @@ impl<R: Read> Archive<R> {
     }
 
     fn skip_data(&mut self) -> Result<()> {
-        let rest = self.data + self.padding;
-        (self.data, self.padding) = (0, 0);
-        let skipped = io::copy(&mut (&mut self.inner).take(rest), &mut io::sink())?;
-        if skipped < rest {
-            return Err(cut_short(io::ErrorKind::UnexpectedEof.into()));
-        }
+        let (data, padding) = (mem::take(&mut self.data), mem::take(&mut self.padding));
+        let skipped = io::copy(&mut (&mut self.inner).take(data), &mut io::sink())?;
+        ensure!(skipped == data, "the archive is cut short");
+        // `umoci insert` ends its layers with the last byte of data.
+        io::copy(&mut (&mut self.inner).take(padding), &mut io::sink())?;
         Ok(())
     }
 
