@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use boot::cpuid::Leaves;
 use boot::kernel::Image;
 use boot::{layout, registers};
-use devices::bus::{self, Bus, BusDevice, SharedDevice};
+use devices::bus::{self, Bus, SharedDevice};
 use devices::chipset::cmos::Cmos;
 use devices::chipset::i8042::I8042;
 use devices::chipset::power::Power;
@@ -30,6 +30,7 @@ use crate::vcpu::counters::Counters;
 use crate::vcpu::stop::ExitRequest;
 use crate::vcpu::{Shared, Vcpu};
 use crate::vm::device_thread::{IoDevice, IoThread, Notifier, QueueEvents};
+use crate::vm::devices::Devices;
 use crate::vm::memory::GuestRam;
 use crate::vm::pit::Ports;
 pub use crate::vm::running::{Paused, ResetWord, Running};
@@ -53,7 +54,7 @@ pub struct Machine {
     spec: MachineSpec,
     vm: Vm,
     shared: Shared,
-    serial: Arc<Mutex<Serial>>,
+    devices: Devices,
     vcpus: Vec<VcpuFd>,
     virtio: Vec<(String, IoDevice)>,
     /// What counts the exits of each vCPU; empty if they are not counted.
@@ -94,8 +95,15 @@ impl Machine {
         let exit = Arc::new(ExitRequest::new()?);
         let coalesced = Arc::new(vm.coalesced());
         let host = Box::new(CoalescingHost { host: console, coalesced: coalesced.clone() });
-        let serial = Arc::new(Mutex::new(Serial::new(Box::new(vm.line(layout::SERIAL_GSI)?), host)));
-        let mut ports = port_bus(spec, &vm, &serial, &exit).context("two devices share a port")?;
+        let mut owned = Devices {
+            serial: new(Serial::new(Box::new(vm.line(layout::SERIAL_GSI)?), host)),
+            cmos: new(Cmos::new(Box::new(SystemTime::now))),
+            i8042: new(I8042::new(exit.clone())),
+            power: new(Power::new(exit.clone())),
+            pvpanic: new(PvPanic::new(exit.clone())),
+            virtio: Vec::new(),
+        };
+        let mut ports = port_bus(spec, &vm, &owned, &exit).context("two devices share a port")?;
         let mut mmio = Bus::default();
         if spec.test_devices {
             testdev::add(spec, &vm, &exit, &mut ports, &mut mmio)?;
@@ -103,10 +111,18 @@ impl Machine {
         let places = (0..).zip(devices);
         let virtio = places
             .map(|(index, device)| add_virtio(&vm, &coalesced, &mut mmio, index, device))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
+        owned.virtio = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
-        let mut machine =
-            Self { spec: spec.clone(), vm, shared, serial, vcpus: Vec::new(), virtio, counters: Vec::new() };
+        let mut machine = Self {
+            spec: spec.clone(),
+            vm,
+            shared,
+            devices: owned,
+            vcpus: Vec::new(),
+            virtio,
+            counters: Vec::new(),
+        };
         phases.note("devices", start);
         phases.phase("vCPUs", || machine.create_vcpus(&supported))?;
         Ok(machine)
@@ -161,6 +177,7 @@ impl Machine {
         vcpus.clone().try_for_each(|(state, vcpu)| state.set_cpuid(vcpu))?;
         state.vm.set(vm)?;
         vcpus.try_for_each(|(state, vcpu)| state.set(vm, vcpu))?;
+        self.devices.load(&state.devices)?;
         state.vm.set_clock(vm)
     }
 
@@ -190,11 +207,10 @@ impl Machine {
     /// # Errors
     /// The host has no threads left.
     pub fn start(self) -> anyhow::Result<Running> {
-        let Self { vm, shared, serial, vcpus, virtio, counters, .. } = self;
+        let Self { spec, vm, shared, devices, vcpus, virtio, counters } = self;
         let counters = |index: u32| counters.get(index as usize).cloned();
         let start = |(index, fd)| Vcpu::new(index, fd, shared.clone()).counted_by(counters(index)).start();
         let vcpus = (0..).zip(vcpus).map(start).collect::<Result<_, _>>()?;
-        let devices = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
         let mut threads: Vec<(String, Vec<IoDevice>)> = Vec::new();
         for (name, served) in virtio {
             match threads.iter_mut().find(|(known, _)| *known == name) {
@@ -204,7 +220,7 @@ impl Machine {
         }
         let threads = threads.into_iter().map(|(name, served)| IoThread::start(&name, served));
         let threads = threads.collect::<Result<_, _>>()?;
-        Ok(Running { vcpus, threads, devices, vm, shared, serial, states: Vec::new(), stuck: false })
+        Ok(Running { spec, vcpus, threads, devices, vm, shared, states: Vec::new(), stuck: false })
     }
 }
 
@@ -234,7 +250,7 @@ fn add_virtio(
     let notify = Arc::new(Notifier(events.clone()));
     let virtio = Virtio::new(device, vm.ram().memory().clone(), line.clone(), notify.clone());
     let virtio = Arc::new(Mutex::new(virtio));
-    let window = shared(Mmio::new(virtio.clone(), line, notify));
+    let window = new(Mmio::new(virtio.clone(), line, notify));
     let address = layout::VIRTIO + layout::VIRTIO_WINDOW * u64::from(index);
     bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
     bus.set_name(address, name);
@@ -246,7 +262,7 @@ fn add_virtio(
 fn port_bus(
     spec: &MachineSpec,
     vm: &Vm,
-    serial: &Arc<Mutex<Serial>>,
+    devices: &Devices,
     exit: &Arc<ExitRequest>,
 ) -> Result<Bus, bus::Error> {
     let mut ports = Bus::default();
@@ -255,23 +271,23 @@ fn port_bus(
         ports.set_name(port.into(), name);
         Ok(())
     };
-    put(layout::SERIAL_PORT, 8, "serial", serial.clone())?;
-    put(layout::CMOS_PORT, 2, "cmos", shared(Cmos::new(Box::new(SystemTime::now))))?;
-    put(layout::POWER_PORT, 3, "power", shared(Power::new(exit.clone())))?;
-    put(layout::PVPANIC_PORT, pvpanic::LEN, "pvpanic", shared(PvPanic::new(exit.clone())))?;
+    put(layout::SERIAL_PORT, 8, "serial", devices.serial.clone())?;
+    put(layout::CMOS_PORT, 2, "cmos", devices.cmos.clone())?;
+    put(layout::POWER_PORT, 3, "power", devices.power.clone())?;
+    put(layout::PVPANIC_PORT, pvpanic::LEN, "pvpanic", devices.pvpanic.clone())?;
     if !spec.test_devices {
-        put(layout::PIT_PORT, 4, "pit", shared(vm.pit(Ports::Timer, exit.clone())))?;
-        put(layout::PIT_GATE_PORT, 1, "pit", shared(vm.pit(Ports::Gate, exit.clone())))?;
+        put(layout::PIT_PORT, 4, "pit", new(vm.pit(Ports::Timer, exit.clone())))?;
+        put(layout::PIT_GATE_PORT, 1, "pit", new(vm.pit(Ports::Gate, exit.clone())))?;
     }
     // The timer's gate lies between the keyboard controller's two ports.
-    let i8042 = shared(I8042::new(exit.clone()));
     let base = layout::I8042_PORT.into();
-    ports.insert_part(base, base, 1, i8042.clone())?;
-    ports.insert_part(base, base + 4, 1, i8042)?;
+    ports.insert_part(base, base, 1, devices.i8042.clone())?;
+    ports.insert_part(base, base + 4, 1, devices.i8042.clone())?;
     [base, base + 4].iter().for_each(|port| ports.set_name(*port, "i8042"));
     Ok(ports)
 }
 
-fn shared(device: impl BusDevice + 'static) -> SharedDevice {
+/// A device, as its owner and the buses share it.
+fn new<T>(device: T) -> Arc<Mutex<T>> {
     Arc::new(Mutex::new(device))
 }

@@ -1,6 +1,7 @@
 //! A KVM virtual machine: memory slots, interrupt controllers, lines.
 
 pub mod device_thread;
+mod devices;
 pub mod load;
 pub mod machine;
 pub mod memory;
@@ -13,9 +14,9 @@ mod truncated;
 
 use std::sync::Arc;
 
+use ::devices::irq::Line;
 use anyhow::{Context, bail};
 use boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
-use devices::irq::Line;
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,

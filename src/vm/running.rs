@@ -3,24 +3,28 @@
 //! Lock order: the ring of coalesced writes, then a virtio device's registers, then one device. Only while every vCPU is
 //! paused are several devices locked at once, in the order of the board.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use boot::layout;
 use devices::chipset::serial::Serial;
+use devices::device::Device;
 use devices::virtio::Virtio;
 use kvm_ioctls::Kvm;
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::spec::MachineSpec;
 use crate::vcpu::registers::VcpuRegisters;
 use crate::vcpu::state::{self, VcpuState};
 use crate::vcpu::stop::{Exit, ExitRequest};
 use crate::vcpu::{self, LONGEST_STEP, PausedVcpus, Shared, VcpuThread};
 use crate::vm::Vm;
 use crate::vm::device_thread::IoThread;
+use crate::vm::devices::Devices;
 use crate::vm::memory::GuestRam;
 use crate::vm::snapshot::{MachineState, VmState};
 
@@ -28,11 +32,10 @@ use crate::vm::snapshot::{MachineState, VmState};
 pub struct Running {
     pub(super) vcpus: Vec<VcpuThread>,
     pub(super) threads: Vec<IoThread>,
-    /// The virtio devices, in the order of the board.
-    pub(super) devices: Vec<Arc<Mutex<Virtio>>>,
+    pub(super) spec: MachineSpec,
+    pub(super) devices: Devices,
     pub(super) vm: Vm,
     pub(super) shared: Shared,
-    pub(super) serial: Arc<Mutex<Serial>>,
     /// How the vCPUs stood when they were stopped, if that is of interest.
     pub(super) states: Vec<Option<VcpuRegisters>>,
     /// One of its threads did not end when it was stopped.
@@ -44,17 +47,26 @@ pub struct Running {
 pub struct Paused<'a> {
     // The devices go on before the vCPUs.
     virtio: Vec<MutexGuard<'a, Virtio>>,
-    _serial: MutexGuard<'a, Serial>,
+    chipset: Vec<MutexGuard<'a, dyn Device + 'static>>,
     running: &'a Running,
     _vcpus: PausedVcpus<'a>,
 }
 
 impl Paused<'_> {
-    /// Saves the state of vCPUs, interrupt controllers, timer and clock; the memory is [`Running::ram`]'s.
+    /// Saves the state of devices, vCPUs, interrupt controllers, timer and clock; the memory is [`Running::ram`]'s.
     ///
     /// # Errors
-    /// The host's KVM refuses a part.
+    /// A device has something that cannot be saved, a vCPU has ended, or the host's KVM refuses a part.
     pub fn save(&mut self, kvm: &Kvm) -> anyhow::Result<MachineState> {
+        ensure!(!self.running.spec.test_devices, "a machine with --test-devices cannot be saved");
+        // What a device completes may interrupt a vCPU, whose state is read after that.
+        let mut devices = BTreeMap::new();
+        let chipset = self.chipset.iter_mut().map(|device| &mut **device);
+        for device in chipset.chain(self.virtio.iter_mut().map(|device| &mut **device as &mut dyn Device)) {
+            let name = device.name().to_owned();
+            let state = device.save().with_context(|| format!("cannot save device {name}"))?;
+            devices.insert(name, state);
+        }
         let indices: Arc<[u32]> = state::msr_indices(kvm)?.into();
         let vm = &self.running.vm;
         let read = |vcpu: &VcpuThread| {
@@ -62,12 +74,12 @@ impl Paused<'_> {
             vcpu.ask(move |vcpu| VcpuState::read(&vm, vcpu, &indices)).context("a vCPU has ended")?
         };
         let vcpus = self.running.vcpus.iter().map(read).collect::<Result<_, _>>()?;
-        Ok(MachineState { vcpus, vm: VmState::read(vm.fd())? })
+        Ok(MachineState { vcpus, vm: VmState::read(vm.fd())?, devices })
     }
 }
 
 /// Locks a device, unless its thread waits for the host until the time is over.
-fn lock_by<T>(device: &Mutex<T>, until: Instant) -> Option<MutexGuard<'_, T>> {
+fn lock_by<T: ?Sized>(device: &Mutex<T>, until: Instant) -> Option<MutexGuard<'_, T>> {
     loop {
         match device.try_lock() {
             Ok(device) => return Some(device),
@@ -93,8 +105,10 @@ pub enum ResetWord {
 }
 
 impl Running {
-    /// Lets the guest begin.
+    /// Lets the guest begin, or go on where it was saved.
     pub fn release(&self) {
+        // Until here the state is what was loaded.
+        self.devices.resume();
         self.vcpus.iter().for_each(VcpuThread::release);
     }
 
@@ -122,11 +136,12 @@ impl Running {
     fn hold(&self) -> io::Result<Paused<'_>> {
         let vcpus = self.pause_vcpus();
         let until = Instant::now() + LONGEST_STEP;
-        let virtio = self.devices.iter().map(|device| lock_by(device, until)).collect::<Option<_>>();
-        let serial = lock_by(&self.serial, until);
-        match (vcpus.is_complete(), virtio, serial) {
-            (true, Some(virtio), Some(serial)) => {
-                Ok(Paused { virtio, _serial: serial, running: self, _vcpus: vcpus })
+        let chipset = self.devices.chipset().map(|device| lock_by(device, until));
+        let chipset = chipset.into_iter().collect::<Option<_>>();
+        let virtio = self.devices.virtio.iter().map(|device| lock_by(device, until)).collect::<Option<_>>();
+        match (vcpus.is_complete(), chipset, virtio) {
+            (true, Some(chipset), Some(virtio)) => {
+                Ok(Paused { virtio, chipset, running: self, _vcpus: vcpus })
             }
             _ => Err(io::Error::other("a device waits for the host")),
         }
@@ -197,7 +212,7 @@ impl Running {
 
     /// The serial port.
     pub fn serial(&self) -> &Arc<Mutex<Serial>> {
-        &self.serial
+        &self.devices.serial
     }
 
     /// The guest's memory.

@@ -1,6 +1,9 @@
 //! A machine's state, and what KVM has of it beside the vCPUs: interrupt controllers, interval timer, clock.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context;
+use devices::device::State;
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
     kvm_pit_state2,
@@ -22,6 +25,8 @@ pub struct MachineState {
     pub vcpus: Vec<VcpuState>,
     /// What KVM has beside them.
     pub vm: VmState,
+    /// The devices, by name.
+    pub devices: BTreeMap<String, State>,
 }
 
 /// A virtual machine's state without its memory and vCPUs.

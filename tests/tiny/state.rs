@@ -1,28 +1,49 @@
 //! Save and load, by the library.
 
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use boot::kernel::Image;
 use boot::testing::{Code, Entry};
 use devices::chipset::serial::Host;
+use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::{Balloon, Target};
+use devices::virtio::console::{self, Console, Port};
+use devices::virtio::fs::Share;
+use devices::virtio::net::{Net, Stream};
+
+use devices::virtio::rng::Rng;
+use kite::backend::Backend;
+use kite::backend::disk::OpenDisk;
+use kite::backend::share::SharedFolder;
 use kite::observe::trace::Timeline;
-use kite::spec::MachineSpec;
+use kite::spec::{MachineSpec, disk};
 use kite::vm::load::Guest;
 use kite::vm::machine::{Machine, Running};
 use kite::vm::memory::GuestRam;
 use kite::vm::snapshot::MachineState;
 use kvm_ioctls::Kvm;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::guest::{Elf, RESULTS};
 use crate::support::{guarded, no_kvm, until};
+use crate::virtio::ASKS_FOR_ENTROPY_FOR_EVER;
 
 const RAM: u64 = 64 << 20;
+/// How many virtio devices a machine has.
+const DEVICES: u32 = 6;
+/// How many devices its chipset has: serial port, clock, keyboard controller, power management, pvpanic.
+const CHIPSET: usize = 5;
 /// MSRs that go on while a machine is still: the TSC.
 const RUNNING_MSRS: [u64; 1] = [0x10];
 /// The registers of the local APIC that its timer counts down.
 const CURRENT_COUNT: std::ops::Range<usize> = 0x390..0x394;
+
+/// Where the guest's driver has the used ring's index.
+const USED_INDEX: u64 = 0x22_2002;
 
 /// The host's end of a serial line that nobody is at.
 struct Nobody;
@@ -32,40 +53,82 @@ impl Host for Nobody {
     fn input_wanted(&self) {}
 }
 
-/// A machine of two vCPUs, and its memory.
-fn built(kvm: &Kvm) -> (Machine, Arc<GuestRam>) {
-    let ram = Arc::new(GuestRam::new(RAM).unwrap());
-    let machine =
-        Machine::build(kvm, &spec(), ram.clone(), Box::new(Nobody), Vec::new(), &Timeline::default())
-            .unwrap();
-    (machine, ram)
+impl console::Host for Nobody {
+    fn output_ready(&self) {}
+    fn changed(&self) {}
+}
+
+/// What the devices of all machines of one test are connected to.
+struct Backends {
+    disk: OpenDisk,
+    share: SharedFolder,
+    /// The host's end of the network's socket is never read.
+    network: (UnixStream, UnixStream),
+    _files: TempDir,
+}
+
+impl Backends {
+    fn new() -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let image = files.path().join("disk.img");
+        fs::write(&image, [0; 4096]).unwrap();
+        let disk = disk::parse(image.to_str().unwrap()).unwrap().open(0, 2).unwrap();
+        let share = Share::new("share", File::open(files.path()).unwrap().into(), true);
+        let share = SharedFolder::new(0, Arc::new(share));
+        Self { disk, share, network: UnixStream::pair().unwrap(), _files: files }
+    }
+
+    /// A new device of each kind, for a machine with `ram`.
+    fn devices(&self, ram: &GuestRam) -> Vec<Box<dyn VirtioDevice>> {
+        let hvc = Arc::new(Port::new("", Box::new(Nobody)).unwrap());
+        let port = Arc::new(Port::new("port", Box::new(Nobody)).unwrap());
+        let balloon = Balloon::new(Arc::new(Target::new().unwrap()));
+        let stream = Stream::new(self.network.0.try_clone().unwrap(), None).unwrap();
+        vec![
+            self.disk.device(ram).unwrap(),
+            Box::new(Net::new("net0", Box::new(stream), [2, 0, 0, 0, 0, 1])),
+            self.share.device(ram).unwrap(),
+            Box::new(Console::new(Some(hvc), vec![port])),
+            Box::new(balloon),
+            Box::new(Rng),
+        ]
+    }
+
+    /// A machine of two vCPUs with every device, and its memory.
+    fn machine(&self, kvm: &Kvm) -> (Machine, Arc<GuestRam>) {
+        let ram = Arc::new(GuestRam::new(RAM).unwrap());
+        let (console, devices) = (Box::new(Nobody), self.devices(&ram));
+        let machine =
+            Machine::build(kvm, &spec(), ram.clone(), console, devices, &Timeline::default()).unwrap();
+        (machine, ram)
+    }
+
+    /// Boots `guest`.
+    fn boot(&self, kvm: &Kvm, guest: &'static Code) -> Running {
+        let elf = Elf::new(guest.code(), Entry::Long);
+        let image = Image::open(&elf.path).unwrap();
+        let (mut machine, ram) = self.machine(kvm);
+        let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
+        let info = guest.load(&spec(), DEVICES, &ram, &Timeline::default()).unwrap();
+        machine.boot(&image, info).unwrap();
+        let running = machine.start().unwrap();
+        running.release();
+        running
+    }
+
+    /// A new machine that goes on where `state` and the memory of `from` are.
+    fn load(&self, kvm: &Kvm, state: &MachineState, from: &Running) -> Running {
+        let (mut machine, ram) = self.machine(kvm);
+        let mut all = vec![0; RAM as usize];
+        from.ram().memory().read_slice(&mut all, GuestAddress(0)).unwrap();
+        ram.memory().write_slice(&all, GuestAddress(0)).unwrap();
+        machine.load(state).unwrap();
+        machine.start().unwrap()
+    }
 }
 
 fn spec() -> MachineSpec {
     MachineSpec { cpus: 2, memory: RAM, ..MachineSpec::default() }
-}
-
-/// Boots `guest`.
-fn boot(kvm: &Kvm, guest: &'static Code) -> Running {
-    let elf = Elf::new(guest.code(), Entry::Long);
-    let image = Image::open(&elf.path).unwrap();
-    let (mut machine, ram) = built(kvm);
-    let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
-    let info = guest.load(&spec(), 0, &ram, &Timeline::default()).unwrap();
-    machine.boot(&image, info).unwrap();
-    let running = machine.start().unwrap();
-    running.release();
-    running
-}
-
-/// A new machine that goes on where `state` and the memory of `from` are.
-fn load(kvm: &Kvm, state: &MachineState, from: &Running) -> Running {
-    let (mut machine, ram) = built(kvm);
-    let mut all = vec![0; RAM as usize];
-    from.ram().memory().read_slice(&mut all, GuestAddress(0)).unwrap();
-    ram.memory().write_slice(&all, GuestAddress(0)).unwrap();
-    machine.load(state).unwrap();
-    machine.start().unwrap()
 }
 
 fn counter(running: &Running) -> u64 {
@@ -142,14 +205,15 @@ fn a_loaded_machine_has_the_saved_state_and_goes_on() {
     }
     guarded(|| {
         let kvm = kite::vm::open_kvm().unwrap();
-        let mut running = boot(&kvm, &COUNTS);
+        let backends = Backends::new();
+        let mut running = backends.boot(&kvm, &COUNTS);
         for _ in 0..4 {
             until("the guest to count", || counter(&running) > 1000);
             let mut paused = running.pause().unwrap();
             let saved = paused.save(&kvm).unwrap();
             let text = serde_json::to_string(&saved).unwrap();
             let saved: MachineState = serde_json::from_str(&text).unwrap();
-            let next = load(&kvm, &saved, &running);
+            let next = backends.load(&kvm, &saved, &running);
             drop(paused);
             drop(running);
             let mut paused = next.pause().unwrap();
@@ -163,6 +227,39 @@ fn a_loaded_machine_has_the_saved_state_and_goes_on() {
             assert_eq!(failed, 0, "a register has lost its value");
             running = next;
         }
+        assert!(running.exit().reason().is_none(), "{:?}", running.exit().reason());
+    });
+}
+
+#[test]
+fn a_driver_s_requests_go_on_in_loaded_machines() {
+    if no_kvm("a_driver_s_requests_go_on_in_loaded_machines") {
+        return;
+    }
+    guarded(|| {
+        let kvm = kite::vm::open_kvm().unwrap();
+        let backends = Backends::new();
+        let mut running = backends.boot(&kvm, &ASKS_FOR_ENTROPY_FOR_EVER);
+        let used =
+            |running: &Running| running.ram().memory().read_obj::<u16>(GuestAddress(USED_INDEX)).unwrap();
+        for _ in 0..5 {
+            let before = used(&running);
+            until("requests to be answered", || used(&running).wrapping_sub(before) > 50);
+            let mut paused = running.pause().unwrap();
+            let saved = paused.save(&kvm).unwrap();
+            let next = backends.load(&kvm, &saved, &running);
+            let mut paused_next = next.pause().unwrap();
+            let again = paused_next.save(&kvm).unwrap();
+            assert_eq!(saved.devices.len(), CHIPSET + DEVICES as usize);
+            assert_eq!(saved.devices, again.devices);
+            drop(paused_next);
+            next.release();
+            drop(paused);
+            drop(running);
+            running = next;
+        }
+        let before = used(&running);
+        until("the last machine's requests to be answered", || used(&running) != before);
         assert!(running.exit().reason().is_none(), "{:?}", running.exit().reason());
     });
 }

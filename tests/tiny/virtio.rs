@@ -32,78 +32,84 @@ macro_rules! take_over {
     };
 }
 
-guest!(
-    // Asks the entropy device a thousand times, each time sleeping until its interrupt.
-    ASKS_FOR_ENTROPY,
-    "mov ecx, 0x240",
-    interrupt_gate!(),
-    "mov al, 0xff",
-    set_up_pics!(),
-    map_apics!(),
-    "mov ebx, 0x201400
-     mov dword ptr [rbx], 0xd0000093
-     mov ebx, 0xd0000000
-     mov edi, 5
-     1: cmp dword ptr [rbx + 0x08], 4
-     je 2f
-     add ebx, 0x1000
-     inc edi
-     cmp edi, 24
-     jb 1b
-     jmp 8f
-     2: lea ecx, [rdi * 2 + 0x11]
-     mov esi, 0xfec00000
-     mov [rsi], ecx
-     mov dword ptr [rsi + 0x10], 0
-     dec ecx
-     mov [rsi], ecx
-     mov dword ptr [rsi + 0x10], 0x24
-     mov esi, 0xfee00000
-     mov dword ptr [rsi + 0xf0], 0x1ff",
-    "mov dword ptr [rbx + 0x70], 0",
-    take_over!(2),
-    "cmp dword ptr [rbx + 0x70], 0xf
-     jne 8f
-     mov esi, 0x220000
-     mov dword ptr [rsi], 0x223000
-     mov dword ptr [rsi + 8], 64
-     mov dword ptr [rsi + 12], 2
-     xor ebp, ebp
-     3: inc ebp
-     mov esi, 0x223000
-     mov qword ptr [rsi], 0
-     mov qword ptr [rsi + 56], 0
-     mov esi, 0x221000
-     mov [rsi + 2], bp
-     mov dword ptr [rbx + 0x50], 0
-     4: sti
-     hlt
-     jmp 4b
-     5: mov esp, 0x210000
-     mov eax, [rbx + 0x60]
-     mov [rbx + 0x64], eax
-     mov esi, 0xfee00000
-     mov dword ptr [rsi + 0xb0], 0
-     mov esi, 0x222000
-     cmp [rsi + 2], bp
-     jne 4b
-     mov esi, 0x223000
-     mov rax, [rsi]
-     or rax, [rsi + 56]
-     jz 8f
-     cmp ebp, 1000
-     jb 3b",
-    // A reset takes back what the driver was told.
-    "mov dword ptr [rbx + 0x70], 0
-     mov eax, [rbx + 0x60]
-     or eax, [rbx + 0x70]
-     jnz 8f",
-    say!("'Y'"),
-    power_off!(),
-    "8:",
-    say!("'N'"),
-    power_off!(),
-);
+/// A guest that asks the entropy device so many times, each time sleeping until its interrupt.
+macro_rules! asks_for_entropy {
+    ($name:ident, $times:literal) => {
+        guest!(
+            pub $name,
+            "mov ecx, 0x240",
+            interrupt_gate!(),
+            "mov al, 0xff",
+            set_up_pics!(),
+            map_apics!(),
+            "mov ebx, 0x201400
+             mov dword ptr [rbx], 0xd0000093
+             mov ebx, 0xd0000000
+             mov edi, 5
+             1: cmp dword ptr [rbx + 0x08], 4
+             je 2f
+             add ebx, 0x1000
+             inc edi
+             cmp edi, 24
+             jb 1b
+             jmp 8f
+             2: lea ecx, [rdi * 2 + 0x11]
+             mov esi, 0xfec00000
+             mov [rsi], ecx
+             mov dword ptr [rsi + 0x10], 0
+             dec ecx
+             mov [rsi], ecx
+             mov dword ptr [rsi + 0x10], 0x24
+             mov esi, 0xfee00000
+             mov dword ptr [rsi + 0xf0], 0x1ff",
+            "mov dword ptr [rbx + 0x70], 0",
+            take_over!(2),
+            "cmp dword ptr [rbx + 0x70], 0xf
+             jne 8f
+             mov esi, 0x220000
+             mov dword ptr [rsi], 0x223000
+             mov dword ptr [rsi + 8], 64
+             mov dword ptr [rsi + 12], 2
+             xor ebp, ebp
+             3: inc ebp
+             mov esi, 0x223000
+             mov qword ptr [rsi], 0
+             mov qword ptr [rsi + 56], 0
+             mov esi, 0x221000
+             mov [rsi + 2], bp
+             mov dword ptr [rbx + 0x50], 0
+             4: sti
+             hlt
+             jmp 4b
+             5: mov esp, 0x210000
+             mov eax, [rbx + 0x60]
+             mov [rbx + 0x64], eax
+             mov esi, 0xfee00000
+             mov dword ptr [rsi + 0xb0], 0
+             mov esi, 0x222000
+             cmp [rsi + 2], bp
+             jne 4b
+             mov esi, 0x223000
+             mov rax, [rsi]
+             or rax, [rsi + 56]
+             jz 8f",
+            concat!("cmp ebp, ", $times),
+            "jb 3b",
+            // A reset takes back what the driver was told.
+            "mov dword ptr [rbx + 0x70], 0
+             mov eax, [rbx + 0x60]
+             or eax, [rbx + 0x70]
+             jnz 8f",
+            say!("'Y'"),
+            power_off!(),
+            "8:",
+            say!("'N'"),
+            power_off!(),
+        );
+    };
+}
+asks_for_entropy!(ASKS_FOR_ENTROPY, "1000");
+asks_for_entropy!(ASKS_FOR_ENTROPY_FOR_EVER, "0xffffffff");
 
 guest!(
     // Fifty times has the disk read 8 MiB in eight requests, and resets it when the first is done.
