@@ -9,12 +9,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::page::rows;
 use crate::source;
 use crate::support::attempt::Attempt;
 use crate::support::child::Running;
 use crate::support::image::{POWER_OFF, elf_of};
 use crate::support::{KITE, no_kvm};
+use crate::table::rows;
 
 /// The fields of a schema: their types, and whether a document had them.
 struct Schema(BTreeMap<String, (Vec<String>, bool)>);

@@ -29,6 +29,43 @@ fn every_link_leads_to_a_file_and_a_heading() {
     assert!(count >= 60, "only {count} links");
 }
 
+/// What begins a path of the source tree.
+const TOP: [&str; 7] = ["src/", "boot/", "devices/", "tests/", "resources/", "findings/", ".github/"];
+
+#[test]
+fn every_path_of_the_source_tree_that_a_page_names_is_there() {
+    let mut count = 0;
+    for (path, page) in pages() {
+        // What has changed may be gone.
+        for name in page.inline.iter().filter(|_| path != "CHANGELOG.md") {
+            // `boot/1` is a schema.
+            let is_schema = name.ends_with("/1");
+            let is_path = TOP.iter().any(|top| name.starts_with(top)) && !name.contains([' ', '*']);
+            let is_path = is_path && !is_schema;
+            if is_path {
+                count += 1;
+                assert!(tree(name).exists(), "{path}: there is no {name}");
+            }
+        }
+    }
+    assert!(count >= 30, "only {count} paths");
+}
+
+#[test]
+fn the_design_has_the_folders_in_the_order_that_the_code_is_held_to() {
+    let layers = source("src/layers.rs");
+    let order = layers.split("const ORDER").nth(1).unwrap().split(';').nth(1).unwrap();
+    let folders: Vec<_> = order.split('"').skip(1).step_by(2).collect();
+    assert!(folders.len() >= 10, "{folders:?}");
+    let design = source("resources/doc/design.md");
+    let sentence = design.split("in this order: ").nth(1).unwrap().split('.').next().unwrap();
+    let named: Vec<_> = sentence.split('`').skip(1).step_by(2).collect();
+    assert_eq!(named, folders);
+    for folder in folders {
+        assert!(design.contains(&format!("| `src/{folder}/` |")), "the map has no {folder}");
+    }
+}
+
 /// A path from a folder, without `..`.
 fn joined(folder: &str, file: &str) -> String {
     let mut parts: Vec<_> = folder.split('/').filter(|part| !part.is_empty()).collect();

@@ -16,6 +16,7 @@ mod shell;
 #[macro_use]
 #[path = "../support/mod.rs"]
 mod support;
+mod table;
 
 /// The most words that the landing page has.
 const MOST_WORDS: usize = 1200;

@@ -27,9 +27,13 @@ fn tables(help: &str) -> Vec<(String, Vec<Row>)> {
             tables.extend(is_table.then(|| (heading.to_owned(), Vec::new())));
             continue;
         }
-        let Some((_, rows)) = tables.last_mut() else { continue };
         if inner.is_empty() {
             continue;
+        }
+        let Some((_, rows)) = tables.last_mut() else { continue };
+        // Text behind the tables.
+        if indent == 0 {
+            break;
         }
         let is_name = indent <= 6 && (inner.starts_with(['-', '[', '<']));
         if is_name {
@@ -132,7 +136,7 @@ fn the_reference_has_a_table_for_each_command() {
 fn options_with_their_texts_are_read_from_a_help_text() {
     let help = "Do it\n\nUsage: x\n\nArguments:\n  [PID]  The one\n\nOptions:\n  -j, --jobs <N>\n          How many\n          \
                 there are\n\n          Possible values:\n          - a: first\n          - b: second\n\n      --json     Print\n\n\
-                Options for a command:\n      --x  Text\n\nExamples:\n  kite\n";
+                Options for a command:\n      --x  Text\n\nExit status: 0.\nExamples:\n  kite\n";
     assert_eq!(
         markdown(help),
         "| argument | what it does |\n|---|---|\n| `[PID]` | The one |\n\n| option | what it does |\n|---|---|\n\

@@ -1,4 +1,4 @@
-//! A page of the documentation as data: its commands, headings, links and tables. CommonMark, and GitHub's anchors.
+//! A page of the documentation as data: its commands, headings and links. CommonMark, and GitHub's anchors.
 
 /// The parts of a page that tests read.
 #[derive(Debug, Default)]
@@ -53,15 +53,6 @@ fn anchor(heading: &str) -> String {
     signs.map(|char| if char == ' ' { '-' } else { char }).collect()
 }
 
-/// The rows of the tables in a text: their cells without the blanks around them.
-pub fn rows(text: &str) -> Vec<Vec<String>> {
-    let cells = |line: &str| {
-        let inner = line.strip_prefix('|')?.strip_suffix('|')?.replace(r"\|", "\u{0}");
-        Some(inner.split('|').map(|cell| cell.replace('\u{0}', "|").trim().to_owned()).collect::<Vec<_>>())
-    };
-    text.lines().filter_map(cells).filter(|row| !row.iter().all(|cell| cell.starts_with("---"))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,10 +69,5 @@ mod tests {
             (&["kite man".to_owned()][..], &["x.md#y".to_owned()][..])
         );
         assert_eq!(page.inline, ["d", "kite run", "no [link](z)"]);
-    }
-
-    #[test]
-    fn cells_of_a_table_may_have_bars() {
-        assert_eq!(rows("| a | b |\n|---|---|\n| `x\\|y` | |\n"), [vec!["a", "b"], vec!["`x|y`", ""]]);
     }
 }
