@@ -13,6 +13,7 @@ mod lab_batch;
 mod machine;
 mod package;
 mod qemu;
+mod recording;
 mod running;
 mod seccomp_coverage;
 mod setup;
@@ -81,6 +82,10 @@ enum Task {
     /// Build kite as users get it, and pack it: an archive and a Debian package with their checksums, in target/package
     #[command(after_help = "Example:\n  cargo xtask package && sudo apt install ./target/package/kite_*.deb")]
     Package,
+    /// Draw the README's picture of a terminal anew, from a real run of the commands in it
+    ///
+    /// They run on /dev/kvm if that can run Linux guests, else in the lab.
+    Recording,
     /// Measure kite beside a bare program and QEMU's microvm machine
     #[command(subcommand)]
     Bench(bench::Task),
@@ -224,6 +229,7 @@ fn run(task: Task) -> Result<ExitCode> {
             made.iter().for_each(|path| println!("{}", path.display()));
             ExitCode::SUCCESS
         }),
+        Task::Recording => recording::run(),
         Task::Bench(task) => bench::run(task),
         Task::SeccompCoverage { own } => {
             seccomp_coverage::run(&mut Setup::new(), test::Profile::Release, !own).map(|()| ExitCode::SUCCESS)
