@@ -301,9 +301,28 @@ esac
             said(work.path(), "dpkg-deb", &["--extract", package, "extracted"]).unwrap();
             assert_eq!(said(work.path(), "extracted/usr/bin/kite", &[]).unwrap(), "kite\n");
         }
+        installed_as_the_readme_says(work.path());
         for path in pack(&kite, again.path()).unwrap() {
             let first = work.path().join(path.file_name().unwrap());
             assert_eq!(fs::read(&path).unwrap(), fs::read(first).unwrap(), "{}", path.display());
         }
+    }
+
+    /// Runs the README's lines about these files, for a user who is not root.
+    fn installed_as_the_readme_says(folder: &Path) {
+        let readme = fs::read_to_string(host::root().join("README.md")).unwrap();
+        let mut count = 0;
+        for line in readme.lines().filter_map(|line| line.strip_prefix("    ")) {
+            // apt wants root and its lists: dpkg-deb reads the same file.
+            let line = line.replace("sudo apt install", "dpkg-deb --contents").replace("sudo ", "");
+            if line.contains(VERSION)
+                && (!line.starts_with("dpkg-deb") || host::program("dpkg-deb").is_some())
+            {
+                said(folder, "sh", &["-ec", &line.replace("/usr/local/bin", "installed")]).unwrap();
+                count += 1;
+            }
+        }
+        assert!(count >= 2, "the README does not name the files of version {VERSION}");
+        assert_eq!(said(folder, "./installed", &[]).unwrap(), "kite\n");
     }
 }

@@ -45,6 +45,8 @@ impl Tiers {
     pub const ROOT_ALONE: Self = Self { root: Tier::Quick, user: None };
     /// Run by root every night.
     pub const NIGHTLY: Self = Self { root: Tier::Nightly, user: Some(Tier::All) };
+    /// Run by root every night, who alone can.
+    pub const NIGHTLY_ALONE: Self = Self { root: Tier::Nightly, user: None };
     /// Run by both every night.
     pub const NIGHTLY_BY_BOTH: Self = Self { root: Tier::Nightly, user: Some(Tier::Nightly) };
     /// Run where everything is.

@@ -155,10 +155,10 @@ pub fn io_and_streams(fixture: &Fixture, name: &str) -> Result<String> {
 }
 
 /// A file as a block device.
-struct LoopDevice(String);
+pub(super) struct LoopDevice(pub String);
 
 impl LoopDevice {
-    fn new(image: &Path) -> Result<Self> {
+    pub fn new(image: &Path) -> Result<Self> {
         if !Path::new("/dev/loop-control").exists() {
             // In the lab nobody else loads it.
             let module = kernel(LAB)?.modules().join("kernel/drivers/block/loop.ko");

@@ -5,6 +5,7 @@
 mod command;
 mod connected;
 mod disk;
+mod documented;
 mod every;
 mod killed;
 mod limits;
@@ -32,6 +33,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{getegid, geteuid};
 use tempfile::TempDir;
 
+pub use self::documented::PROGRAMS as DOCUMENTED;
 pub use self::wire::{GUEST, HERE, TAP, Wire};
 use crate::guest::job::{self, STATUS};
 use crate::machine::{Access, Machine, Vmm};
@@ -118,6 +120,15 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("limits/memory", Tiers::ROOT_ALONE, |fixture| limits::memory(fixture, "6.12")),
     ("limits/io-and-streams", Tiers::ROOT_ALONE, |fixture| limits::io_and_streams(fixture, "6.12")),
     ("limits/delegated", Tiers::ROOT_ALONE, limits::delegated),
+    ("docs/readme", Tiers::NIGHTLY_ALONE, |fixture| documented::page(fixture, "README.md")),
+    ("docs/reference", Tiers::NIGHTLY_ALONE, |fixture| {
+        documented::page(fixture, "resources/doc/reference.md")
+    }),
+    ("docs/sandbox", Tiers::NIGHTLY_ALONE, |fixture| documented::page(fixture, "resources/doc/sandbox.md")),
+    ("docs/json", Tiers::NIGHTLY_ALONE, |fixture| documented::page(fixture, "resources/doc/json.md")),
+    ("docs/benchmarks", Tiers::NIGHTLY_ALONE, |fixture| {
+        documented::page(fixture, "resources/doc/benchmarks.md")
+    }),
     ("command/many/3", Tiers::NIGHTLY, |fixture| command::many(fixture, "6.12", 3)),
     ("command/many/200", Tiers::ALL, |fixture| command::many(fixture, "6.1", 200)),
 ];

@@ -119,6 +119,7 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     // A registry for images, and what makes a certificate for it.
     setup.programs(&["docker-registry", "openssl"].map(|name| (name, name)))?;
     setup.programs(&e2e::PROGRAMS)?;
+    setup.programs(&e2e::DOCUMENTED)?;
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
     }
