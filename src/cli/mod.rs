@@ -42,7 +42,7 @@ pub use crate::host::exit_code::{
 };
 pub use crate::host::messages::{complain, printable};
 
-/// The version, and the commit if it was built from one: `0.1.0 (0123456789ab)`.
+/// The version, and the commit if it was built from one: `0.2.0 (0123456789ab)`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("KITE_COMMIT"));
 
 /// Names the sandbox where no option does.
