@@ -1,9 +1,12 @@
 //! Save and load, by the library.
 
+use std::env;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
+use boot::Piece;
 use boot::kernel::Image;
 use boot::testing::{Code, Entry};
 use devices::chipset::serial::Host;
@@ -29,7 +32,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::guest::{Elf, RESULTS};
-use crate::support::{guarded, no_kvm, until};
+use crate::support::{guarded, no_kvm, skipped, until};
 use crate::virtio::ASKS_FOR_ENTROPY_FOR_EVER;
 
 const RAM: u64 = 64 << 20;
@@ -37,8 +40,11 @@ const RAM: u64 = 64 << 20;
 const DEVICES: u32 = 6;
 /// How many devices its chipset has: serial port, clock, keyboard controller, power management, pvpanic.
 const CHIPSET: usize = 5;
-/// MSRs that go on while a machine is still: the TSC.
-const RUNNING_MSRS: [u64; 1] = [0x10];
+/// MSRs that go on while a machine is still: the TSC, and Hyper-V's run time and reference counter, which KVM always has.
+const RUNNING_MSRS: [u64; 3] = [0x10, 0x4000_0010, 0x4000_0020];
+/// SYSENTER_ESP and SYSENTER_EIP: on AMD's processors, whose 64-bit mode has no SYSENTER, KVM answers with 64 bits what a
+/// guest has set, and takes 32.
+const SYSENTER_MSRS: [u64; 2] = [0x175, 0x176];
 /// The registers of the local APIC that its timer counts down.
 const CURRENT_COUNT: std::ops::Range<usize> = 0x390..0x394;
 
@@ -64,6 +70,8 @@ struct Backends {
     share: SharedFolder,
     /// The host's end of the network's socket is never read.
     network: (UnixStream, UnixStream),
+    /// What their memory has, in bytes.
+    memory: u64,
     _files: TempDir,
 }
 
@@ -72,10 +80,15 @@ impl Backends {
         let files = tempfile::tempdir().unwrap();
         let image = files.path().join("disk.img");
         fs::write(&image, [0; 4096]).unwrap();
-        let disk = disk::parse(image.to_str().unwrap()).unwrap().open(0, 2).unwrap();
+        Self::with(image.to_str().unwrap(), files, RAM)
+    }
+
+    /// With `disk` as an option has it, and a folder that is shared.
+    fn with(disk: &str, files: TempDir, memory: u64) -> Self {
+        let disk = disk::parse(disk).unwrap().open(0, 2).unwrap();
         let share = Share::new("share", File::open(files.path()).unwrap().into(), true);
         let share = SharedFolder::new(0, Arc::new(share));
-        Self { disk, share, network: UnixStream::pair().unwrap(), _files: files }
+        Self { disk, share, network: UnixStream::pair().unwrap(), memory, _files: files }
     }
 
     /// A new device of each kind, for a machine with `ram`.
@@ -96,20 +109,29 @@ impl Backends {
 
     /// A machine of two vCPUs with every device, and its memory.
     fn machine(&self, kvm: &Kvm) -> (Machine, Arc<GuestRam>) {
-        let ram = Arc::new(GuestRam::new(RAM).unwrap());
+        let ram = Arc::new(GuestRam::new(self.memory).unwrap());
         let (console, devices) = (Box::new(Nobody), self.devices(&ram));
         let machine =
-            Machine::build(kvm, &spec(), ram.clone(), console, devices, &Timeline::default()).unwrap();
+            Machine::build(kvm, &self.spec(), ram.clone(), console, devices, &Timeline::default()).unwrap();
         (machine, ram)
+    }
+
+    fn spec(&self) -> MachineSpec {
+        MachineSpec { cpus: 2, memory: self.memory, ..MachineSpec::default() }
     }
 
     /// Boots `guest`.
     fn boot(&self, kvm: &Kvm, guest: &'static Code) -> Running {
         let elf = Elf::new(guest.code(), Entry::Long);
-        let image = Image::open(&elf.path).unwrap();
+        self.boot_kernel(kvm, &elf.path, &[], "")
+    }
+
+    /// Boots the kernel at `path`.
+    fn boot_kernel(&self, kvm: &Kvm, path: &Path, initrd: &[Piece], cmdline: &str) -> Running {
+        let image = Image::open(path).unwrap();
         let (mut machine, ram) = self.machine(kvm);
-        let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
-        let info = guest.load(&spec(), DEVICES, &ram, &Timeline::default()).unwrap();
+        let guest = Guest { image: &image, initrd, cmdline, module: "" };
+        let info = guest.load(&self.spec(), DEVICES, &ram, &Timeline::default()).unwrap();
         machine.boot(&image, info).unwrap();
         let running = machine.start().unwrap();
         running.release();
@@ -119,16 +141,12 @@ impl Backends {
     /// A new machine that goes on where `state` and the memory of `from` are.
     fn load(&self, kvm: &Kvm, state: &MachineState, from: &Running) -> Running {
         let (mut machine, ram) = self.machine(kvm);
-        let mut all = vec![0; RAM as usize];
+        let mut all = vec![0; self.memory as usize];
         from.ram().memory().read_slice(&mut all, GuestAddress(0)).unwrap();
         ram.memory().write_slice(&all, GuestAddress(0)).unwrap();
         machine.load(state).unwrap();
         machine.start().unwrap()
     }
-}
-
-fn spec() -> MachineSpec {
-    MachineSpec { cpus: 2, memory: RAM, ..MachineSpec::default() }
 }
 
 fn counter(running: &Running) -> u64 {
@@ -140,8 +158,13 @@ fn settled(state: &MachineState) -> Value {
     let mut state = serde_json::to_value(state).unwrap();
     state["vm"]["clock"] = Value::Null;
     for vcpu in state["vcpus"].as_array_mut().unwrap() {
-        let msrs = vcpu["msrs"].as_array_mut().unwrap();
-        msrs.retain(|msr| !RUNNING_MSRS.contains(&msr[0].as_u64().unwrap()));
+        let msrs: Vec<(u64, u64)> = serde_json::from_value(vcpu["msrs"].take()).unwrap();
+        let settled = msrs.into_iter().filter(|(index, _)| !RUNNING_MSRS.contains(index));
+        let settled = settled.map(|(index, value)| {
+            let value = if SYSENTER_MSRS.contains(&index) { value & 0xffff_ffff } else { value };
+            (format!("{index:#x}"), json!(value))
+        });
+        vcpu["msrs"] = settled.collect();
         for byte in CURRENT_COUNT {
             vcpu["lapic"][byte] = json!(0);
         }
@@ -261,5 +284,72 @@ fn a_driver_s_requests_go_on_in_loaded_machines() {
         let before = used(&running);
         until("the last machine's requests to be answered", || used(&running) != before);
         assert!(running.exit().reason().is_none(), "{:?}", running.exit().reason());
+    });
+}
+
+/// What a Linux guest is booted from: `cargo xtask test state` sets these.
+const LINUX: [&str; 3] = ["STATE_KERNEL", "STATE_INITRD", "STATE_DISK"];
+/// The memory of a Linux guest, in bytes.
+const LINUX_RAM: u64 = 512 << 20;
+
+/// What a guest prints, of which whole lines are taken.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    /// The lines `tick NUMBER UPTIME CHECKSUM...` that have come; the first line may be the rest of one.
+    fn ticks(&mut self, running: &Running) -> Vec<Vec<String>> {
+        running.serial().lock().unwrap().take_output(&mut self.0);
+        let text = String::from_utf8_lossy(&self.0);
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let ticks = whole.lines().filter_map(|line| line.trim().strip_prefix("tick "));
+        ticks.map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+    }
+}
+
+#[test]
+fn a_linux_guest_goes_on_with_its_clock_disk_and_share_in_loaded_machines() {
+    let test = "a_linux_guest_goes_on_with_its_clock_disk_and_share_in_loaded_machines";
+    let [Some(kernel), Some(initrd), Some(disk)] = LINUX.map(env::var_os) else {
+        return skipped(test, "cargo xtask test state runs it, where KVM can run Linux");
+    };
+    guarded(move || {
+        let kvm = kite::vm::open_kvm().unwrap();
+        let files = tempfile::tempdir().unwrap();
+        fs::write(files.path().join("file"), "shared\n").unwrap();
+        let disk = format!("path={},ephemeral", disk.to_str().unwrap());
+        let backends = Backends::with(&disk, files, LINUX_RAM);
+        let initrd = File::open(initrd).unwrap();
+        let len = initrd.metadata().unwrap().len();
+        let initrd = [Piece::File { file: Arc::new(initrd), offset: 0, len }];
+        let mut running = backends.boot_kernel(&kvm, Path::new(&kernel), &initrd, "console=ttyS0 quiet");
+        let (mut last, mut checksums) = ((0, 0.0), Vec::new());
+        for _ in 0..4 {
+            let mut lines = Lines::default();
+            until("the guest to tick", || lines.ticks(&running).len() >= 3);
+            for tick in lines.ticks(&running) {
+                let (number, uptime): (u64, f64) = (tick[0].parse().unwrap(), tick[1].parse().unwrap());
+                assert!(number > last.0 && uptime >= last.1, "{number} at {uptime} follows {last:?}");
+                last = (number, uptime);
+                checksums.push(tick[2..].to_vec());
+            }
+            let mut paused = running.pause().unwrap();
+            let saved = paused.save(&kvm).unwrap();
+            let text = serde_json::to_string(&saved).unwrap();
+            let saved: MachineState = serde_json::from_str(&text).unwrap();
+            let next = backends.load(&kvm, &saved, &running);
+            let mut again = next.pause().unwrap();
+            let differences = differences("state", &settled(&saved), &settled(&again.save(&kvm).unwrap()));
+            assert!(differences.is_empty(), "{differences:#?}");
+            drop(again);
+            drop(paused);
+            drop(running);
+            next.release();
+            running = next;
+        }
+        assert!(running.exit().reason().is_none(), "{:?}", running.exit().reason());
+        checksums.dedup();
+        assert_eq!(checksums.len(), 1, "files change: {checksums:?}");
+        assert_eq!(checksums[0].last().map(String::as_str), Some("shared"));
     });
 }

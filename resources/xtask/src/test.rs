@@ -7,6 +7,7 @@
 mod lab;
 mod native;
 mod sources;
+mod state;
 mod tally;
 mod watched;
 

@@ -26,7 +26,7 @@ const JOB: &str = "/job";
 /// Modules of a stock kernel without which no job is done.
 const NEEDED: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "ext4"];
 /// Modules that jobs may use.
-const USEFUL: [&str; 3] = ["virtio_console", "virtio_rng", "virtio_balloon"];
+const USEFUL: [&str; 4] = ["virtio_console", "virtio_rng", "virtio_balloon", "virtiofs"];
 
 /// Writes the initrd of a guest that does `job`, which is [`RECORDS`] or a script for the shell of the first disk.
 ///

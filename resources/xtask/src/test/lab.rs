@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Profile;
+use super::state;
 use super::tally::Tally;
 use super::watched::Watched;
 use crate::bench::latency;
@@ -50,17 +51,20 @@ impl Queue {
 /// The gates of which each is due in the quick run if what it watches has changed.
 const CALLS: (&str, Tier) = ("calls", Tier::Nightly);
 const INSTRUCTIONS: (&str, Tier) = ("instructions", Tier::Nightly);
+/// A Linux guest that is saved and loaded.
+const STATE: (&str, Tier) = ("state", Tier::Nightly);
+/// What is neither a batch of guests nor of end-to-end tests.
+const ALONE: [(&str, Tier); 3] = [CALLS, INSTRUCTIONS, STATE];
 
 /// Whether a name of the command line is of tests here, whatever kernels there are.
 pub fn means(wanted: &str) -> bool {
     const GUESTS: &str = "linux-";
     let choice = Choice { tier: Tier::All, names: vec![wanted.to_owned()] };
     let e2e_tests = || e2e::tests(true).into_iter().map(|(test, _)| test.to_string());
-    let gates = [CALLS.0, INSTRUCTIONS.0];
     wanted.starts_with(GUESTS)
         || GUESTS.starts_with(wanted)
         || wanted.starts_with(user::MARK)
-        || gates.iter().any(|gate| choice.takes(gate, Tier::All))
+        || ALONE.iter().any(|(name, _)| choice.takes(name, Tier::All))
         || e2e_tests().any(|name| choice.takes(&name, Tier::All))
 }
 
@@ -69,7 +73,7 @@ pub fn tests(kernels: &[Kernel]) -> Vec<(String, Tier)> {
     let both = user::is_another();
     let guests = guests::cases(kernels, both).into_iter().map(|(case, tier)| (case.to_string(), tier));
     let e2e_tests = e2e::tests(both).into_iter().map(|(test, tier)| (test.to_string(), tier));
-    let gates = [CALLS, INSTRUCTIONS].map(|(name, tier)| (name.to_owned(), tier));
+    let gates = ALONE.map(|(name, tier)| (name.to_owned(), tier));
     guests.chain(e2e_tests).chain(gates).collect()
 }
 
@@ -89,7 +93,7 @@ pub fn prepare(choice: &Choice, tally: &mut Tally, queue: &Queue, ready: &Sender
     let cases: Vec<_> = cases.into_iter().filter(|(name, tier)| tally.wants(choice, name, *tier)).collect();
     let e2e_tests = e2e::tests(both).into_iter().map(|(test, tier)| (test.to_string(), tier));
     let e2e_tests: Vec<_> = e2e_tests.filter(|(name, tier)| tally.wants(choice, name, *tier)).collect();
-    let gates = [CALLS, INSTRUCTIONS].map(|(name, tier)| {
+    let gates = ALONE.map(|(name, tier)| {
         let due = choice.names.is_empty() && Watched::of(name).is_some_and(|watched| watched.has_changed());
         (name, tally.wants(choice, name, if due { Tier::Quick } else { tier }))
     });
@@ -186,14 +190,15 @@ fn push(queue: &Queue, mut batch: Batch) {
     });
 }
 
-/// Whether each rule of the sandbox is needed, with either C library in the last tier; and how many instructions kite adds
-/// to an exit.
-fn push_gates(gates: [(&'static str, bool); 2], profile: Profile, tier: Tier, queue: &Queue) {
+/// Whether each rule of the sandbox is needed, with either C library in the last tier; how many instructions kite adds to an
+/// exit; and whether a saved Linux guest goes on.
+fn push_gates(gates: [(&'static str, bool); ALONE.len()], profile: Profile, tier: Tier, queue: &Queue) {
     for (name, _) in gates.into_iter().filter(|(_, wanted)| *wanted) {
         queue.push(name, move |tally| {
-            match name == CALLS.0 {
-                true => seccomp_coverage::run(&mut Setup::new(), profile, tier == Tier::All)?,
-                false => latency::count(&mut Setup::new(), &Profile::Release.build()?)?,
+            match name {
+                "calls" => seccomp_coverage::run(&mut Setup::new(), profile, tier == Tier::All)?,
+                "instructions" => latency::count(&mut Setup::new(), &Profile::Release.build()?)?,
+                _ => state::run(&mut Setup::new())?,
             }
             tally.passed += 1;
             // Only what is run as users get it counts for later runs.
@@ -227,7 +232,9 @@ mod tests {
 
     #[test]
     fn names_of_linux_guests_e2e_tests_and_gates_are_no_parts_of_native_tests_names() {
-        for name in ["linux-6.1/bzImage", "net/tap", "net/", "user/command/", "calls", "instructions"] {
+        for name in
+            ["linux-6.1/bzImage", "net/tap", "net/", "user/command/", "calls", "instructions", "state"]
+        {
             assert!(means(name), "{name}");
         }
         assert!(!means("a_disk_that_is_reset") && !means("nosuch"));

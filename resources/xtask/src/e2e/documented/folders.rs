@@ -24,6 +24,8 @@ const EXAMPLE: (&str, &str) = ("tap0", "192.0.2.1/24");
 /// Goes into a mount namespace that has the kernels, and runs a line there.
 pub const ENTER: &str = r#"
 set -e
+# A host without a kernel of its own has neither.
+mkdir -p /boot /lib/modules
 mount --bind "$HOME/boot" /boot
 mount --bind "$HOME/modules" /lib/modules
 mount --bind "$HOME/hosts" /etc/hosts
