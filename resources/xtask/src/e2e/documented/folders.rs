@@ -33,7 +33,7 @@ case $1 in
     *arch/x86/*|*tools/testing*) cd "$HOME/linux" ;;
     *) cd "$HOME/work" ;;
 esac
-case $1 in *'git bisect'*) git bisect start -q HEAD HEAD~2 ;; esac
+case $1 in *'git bisect'*) git bisect start HEAD HEAD~2 > /dev/null ;; esac
 set +e
 eval "$1"
 "#;
