@@ -8,9 +8,11 @@ mod balloon;
 mod block;
 mod console;
 mod drive;
+pub mod erofs;
 mod fs;
 mod kallsyms;
 mod kernel;
+pub mod layers;
 mod modules;
 mod net;
 mod serial;
@@ -40,6 +42,8 @@ pub const TARGETS: &[Target] = &[
     ("modules", modules::run),
     ("kallsyms", kallsyms::run),
     ("testdev", testdev::run),
+    ("erofs", erofs::run),
+    ("layers", layers::run),
 ];
 
 /// The target of this name.

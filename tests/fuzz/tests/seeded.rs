@@ -1,8 +1,11 @@
 //! Every fuzz target with random bytes, the same ones in every run, and with the inputs that once were findings.
 
-use std::fs;
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::process::Command;
 
 use devices::virtio::testing::watched;
 
@@ -100,6 +103,48 @@ fn any_list_of_modules_does_no_harm() {
 #[test]
 fn any_table_of_symbols_does_no_harm() {
     seeded("kallsyms", 1000);
+}
+
+#[test]
+fn any_tree_is_an_image_that_is_read_as_it_is() {
+    seeded("erofs", 1000);
+}
+
+#[test]
+fn any_layers_do_no_harm() {
+    seeded("layers", 1000);
+}
+
+/// A target that shows the images it makes.
+type Shown = fn(&[u8], &dyn Fn(&File));
+
+/// Checks every image that `target` makes of `count` inputs with the kernel developers' own program.
+fn checked(target: Shown, count: u64) {
+    const FSCK: &str = "fsck.erofs";
+    if let Err(why) = Command::new(FSCK).arg("-V").output() {
+        return println!("skipped: EROFS images: {FSCK}: {why}: apt install erofs-utils");
+    }
+    let images = Cell::new(0);
+    for seed in 1..=count {
+        target(&bytes(seed), &|image| {
+            let path = format!("/proc/{}/fd/{}", std::process::id(), image.as_raw_fd());
+            let checked = Command::new(FSCK).args(["--extract", &path]).output().expect("it was there");
+            let said = String::from_utf8_lossy(&checked.stderr);
+            assert!(checked.status.success(), "seed {seed}: {}: {said}", checked.status);
+            images.set(images.get() + 1);
+        });
+    }
+    assert!(images.get() > count / 10, "{} of {count} inputs made an image", images.get());
+}
+
+#[test]
+fn any_tree_that_is_written_passes_fsck() {
+    checked(fuzz::erofs::run_and, 200);
+}
+
+#[test]
+fn any_layers_that_are_taken_pass_fsck() {
+    checked(fuzz::layers::run_and, 200);
 }
 
 #[test]
