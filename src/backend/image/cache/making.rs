@@ -43,10 +43,28 @@ impl Cache {
             making.end()?;
             return Ok(root);
         }
+        match self.make_root(&making, chain_id, make) {
+            Ok(root) => {
+                making.end()?;
+                Ok(root)
+            }
+            Err(error) => {
+                making.abandon();
+                Err(error)
+            }
+        }
+    }
+
+    fn make_root(
+        &self,
+        making: &Making,
+        chain_id: &Digest,
+        make: impl FnOnce(&Making, &File) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Root> {
         let part = making.folder.join(ROOT);
         let what = || format!("cannot write {}", part.display());
         let file = writable(true).open(&part).with_context(what)?;
-        make(&making, &file)?;
+        make(making, &file)?;
         // A name that survives a crash of the host must not be that of content that does not.
         file.sync_data().with_context(what)?;
         file.set_permissions(Permissions::from_mode(0o400)).with_context(what)?;
@@ -55,7 +73,6 @@ impl Cache {
         lock::shared(&reader).with_context(what)?;
         let path = self.root_path(chain_id);
         fs::rename(&part, &path).with_context(|| format!("cannot write {}", path.display()))?;
-        making.end()?;
         Ok(Root { file: reader, path, chain_id: chain_id.clone() })
     }
 }
@@ -108,6 +125,13 @@ impl Making {
     /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Removes the half of a root file system, and the folder if it has no blobs: the disk may be full.
+    fn abandon(self) {
+        // What goes wrong here is less than what went wrong before. Later pruning removes it.
+        let _ = fs::remove_file(self.folder.join(ROOT));
+        let _ = fs::remove_dir(&self.folder);
     }
 
     /// Removes the folder with all that is in it. Who waits for it sees that it has gone.

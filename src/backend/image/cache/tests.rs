@@ -103,6 +103,8 @@ fn one_that_fails_leaves_its_blobs_to_the_next_and_no_root() {
     let failed = cache.root_or_make(&chain("a"), || (), fail);
     assert!(failed.unwrap_err().to_string().contains("as if killed"));
     assert!(cache.root(&chain("a")).unwrap().is_none());
+    let folder = cache.folder().join("making").join(chain("a").hex());
+    assert_eq!(names(&folder).unwrap(), [chain("blob").hex()]);
     let go_on = |making: &Making, mut file: &File| {
         let mut blob = String::new();
         making.blob(&chain("blob"))?.read_to_string(&mut blob)?;
@@ -111,6 +113,21 @@ fn one_that_fails_leaves_its_blobs_to_the_next_and_no_root() {
     };
     let root = cache.root_or_make(&chain("a"), || panic!("nobody has it"), go_on);
     assert_eq!(text(&root.unwrap()), "whole");
+}
+
+#[test]
+fn one_that_fails_without_blobs_leaves_nothing() {
+    let (_folder, cache) = cache();
+    let failed = cache.root_or_make(
+        &chain("a"),
+        || (),
+        |_, mut file| {
+            file.write_all(b"half")?;
+            bail!("the disk is full")
+        },
+    );
+    assert!(failed.is_err());
+    assert!(names(&cache.folder().join("making")).unwrap().is_empty());
 }
 
 #[test]
