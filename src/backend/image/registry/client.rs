@@ -93,7 +93,10 @@ impl Client {
             self.check(url, &next)?;
             let authorization = request.authorization.filter(|_| url.is_same_server(&next));
             let answer = self.send_once(&next, Request { authorization, ..request });
-            let answer = answer.with_context(|| format!("cannot reach {next}"))?;
+            let answer = answer.map_err(|error| {
+                let what = format!("cannot reach {next}{}", trouble(&error).map_or("", Trouble::hint));
+                anyhow::Error::new(error).context(what)
+            })?;
             if !is_redirection(answer.status()) {
                 return Ok(answer);
             }
@@ -143,6 +146,40 @@ impl Client {
         // A proxy has another machine than this one.
         let config = if url.is_loopback() { config.proxy(None) } else { config };
         config.build().call()
+    }
+}
+
+/// What of TLS goes wrong that the user can mend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The server speaks something else.
+    NoTls,
+    /// Nobody who is trusted vouches for the server.
+    Certificate,
+}
+
+impl Trouble {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::NoTls => ", which speaks no TLS (if it is to be trusted all the same: --insecure-registry)",
+            Self::Certificate => {
+                ", whose certificate is not trusted (add its issuer's to this host's, or name that with $SSL_CERT_FILE)"
+            }
+        }
+    }
+}
+
+/// What of TLS has gone wrong, if it is that.
+pub(super) fn trouble(error: &ureq::Error) -> Option<Trouble> {
+    let of_tls = match error {
+        ureq::Error::Rustls(why) => why,
+        ureq::Error::Io(why) => why.get_ref()?.downcast_ref::<rustls::Error>()?,
+        _ => return None,
+    };
+    match of_tls {
+        rustls::Error::InvalidMessage(_) => Some(Trouble::NoTls),
+        rustls::Error::InvalidCertificate(_) => Some(Trouble::Certificate),
+        _ => None,
     }
 }
 

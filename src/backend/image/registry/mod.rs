@@ -20,7 +20,7 @@ use ureq::http::Response;
 use super::auth::Files;
 use super::manifest::{self, Blobs, DOCUMENT_MAX, Descriptor, INDEX_TYPES, Image, MANIFEST_TYPES};
 use super::reference::Reference;
-use client::{Client, Request};
+use client::{Client, Request, Trouble, trouble};
 pub use download::Tell;
 use login::Login;
 use url::Url;
@@ -188,17 +188,8 @@ fn has_tls(client: &Client, https: &Url) -> bool {
     let ping = Url::parse(&format!("{}/v2/", https.as_str()));
     match ping.and_then(|ping| client.send(&ping, Request::default())) {
         Ok(_) => true,
-        Err(error) => is_of_certificate(&error),
+        Err(error) => error.downcast_ref().and_then(trouble) == Some(Trouble::Certificate),
     }
-}
-
-fn is_of_certificate(error: &anyhow::Error) -> bool {
-    let of_tls = match error.downcast_ref::<ureq::Error>() {
-        Some(ureq::Error::Rustls(why)) => Some(why),
-        Some(ureq::Error::Io(why)) => why.get_ref().and_then(|why| why.downcast_ref::<rustls::Error>()),
-        _ => None,
-    };
-    matches!(of_tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// Whether it is worth asking again: not where the server shows a wrong certificate, or leads elsewhere than it may.

@@ -123,3 +123,19 @@ fn what_says_nothing_is_an_error() {
     let refused = error(registry.image());
     assert!(refused.contains("cannot reach") && refused.contains("refused"), "{refused}");
 }
+
+#[test]
+fn a_server_without_tls_is_one_error_that_says_what_to_do() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/v2/", listener.local_addr().unwrap());
+    // As servers answer a hello of TLS that do not know it.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = std::io::Write::write_all(&mut stream, b"HTTP/1.0 400 Bad Request\r\n\r\n");
+            let _ = std::io::Read::read(&mut stream, &mut [0; 4096]);
+        }
+    });
+    // An insecure client needs none of this host's certificates.
+    let refused = error(Client::new(true).send(&Url::parse(&url).unwrap(), Request::default()));
+    assert!(refused.contains("speaks no TLS (if it is to be trusted"), "{refused}");
+}
