@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use ureq::http::{HeaderMap, StatusCode};
@@ -12,6 +13,8 @@ use crate::backend::image::digest::{Digest, Hasher};
 
 /// How often in all a download is taken up again, however much came in between.
 const RESUMED_MAX: u32 = 100;
+/// How many bytes are to come in so long, at least: a length that a server makes up allows for no time without end.
+const PACE: (u64, Duration) = (60 << 10, Duration::from_secs(60));
 /// How much is read at once.
 const PIECE: usize = 128 << 10;
 
@@ -27,6 +30,39 @@ struct Download<'a> {
     /// How much of it is there.
     done: u64,
     tell: &'a Tell<'a>,
+}
+
+/// What has come of an answer since when.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { since: now, bytes: 0 }
+    }
+
+    /// Counts bytes that have come by `now`.
+    ///
+    /// # Errors
+    /// They are too few for the time.
+    fn count(&mut self, bytes: u64, now: Instant) -> anyhow::Result<()> {
+        let (least, time) = PACE;
+        self.bytes += bytes;
+        if now.saturating_duration_since(self.since) < time {
+            return Ok(());
+        }
+        if self.bytes < least {
+            bail!(
+                "the registry has sent {} bytes of it in {} s, too few to wait for the rest; the next try goes on from there",
+                self.bytes,
+                now.saturating_duration_since(self.since).as_secs()
+            );
+        }
+        *self = Self::new(now);
+        Ok(())
+    }
 }
 
 impl Registry {
@@ -147,6 +183,7 @@ impl Download<'_> {
     /// Takes what comes, up to the blob's end.
     fn receive(&mut self, mut body: impl Read) -> Result<(), Failure> {
         let mut piece = vec![0; PIECE];
+        let mut pace = Pace::new(Instant::now());
         while self.done < self.size {
             let (done, size) = (self.done, self.size);
             let what = || format!("it breaks off after {done} of {size} bytes");
@@ -165,6 +202,9 @@ impl Download<'_> {
             self.hasher.update(&piece[..length]);
             self.done += length as u64;
             (self.tell)(self.done).map_err(Failure::Lasting)?;
+            if self.done < self.size {
+                pace.count(length as u64, Instant::now()).map_err(Failure::Lasting)?;
+            }
         }
         Ok(())
     }
@@ -172,5 +212,26 @@ impl Download<'_> {
     fn check(&mut self) -> anyhow::Result<()> {
         let hasher = std::mem::replace(&mut self.hasher, Hasher::new(self.digest.algorithm()));
         self.digest.check_is(&hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_that_drips_is_not_waited_for_and_a_slow_line_is() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut drip = Pace::new(start);
+        assert!((1..60).all(|second| drip.count(1, at(second)).is_ok()));
+        let refused = drip.count(1, at(60)).unwrap_err().to_string();
+        assert!(refused.contains("sent 60 bytes of it in 60 s"), "{refused}");
+        let mut slow = Pace::new(start);
+        assert!((1..10_000).all(|second| slow.count(1 << 10, at(second)).is_ok()));
+        // A good beginning does not pay for what follows.
+        let mut bursts = Pace::new(start);
+        assert!(bursts.count(1 << 30, at(60)).is_ok());
+        assert!(bursts.count(1, at(120)).is_err());
     }
 }
