@@ -284,6 +284,24 @@ fn one_that_is_killed_is_in_nobody_s_way() {
 }
 
 #[test]
+fn a_disk_that_is_full_is_one_error_and_the_next_try_goes_on() {
+    let Some(fixture) = Fixture::new() else { return };
+    fixture.push("two", &[7; 300_000]);
+    let image = fixture.image("team/app:two");
+    let mut full = Command::new("sh");
+    // In blocks of 512 bytes; what is behind the limit cannot be written, as on a full disk.
+    full.args(["-c", "trap '' XFSZ; ulimit -f 200; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_kite")]);
+    full.args(["image", "pull", &image]).env_clear().env("HOME", fixture.folder.path());
+    let refused = failed(full.stdin(Stdio::null()).output().unwrap());
+    assert!(refused.contains("cannot write it") && refused.contains("File too large"), "{refused}");
+    let images = fixture.path(".cache/kite/images");
+    let count = |folder: &str| fs::read_dir(images.join(folder)).unwrap().count();
+    assert_eq!((count("roots"), count("making"), count("records")), (0, 1, 0));
+    fixture.run(&["pull", &image]);
+    assert_eq!((count("roots"), count("making"), count("records")), (1, 0, 1));
+}
+
+#[test]
 fn a_registry_for_some_is_shown_their_password() {
     let Some(mut fixture) = Fixture::new() else { return };
     fs::write(fixture.path("htpasswd"), ACCOUNT).unwrap();
