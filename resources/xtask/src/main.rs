@@ -8,6 +8,7 @@ mod fuzz;
 mod guest;
 mod guests;
 mod host;
+mod images;
 mod lab;
 mod lab_batch;
 mod machine;
@@ -144,6 +145,14 @@ enum Task {
         #[arg(required = true)]
         names: Vec<String>,
     },
+    /// Compare what kite makes of images of containers with what umoci makes, as root, a line about each
+    #[command(hide = true)]
+    Images {
+        /// The program under test
+        kite: PathBuf,
+        /// Which
+        names: Vec<String>,
+    },
     /// Become an ordinary user who may use KVM, in a mount namespace, and then this command
     #[command(hide = true)]
     AsUser {
@@ -245,6 +254,7 @@ fn run(task: Task) -> Result<ExitCode> {
             e2e::run(&fixture, &tests, &mut io::stdout())?;
             Ok(ExitCode::SUCCESS)
         }
+        Task::Images { kite, names } => images::compare(&kite, &names).map(|()| ExitCode::SUCCESS),
         Task::AsUser { command } => match user::run(&command)? {},
         Task::LabEnter => Ok(guest::lab::enter()),
     }

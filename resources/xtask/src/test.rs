@@ -25,6 +25,7 @@ use self::lab::Queue;
 use self::tally::Tally;
 use crate::fuzz;
 use crate::host;
+use crate::images;
 use crate::package;
 use crate::setup::Setup;
 use crate::step::{open_step, output, shown, step};
@@ -55,10 +56,11 @@ struct Part {
 }
 
 /// The parts that need neither Linux guests nor what tests are built from.
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     Part { name: "format", tier: Tier::Quick, run: format },
     Part { name: "clippy", tier: Tier::Quick, run: clippy },
     Part { name: "docs", tier: Tier::Nightly, run: docs },
+    Part { name: "images", tier: Tier::Nightly, run: images },
     Part { name: "fuzz", tier: Tier::Nightly, run: fuzzers },
     Part { name: "demo", tier: Tier::Nightly, run: demo },
     Part { name: "package", tier: Tier::Nightly, run: packages },
@@ -252,6 +254,14 @@ fn docs(tally: &mut Tally) -> Result<()> {
     shown(doc.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"))?;
     shown(cargo().args(["test", "--quiet", "--workspace", "--doc"]))?;
     tally.passed += 1;
+    Ok(())
+}
+
+/// Images of containers, against umoci.
+fn images(tally: &mut Tally) -> Result<()> {
+    let outcome = images::compare_all(&mut Setup::new(), &Profile::Release.build()?)?;
+    tally.passed += outcome.passed;
+    tally.failed.extend(outcome.failed);
     Ok(())
 }
 

@@ -122,6 +122,8 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     setup.programs(&["shellcheck", "zsh", "fish", "mandoc"].map(|name| (name, name)))?;
     // A registry for images, and what makes a certificate for it.
     setup.programs(&["docker-registry", "openssl"].map(|name| (name, name)))?;
+    // What checks the root file systems that are made of them.
+    setup.programs(&[("fsck.erofs", "erofs-utils")])?;
     setup.programs(&e2e::PROGRAMS)?;
     setup.programs(&e2e::DOCUMENTED)?;
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
