@@ -85,6 +85,7 @@ impl CommandOptions {
             junit: self.junit.clone(),
             fail_on_ktap: self.fail_on_ktap,
             kernel_log: self.kernel_log.clone(),
+            container: None,
         })
     }
 }

@@ -14,6 +14,7 @@ use super::shares::Shares;
 use crate::host::terminal;
 use crate::spec::MachineSpec;
 use crate::spec::command::{CommandSpec, UserSpec, VariableSpec};
+use crate::spec::container::{ContainerSpec, ProcessSpec};
 use crate::spec::wire::{GuestCommand, LIMITS, Terminal, User};
 
 /// What a process has of its caller that no option says.
@@ -53,6 +54,9 @@ pub(super) fn guest_command(
     terminal: Option<Terminal>,
     surroundings: Surroundings,
 ) -> anyhow::Result<GuestCommand> {
+    if let Some(container) = &command.container {
+        return Ok(container_command(spec, command, shares.container(container), shares, terminal));
+    }
     let here =
         || env::current_dir().context("cannot tell the folder that kite was started in; name one with --cwd");
     let cwd = match &command.cwd {
@@ -72,7 +76,34 @@ pub(super) fn guest_command(
         shares: shares.mounts.clone(),
         networks: spec.nets().zip(0..).map(|(spec, index)| spec.guest_network(index)).collect(),
         terminal,
+        container: None,
     })
+}
+
+/// The same of a container, which has nothing of kite's surroundings.
+fn container_command(
+    spec: &MachineSpec,
+    command: &CommandSpec,
+    container: ContainerSpec,
+    shares: &Shares,
+    terminal: Option<Terminal>,
+) -> GuestCommand {
+    let ProcessSpec { uid, gid, groups, .. } = container.process.clone();
+    let variable = |it: &VariableSpec| Some((OsString::from(&it.name), OsString::from(it.value.as_ref()?)));
+    GuestCommand {
+        argv: command.argv.clone(),
+        env: command.env.iter().filter_map(variable).collect(),
+        cwd: command.cwd.clone().unwrap_or_else(|| "/".into()).into(),
+        cwd_or_root: false,
+        user: User::Numbers { uid, gid, groups },
+        umask: container.process.umask.unwrap_or_default(),
+        limits: Vec::new(),
+        root: shares.root(spec, command),
+        shares: Vec::new(),
+        networks: spec.nets().zip(0..).map(|(spec, index)| spec.guest_network(index)).collect(),
+        terminal: terminal.filter(|_| container.terminal),
+        container: Some(container),
+    }
 }
 
 fn environment(command: &CommandSpec) -> Vec<(OsString, OsString)> {

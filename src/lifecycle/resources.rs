@@ -50,10 +50,15 @@ impl Resources {
             None => Shares::default(),
         };
         let mut boot = timeline.phase("open the kernel", || Boot::prepare(spec))?;
-        let terminal = surroundings.as_ref().and_then(|_| command::terminal());
+        let has_terminal =
+            spec.command.as_ref().is_some_and(|it| it.container.as_ref().is_none_or(|it| it.terminal));
+        let terminal = has_terminal.then(command::terminal).flatten();
         let log = match spec.command.as_ref().zip(surroundings) {
             Some((command, surroundings)) => {
-                if let (Some(modules), Some(version)) = (&boot.modules, boot.image.version()) {
+                // What is in a container's root folder is its own.
+                if command.container.is_none()
+                    && let (Some(modules), Some(version)) = (&boot.modules, boot.image.version())
+                {
                     shares.add_modules(modules, &version)?;
                 }
                 let guest_command =
@@ -68,7 +73,8 @@ impl Resources {
             Some((command, log)) => {
                 let limits =
                     Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
-                Box::new(CommandSession::new(terminal, log, limits, results.tee(), timeline.clone())?)
+                let session = CommandSession::new(terminal, log, limits, results.tee(), timeline.clone())?;
+                Box::new(if command.container.is_some() { session.without_keys() } else { session })
             }
             None => {
                 let setup = console::Setup {

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use devices::virtio::fs::Share as Folder;
 use nix::fcntl::{OFlag, open};
+use nix::mount::MsFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{getegid, getgroups};
 
 use crate::spec::MachineSpec;
 use crate::spec::command::{CommandSpec, RootSpec};
-use crate::spec::wire;
+use crate::spec::container::{ContainerSpec, MountSource};
+use crate::spec::wire::{self, FILES};
 
 /// The tag of the root folder.
 const ROOT: &str = "root";
@@ -47,7 +49,9 @@ impl Shares {
         let root_is_here = command.root.is_none();
         let mut this = Self { folders: Vec::new(), paths: Vec::new(), mounts: Vec::new(), root_is_here };
         match command.root.clone().unwrap_or(RootSpec::Folder("/".into())) {
-            RootSpec::Folder(folder) => this.add(ROOT, &folder, false)?,
+            RootSpec::Folder(folder) => {
+                this.add(ROOT, &folder, command.container.as_ref().is_some_and(|it| !it.readonly))?;
+            }
             RootSpec::Disk => {}
         }
         for (share, number) in spec.shares().zip(1..) {
@@ -66,7 +70,38 @@ impl Shares {
             let nosuid = share.writable && !share.suid;
             this.mounts.push(wire::Share { tag, at: at.into(), writable: share.writable, nosuid });
         }
+        if let Some(container) = &command.container {
+            this.add_container(container)?;
+        }
         Ok(this)
+    }
+
+    /// Adds what a container shows, beside its root folder.
+    fn add_container(&mut self, container: &ContainerSpec) -> anyhow::Result<()> {
+        for (mount, number) in container.mounts.iter().zip(1..) {
+            if let MountSource::Folder(folder) = &mount.source {
+                self.add(&mount_tag(number), folder, mount.flags & MsFlags::MS_RDONLY.bits() == 0)?;
+            }
+        }
+        if let Some(files) = &container.files {
+            for (tag, writable) in FILES {
+                self.add(tag, &files.join(tag), writable)?;
+            }
+        }
+        self.folders.iter_mut().for_each(|folder| (folder.attributes, folder.suid) = (true, true));
+        Ok(())
+    }
+
+    /// A container as its guest is to set it up: folders by their tags.
+    pub fn container(&self, container: &ContainerSpec) -> ContainerSpec {
+        let mut container = container.clone();
+        for (mount, number) in container.mounts.iter_mut().zip(1..) {
+            if matches!(mount.source, MountSource::Folder(_)) {
+                mount.source = MountSource::Tag(mount_tag(number));
+            }
+        }
+        container.files = None;
+        container
     }
 
     /// Adds the kernel's modules where programs in the guest look for them, unless they are there already.
@@ -134,6 +169,11 @@ impl Shares {
             _ => wire::Root::Share { tag: ROOT.to_owned() },
         }
     }
+}
+
+/// The tag of a container's mount.
+fn mount_tag(number: usize) -> String {
+    format!("mount{number}")
 }
 
 /// Lets this process open as many files as it may: for each that a process of the guest has open, it has one. Where that

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::container::ContainerSpec;
 use super::text;
 
 /// A command to run in the guest.
@@ -56,6 +57,9 @@ pub struct CommandSpec {
     /// The file for the kernel's messages.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "text::os_option")]
     pub kernel_log: Option<PathBuf>,
+    /// The container that it is the process of, whose variables are `env` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<ContainerSpec>,
 }
 
 /// The guest's root folder.

@@ -2,7 +2,8 @@
 
 use std::ops::RangeBounds;
 
-pub(super) const MIB: u64 = 1 << 20;
+/// Bytes of a mebibyte.
+pub const MIB: u64 = 1 << 20;
 const LEAST_MEMORY: u64 = 64 * MIB;
 const MOST_MEMORY: u64 = 1 << 52;
 const PAGE: u64 = 4096;

@@ -11,12 +11,16 @@ use nix::sys::resource::Resource;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::container::ContainerSpec;
+
 /// The command's file in the initrd.
 pub const FILE: &str = "/command";
 /// The port for messages.
 pub const CONTROL: &str = "kite.control";
 /// The port of the command's standard input.
 pub const STDIN: &str = "kite.stdin";
+/// The tags of the folders of single files that a container shows, and whether each may be written.
+pub const FILES: [(&str, bool); 2] = [("files-ro", false), ("files-rw", true)];
 /// What a guest says, before a port's name, whose kernel finds no console.
 pub const NO_PORT: &str = "no virtio port ";
 /// The longest message, in bytes with its line break.
@@ -47,6 +51,8 @@ pub struct GuestCommand {
     pub networks: Vec<Network>,
     /// The terminal, if the command gets one for standard input and output.
     pub terminal: Option<Terminal>,
+    /// The container that the command is the process of.
+    pub container: Option<ContainerSpec>,
 }
 
 /// The limits of kite's caller that hold for the command (getrlimit(2)): those of what a program does to itself and to files.
@@ -315,6 +321,7 @@ mod tests {
                 setup: Setup::Automatic { alone: true, dns: vec![IpAddr::from([192, 0, 2, 1])] },
             }],
             terminal: Some(Terminal { columns: 80, rows: 24, stderr: false }),
+            container: None,
         };
         assert_eq!(serde_json::from_slice::<GuestCommand>(&encode(&command)).unwrap(), command);
     }

@@ -72,7 +72,7 @@ fn environment(spec: &GuestCommand, user: &User) -> Vec<(OsString, OsString)> {
     env
 }
 
-fn on_pipes(command: &mut Command, user: &User) -> anyhow::Result<Ends> {
+pub(super) fn on_pipes(command: &mut Command, user: &User) -> anyhow::Result<Ends> {
     let (stdin, to_stdin) = pipe().context("cannot make a pipe")?;
     let (from_stdout, stdout) = pipe().context("cannot make a pipe")?;
     let (from_stderr, stderr) = pipe().context("cannot make a pipe")?;
@@ -87,7 +87,7 @@ fn on_pipes(command: &mut Command, user: &User) -> anyhow::Result<Ends> {
     })
 }
 
-fn on_terminal(command: &mut Command, terminal: Terminal, user: &User) -> anyhow::Result<Ends> {
+pub(super) fn on_terminal(command: &mut Command, terminal: Terminal, user: &User) -> anyhow::Result<Ends> {
     let (master, slave) = open_terminal(terminal)?;
     give(&slave, user)?;
     let copy = |fd: &OwnedFd| fd.try_clone().context("cannot share a terminal");
@@ -151,7 +151,7 @@ fn become_user(command: &mut Command, user: User, terminal: bool) {
     unsafe { command.pre_exec(become_it) };
 }
 
-fn not_started(program: &OsString, error: &io::Error) -> End {
+pub(super) fn not_started(program: &OsString, error: &io::Error) -> End {
     let program = program.display();
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => {

@@ -2,6 +2,7 @@
 //! ended.
 
 mod child;
+mod container;
 mod names;
 mod net;
 mod ports;
@@ -20,6 +21,8 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{network, power};
+use crate::spec::container::ContainerSpec;
+use crate::spec::frames;
 use crate::spec::wire::{End, GuestCommand, Report};
 use ports::{Control, Ports};
 
@@ -43,6 +46,9 @@ pub fn run(spec: &[u8]) -> anyhow::Result<Infallible> {
 }
 
 fn carry_out(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
+    if let Some(container) = &spec.container {
+        return run_container(spec, container, ports);
+    }
     root::enter(spec)?;
     // Neither is worth failing for: a kernel without networking has no loopback either.
     let _ = net::bring_up_loopback();
@@ -51,6 +57,19 @@ fn carry_out(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
     let end = child::run(spec, ports);
     root::leave(spec);
     end
+}
+
+/// The same for a container, whose document says what it mounts and what its names are.
+fn run_container(spec: &GuestCommand, container: &ContainerSpec, ports: Ports) -> anyhow::Result<End> {
+    let processes = ports::open(frames::PORT)?;
+    container::enter(spec, container)?;
+    let _ = net::bring_up_loopback();
+    if !spec.networks.is_empty() {
+        let known = network::set_up(&spec.networks);
+        known.lacks.into_iter().for_each(|what| ports.control.tell(&Report::Lacks(what)));
+    }
+    let _ = fs::write("/proc/sys/kernel/printk", LOG_LEVEL);
+    container::run(spec, container, ports, processes)
 }
 
 /// Sets up the guest's networks, and its names. What cannot be is said, and the command goes without it.

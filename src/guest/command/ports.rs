@@ -39,7 +39,11 @@ impl Ports {
     }
 }
 
-fn open(name: &str) -> anyhow::Result<File> {
+/// Waits until a port is there and opens it.
+///
+/// # Errors
+/// The kernel has no driver for it, or it does not come.
+pub(super) fn open(name: &str) -> anyhow::Result<File> {
     let start = Instant::now();
     loop {
         if let Some(device) = find(name) {

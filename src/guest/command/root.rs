@@ -22,7 +22,7 @@ const LOWER: &str = "/lower";
 /// The memory that takes what is written.
 const LAYER: &str = "/layer";
 /// What becomes the root folder.
-const NEW: &str = "/new";
+pub(super) const NEW: &str = "/new";
 /// The file systems that a root disk may have; those that the kernel knows are tried.
 const DISK_KINDS: [&str; 6] = ["ext4", "xfs", "btrfs", "f2fs", "erofs", "squashfs"];
 /// How long a device may take to appear.
@@ -163,7 +163,7 @@ fn mount_share(share: &Share) -> anyhow::Result<()> {
 }
 
 /// Mounts a share, once its device is there.
-fn virtiofs(tag: &str, at: &Path, flags: MsFlags) -> anyhow::Result<()> {
+pub(super) fn virtiofs(tag: &str, at: &Path, flags: MsFlags) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
         match mount(Some(tag), at, Some("virtiofs"), flags, None::<&str>) {
@@ -201,7 +201,7 @@ fn lacking(kind: &str, error: Errno) -> anyhow::Error {
 }
 
 /// Makes a folder, with exactly this mode, unless there is something.
-fn make(path: &str, mode: u32) -> anyhow::Result<()> {
+pub(super) fn make(path: &str, mode: u32) -> anyhow::Result<()> {
     match fs::create_dir(path) {
         Ok(()) => fs::set_permissions(path, Permissions::from_mode(mode)),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),

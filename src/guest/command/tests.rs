@@ -74,6 +74,7 @@ fn command(argv: &[&str]) -> GuestCommand {
         shares: Vec::new(),
         networks: Vec::new(),
         terminal: None,
+        container: None,
     }
 }
 

@@ -64,6 +64,8 @@ pub struct CommandSession {
     terminal: Option<wire::Terminal>,
     /// The user's terminal, while it passes on every key.
     raw: Option<RawTerminal>,
+    /// Keys of kite's own are separated from the command's.
+    has_keys: bool,
     limits: Limits,
     /// What takes the command's standard output besides kite's own.
     tee: Option<Tee>,
@@ -98,10 +100,16 @@ impl CommandSession {
             lacks: 0,
             terminal,
             raw: None,
+            has_keys: true,
             limits,
             tee,
             timeline,
         })
+    }
+
+    /// The same without keys of kite's own: what is typed is the command's.
+    pub fn without_keys(self) -> Self {
+        Self { has_keys: false, ..self }
     }
 
     /// Takes the guest's reports.
@@ -232,7 +240,7 @@ impl Session for CommandSession {
         let [stdout, stderr] = &self.outputs;
         stdout.start(self.inbox.clone(), self.tee.take(), self.timeline.clone())?;
         stderr.start(self.inbox.clone(), None, self.timeline.clone())?;
-        self.stdin.start(self.inbox.clone(), raw.is_some())?;
+        self.stdin.start(self.inbox.clone(), raw.is_some() && self.has_keys)?;
         self.raw = raw;
         Ok(())
     }
