@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The folders from top to bottom.
-const ORDER: [&str; 12] = [
+const ORDER: [&str; 13] = [
     "cmd",
     "cli",
+    "oci",
     "lifecycle",
     "session",
     "sandbox",

@@ -9,6 +9,7 @@ pub mod guest;
 pub mod host;
 pub mod lifecycle;
 pub mod observe;
+pub mod oci;
 pub mod sandbox;
 pub mod session;
 pub mod spec;

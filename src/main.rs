@@ -9,6 +9,7 @@ use kite::cmd::doctor;
 use kite::cmd::image;
 use kite::cmd::inspect;
 use kite::cmd::matrix;
+use kite::cmd::oci;
 use kite::cmd::run;
 use kite::guest;
 use kite::host::alloc::Heap;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),
         Command::Image(command) => image::run(&command),
+        Command::Oci(options) => Ok(oci::run(&options)),
         Command::Bench(command) => bench::run(&command),
         Command::Doctor { json } => doctor::run(json),
         Command::Completions { shell } => pages::print_completions(shell),

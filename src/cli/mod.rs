@@ -5,9 +5,9 @@
 )]
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::ValueParser;
@@ -18,6 +18,7 @@ use crate::cmd::bench;
 use crate::cmd::image;
 use crate::cmd::inspect;
 use crate::cmd::matrix;
+use crate::cmd::oci;
 use crate::spec::RunSpec;
 use crate::spec::device::PortSpec;
 use crate::spec::disk::{self, DiskSpec};
@@ -49,6 +50,9 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("KITE_COMMIT")
 const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
 /// Names the kernel where no option does.
 pub(crate) const KERNEL_VARIABLE: &str = "KITE_KERNEL";
+
+/// The name by which kite is an OCI runtime.
+const RUNTIME: &str = "kite-oci";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -121,6 +125,9 @@ pub enum Command {
     /// Get images of containers, show those that are there, and remove them
     #[command(subcommand, after_help = image::HELP)]
     Image(image::Command),
+    /// Run containers for podman, Docker or containerd, each in a machine of its own
+    #[command(after_help = oci::HELP)]
+    Oci(Box<oci::Options>),
     /// Measure how long things take on this host
     #[command(subcommand)]
     Bench(bench::Command),
@@ -256,12 +263,23 @@ fn process(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|id| *id > 0).ok_or_else(|| "it is the number of a process".to_owned())
 }
 
+/// The command line. The name of a link to kite may be a command's, as engines want one path to a runtime.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<_> = env::args_os().collect();
+    let is_runtime =
+        arguments.first().is_some_and(|name| Path::new(name).file_name() == Some(OsStr::new(RUNTIME)));
+    if is_runtime {
+        arguments.insert(1, "oci".into());
+    }
+    arguments
+}
+
 /// Reads the command line. What is wrong with it is printed as one line; help and version as they are.
 ///
 /// # Errors
 /// The exit code, if there is nothing more to do.
 pub fn parse() -> Result<Command, ExitCode> {
-    let arguments: Vec<OsString> = env::args_os().collect();
+    let arguments = arguments();
     let refused = |error: clap::Error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // A reader who has gone needs no help.

@@ -5,4 +5,5 @@ pub mod doctor;
 pub mod image;
 pub mod inspect;
 pub mod matrix;
+pub mod oci;
 pub mod run;

@@ -16,5 +16,6 @@ mod doctor;
 mod exit_codes;
 mod inspect;
 mod matrix;
+mod oci;
 mod pages;
 mod terminal;

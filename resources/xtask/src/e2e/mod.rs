@@ -10,6 +10,7 @@ mod every;
 mod killed;
 mod limits;
 mod network;
+mod oci;
 mod output;
 mod own_files;
 mod rights;
@@ -111,6 +112,7 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("command/tools", Tiers::ROOT, |fixture| tools::tools(fixture, "6.1")),
     ("command/selftests/6.1", Tiers::NIGHTLY, |fixture| tools::selftests(fixture, "6.1")),
     ("command/selftests/6.12", Tiers::NIGHTLY, |fixture| tools::selftests(fixture, "6.12")),
+    ("oci/life", Tiers::ROOT, |fixture| oci::life(fixture, "6.12")),
     // These are traced, too: see `seccomp_coverage`.
     ("jail/devices", Tiers::ROOT, every::devices),
     ("jail/share", Tiers::ROOT, |fixture| every::share(fixture, "6.12")),

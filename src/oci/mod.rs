@@ -1,0 +1,21 @@
+//! An OCI runtime (OCI runtime-spec 1.2): containers of podman, Docker and containerd, each in a machine of its own.
+//!
+//! A container's monitor is the process that engines know; it starts the machine and ends as the container does. All other
+//! commands of the runtime ask it, over a socket in the container's folder.
+
+pub mod config;
+mod console;
+mod convert;
+mod create;
+mod exec;
+mod hooks;
+pub mod log;
+mod monitor;
+mod protocol;
+mod runtime;
+pub mod state;
+
+pub use create::{Options as CreateOptions, create, write_pid};
+pub use exec::{Words, carry, detached, join, process, status};
+pub use monitor::{Options as MonitorOptions, run as monitor};
+pub use runtime::{Ask, ask, delete, features, leave_failure, machine, signal_number, start};

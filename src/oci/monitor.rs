@@ -1,0 +1,360 @@
+//! A container's monitor: the process whose number engines know. It waits for `start`, runs the machine as a child, passes
+//! on what is asked of it, and ends as the container does.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, setsid};
+
+use super::console;
+use super::protocol::{self, PATIENCE, Reply, Request};
+use super::state::{Folder, PROCESSES, Status};
+use crate::host::exit_code::FAILED;
+use crate::host::lock::lock;
+use crate::host::messages;
+use crate::spec::frames::{Frame, Frames, GuestProcess, Kind, LONGEST_FROM_GUEST, OWN};
+
+/// How long a machine that was killed may take to clean up after itself.
+const GRACE: Duration = Duration::from_secs(3);
+/// How often something is looked at that does not report.
+const TICK: Duration = Duration::from_millis(5);
+/// How long a process's reader may not read: what it has not taken is bounded, and waits with it.
+const STUCK: Duration = Duration::from_secs(5);
+/// How many bytes are read at once.
+const CHUNK: usize = 32 << 10;
+/// How many may ask at once.
+const MOST_CLIENTS: usize = 1024;
+/// What a status adds to the number of a signal.
+const BY_SIGNAL: i32 = 128;
+
+/// What a monitor is started with.
+pub struct Options<'a> {
+    /// Where containers are.
+    pub root: &'a Path,
+    /// Which this is.
+    pub id: &'a str,
+    /// Where the engine waits for the container's terminal.
+    pub console: Option<&'a Path>,
+    /// It stays in its caller's session.
+    pub foreground: bool,
+}
+
+/// Runs the monitor to the container's end; answers the container's status.
+///
+/// # Errors
+/// The host refuses a socket, a terminal or a process.
+pub fn run(options: &Options<'_>) -> anyhow::Result<u8> {
+    let folder = Folder::open(options.root, options.id)?;
+    if !options.foreground {
+        setsid().context("cannot begin a session")?;
+    }
+    if let Some(socket) = options.console {
+        console::take(socket).with_context(|| format!("cannot use console socket {}", socket.display()))?;
+    }
+    let listener = protocol::listen(&folder)?;
+    let child = match wait_for_start(&listener, options)? {
+        Ok(child) => child,
+        Err(signal) => return Ok((BY_SIGNAL + signal) as u8),
+    };
+    let machine = Arc::new(Machine::new(folder, child.id() as i32));
+    let attended = machine.clone();
+    thread::Builder::new()
+        .name("guest".to_owned())
+        .spawn(move || attended.attend_guest())
+        .context("cannot start a thread")?;
+    let served = machine.clone();
+    thread::Builder::new()
+        .name("requests".to_owned())
+        .spawn(move || served.serve(&listener))
+        .context("cannot start a thread")?;
+    Ok(machine.wait(child))
+}
+
+/// Answers until the machine is to start; the signal that ends the container before, if one does.
+fn wait_for_start(listener: &UnixListener, options: &Options<'_>) -> anyhow::Result<Result<Child, i32>> {
+    loop {
+        let (mut stream, _) = listener.accept().context("cannot take a request")?;
+        let _ = stream.set_read_timeout(Some(STUCK));
+        let reply = match protocol::receive(&stream) {
+            Ok(Request::Ping) => Reply::Done,
+            Ok(Request::Start) => match start(options) {
+                Ok(child) => {
+                    let _ = protocol::send(&mut stream, &Reply::Done);
+                    return Ok(Ok(child));
+                }
+                Err(error) => Reply::Failed(format!("{error:#}")),
+            },
+            Ok(Request::Signal(signal)) => {
+                let _ = protocol::send(&mut stream, &Reply::Done);
+                return Ok(Err(signal));
+            }
+            Ok(_) => Reply::Failed("container is not running".to_owned()),
+            Err(error) => Reply::Failed(format!("{error:#}")),
+        };
+        // One that has gone needs no answer.
+        let _ = protocol::send(&mut stream, &reply);
+    }
+}
+
+/// Starts the machine.
+fn start(options: &Options<'_>) -> anyhow::Result<Child> {
+    let folder = Folder::open(options.root, options.id)?;
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("kite").args(["oci", "--root"]).arg(options.root).args(["machine", options.id]);
+    let child = command.spawn().context("cannot start the machine's process")?;
+    let mut record = folder.record()?;
+    record.status = Status::Running;
+    folder.write_record(&record)?;
+    Ok(child)
+}
+
+/// The machine of a container.
+struct Machine {
+    folder: Folder,
+    /// Its process.
+    pid: i32,
+    /// The way to the guest, once there is one.
+    guest: Mutex<Option<UnixStream>>,
+    /// Those who started processes that run.
+    clients: Mutex<HashMap<u32, UnixStream>>,
+    next: AtomicU32,
+    /// How many ask now.
+    asking: AtomicU32,
+    /// The signal that the container was ended by.
+    ended_by: AtomicI32,
+    has_ended: AtomicBool,
+}
+
+impl Machine {
+    fn new(folder: Folder, pid: i32) -> Self {
+        Self {
+            folder,
+            pid,
+            guest: Mutex::new(None),
+            clients: Mutex::default(),
+            next: AtomicU32::new(OWN + 1),
+            asking: AtomicU32::new(0),
+            ended_by: AtomicI32::new(0),
+            has_ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits for the machine's end; answers the container's status.
+    fn wait(&self, mut child: Child) -> u8 {
+        let ended = child.wait();
+        self.has_ended.store(true, Ordering::SeqCst);
+        if let Ok(mut record) = self.folder.record() {
+            record.status = Status::Stopped;
+            // What ends without it has stopped, too.
+            let _ = self.folder.write_record(&record);
+        }
+        let by = self.ended_by.load(Ordering::SeqCst);
+        match ended {
+            _ if by != 0 => (BY_SIGNAL + by) as u8,
+            Ok(status) => code(status),
+            Err(_) => FAILED,
+        }
+    }
+
+    /// Takes what the guest says, from when it says something on.
+    fn attend_guest(&self) {
+        let path = self.folder.path.join(PROCESSES);
+        let stream = loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => break stream,
+                Err(_) if self.has_ended.load(Ordering::SeqCst) => return,
+                Err(_) => sleep(TICK),
+            }
+        };
+        let Ok(mut reader) = stream.try_clone() else { return };
+        let _ = stream.set_write_timeout(Some(PATIENCE));
+        *lock(&self.guest) = Some(stream);
+        let (mut frames, mut buffer) = (Frames::new(LONGEST_FROM_GUEST), vec![0; CHUNK]);
+        while let Ok(count @ 1..) = reader.read(&mut buffer) {
+            frames.feed(&buffer[..count]);
+            loop {
+                match frames.take() {
+                    Ok(Some(frame)) => self.take(frame),
+                    Ok(None) => break,
+                    Err(_) => {
+                        messages::complain(
+                            "the guest makes no sense to the container's monitor, and is ended",
+                        );
+                        return self.end(Signal::SIGKILL as i32);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands a frame of the guest's to who started its process.
+    fn take(&self, frame: Frame) {
+        let is_output = matches!(frame.kind, Kind::Stdout | Kind::Stderr);
+        if !is_output && !matches!(frame.kind, Kind::TakenStdin | Kind::Ended) {
+            return;
+        }
+        let mut clients = lock(&self.clients);
+        let client = clients.get_mut(&frame.id);
+        let is_there = client.map(|client| client.write_all(&frame.encode()).is_ok());
+        if is_there == Some(false) || frame.kind == Kind::Ended {
+            // Its own thread sees that it has gone.
+            if let Some(client) = clients.remove(&frame.id) {
+                let _ =
+                    client.shutdown(if is_there == Some(true) { Shutdown::Write } else { Shutdown::Both });
+            }
+        }
+        drop(clients);
+        if is_output && is_there != Some(true) {
+            let kind = if frame.kind == Kind::Stdout { Kind::TakenStdout } else { Kind::TakenStderr };
+            let _ = self.tell(&Frame::number(kind, frame.id, frame.payload.len() as u32));
+        }
+    }
+
+    /// Tells the guest something, once it can be told.
+    fn tell(&self, frame: &Frame) -> anyhow::Result<()> {
+        let since = Instant::now();
+        loop {
+            if let Some(guest) = &mut *lock(&self.guest) {
+                return guest.write_all(&frame.encode()).context("the guest does not listen");
+            }
+            if self.has_ended.load(Ordering::SeqCst) || since.elapsed() > PATIENCE {
+                bail!("container is not running");
+            }
+            sleep(TICK);
+        }
+    }
+
+    fn serve(self: &Arc<Self>, listener: &UnixListener) {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                sleep(TICK);
+                continue;
+            };
+            if self.asking.load(Ordering::SeqCst) as usize >= MOST_CLIENTS {
+                continue;
+            }
+            self.asking.fetch_add(1, Ordering::SeqCst);
+            let this = self.clone();
+            let answer = move || {
+                this.answer(stream);
+                this.asking.fetch_sub(1, Ordering::SeqCst);
+            };
+            // One that gets no thread sees its connection end.
+            let _ = thread::Builder::new().spawn(answer);
+        }
+    }
+
+    fn answer(&self, mut stream: UnixStream) {
+        let _ = stream.set_read_timeout(Some(STUCK));
+        let done = match protocol::receive(&stream) {
+            Ok(Request::Ping) => Ok(()),
+            Ok(Request::Start) => Err(anyhow::anyhow!("container is already running")),
+            Ok(Request::Signal(signal)) => self.signal(signal),
+            Ok(Request::Pause) => self.pause(true),
+            Ok(Request::Resume) => self.pause(false),
+            Ok(Request::Exec(process)) => match self.join(&process, &stream) {
+                Ok(id) => return self.carry(id, stream),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        let reply = done.map_or_else(|error| Reply::Failed(format!("{error:#}")), |()| Reply::Done);
+        let _ = protocol::send(&mut stream, &reply);
+    }
+
+    fn signal(&self, signal: i32) -> anyhow::Result<()> {
+        if signal == Signal::SIGKILL as i32 {
+            self.end(signal);
+            return Ok(());
+        }
+        self.tell(&Frame::number(Kind::Signal, OWN, signal as u32))
+    }
+
+    /// Ends the machine, and waits until it has ended, or gives it to the kernel to end.
+    fn end(&self, signal: i32) {
+        self.ended_by.store(signal, Ordering::SeqCst);
+        let _ = self.pause(false);
+        let pid = Pid::from_raw(self.pid);
+        let _ = kill(pid, Signal::SIGTERM);
+        let since = Instant::now();
+        while since.elapsed() < GRACE && !self.has_ended.load(Ordering::SeqCst) {
+            sleep(TICK);
+        }
+        if !self.has_ended.load(Ordering::SeqCst) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Stops the machine's processes, or lets them go on.
+    fn pause(&self, stop: bool) -> anyhow::Result<()> {
+        let signal = if stop { Signal::SIGSTOP } else { Signal::SIGCONT };
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid));
+        let children = children.context("cannot find the machine's processes")?;
+        let machines = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        for pid in machines.chain([self.pid]) {
+            kill(Pid::from_raw(pid), signal).context("cannot stop the machine's process, or let it go on")?;
+        }
+        let mut record = self.folder.record()?;
+        record.status = if stop { Status::Paused } else { Status::Running };
+        self.folder.write_record(&record)
+    }
+
+    /// Has the guest start a process whose frames go to `stream`; answers its number.
+    fn join(&self, process: &GuestProcess, stream: &UnixStream) -> anyhow::Result<u32> {
+        let payload = serde_json::to_vec(process).context("a process cannot be written as JSON")?;
+        let mut client = stream.try_clone().context("the host has no descriptor left")?;
+        client.set_write_timeout(Some(STUCK))?;
+        let id = self.next.fetch_add(1, Ordering::SeqCst);
+        protocol::send(&mut client, &Reply::Done)?;
+        lock(&self.clients).insert(id, client);
+        self.tell(&Frame { kind: Kind::Start, id, payload }).inspect_err(|_| {
+            lock(&self.clients).remove(&id);
+        })?;
+        Ok(id)
+    }
+
+    /// Carries what who started a process sends it. A process does not outlive who started it.
+    fn carry(&self, id: u32, mut stream: UnixStream) {
+        let _ = stream.set_read_timeout(None);
+        let (mut frames, mut buffer) = (Frames::new(LONGEST_FROM_GUEST), vec![0; CHUNK]);
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            frames.feed(&buffer[..count]);
+            while let Ok(Some(frame)) = frames.take() {
+                let is_its = matches!(
+                    frame.kind,
+                    Kind::Stdin
+                        | Kind::StdinEnd
+                        | Kind::TakenStdout
+                        | Kind::TakenStderr
+                        | Kind::Signal
+                        | Kind::Resize
+                );
+                if is_its && self.tell(&Frame { id, ..frame }).is_err() {
+                    return;
+                }
+            }
+        }
+        if lock(&self.clients).remove(&id).is_some() {
+            let _ = self.tell(&Frame::number(Kind::Signal, id, Signal::SIGKILL as u32));
+        }
+    }
+}
+
+/// A status as a container's.
+fn code(status: ExitStatus) -> u8 {
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| BY_SIGNAL + signal))
+        .map_or(FAILED, |code| code as u8)
+}

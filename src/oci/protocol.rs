@@ -1,0 +1,95 @@
+//! What commands of the runtime ask a container's monitor, over the socket in its folder: a line of JSON, and one in
+//! answer. Behind a process that joins come its frames.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::state::{Folder, SOCKET};
+use crate::spec::frames::GuestProcess;
+
+/// The longest request in bytes.
+const LONGEST: u64 = 4 << 20;
+/// How long either side may take to say its line. The monitor may have to wait for the guest.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a monitor is asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Is it there?
+    Ping,
+    /// Start the machine.
+    Start,
+    /// Send this signal to the container's process; SIGKILL ends the machine.
+    Signal(i32),
+    /// Stop the machine where it is.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Start a process that joins the container.
+    Exec(Box<GuestProcess>),
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// It is not, for this reason.
+    Failed(String),
+}
+
+/// The path of the monitor's socket, which fits whatever the folder's path is (unix(7)).
+fn path(folder: &Folder) -> String {
+    format!("/proc/self/fd/{}/{SOCKET}", folder.handle.as_raw_fd())
+}
+
+/// Listens for requests.
+///
+/// # Errors
+/// Somebody does already, or the folder has gone.
+pub fn listen(folder: &Folder) -> anyhow::Result<UnixListener> {
+    UnixListener::bind(path(folder)).context("cannot listen for requests")
+}
+
+/// Asks; answers with the connection, for what follows.
+///
+/// # Errors
+/// The monitor is not there, does not answer, or refuses.
+pub fn ask(folder: &Folder, request: &Request) -> anyhow::Result<UnixStream> {
+    let mut stream = UnixStream::connect(path(folder)).context("cannot ask the container's monitor")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    send(&mut stream, request)?;
+    match receive(&stream)? {
+        Reply::Done => Ok(stream),
+        Reply::Failed(why) => bail!(why),
+    }
+}
+
+/// Sends a line.
+///
+/// # Errors
+/// The peer has gone.
+pub fn send(stream: &mut UnixStream, message: &impl Serialize) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(message).context("a message cannot be written as JSON")?;
+    line.push(b'\n');
+    stream.write_all(&line).context("the peer has gone")
+}
+
+/// Receives a line, and not a byte of what follows.
+///
+/// # Errors
+/// The peer has gone, says nothing, too much, or nonsense.
+pub fn receive<T: DeserializeOwned>(stream: &UnixStream) -> anyhow::Result<T> {
+    let mut line = Vec::new();
+    // What is behind the line is for others to read.
+    let mut one = BufReader::with_capacity(1, stream.take(LONGEST + 1));
+    one.read_until(b'\n', &mut line).context("the peer does not answer")?;
+    ensure!(line.ends_with(b"\n"), "the peer has gone or says too much");
+    serde_json::from_slice(&line).context("the peer makes no sense")
+}

@@ -1,0 +1,245 @@
+//! What the runtime does with a container that is there.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use nix::ifaddrs::getifaddrs;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::config::Config;
+use super::hooks;
+use super::protocol::{self, Request};
+use super::state::{FAILURE, Folder, NoContainer, RUN, Record, Status, VERSION};
+use crate::host::messages;
+use crate::lifecycle;
+use crate::spec::RunSpec;
+use crate::spec::device::DeviceSpec;
+use crate::spec::net::{NetBackend, NetSpec};
+
+/// How long a container that is killed may take to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often it is looked at meanwhile.
+const TICK: Duration = Duration::from_millis(5);
+/// The longest description of a run, in bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// What a container can be asked that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// To take this signal.
+    Signal(i32),
+    /// To stop where it is.
+    Pause,
+    /// To go on.
+    Resume,
+}
+
+/// Asks a container.
+///
+/// # Errors
+/// There is none of that name, or it does not run.
+pub fn ask(root: &Path, id: &str, what: Ask) -> anyhow::Result<()> {
+    let folder = Folder::open(root, id)?;
+    let status = folder.record()?.status;
+    let expected: &[Status] = match what {
+        Ask::Signal(_) => &[Status::Creating, Status::Created, Status::Running, Status::Paused],
+        Ask::Pause => &[Status::Running],
+        Ask::Resume => &[Status::Paused],
+    };
+    // The words that engines look for.
+    ensure!(expected.contains(&status) || status != Status::Stopped, "container not running");
+    ensure!(
+        expected.contains(&status),
+        "container is {}, and that is for one that is {}",
+        status.name(),
+        expected[0].name()
+    );
+    let request = match what {
+        Ask::Signal(signal) => Request::Signal(signal),
+        Ask::Pause => Request::Pause,
+        Ask::Resume => Request::Resume,
+    };
+    protocol::ask(&folder, &request).map(drop)
+}
+
+/// Starts a container's machine, and then runs its `poststart` hooks.
+///
+/// # Errors
+/// There is none of that name, it runs already or has ended, or its process cannot be started.
+pub fn start(root: &Path, id: &str) -> anyhow::Result<()> {
+    let folder = Folder::open(root, id)?;
+    let record = folder.record()?;
+    ensure!(record.status == Status::Created, "cannot start a container that is {}", record.status.name());
+    protocol::ask(&folder, &Request::Start)?;
+    if let Ok(config) = Config::of_bundle(&record.bundle) {
+        // A failure is no reason to end the container (runtime.md, "Lifecycle").
+        let state = Record { status: Status::Running, ..record }.to_json();
+        hooks::run(&config.hooks.poststart, &state)
+            .unwrap_or_else(|error| messages::complain(&format!("{error:#}")));
+    }
+    Ok(())
+}
+
+/// Removes a container that has stopped; with `force` one that runs, too, and none at all is removed already.
+///
+/// # Errors
+/// There is none of that name, it runs, or it cannot be ended or removed.
+pub fn delete(root: &Path, id: &str, force: bool) -> anyhow::Result<()> {
+    let folder = match Folder::open(root, id) {
+        Err(error) if force && error.is::<NoContainer>() => return Ok(()),
+        folder => folder?,
+    };
+    // What is no record is of a container that was being made.
+    let record = match folder.record() {
+        Ok(record) => record,
+        Err(_) if force => return folder.remove(),
+        Err(error) => return Err(error),
+    };
+    if record.status != Status::Stopped {
+        ensure!(
+            force,
+            "container is {}, and only one that is stopped is deleted without --force",
+            record.status.name()
+        );
+        end(&folder, &record)?;
+    }
+    folder.remove()?;
+    if let Ok(config) = Config::of_bundle(&record.bundle) {
+        let state = Record { status: Status::Stopped, ..record }.to_json();
+        hooks::run(&config.hooks.poststop, &state)
+            .unwrap_or_else(|error| messages::complain(&format!("{error:#}")));
+    }
+    Ok(())
+}
+
+/// Ends a container: its monitor does, which then ends itself; or else the kernel ends that.
+fn end(folder: &Folder, record: &Record) -> anyhow::Result<()> {
+    let asked = protocol::ask(folder, &Request::Signal(Signal::SIGKILL as i32)).is_ok();
+    let since = Instant::now();
+    let mut killed = asked;
+    while record.is_alive() {
+        if !killed || since.elapsed() > PATIENCE / 2 {
+            // The number may be another process's only if the monitor has ended since it was looked at.
+            let _ = kill(Pid::from_raw(record.pid), Signal::SIGKILL);
+            killed = true;
+        }
+        ensure!(since.elapsed() < PATIENCE, "the container's monitor, process {}, does not end", record.pid);
+        sleep(TICK);
+    }
+    Ok(())
+}
+
+/// Runs a container's machine in this process, which ends with the monitor that has started it.
+///
+/// # Errors
+/// Those of [`lifecycle::run`].
+pub fn machine(root: &Path, id: &str) -> anyhow::Result<u8> {
+    set_pdeathsig(Signal::SIGKILL).context("cannot follow the monitor")?;
+    let folder = Folder::open(root, id)?;
+    let record: Record = folder.record()?;
+    ensure!(nix::unistd::getppid().as_raw() == record.pid, "the monitor has gone");
+    let mut json = Vec::new();
+    File::open(folder.path.join(RUN))?.take(LONGEST + 1).read_to_end(&mut json)?;
+    ensure!(json.len() as u64 <= LONGEST, "the run's description is too long");
+    let mut spec = RunSpec::from_json(&json).map_err(|why| anyhow!("{RUN}: {why}"))?;
+    if let Some(namespace) = &record.network {
+        join_network(namespace, &mut spec)?;
+    }
+    spec.validate().map_err(|why| anyhow!("{RUN}: {why}"))?;
+    // What is open when a machine begins is its caller's, and closed.
+    drop(folder);
+    lifecycle::run(&spec, Instant::now())
+}
+
+/// Joins a network namespace; where it has an interface, the machine has one by passt, with the same addresses.
+fn join_network(path: &Path, spec: &mut RunSpec) -> anyhow::Result<()> {
+    let what = || format!("cannot join network namespace {}", path.display());
+    let namespace = File::open(path).with_context(what)?;
+    setns(namespace, CloneFlags::CLONE_NEWNET).with_context(what)?;
+    let is_used = |it: nix::ifaddrs::InterfaceAddress| {
+        it.interface_name != "lo"
+            && it.address.is_some_and(|it| it.as_sockaddr_in().is_some() || it.as_sockaddr_in6().is_some())
+    };
+    if getifaddrs().with_context(what)?.any(is_used) {
+        let backend = NetBackend::User { forwards: Vec::new() };
+        spec.machine.devices.push(DeviceSpec::Net(NetSpec { backend, mac: None, mtu: None, guest: None }));
+    }
+    Ok(())
+}
+
+/// Says in the container's folder why its monitor cannot begin, for `create` to say it.
+pub fn leave_failure(root: &Path, id: &str, why: &str) {
+    if let Ok(folder) = Folder::open(root, id) {
+        // Without it `create` says less.
+        let _ = fs::write(folder.path.join(FAILURE), why);
+    }
+}
+
+/// The number of a signal's name or number, with or without SIG.
+///
+/// # Errors
+/// There is no such signal.
+pub fn signal_number(text: &str) -> anyhow::Result<i32> {
+    const MOST: i32 = 64;
+    if let Ok(number) = text.parse::<i32>() {
+        ensure!((1..=MOST).contains(&number), "there is no signal {number}");
+        return Ok(number);
+    }
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    match format!("SIG{name}").parse::<Signal>() {
+        Ok(signal) => Ok(signal as i32),
+        Err(_) => bail!("there is no signal '{}'", text.escape_debug()),
+    }
+}
+
+/// What `features` prints (runtime-spec, `features.md`).
+pub fn features() -> String {
+    let features = serde_json::json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": VERSION,
+        "hooks": ["prestart", "createRuntime", "createContainer", "poststart", "poststop"],
+        "mountOptions": ["ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "bind", "rbind"],
+        "linux": {
+            "namespaces": ["ipc", "mount", "network", "pid", "uts"],
+            "cgroup": {"v1": false, "v2": false, "systemd": false, "systemdUser": false},
+            "seccomp": {"enabled": false}, "apparmor": {"enabled": false}, "selinux": {"enabled": false},
+        },
+        "annotations": {"kite.version": env!("CARGO_PKG_VERSION")},
+    });
+    format!("{features:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_has_a_name_or_a_number() {
+        for (text, number) in [("9", 9), ("KILL", 9), ("SIGTERM", 15), ("sigusr1", 10), ("64", 64)] {
+            assert_eq!(signal_number(text).unwrap(), number, "{text}");
+        }
+        for text in ["", "0", "-1", "65", "SIG", "SIGSIGKILL", "99999999999", "KILL\n"] {
+            assert!(signal_number(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_deleted_by_force_alone() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(delete(root.path(), "a", false).unwrap_err().is::<NoContainer>());
+        delete(root.path(), "a", true).unwrap();
+        assert!(delete(root.path(), "../a", true).is_err());
+        let folder = Folder::make(root.path(), "a").unwrap();
+        assert!(delete(root.path(), "a", false).is_err(), "it is being made");
+        delete(root.path(), "a", true).unwrap();
+        assert!(!folder.path.exists());
+    }
+}
