@@ -34,6 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !features.split(',').any(|feature| feature == "crt-static") {
         link_statically(&out)?;
     }
+    // Tests give what is built for them to guests of 64 MiB as `/init`, where it has to fit beside a kernel.
+    println!("cargo::rustc-link-arg-bins=-Wl,--compress-debug-sections=zlib");
     let commit = commit().map(|name| format!(" ({name})")).unwrap_or_default();
     println!("cargo::rustc-env=KITE_COMMIT={commit}");
     Ok(())
