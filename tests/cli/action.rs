@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
+use crate::support::{root, skipped};
+
 const ACTION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/action");
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/action/run.sh");
 
@@ -186,10 +188,7 @@ fn without_a_url_kite_is_built_from_the_checkout() {
 
 #[test]
 fn a_udev_rule_makes_kvm_accessible_to_a_user_who_has_no_access() {
-    let test = "a_udev_rule_makes_kvm_accessible_to_a_user_who_has_no_access";
-    if !nix::unistd::geteuid().is_root() {
-        return println!("skipped: {test}: not root");
-    }
+    needs!(root());
     let runner = Runner::new();
     runner.stand_in(
         "sudo",
@@ -209,7 +208,7 @@ fn a_udev_rule_makes_kvm_accessible_to_a_user_who_has_no_access() {
     command.args(["-m", "sh", "-c", script]).arg(copy).env("PATH", path).env("NOTES", runner.path("."));
     let output = command.output().unwrap();
     if stderr(&output).contains("unshare failed") || stderr(&output).contains("mount:") {
-        return println!("skipped: {test}: {}", stderr(&output).trim());
+        return skipped(test_name!(), stderr(&output).trim());
     }
     // The stand-in mends nothing, which is noticed.
     assert_eq!(output.status.code(), Some(125), "{}", stderr(&output));

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use nix::pty::openpty;
 use serde_json::Value;
 
-use crate::support::KITE;
+use crate::support::{KITE, root};
 
 /// Runs in a new mount namespace: an empty `/dev` with a copy of kite ($0) that everybody may execute.
 const EMPTY_DEV: &str = "mount -t tmpfs -o mode=755 none /dev && cp \"$0\" /dev/kite && ";
@@ -18,8 +18,8 @@ fn doctor(arguments: &[&str]) -> Output {
     Command::new(KITE).arg("doctor").args(arguments).output().unwrap()
 }
 
-/// What `script` prints that has a `/dev` of its own; `None`, and a line that says so, if that cannot be.
-fn doctor_after(test: &str, script: &str) -> Option<Output> {
+/// What `script` prints that has a `/dev` of its own, or why that cannot be.
+fn doctor_after(script: &str) -> Result<Output, String> {
     let root = nix::unistd::geteuid().is_root();
     let namespace: &[&str] = if root { &["-m"] } else { &["-r", "-m"] };
     let shell = |script: &str| {
@@ -27,15 +27,9 @@ fn doctor_after(test: &str, script: &str) -> Option<Output> {
         Command::new("unshare").args(namespace).args(["sh", "-c", &script, KITE]).output()
     };
     match shell("true") {
-        Ok(probe) if probe.status.success() => Some(shell(script).unwrap()),
-        Ok(probe) => {
-            println!("skipped: {test}: {}", String::from_utf8_lossy(&probe.stderr).trim());
-            None
-        }
-        Err(error) => {
-            println!("skipped: {test}: unshare: {error}");
-            None
-        }
+        Ok(probe) if probe.status.success() => Ok(shell(script).unwrap()),
+        Ok(probe) => Err(String::from_utf8_lossy(&probe.stderr).trim().to_owned()),
+        Err(error) => Err(format!("unshare: {error}")),
     }
 }
 
@@ -157,9 +151,7 @@ fn a_report_that_cannot_be_written_is_an_error() {
 
 #[test]
 fn a_missing_kvm_device_fails() {
-    let Some(output) = doctor_after("a_missing_kvm_device_fails", "exec /dev/kite doctor --json") else {
-        return;
-    };
+    let output = needs!(doctor_after("exec /dev/kite doctor --json"));
     let report = assert_consistent(&output);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(check(&report, "/dev/kvm")["found"], "missing");
@@ -170,7 +162,7 @@ fn a_missing_kvm_device_fails() {
 #[test]
 fn a_file_in_place_of_the_kvm_device_fails() {
     let script = ": > /dev/kvm; exec /dev/kite doctor --json";
-    let Some(output) = doctor_after("a_file_in_place_of_the_kvm_device_fails", script) else { return };
+    let output = needs!(doctor_after(script));
     let report = assert_consistent(&output);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(check(&report, "/dev/kvm")["found"], "not KVM's device");
@@ -178,15 +170,12 @@ fn a_file_in_place_of_the_kvm_device_fails() {
 
 #[test]
 fn a_forbidden_device_or_kernel_is_fixed_by_its_permissions() {
-    let name = "a_forbidden_device_or_kernel_is_fixed_by_its_permissions";
-    if !nix::unistd::geteuid().is_root() {
-        return println!("skipped: {name}: not root");
-    }
+    needs!(root());
     let script =
         "mknod -m 660 /dev/kvm c 10 232 && chgrp 54321 /dev/kvm && mkdir /dev/net && mknod -m 600 /dev/net/tun c 10 200 &&
         : > /dev/kernel && chmod 600 /dev/kernel && export KITE_KERNEL=/dev/kernel &&
         exec setpriv --reuid 65534 --regid 65534 --clear-groups /dev/kite doctor --json";
-    let Some(output) = doctor_after(name, script) else { return };
+    let output = needs!(doctor_after(script));
     let report = assert_consistent(&output);
     assert_eq!(output.status.code(), Some(1));
     // Inside a container there are no logins.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::attempt::{Attempt, run};
 use crate::support::image::{POWER_OFF, elf, elf_of};
-use crate::support::{KITE, no_kvm, skipped};
+use crate::support::{KITE, kvm, skipped};
 
 const PAGES: [&str; 2] = ["README.md", "resources/doc/reference.md"];
 
@@ -84,9 +84,7 @@ fn the_version_names_the_commit_that_it_was_built_from() {
         Command::new("git").args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR")).output();
     let head = match git {
         Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
-        other => {
-            return skipped("the_version_names_the_commit_that_it_was_built_from", &format!("{other:?}"));
-        }
+        other => return skipped(test_name!(), &format!("{other:?}")),
     };
     let expected = format!("kite {} ({})\n", env!("CARGO_PKG_VERSION"), &head[..12]);
     assert_eq!(printed(&["--version"]), expected);
@@ -120,8 +118,8 @@ fn readme_and_reference_have_the_exit_codes_of_the_help() {
 fn each_code_means_what_the_table_says() {
     let attempt = Attempt::new();
     attempt.refused(["run", "--kernel", "none"], "none");
-    if no_kvm("each_code_means_what_the_table_says (0 and 255)") {
-        return;
+    if let Err(reason) = kvm() {
+        return skipped("each_code_means_what_the_table_says (0 and 255)", &reason);
     }
     let crash = elf_of(b"\x0f\x0b");
     for (guest, code, stderr) in
@@ -137,9 +135,7 @@ fn each_code_means_what_the_table_says() {
 
 #[test]
 fn the_code_is_the_same_when_the_message_cannot_be_written() {
-    if no_kvm("the_code_is_the_same_when_the_message_cannot_be_written") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     for (guest, code) in [(elf_of(b"\x0f\x0b"), 255), (Vec::new(), 125)] {
         let full = File::options().write(true).open("/dev/full").unwrap();
@@ -150,9 +146,7 @@ fn the_code_is_the_same_when_the_message_cannot_be_written() {
 
 #[test]
 fn output_that_is_lost_at_the_very_end_is_a_failure() {
-    if no_kvm("output_that_is_lost_at_the_very_end_is_a_failure") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     // mov dx, 0x3f8; mov al, 'h'; out dx, al
     let kernel = attempt.file("kernel", &elf_of(&[b"\x66\xba\xf8\x03\xb0h\xee", POWER_OFF].concat()));
@@ -179,9 +173,7 @@ fn a_run_that_is_printed_as_a_spec_is_the_same_from_the_spec() {
     attempt.file("folder/spec.json", &printed.stdout);
     let again = attempt.run(["run", "--spec", "folder/spec.json", "--print-spec"]);
     assert_eq!((again.stdout, again.stderr.as_str()), (printed.stdout, ""));
-    if no_kvm("a_run_that_is_printed_as_a_spec_is_the_same_from_the_spec") {
-        return;
-    }
+    needs!(kvm());
     for arguments in [&options[..], &["run", "--spec", "folder/spec.json"]] {
         let end = attempt.run(arguments);
         assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""), "{arguments:?}");

@@ -6,11 +6,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::cgroup::group::no_groups;
+use crate::cgroup::group::groups;
 use crate::cgroup::spinning::Spinning;
 use crate::support::attempt::Attempt;
 use crate::support::child::End;
-use crate::support::{KITE, NOBODY, not_root};
+use crate::support::{KITE, NOBODY, root, skipped};
 
 fn inspect(arguments: &[&str]) -> End {
     Attempt::new().run(["inspect"].iter().chain(arguments))
@@ -31,9 +31,7 @@ fn strings(list: &Value, field: &str) -> Vec<String> {
 
 #[test]
 fn a_supervisor_and_its_machine_are_told_of_with_their_limits() {
-    if no_groups("a_supervisor_and_its_machine_are_told_of_with_their_limits", "memory=64M,pids=64") {
-        return;
-    }
+    needs!(groups("memory=64M,pids=64"));
     let kite = Spinning::start("inspected", &["--limit", "memory=96M,pids=50"]);
     let machine = kite.machine().unwrap();
     let count = || fs::read_dir(format!("/proc/{machine}/task")).unwrap().count();
@@ -64,9 +62,7 @@ fn a_supervisor_and_its_machine_are_told_of_with_their_limits() {
 
 #[test]
 fn what_a_process_is_told_to_be_is_what_proc_says() {
-    if no_groups("what_a_process_is_told_to_be_is_what_proc_says", "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     let kite = Spinning::start("proc", &[]);
     let machine = kite.machine().unwrap();
     let proc = format!("/proc/{machine}");
@@ -102,9 +98,7 @@ fn what_a_process_is_told_to_be_is_what_proc_says() {
 
 #[test]
 fn every_running_kite_is_found_and_the_table_has_each_fact() {
-    if no_groups("every_running_kite_is_found_and_the_table_has_each_fact", "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     let kites = [Spinning::start("first", &[]), Spinning::start("second", &[])];
     let end = inspect(&[]);
     assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
@@ -142,8 +136,11 @@ fn a_process_that_is_not_there_or_another_user_s_is_refused_in_one_line() {
         child.id().to_string()
     };
     inspect(&[&gone]).assert_refusal(&format!("there is no process {gone}"));
-    if not_root("a_process_that_is_not_there_or_another_user_s_is_refused_in_one_line (another user's)") {
-        return;
+    if let Err(reason) = root() {
+        return skipped(
+            "a_process_that_is_not_there_or_another_user_s_is_refused_in_one_line (another user's)",
+            &reason,
+        );
     }
     let attempt = Attempt::new();
     let kite = attempt.kite();

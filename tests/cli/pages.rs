@@ -2,13 +2,12 @@
 
 use std::env;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::support::KITE;
+use crate::support::{KITE, skipped};
 
 /// A folder with kite as `kite`, for the search path of shells.
 fn bin() -> TempDir {
@@ -17,9 +16,8 @@ fn bin() -> TempDir {
     folder
 }
 
-/// What a command prints where `folder` is first on the search path; nothing, with a line about it, if there is no such
-/// program.
-fn printed(test: &str, folder: &Path, program: &str, arguments: &[&str]) -> Option<String> {
+/// What a command prints where `folder` is first on the search path, or that there is no such program.
+fn printed(folder: &Path, program: &str, arguments: &[&str]) -> Result<String, String> {
     let paths = env::var_os("PATH").unwrap_or_default();
     let paths = [folder.to_owned()].into_iter().chain(env::split_paths(&paths));
     let mut command = Command::new(program);
@@ -30,12 +28,9 @@ fn printed(test: &str, folder: &Path, program: &str, arguments: &[&str]) -> Opti
                 output.status.success() && output.stderr.is_empty(),
                 "{program} {arguments:?}: {output:?}"
             );
-            Some(String::from_utf8(output.stdout).unwrap())
+            Ok(String::from_utf8(output.stdout).unwrap())
         }
-        Err(error) => {
-            let _ = io::stderr().write_all(format!("skipped: {test}: {program}: {error}\n").as_bytes());
-            None
-        }
+        Err(error) => Err(format!("{program}: {error}")),
     }
 }
 
@@ -83,14 +78,7 @@ fn bash_completes_commands_options_and_values() {
         try kite completions z
     "#;
     let folder = bin();
-    let Some(said) = printed(
-        "bash_completes_commands_options_and_values",
-        folder.path(),
-        "bash",
-        &["--norc", "-c", COMPLETE],
-    ) else {
-        return;
-    };
+    let said = needs!(printed(folder.path(), "bash", &["--norc", "-c", COMPLETE]));
     assert_eq!(
         said,
         "kite ru: run\nkite run --mem: --memory\nkite run --on-reboot re: restart\nkite bench ex: exits\n\
@@ -103,9 +91,7 @@ fn zsh_loads_its_completion() {
     const LOAD: &str =
         "autoload -Uz compinit && compinit -D -u && source <(kite completions zsh) && print $_comps[kite]";
     let folder = bin();
-    if let Some(said) = printed("zsh_loads_its_completion", folder.path(), "zsh", &["-f", "-c", LOAD]) {
-        assert_eq!(said, "_kite\n");
-    }
+    assert_eq!(needs!(printed(folder.path(), "zsh", &["-f", "-c", LOAD])), "_kite\n");
 }
 
 #[test]
@@ -114,9 +100,7 @@ fn fish_completes_commands_and_options() {
         "kite completions fish | source; complete -C 'kite ru'; complete -C 'kite run --mem'";
     let folder = bin();
     let arguments = ["--no-config", "-c", COMPLETE];
-    let Some(said) = printed("fish_completes_commands_and_options", folder.path(), "fish", &arguments) else {
-        return;
-    };
+    let said = needs!(printed(folder.path(), "fish", &arguments));
     let names: Vec<_> = said.lines().map(|line| line.split('\t').next().unwrap()).collect();
     assert_eq!(names, ["run", "--memory"], "{said}");
 }
@@ -139,19 +123,19 @@ fn every_command_has_a_manual_page_without_an_error() {
     }
     let mut lint = vec!["-T", "lint", "-W", "error"];
     lint.extend(pages.iter().map(|path| path.to_str().unwrap()));
-    let found =
-        printed("every_command_has_a_manual_page_without_an_error (lint)", folder.path(), "mandoc", &lint);
-    assert!(found.is_none_or(|found| found.is_empty()));
+    match printed(folder.path(), "mandoc", &lint) {
+        Ok(found) => assert_eq!(found, ""),
+        Err(reason) => skipped("every_command_has_a_manual_page_without_an_error (lint)", &reason),
+    }
 }
 
 #[test]
 fn a_page_says_what_the_help_says() {
-    let test = "a_page_says_what_the_help_says";
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kite-run.1");
     fs::write(&path, kite(&["man", "run"])).unwrap();
     let render = ["-T", "ascii", "-O", "width=500", path.to_str().unwrap()];
-    let Some(page) = printed(test, folder.path(), "mandoc", &render) else { return };
+    let page = needs!(printed(folder.path(), "mandoc", &render));
     // Bold is a letter over itself.
     let page = page.chars().fold(String::new(), |mut text, char| {
         if char == '\u{8}' {

@@ -18,30 +18,52 @@ pub const HANG: Duration = Duration::from_secs(300);
 /// The ID of a user without rights.
 pub const NOBODY: u32 = 65534;
 
+/// The path of the function that this is in.
+macro_rules! test_name {
+    () => {{
+        fn here() {}
+        std::any::type_name_of_val(&here)
+    }};
+}
+
+/// What a test needs; where the host lacks it, the test that this is in ends with a line that says why.
+macro_rules! needs {
+    ($need:expr) => {
+        match $need {
+            Ok(found) => found,
+            Err(reason) => return $crate::support::skipped(test_name!(), &reason),
+        }
+    };
+}
+
+/// Whether KVM can be used.
+///
+/// # Errors
+/// Why it cannot.
+pub fn kvm() -> Result<(), String> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    device.map(drop).map_err(|error| format!("/dev/kvm: {error}"))
+}
+
+/// Whether this process can become other users.
+///
+/// # Errors
+/// It is not root.
+pub fn root() -> Result<(), String> {
+    if nix::unistd::geteuid().is_root() { Ok(()) } else { Err("not root".to_owned()) }
+}
+
+/// Prints why a test, by its name or path, does not run, past the test harness, which would hide it.
+pub fn skipped(test: &str, reason: &str) {
+    let mut parts = test.rsplit("::").filter(|part| !matches!(*part, "here" | "{{closure}}"));
+    let name = parts.next().unwrap_or(test);
+    // In one piece: other tests print at the same time.
+    let _ = io::stderr().write_all(format!("skipped: {name}: {reason}\n").as_bytes());
+}
+
 /// Prints that `test` does not run and returns `true`, if KVM cannot be used.
 pub fn no_kvm(test: &str) -> bool {
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => false,
-        Err(error) => {
-            skipped(test, &format!("/dev/kvm: {error}"));
-            true
-        }
-    }
-}
-
-/// Prints that `test` does not run and returns `true`, if this process cannot become other users.
-pub fn not_root(test: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        skipped(test, "not root");
-    }
-    !root
-}
-
-/// Prints why `test` does not run, past the test harness, which would hide it.
-pub fn skipped(test: &str, reason: &str) {
-    // In one piece: other tests print at the same time.
-    let _ = io::stderr().write_all(format!("skipped: {test}: {reason}\n").as_bytes());
+    kvm().map_err(|reason| skipped(test, &reason)).is_err()
 }
 
 /// Waits for something that ought to happen.

@@ -8,7 +8,7 @@ use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
 use crate::process::Kite;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 guest!(
     ECHO,
@@ -40,9 +40,7 @@ guest!(
 
 #[test]
 fn a_guest_that_polls_echoes_what_is_typed_as_it_comes() {
-    if no_kvm("a_guest_that_polls_echoes_what_is_typed_as_it_comes") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::typed_to(&ECHO, &[]);
     kite.expect(b">");
     kite.send(b"a");
@@ -55,9 +53,7 @@ fn a_guest_that_polls_echoes_what_is_typed_as_it_comes() {
 
 #[test]
 fn all_input_arrives_however_much_comes_at_once() {
-    if no_kvm("all_input_arrives_however_much_comes_at_once") {
-        return;
-    }
+    needs!(kvm());
     let mut input: Vec<u8> = (0..10_000u32).map(|index| b'a' + (index % 23) as u8).collect();
     input.push(b'.');
     let mut kite = Kite::typed_to(&ECHO, &[]);
@@ -70,9 +66,7 @@ fn all_input_arrives_however_much_comes_at_once() {
 
 #[test]
 fn input_may_come_from_a_file() {
-    if no_kvm("input_may_come_from_a_file") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("input");
     std::fs::write(&path, "from a file.").unwrap();
@@ -84,9 +78,7 @@ guest!(IDLE, say!("'i'"), "2: sti\n hlt\n jmp 2b");
 
 #[test]
 fn a_signal_ends_kite_by_that_signal_whatever_the_guest_does() {
-    if no_kvm("a_signal_ends_kite_by_that_signal_whatever_the_guest_does") {
-        return;
-    }
+    needs!(kvm());
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT] {
         let mut kite = Kite::run(&IDLE, &["--cpus", "2"]);
         kite.expect(b"i");
@@ -101,9 +93,7 @@ fn a_signal_ends_kite_by_that_signal_whatever_the_guest_does() {
 
 #[test]
 fn the_end_of_input_ends_nothing() {
-    if no_kvm("the_end_of_input_ends_nothing") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::typed_to(&ECHO, &[]);
     kite.expect(b">");
     kite.send(b"ab");
@@ -117,9 +107,7 @@ guest!(HELLO, say!("'h'"), say!("'i'"), power_off!());
 
 #[test]
 fn closed_and_empty_standard_streams_are_no_error() {
-    if no_kvm("closed_and_empty_standard_streams_are_no_error") {
-        return;
-    }
+    needs!(kvm());
     for redirection in ["</dev/null", "<&-", "</", "0>/dev/null"] {
         Kite::redirected(&HELLO, redirection).end().assert(0, "hi", "");
     }
@@ -129,9 +117,7 @@ fn closed_and_empty_standard_streams_are_no_error() {
 
 #[test]
 fn output_that_cannot_be_written_is_an_error() {
-    if no_kvm("output_that_cannot_be_written_is_an_error") {
-        return;
-    }
+    needs!(kvm());
     let stderr = |reason| format!("kite: cannot write the guest's output to standard output: {reason}\n");
     let (reader, writer) = io::pipe().unwrap();
     drop(reader);

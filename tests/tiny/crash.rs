@@ -2,7 +2,7 @@
 
 use crate::process::Kite;
 use crate::support::child::End;
-use crate::support::{no_kvm, skipped};
+use crate::support::{kvm, skipped};
 
 guest!(TRIPLE_FAULT, "ud2");
 guest!(TRIPLE_FAULT_COLD, "mov ebx, 0x472\n mov word ptr [rbx], 0\n ud2");
@@ -34,26 +34,20 @@ fn assert_crashed(end: &End, stdout: &str, message: &str) {
 
 #[test]
 fn a_triple_fault_out_of_the_blue_is_a_crash() {
-    if no_kvm("a_triple_fault_out_of_the_blue_is_a_crash") {
-        return;
-    }
+    needs!(kvm());
     assert_crashed(&Kite::run(&TRIPLE_FAULT, &[]).end(), "", TRIPLE);
     assert_crashed(&Kite::run(&TRIPLE_FAULT, &["--on-reboot", "restart"]).end(), "", TRIPLE);
 }
 
 #[test]
 fn a_triple_fault_after_linux_announced_a_reset_is_a_reboot() {
-    if no_kvm("a_triple_fault_after_linux_announced_a_reset_is_a_reboot") {
-        return;
-    }
+    needs!(kvm());
     Kite::run(&TRIPLE_FAULT_COLD, &[]).end().assert(0, "", "");
 }
 
 #[test]
 fn a_warm_reset_is_a_panic_with_the_command_line_that_makes_it_one() {
-    if no_kvm("a_warm_reset_is_a_panic_with_the_command_line_that_makes_it_one") {
-        return;
-    }
+    needs!(kvm());
     for guest in [&TRIPLE_FAULT_WARM, &RESET_WARM] {
         assert_crashed(&Kite::run(guest, &[]).end(), "", PANIC);
         let restarting = ["--append", "quiet", "--on-reboot", "restart"];
@@ -68,9 +62,7 @@ guest!(INTO_THE_VOID, say!("'v'"), "mov eax, 0x30000000\n jmp rax");
 
 #[test]
 fn running_where_there_is_no_memory_is_a_crash() {
-    if no_kvm("running_where_there_is_no_memory_is_a_crash") {
-        return;
-    }
+    needs!(kvm());
     let end = Kite::run(&INTO_THE_VOID, &[]).end();
     let (message, _) = end.stderr.split_once('\n').unwrap();
     assert!(message.starts_with("kite: the guest crashed: "), "{message}");
@@ -87,13 +79,11 @@ guest!(
 
 #[test]
 fn a_crash_shows_registers_and_code() {
-    if no_kvm("a_crash_shows_registers_and_code") {
-        return;
-    }
+    needs!(kvm());
     let end = Kite::run(&MARKED, &["--cpus", "2"]).end();
     assert!(end.stderr.ends_with("vCPU 1: not started\n"), "{}", end.stderr);
     if end.stderr.contains(LOST) {
-        return skipped("a_crash_shows_registers_and_code", "this processor keeps nothing of a triple fault");
+        return skipped(test_name!(), "this processor keeps nothing of a triple fault");
     }
     assert_crashed(&end, "", TRIPLE);
     for part in ["RAX: 1122334455667788", "R15: 99aabbccddeeff00", "RSP: 0018:0000000000300000", "<0f> 0b"] {
@@ -106,9 +96,7 @@ guest!(WAITS, say!("'w'"), "2: sti\n hlt\n jmp 2b");
 
 #[test]
 fn a_guest_whose_vcpus_have_all_halted_for_ever_has_crashed() {
-    if no_kvm("a_guest_whose_vcpus_have_all_halted_for_ever_has_crashed") {
-        return;
-    }
+    needs!(kvm());
     for cpus in ["1", "3"] {
         let end = Kite::run(&HALTS, &["--cpus", cpus]).end();
         assert_crashed(&end, "h", HALTED);
@@ -118,9 +106,7 @@ fn a_guest_whose_vcpus_have_all_halted_for_ever_has_crashed() {
 
 #[test]
 fn a_guest_that_waits_for_an_interrupt_lives() {
-    if no_kvm("a_guest_that_waits_for_an_interrupt_lives") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::run(&WAITS, &[]);
     kite.expect(b"w");
     // Longer than the others take to be told dead.
@@ -148,9 +134,7 @@ guest!(TELLS_SHUTDOWN, "mov dx, 0x505\n mov al, 4\n out dx, al\n 2: jmp 2b");
 
 #[test]
 fn a_panic_that_is_told_by_pvpanic_is_one_however_the_guest_goes_on() {
-    if no_kvm("a_panic_that_is_told_by_pvpanic_is_one_however_the_guest_goes_on") {
-        return;
-    }
+    needs!(kvm());
     assert_crashed(&Kite::run(&TELLS_PANIC, &[]).end(), "p", PANIC);
     for options in [&[][..], &["--cmdline", "quiet", "--on-reboot", "restart"]] {
         assert_crashed(&Kite::run(&TELLS_PANIC_AND_RESETS, options).end(), "", PANIC);
@@ -178,9 +162,7 @@ guest!(PRINTS_PANIC_AND_WAITS, print_panic!(), "2: sti\n hlt\n jmp 2b");
 
 #[test]
 fn a_panic_that_is_only_printed_is_one_if_the_guest_does_nothing_more() {
-    if no_kvm("a_panic_that_is_only_printed_is_one_if_the_guest_does_nothing_more") {
-        return;
-    }
+    needs!(kvm());
     let text = "[ 1.0] Kernel panic - not syncing: x y\n";
     assert_crashed(&Kite::run(&PRINTS_PANIC, &[]).end(), text, PANIC);
     // A program may have printed that.

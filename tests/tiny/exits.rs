@@ -4,7 +4,7 @@ use crate::process::Kite;
 use crate::rig::Access::{self, Read, Write};
 use crate::rig::record;
 use crate::support::guest::{NOWHERE, RESULTS};
-use crate::support::{guarded, no_kvm};
+use crate::support::{guarded, kvm};
 
 /// What the accesses were about, in a row, and how many bytes of it there are.
 pub fn join(accesses: &[Access]) -> Vec<u8> {
@@ -44,9 +44,7 @@ guest!(
 
 #[test]
 fn port_reads_of_every_width_bring_the_devices_bytes_and_no_others() {
-    if no_kvm("port_reads_of_every_width_bring_the_devices_bytes_and_no_others") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (ports, memory, rig) = record(&PORT_READS);
         let expected = [
@@ -86,9 +84,7 @@ guest!(
 
 #[test]
 fn port_writes_of_every_width_bring_the_guests_bytes_and_no_others() {
-    if no_kvm("port_writes_of_every_width_bring_the_guests_bytes_and_no_others") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (ports, memory, _) = record(&PORT_WRITES);
         let expected = [
@@ -127,9 +123,7 @@ guest!(
 
 #[test]
 fn string_input_fills_memory_in_order_across_pages() {
-    if no_kvm("string_input_fills_memory_in_order_across_pages") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         const LEN: usize = 1 + 5 + 3 * 2 + 2 * 4 + 5000;
         let (ports, _, rig) = record(&PORT_STRINGS_IN);
@@ -174,9 +168,7 @@ guest!(
 
 #[test]
 fn string_output_empties_memory_in_either_direction() {
-    if no_kvm("string_output_empties_memory_in_either_direction") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (ports, _, rig) = record(&PORT_STRINGS_OUT);
         assert!(ports.iter().all(|access| matches!(access, Write(0, _))), "{ports:?}");
@@ -216,9 +208,7 @@ guest!(
 
 #[test]
 fn memory_reads_of_every_width_bring_the_devices_bytes_and_no_others() {
-    if no_kvm("memory_reads_of_every_width_bring_the_devices_bytes_and_no_others") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (ports, memory, rig) = record(&MEMORY_READS);
         let expected = [
@@ -267,9 +257,7 @@ guest!(
 
 #[test]
 fn memory_writes_of_every_width_bring_the_guests_bytes_and_no_others() {
-    if no_kvm("memory_writes_of_every_width_bring_the_guests_bytes_and_no_others") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (ports, memory, _) = record(&MEMORY_WRITES);
         let expected = [
@@ -307,9 +295,7 @@ guest!(
 
 #[test]
 fn an_instruction_of_several_accesses_makes_each_of_them_once() {
-    if no_kvm("an_instruction_of_several_accesses_makes_each_of_them_once") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (_, memory, rig) = record(&MEMORY_BOTH);
         let expected = [
@@ -349,9 +335,7 @@ guest!(
 
 #[test]
 fn strings_go_to_and_from_a_devices_memory_element_by_element() {
-    if no_kvm("strings_go_to_and_from_a_devices_memory_element_by_element") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (_, memory, rig) = record(&MEMORY_STRINGS);
         let expected = [
@@ -418,9 +402,7 @@ guest!(
 
 #[test]
 fn what_nobody_answers_reads_as_ones_and_loses_writes() {
-    if no_kvm("what_nobody_answers_reads_as_ones_and_loses_writes") {
-        return;
-    }
+    needs!(kvm());
     assert_eq!(NOWHERE, 0x3000_0000);
     Kite::run(&NOBODY, &[]).end().assert(0, [0xff; 2 * 32], "");
 }
@@ -453,9 +435,7 @@ guest!(
 
 #[test]
 fn cmos_ram_keeps_what_is_written() {
-    if no_kvm("cmos_ram_keeps_what_is_written") {
-        return;
-    }
+    needs!(kvm());
     let expected: Vec<u8> = (0x40..0x80u8).map(|register| !register).collect();
     Kite::run(&CMOS_RAM, &[]).end().assert(0, expected, "");
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::process::Kite;
-use crate::support::{guarded, no_kvm};
+use crate::support::{guarded, kvm};
 
 guest!(
     FAR_PAGE,
@@ -26,9 +26,7 @@ guest!(
 
 #[test]
 fn who_changes_a_kernel_file_need_not_wait_and_the_guest_does_not_see_it() {
-    if no_kvm("who_changes_a_kernel_file_need_not_wait_and_the_guest_does_not_see_it") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::typed_to(&FAR_PAGE, &[]);
     kite.expect(b">");
     let path = kite.image().to_owned();
@@ -43,9 +41,7 @@ guest!(SAYS, say!("'!'"), "2: sti\n hlt\n jmp 2b");
 #[test]
 fn host_and_guest_addresses_agree_within_a_huge_page() {
     const HUGE_PAGE: u64 = 2 << 20;
-    if no_kvm("host_and_guest_addresses_agree_within_a_huge_page") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::run(&SAYS, &[]);
     kite.expect(b"!");
     let maps = fs::read_to_string(format!("/proc/{}/maps", kite.id())).unwrap();

@@ -1,7 +1,7 @@
 //! What a PC's firmware leaves to a program that enters real mode, with `--test-devices`.
 
 use crate::multiboot::run;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 // KVM's unit test `realmode` does this and goes on after it: a line that is raised and lowered, which the second
 // interrupt controller masks, then a halt that only the timer ends.
@@ -80,9 +80,7 @@ guest!(
 
 #[test]
 fn a_halt_in_real_mode_is_ended_by_the_firmware_s_timer() {
-    if no_kvm("a_halt_in_real_mode_is_ended_by_the_firmware_s_timer") {
-        return;
-    }
+    needs!(kvm());
     run(&REAL_MODE, &["--test-devices"]).assert(1, "", "");
     run(&REAL_MODE, &["--test-devices", "--no-acpi", "--cpus", "2"]).assert(1, "", "");
 }

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 
 use crate::process::Kite;
 use crate::support::guest::printed_in_a_hurry;
-use crate::support::{no_kvm, until};
+use crate::support::{kvm, until};
 
 /// What Linux gives a pipe at least, in bytes.
 const SMALL_PIPE: i32 = 4096;
@@ -63,9 +63,7 @@ guest!(PATIENT, print_patiently!("0x225000"), power_off!());
 
 #[test]
 fn a_megabyte_of_output_arrives_whole() {
-    if no_kvm("a_megabyte_of_output_arrives_whole") {
-        return;
-    }
+    needs!(kvm());
     let end = Kite::run(&MEGABYTE, &[]).end();
     assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
     assert!(end.stdout == megabyte(), "{} bytes, and not the right ones", end.stdout.len());
@@ -77,9 +75,7 @@ guest!(HURRY_FAULT, print_in_a_hurry!(), "ud2");
 
 #[test]
 fn output_is_complete_and_in_order_with_writes_coalesced_however_the_guest_ends() {
-    if no_kvm("output_is_complete_and_in_order_with_writes_coalesced_however_the_guest_ends") {
-        return;
-    }
+    needs!(kvm());
     for (guest, code) in [(&HURRY_OFF, 0), (&HURRY_RESET, 0), (&HURRY_FAULT, 255)] {
         let end = Kite::run(guest, &[]).end();
         end.assert(code, printed_in_a_hurry(), &end.stderr);
@@ -95,9 +91,7 @@ fn small_pipe() -> (OwnedFd, OwnedFd) {
 
 #[test]
 fn output_waits_for_a_reader_that_is_late() {
-    if no_kvm("output_waits_for_a_reader_that_is_late") {
-        return;
-    }
+    needs!(kvm());
     let (reader, writer) = small_pipe();
     let mut kite = Kite::start(&PATIENT, Entry::Long, &[], Stdio::null(), writer.into());
     wait_until_stuck(&reader);
@@ -151,9 +145,7 @@ guest!(
 
 #[test]
 fn a_blocked_reader_stalls_no_guest_and_finds_what_fitted() {
-    if no_kvm("a_blocked_reader_stalls_no_guest_and_finds_what_fitted") {
-        return;
-    }
+    needs!(kvm());
     let (reader, writer) = small_pipe();
     let mut kite = Kite::start(&IMPATIENT, Entry::Long, &[], Stdio::null(), writer.into());
     wait_until_stuck(&reader);
@@ -172,9 +164,7 @@ fn a_blocked_reader_stalls_no_guest_and_finds_what_fitted() {
 
 #[test]
 fn a_blocked_reader_does_not_hold_up_a_signal() {
-    if no_kvm("a_blocked_reader_does_not_hold_up_a_signal") {
-        return;
-    }
+    needs!(kvm());
     for (guest, until_ended) in [(&PATIENT, false), (&IMPATIENT, true)] {
         let (reader, writer) = small_pipe();
         let kite = Kite::start(guest, Entry::Long, &[], Stdio::null(), writer.into());
@@ -197,9 +187,7 @@ const HELD: usize = (64 << 10) + (8 << 10);
 
 #[test]
 fn a_flood_of_input_to_a_deaf_guest_waits_outside() {
-    if no_kvm("a_flood_of_input_to_a_deaf_guest_waits_outside") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::typed_to(&DEAF, &[]);
     kite.expect(b"d");
     let mut stdin = kite.stdin();
@@ -225,9 +213,7 @@ fn a_flood_of_input_to_a_deaf_guest_waits_outside() {
 
 #[test]
 fn a_large_file_as_input_is_not_read_ahead() {
-    if no_kvm("a_large_file_as_input_is_not_read_ahead") {
-        return;
-    }
+    needs!(kvm());
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&vec![b'x'; FLOOD]).unwrap();
     io::Seek::rewind(&mut file).unwrap();

@@ -1,7 +1,7 @@
 //! Interrupts that wake a halted guest: the serial port through the I/O APIC and through the PIC, and the timer.
 
 use crate::process::Kite;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Sets the vector in RCX, times 16, to the label `5`, in a table at 0x202000, and gives the guest a stack.
 macro_rules! interrupt_gate {
@@ -120,9 +120,7 @@ guest!(
 
 #[test]
 fn input_wakes_a_halted_guest_through_either_interrupt_controller() {
-    if no_kvm("input_wakes_a_halted_guest_through_either_interrupt_controller") {
-        return;
-    }
+    needs!(kvm());
     for guest in [&ECHO_BY_IO_APIC, &ECHO_BY_PIC] {
         let mut kite = Kite::typed_to(guest, &[]);
         kite.expect(b">");
@@ -169,9 +167,7 @@ guest!(
 
 #[test]
 fn the_interval_timer_wakes_a_halted_guest_again_and_again() {
-    if no_kvm("the_interval_timer_wakes_a_halted_guest_again_and_again") {
-        return;
-    }
+    needs!(kvm());
     Kite::run(&TICKS, &[]).end().assert(0, "ttttt", "");
 }
 
@@ -201,8 +197,6 @@ guest!(
 
 #[test]
 fn the_interval_timers_second_channel_counts_down_once() {
-    if no_kvm("the_interval_timers_second_channel_counts_down_once") {
-        return;
-    }
+    needs!(kvm());
     Kite::run(&COUNT_DOWN, &[]).end().assert(0, "c", "");
 }

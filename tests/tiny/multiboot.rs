@@ -7,7 +7,7 @@ use boot::testing::{Code, Entry, multiboot_at, multiboot_elf};
 use crate::process::Kite;
 use crate::support::child::End;
 use crate::support::guest::Elf;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Runs a Multiboot image.
 pub fn run(guest: &'static Code, arguments: &[&str]) -> End {
@@ -139,9 +139,7 @@ guest!(
 
 #[test]
 fn a_multiboot_image_finds_the_machine_and_its_information_as_specified() {
-    if no_kvm("a_multiboot_image_finds_the_machine_and_its_information_as_specified") {
-        return;
-    }
+    needs!(kvm());
     run(&STATE, &["--test-devices"]).assert(1, "tiny.elf;kite;", "");
     let words = ["--test-devices", "--cmdline", "one 'two three'", "--append", "four"];
     run(&STATE, &words).assert(1, "tiny.elf one 'two three' four;kite;", "");
@@ -149,9 +147,7 @@ fn a_multiboot_image_finds_the_machine_and_its_information_as_specified() {
 
 #[test]
 fn an_initrd_is_the_one_module_with_its_name() {
-    if no_kvm("an_initrd_is_the_one_module_with_its_name") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("en vironment");
     std::fs::write(&path, "A=1\nB=2\n").unwrap();
@@ -161,9 +157,7 @@ fn an_initrd_is_the_one_module_with_its_name() {
 
 #[test]
 fn an_elf_image_with_a_header_is_loaded_by_its_segments() {
-    if no_kvm("an_elf_image_with_a_header_is_loaded_by_its_segments") {
-        return;
-    }
+    needs!(kvm());
     let elf = Elf::of(&multiboot_elf(STATE.code()));
     Kite::run_file(elf, &["--test-devices"]).end().assert(1, "tiny.elf;kite;", "");
 }
@@ -172,18 +166,14 @@ guest!(MULTIBOOT_OFF, ".code32", say!("'o'"), power_off!());
 
 #[test]
 fn a_multiboot_image_needs_no_test_devices() {
-    if no_kvm("a_multiboot_image_needs_no_test_devices") {
-        return;
-    }
+    needs!(kvm());
     run(&MULTIBOOT_OFF, &[]).assert(0, "o", "");
     run(&MULTIBOOT_OFF, &["--no-acpi", "--cpus", "2"]).assert(0, "o", "");
 }
 
 #[test]
 fn a_multiboot_image_may_lie_in_low_memory() {
-    if no_kvm("a_multiboot_image_may_lie_in_low_memory") {
-        return;
-    }
+    needs!(kvm());
     for start in [0x1000, 0x4000, 0x9_0000] {
         let image = Elf::of(&multiboot_at(STATE.code(), start));
         Kite::run_file(image, &["--test-devices"]).end().assert(1, "tiny.elf;kite;", "");

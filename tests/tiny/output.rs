@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::process::Kite;
 use crate::support::child::Running;
 use crate::support::guest::Elf;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Finds the entropy device, at RBX, and over and over takes it over, makes it an offer that breaks the rules of the ring,
 /// and waits until the device asks for a reset: each time kite has something to say. Prints what comes next once more than
@@ -83,9 +83,7 @@ guest!(PRINTS_ONE, say!("'p'"), power_off!());
 
 #[test]
 fn a_device_whose_guest_breaks_the_rules_again_and_again_has_ten_lines_and_a_sum() {
-    if no_kvm("a_device_whose_guest_breaks_the_rules_again_and_again_has_ten_lines_and_a_sum") {
-        return;
-    }
+    needs!(kvm());
     let end = Kite::run(&COMPLAINED_OF, &[]).end();
     let lines: Vec<&str> = end.stderr.lines().collect();
     assert_eq!((lines.len(), end.status.code(), &end.stdout[..]), (11, Some(0), &b"x"[..]), "{}", end.stderr);
@@ -114,9 +112,7 @@ fn command(guest: &'static Code, arguments: &[&str]) -> (Command, Elf) {
 
 #[test]
 fn a_guest_that_makes_kite_complain_to_a_full_pipe_keeps_no_signal_from_it() {
-    if no_kvm("a_guest_that_makes_kite_complain_to_a_full_pipe_keeps_no_signal_from_it") {
-        return;
-    }
+    needs!(kvm());
     for sandbox in ["auto", "none"] {
         for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT] {
             let (_reader, writer) = full_pipe();
@@ -135,9 +131,7 @@ fn a_guest_that_makes_kite_complain_to_a_full_pipe_keeps_no_signal_from_it() {
 
 #[test]
 fn a_machine_that_does_not_end_by_the_signal_that_was_handed_on_is_killed() {
-    if no_kvm("a_machine_that_does_not_end_by_the_signal_that_was_handed_on_is_killed") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::run(&DEAF_WITH_ITS_MACHINE, &[]);
     kite.expect(b"r");
     kill(Pid::from_raw(kite.id() as i32), Signal::SIGSTOP).unwrap();
@@ -149,9 +143,7 @@ fn a_machine_that_does_not_end_by_the_signal_that_was_handed_on_is_killed() {
 
 #[test]
 fn statistics_that_cannot_be_written_are_a_failure() {
-    if no_kvm("statistics_that_cannot_be_written_are_a_failure") {
-        return;
-    }
+    needs!(kvm());
     let (mut command, _elf) = command(&PRINTS_ONE, &["--stats"]);
     let full = File::options().write(true).open("/dev/full").unwrap();
     assert_eq!(command.stderr(full).output().unwrap().status.code(), Some(125));
@@ -164,9 +156,7 @@ fn without_room(options: &str) -> crate::support::child::End {
 
 #[test]
 fn a_file_that_may_not_grow_is_a_failure_that_is_told_and_no_signal() {
-    if no_kvm("a_file_that_may_not_grow_is_a_failure_that_is_told_and_no_signal") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { folder.path().join(name) };
     std::fs::write(path("disk"), [0; 4096]).unwrap();

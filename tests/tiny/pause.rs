@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::exits::join;
 use crate::rig::{Recorder, Rig};
 use crate::support::guest::{Elf, RESULTS, printed_in_a_hurry};
-use crate::support::{guarded, no_kvm, until};
+use crate::support::{guarded, kvm, until};
 
 const TIMES: usize = 200;
 
@@ -64,9 +64,7 @@ guest!(
 
 #[test]
 fn a_paused_guest_stands_still_and_a_resumed_one_goes_on() {
-    if no_kvm("a_paused_guest_stands_still_and_a_resumed_one_goes_on") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let running = run(&COUNT);
         for time in 0..TIMES {
@@ -85,9 +83,7 @@ guest!(HURRY, print_in_a_hurry!(), "mov ebx, 0x200000\n mov byte ptr [rbx], 1\n 
 
 #[test]
 fn a_paused_or_stopped_guest_has_sent_all_that_it_wrote() {
-    if no_kvm("a_paused_or_stopped_guest_has_sent_all_that_it_wrote") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         for pause in [true, false] {
             let mut running = run(&HURRY);
@@ -110,9 +106,7 @@ guest!(AWAITS, "2: sti\n hlt\n jmp 2b");
 
 #[test]
 fn any_guest_can_be_paused_and_stopped_at_any_time() {
-    if no_kvm("any_guest_can_be_paused_and_stopped_at_any_time") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         for guest in [&HALTED, &SPINNING, &COUNT] {
             drop(run(guest));
@@ -132,9 +126,7 @@ fn any_guest_can_be_paused_and_stopped_at_any_time() {
 
 #[test]
 fn a_vcpu_tells_its_state_while_it_is_still() {
-    if no_kvm("a_vcpu_tells_its_state_while_it_is_still") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let mut running = run(&SPINNING);
         for _ in 0..TIMES {
@@ -152,9 +144,7 @@ fn a_vcpu_tells_its_state_while_it_is_still() {
 
 #[test]
 fn a_vcpu_that_has_halted_for_ever_is_told_from_one_that_waits() {
-    if no_kvm("a_vcpu_that_has_halted_for_ever_is_told_from_one_that_waits") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         for (guest, dead) in [(&HALTED, true), (&AWAITS, false)] {
             let running = run(guest);
@@ -174,9 +164,7 @@ guest!(BREAKS, "mov eax, 0x77\n ud2");
 
 #[test]
 fn a_vcpu_that_has_ended_tells_how_it_stood() {
-    if no_kvm("a_vcpu_that_has_ended_tells_how_it_stood") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let mut running = run(&BREAKS);
         until("the guest to end", || running.exit().reason().is_some());
@@ -194,9 +182,7 @@ guest!(ENDED, power_off!());
 
 #[test]
 fn a_guest_that_has_ended_can_still_be_paused_and_resumed() {
-    if no_kvm("a_guest_that_has_ended_can_still_be_paused_and_resumed") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let running = run(&ENDED);
         until("the guest to end", || running.exit().reason().is_some());
@@ -266,9 +252,7 @@ guest!(
 
 #[test]
 fn a_pause_completes_the_access_that_is_under_way() {
-    if no_kvm("a_pause_completes_the_access_that_is_under_way") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         pause_often(&PORT_TO_MEMORY, |port, _, rig| assert_eq!(rig.memory(RESULTS), port.to_le_bytes()));
         pause_often(&DEVICE_TO_MEMORY, |_, memory, rig| {
@@ -315,9 +299,7 @@ fn assert_row(last: u32, rig: &Rig) {
 
 #[test]
 fn a_pause_in_the_middle_of_a_string_loses_nothing() {
-    if no_kvm("a_pause_in_the_middle_of_a_string_loses_nothing") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         pause_often(&ROWS_FROM_DEVICE, |_, memory, rig| assert_row(memory, rig));
         pause_often(&ROWS_FROM_PORT, |port, _, rig| assert_row(port, rig));
@@ -339,9 +321,7 @@ guest!(
 
 #[test]
 fn a_pause_neither_loses_nor_repeats_a_write() {
-    if no_kvm("a_pause_neither_loses_nor_repeats_a_write") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (ports, memory) = (Arc::<Mutex<Recorder>>::default(), Arc::<Mutex<Recorder>>::default());
         let rig = Rig::run(&WRITES, ports.clone(), memory.clone());

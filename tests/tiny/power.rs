@@ -6,15 +6,13 @@ use nix::sys::signal::Signal;
 use std::process::Stdio;
 
 use crate::process::Kite;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 guest!(POWER_OFF, say!("'o'"), power_off!());
 
 #[test]
 fn powering_off_ends_with_0() {
-    if no_kvm("powering_off_ends_with_0") {
-        return;
-    }
+    needs!(kvm());
     Kite::run(&POWER_OFF, &[]).end().assert(0, "o", "");
     Kite::run(&POWER_OFF, &["--on-reboot", "restart"]).end().assert(0, "o", "");
     Kite::run(&POWER_OFF, &["--cpus", "4", "--no-acpi"]).end().assert(0, "o", "");
@@ -37,9 +35,7 @@ guest!(
 
 #[test]
 fn a_pvh_guest_is_entered_unpaged_with_its_start_information() {
-    if no_kvm("a_pvh_guest_is_entered_unpaged_with_its_start_information") {
-        return;
-    }
+    needs!(kvm());
     Kite::start(&PVH, Entry::Pvh, &[], Stdio::null(), Stdio::piped()).end().assert(0, "p", "");
 }
 
@@ -61,9 +57,7 @@ guest!(
 
 #[test]
 fn a_64_bit_guest_finds_its_command_line_through_rsi() {
-    if no_kvm("a_64_bit_guest_finds_its_command_line_through_rsi") {
-        return;
-    }
+    needs!(kvm());
     let arguments = ["--cmdline", "one two", "--append", "three"];
     Kite::run(&COMMAND_LINE, &arguments).end().assert(0, "one two three", "");
 }
@@ -73,9 +67,7 @@ guest!(RESET_I8042, say!("'k'"), "mov al, 0xfe\n out 0x64, al\n 2: hlt\n jmp 2b"
 
 #[test]
 fn a_reset_ends_with_0() {
-    if no_kvm("a_reset_ends_with_0") {
-        return;
-    }
+    needs!(kvm());
     Kite::run(&RESET_REGISTER, &[]).end().assert(0, "r", "");
     Kite::run(&RESET_I8042, &[]).end().assert(0, "k", "");
 }
@@ -100,9 +92,7 @@ guest!(
 
 #[test]
 fn other_values_in_the_same_registers_end_nothing() {
-    if no_kvm("other_values_in_the_same_registers_end_nothing") {
-        return;
-    }
+    needs!(kvm());
     Kite::run(&NOT_QUITE, &[]).end().assert(0, "U", "");
 }
 
@@ -158,9 +148,7 @@ guest!(
 
 #[test]
 fn a_restart_boots_a_machine_built_anew() {
-    if no_kvm("a_restart_boots_a_machine_built_anew") {
-        return;
-    }
+    needs!(kvm());
     // These differ in what KVM is asked for when it is built.
     for board in [&[][..], &["--no-acpi"], &["--cpus", "256"]] {
         reborn(board, b"rktrktrktr");
@@ -191,9 +179,7 @@ fn reborn(board: &[&str], resets: &[u8]) {
 
 #[test]
 fn a_guest_that_restarts_for_ever_is_ended_by_a_signal() {
-    if no_kvm("a_guest_that_restarts_for_ever_is_ended_by_a_signal") {
-        return;
-    }
+    needs!(kvm());
     let kite = Kite::run(&RESET_REGISTER, &["--on-reboot", "restart"]);
     kite.expect_more_than(3);
     kite.signal(Signal::SIGTERM);

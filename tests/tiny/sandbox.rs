@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::process::Kite;
-use crate::support::{no_kvm, until};
+use crate::support::{kvm, until};
 
 guest!(FOR_EVER, say!("'r'"), "2: pause\n jmp 2b");
 guest!(ONCE, say!("'r'"), power_off!());
@@ -48,23 +48,20 @@ fn terminate(kite: Kite) {
     kite.end().assert_killed_by(Signal::SIGTERM);
 }
 
-/// Whether this host allows less, which is said: a container may.
-fn is_forbidden(test: &str) -> bool {
+/// Whether KVM can be used, and user namespaces made, which a container may forbid.
+fn user_namespaces() -> Result<(), String> {
+    kvm()?;
     let forbidden = nix::unistd::geteuid().is_root() && field(Path::new("/proc/self"), "CapEff").len() < 16;
     let refused = std::process::Command::new("unshare").args(["-Ur", "true"]).output();
-    let forbidden = forbidden || !refused.is_ok_and(|output| output.status.success());
-    if forbidden {
-        println!("skipped: {test}: this host makes no user namespaces");
+    if forbidden || !refused.is_ok_and(|output| output.status.success()) {
+        return Err("this host makes no user namespaces".to_owned());
     }
-    forbidden
+    Ok(())
 }
 
 #[test]
 fn a_machine_has_nothing_of_the_host_when_its_guest_runs() {
-    const NAME: &str = "a_machine_has_nothing_of_the_host_when_its_guest_runs";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     let (kite, process) = running(&["--sandbox", "require"]);
     for namespace in ["user", "mnt", "pid", "net", "ipc", "uts"] {
         let of = |process: &Path| fs::read_link(process.join("ns").join(namespace)).unwrap();
@@ -85,10 +82,7 @@ fn a_machine_has_nothing_of_the_host_when_its_guest_runs() {
 
 #[test]
 fn every_thread_of_a_machine_is_confined() {
-    const NAME: &str = "every_thread_of_a_machine_is_confined";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     let folder = tempfile::tempdir().unwrap();
     let (disk, socket) = (folder.path().join("disk"), folder.path().join("socket"));
     fs::write(&disk, [0; 4096]).unwrap();
@@ -119,10 +113,7 @@ fn supervisor(machine: &Path) -> PathBuf {
 
 #[test]
 fn the_supervisor_is_confined_to_its_chores() {
-    const NAME: &str = "the_supervisor_is_confined_to_its_chores";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     let root = nix::unistd::geteuid().is_root();
     // CAP_DAC_OVERRIDE and CAP_FOWNER, for root to write in folders of others.
     let folders = if root { 0b1010 } else { 0 };
@@ -150,10 +141,7 @@ fn the_supervisor_is_confined_to_its_chores() {
 
 #[test]
 fn the_supervisor_has_the_descriptors_that_it_needs_and_no_other() {
-    const NAME: &str = "the_supervisor_has_the_descriptors_that_it_needs_and_no_other";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     fs::write(&disk, [0; 4096]).unwrap();
@@ -174,10 +162,7 @@ fn the_supervisor_has_the_descriptors_that_it_needs_and_no_other() {
 
 #[test]
 fn a_signal_to_the_machine_s_process_ends_kite_once() {
-    const NAME: &str = "a_signal_to_the_machine_s_process_ends_kite_once";
-    if no_kvm(NAME) {
-        return;
-    }
+    needs!(kvm());
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let (kite, machine) = running(&[]);
         let id = machine.file_name().unwrap().to_str().unwrap().parse().unwrap();
@@ -188,10 +173,7 @@ fn a_signal_to_the_machine_s_process_ends_kite_once() {
 
 #[test]
 fn who_ignores_the_end_of_children_is_told_of_the_machine_s() {
-    const NAME: &str = "who_ignores_the_end_of_children_is_told_of_the_machine_s";
-    if no_kvm(NAME) {
-        return;
-    }
+    needs!(kvm());
     let kite = Kite::by(&["env", "--ignore-signal=CHLD"], &FOR_EVER, &[]);
     kite.expect_more_than(0);
     terminate(kite);
@@ -199,10 +181,7 @@ fn who_ignores_the_end_of_children_is_told_of_the_machine_s() {
 
 #[test]
 fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
-    const NAME: &str = "a_machine_has_the_descriptors_that_it_needs_and_no_other";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     // The shell leaves one of its own open for kite.
     let kite = Kite::redirected(&FOR_EVER, "--sandbox require 9</etc/passwd");
     kite.expect_more_than(0);
@@ -233,10 +212,7 @@ fn a_machine_has_the_descriptors_that_it_needs_and_no_other() {
 
 #[test]
 fn what_a_machine_only_reads_is_open_where_nothing_can_be_changed() {
-    const NAME: &str = "what_a_machine_only_reads_is_open_where_nothing_can_be_changed";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     let names = ["readonly", "ephemeral", "initrd"];
@@ -265,10 +241,7 @@ fn what_a_machine_only_reads_is_open_where_nothing_can_be_changed() {
 
 #[test]
 fn neither_half_outlives_the_other() {
-    const NAME: &str = "neither_half_outlives_the_other";
-    if no_kvm(NAME) {
-        return;
-    }
+    needs!(kvm());
     let (kite, machine) = running(&[]);
     kite.signal(Signal::SIGKILL);
     until("the machine's process to end", || !machine.join("exe").exists());
@@ -281,10 +254,7 @@ fn neither_half_outlives_the_other() {
 
 #[test]
 fn a_kite_that_is_killed_leaves_a_socket_s_name_to_the_next_one() {
-    const NAME: &str = "a_kite_that_is_killed_leaves_a_socket_s_name_to_the_next_one";
-    if no_kvm(NAME) {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("socket");
     let port = format!("--port=agent={}", socket.display());
@@ -308,10 +278,7 @@ fn a_kite_that_is_killed_leaves_a_socket_s_name_to_the_next_one() {
 
 #[test]
 fn a_signal_that_somebody_sends_is_not_told_as_a_refused_call() {
-    const NAME: &str = "a_signal_that_somebody_sends_is_not_told_as_a_refused_call";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     for half in ["machine", "supervisor"] {
         let (kite, machine) = running(&["--sandbox", "require"]);
         let half = if half == "machine" { machine } else { supervisor(&machine) };
@@ -324,10 +291,7 @@ fn a_signal_that_somebody_sends_is_not_told_as_a_refused_call() {
 
 #[test]
 fn a_layer_is_left_out_by_name() {
-    const NAME: &str = "a_layer_is_left_out_by_name";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     let (kite, process) = running(&["--sandbox", "require,no-seccomp,no-landlock"]);
     assert!(tasks(&process).iter().all(|task| field(task, "Seccomp") == "0"));
     assert_eq!(field(&process, "CapEff"), "0".repeat(16));
@@ -339,10 +303,7 @@ fn a_layer_is_left_out_by_name() {
 
 #[test]
 fn where_the_host_allows_less_auto_goes_on_and_require_names_a_way_to() {
-    const NAME: &str = "where_the_host_allows_less_auto_goes_on_and_require_names_a_way_to";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     let few = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"";
     let few = (&["unshare", "-Urm", "sh", "-c", few, "sh"][..], "user.max_user_namespaces=");
     let nameless = (&["setpriv", "--bounding-set=-setfcap", "--inh-caps=-setfcap"][..], "SETFCAP");
@@ -367,10 +328,7 @@ fn where_the_host_allows_less_auto_goes_on_and_require_names_a_way_to() {
 
 #[test]
 fn the_environment_names_the_sandbox_where_no_option_does() {
-    const NAME: &str = "the_environment_names_the_sandbox_where_no_option_does";
-    if no_kvm(NAME) || is_forbidden(NAME) {
-        return;
-    }
+    needs!(user_namespaces());
     for (variable, option, seccomp) in [
         ("none", "", "0"),
         ("auto,no-seccomp", "", "0"),
@@ -390,9 +348,7 @@ fn the_environment_names_the_sandbox_where_no_option_does() {
 
 #[test]
 fn a_job_that_is_stopped_stops_its_machine_and_both_go_on() {
-    if no_kvm("a_job_that_is_stopped_stops_its_machine_and_both_go_on") {
-        return;
-    }
+    needs!(kvm());
     let (kite, machine) = running(&[]);
     let is_stopped = |process: &Path| field(process, "State").starts_with('T');
     kite.signal(Signal::SIGTSTP);

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use boot::testing::Entry;
 
 use crate::process::Kite;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// How often each vCPU prints its letter while the others do.
 const TIMES: usize = 500;
@@ -130,9 +130,7 @@ guest!(
 
 #[test]
 fn vcpus_started_by_init_and_sipi_run_at_once() {
-    if no_kvm("vcpus_started_by_init_and_sipi_run_at_once") {
-        return;
-    }
+    needs!(kvm());
     for (guest, entry, cpus) in [(&TWO_BY_X2APIC, Entry::Long, 2), (&FOUR_BY_XAPIC, Entry::Pvh, 4)] {
         let cpus_option = format!("--cpus={cpus}");
         let mut end = Kite::start(guest, entry, &[&cpus_option], Stdio::null(), Stdio::piped()).end();
@@ -157,9 +155,7 @@ guest!(
 
 #[test]
 fn output_of_two_vcpus_is_complete_with_writes_coalesced() {
-    if no_kvm("output_of_two_vcpus_is_complete_with_writes_coalesced") {
-        return;
-    }
+    needs!(kvm());
     let mut end = Kite::run(&TWO_IN_A_HURRY, &["--cpus", "2"]).end();
     end.stdout.sort_unstable();
     end.assert(0, [vec![b'a'; TIMES], vec![b'b'; TIMES + 1]].concat(), "");
@@ -167,9 +163,7 @@ fn output_of_two_vcpus_is_complete_with_writes_coalesced() {
 
 #[test]
 fn a_crash_of_any_vcpu_ends_all() {
-    if no_kvm("a_crash_of_any_vcpu_ends_all") {
-        return;
-    }
+    needs!(kvm());
     let end = Kite::run(&SECOND_FAULTS, &["--cpus", "3"]).end();
     // A triple fault; PVM calls it an instruction that it cannot emulate.
     assert!(

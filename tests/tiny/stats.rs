@@ -13,13 +13,11 @@ use serde_json::Value;
 use crate::process::Kite;
 use crate::rig::record;
 use crate::support::guest::printed_in_a_hurry;
-use crate::support::{guarded, no_kvm, until};
+use crate::support::{guarded, kvm, until};
 
 #[test]
 fn kvms_own_counters_of_a_vcpu_have_its_exits() {
-    if no_kvm("kvms_own_counters_of_a_vcpu_have_its_exits") {
-        return;
-    }
+    needs!(kvm());
     let kvm = vm::open_kvm().unwrap();
     let vm = Vm::new(&kvm, std::sync::Arc::new(GuestRam::new(64 << 20).unwrap()), 1).unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
@@ -51,9 +49,7 @@ guest!(
 
 #[test]
 fn every_access_is_counted_once_at_its_address() {
-    if no_kvm("every_access_is_counted_once_at_its_address") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (_, _, rig) = record(&COUNTED);
         let report = rig.stats.report();
@@ -86,9 +82,7 @@ fn every_access_is_counted_once_at_its_address() {
 
 #[test]
 fn kites_totals_are_those_that_kvm_has_counted() {
-    if no_kvm("kites_totals_are_those_that_kvm_has_counted") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let (_, _, rig) = record(&COUNTED);
         let report = rig.stats.report();
@@ -121,9 +115,7 @@ guest!(HURRIED, print_in_a_hurry!(), power_off!());
 
 #[test]
 fn writes_that_wait_in_the_ring_are_counted_beside_exits() {
-    if no_kvm("writes_that_wait_in_the_ring_are_counted_beside_exits") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("stats.json");
     let option = format!("--stats={}", file.display());
@@ -145,9 +137,7 @@ fn writes_that_wait_in_the_ring_are_counted_beside_exits() {
 
 #[test]
 fn the_table_comes_after_all_that_the_guest_has_printed() {
-    if no_kvm("the_table_comes_after_all_that_the_guest_has_printed") {
-        return;
-    }
+    needs!(kvm());
     let end = Kite::run(&HURRIED, &["--stats", "--cpus", "2"]).end();
     assert_eq!((end.status.code(), end.stdout), (Some(0), printed_in_a_hurry()));
     for words in [
@@ -166,9 +156,7 @@ guest!(CRASHING, say!("'c'"), "lidt [2f]\n ud2\n .align 8\n 2: .quad 0, 0");
 
 #[test]
 fn a_guest_that_crashes_is_told_of_all_the_same() {
-    if no_kvm("a_guest_that_crashes_is_told_of_all_the_same") {
-        return;
-    }
+    needs!(kvm());
     let end = Kite::run(&CRASHING, &["--stats"]).end();
     assert_eq!(end.status.code(), Some(255), "{}", end.stderr);
     let table = end.stderr.find("exits to kite in ").expect("the table");
@@ -194,9 +182,7 @@ guest!(
 
 #[test]
 fn sigusr1_asks_and_the_guest_goes_on() {
-    if no_kvm("sigusr1_asks_and_the_guest_goes_on") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("stats.json");
     let mut kite = Kite::typed_to(&ASKED, &[&format!("--stats={}", file.display())]);
@@ -220,9 +206,7 @@ fn sigusr1_asks_and_the_guest_goes_on() {
 
 #[test]
 fn without_the_option_sigusr1_ends_kite() {
-    if no_kvm("without_the_option_sigusr1_ends_kite") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::run(&ASKED, &[]);
     kite.expect(b"e");
     kite.signal(Signal::SIGUSR1);
@@ -231,9 +215,7 @@ fn without_the_option_sigusr1_ends_kite() {
 
 #[test]
 fn a_reader_never_finds_half_a_file() {
-    if no_kvm("a_reader_never_finds_half_a_file") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("stats.json");
     let option = format!("--stats={}", file.display());
@@ -266,9 +248,7 @@ guest!(
 
 #[test]
 fn a_guest_that_goes_everywhere_is_counted_in_full_and_in_bounded_room() {
-    if no_kvm("a_guest_that_goes_everywhere_is_counted_in_full_and_in_bounded_room") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let (file, trace) = (folder.path().join("stats.json"), folder.path().join("trace.json"));
     let options = [format!("--stats={}", file.display()), format!("--trace={}", trace.display())];
@@ -305,9 +285,7 @@ guest!(
 
 #[test]
 fn every_machine_of_a_guest_that_restarts_has_its_own_table() {
-    if no_kvm("every_machine_of_a_guest_that_restarts_has_its_own_table") {
-        return;
-    }
+    needs!(kvm());
     let mut kite = Kite::typed_to(&TOLD, &["--stats", "--on-reboot", "restart"]);
     kite.expect(b"t");
     kite.send(b"r");
@@ -322,9 +300,7 @@ fn every_machine_of_a_guest_that_restarts_has_its_own_table() {
 
 #[test]
 fn a_kite_that_is_told_to_end_tells_what_it_has_seen() {
-    if no_kvm("a_kite_that_is_told_to_end_tells_what_it_has_seen") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let (file, trace) = (folder.path().join("stats.json"), folder.path().join("trace.json"));
     let options = [format!("--stats={}", file.display()), format!("--trace={}", trace.display())];
@@ -340,9 +316,7 @@ fn a_kite_that_is_told_to_end_tells_what_it_has_seen() {
 
 #[test]
 fn a_file_that_can_no_longer_be_written_is_told_of_in_the_end() {
-    if no_kvm("a_file_that_can_no_longer_be_written_is_told_of_in_the_end") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let option = format!("--stats={}/stats.json", folder.path().display());
     let mut kite = Kite::typed_to(&TOLD, &[&option]);

@@ -3,14 +3,11 @@
 use boot::testing::Code;
 
 use crate::multiboot::run;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Runs a guest that is to pass.
 #[track_caller]
-fn passes(test: &str, guest: &'static Code, arguments: &[&str]) {
-    if no_kvm(test) {
-        return;
-    }
+fn passes(guest: &'static Code, arguments: &[&str]) {
     run(guest, &[&["--test-devices"], arguments].concat()).assert(1, "", "");
 }
 
@@ -86,9 +83,7 @@ guest!(
 
 #[test]
 fn a_value_at_the_debug_port_is_the_exit_status_without_a_word() {
-    if no_kvm("a_value_at_the_debug_port_is_the_exit_status_without_a_word") {
-        return;
-    }
+    needs!(kvm());
     run(&EXIT_DWORD, &["--test-devices"]).assert(1, "", "");
     run(&EXIT_WORD, &["--test-devices"]).assert(3, "", "");
     run(&EXIT_BYTE, &["--test-devices"]).assert(77, "s", "");
@@ -134,8 +129,9 @@ guest!(
 
 #[test]
 fn latches_keep_what_is_written_at_every_width() {
-    passes("latches_keep_what_is_written_at_every_width", &LATCHES, &[]);
-    passes("latches_keep_what_is_written_at_every_width", &LATCHES, &["--no-acpi", "--cpus", "2"]);
+    needs!(kvm());
+    passes(&LATCHES, &[]);
+    passes(&LATCHES, &["--no-acpi", "--cpus", "2"]);
 }
 
 guest!(
@@ -165,7 +161,8 @@ guest!(
 
 #[test]
 fn a_flushed_page_is_there_again_with_its_content() {
-    passes("a_flushed_page_is_there_again_with_its_content", &FLUSHES, &[]);
+    needs!(kvm());
+    passes(&FLUSHES, &[]);
 }
 
 guest!(
@@ -208,7 +205,8 @@ guest!(
 
 #[test]
 fn a_port_drives_its_line_into_the_pic() {
-    passes("a_port_drives_its_line_into_the_pic", &LINES_BY_PIC, &[]);
+    needs!(kvm());
+    passes(&LINES_BY_PIC, &[]);
 }
 
 guest!(
@@ -251,7 +249,8 @@ guest!(
 
 #[test]
 fn a_port_drives_its_line_into_the_io_apic_by_level() {
-    passes("a_port_drives_its_line_into_the_io_apic_by_level", &LINES_BY_IO_APIC, &[]);
+    needs!(kvm());
+    passes(&LINES_BY_IO_APIC, &[]);
 }
 
 guest!(
@@ -273,7 +272,8 @@ guest!(
 
 #[test]
 fn scratch_memory_keeps_what_is_written_and_ends_at_64_kib() {
-    passes("scratch_memory_keeps_what_is_written_and_ends_at_64_kib", &SCRATCH, &[]);
+    needs!(kvm());
+    passes(&SCRATCH, &[]);
 }
 
 guest!(
@@ -317,7 +317,8 @@ guest!(
 
 #[test]
 fn fw_cfg_tells_the_cpus_and_the_memory() {
-    passes("fw_cfg_tells_the_cpus_and_the_memory", &FW_CFG, &["--cpus", "3"]);
+    needs!(kvm());
+    passes(&FW_CFG, &["--cpus", "3"]);
 }
 
 guest!(
@@ -365,7 +366,8 @@ guest!(
 
 #[test]
 fn the_pm_timer_is_named_by_the_fadt_and_runs() {
-    passes("the_pm_timer_is_named_by_the_fadt_and_runs", &PM_TIMER, &[]);
+    needs!(kvm());
+    passes(&PM_TIMER, &[]);
 }
 
 guest!(
@@ -400,5 +402,6 @@ guest!(
 
 #[test]
 fn the_interval_timer_interrupts_through_the_pic() {
-    passes("the_interval_timer_interrupts_through_the_pic", &PIT, &[]);
+    needs!(kvm());
+    passes(&PIT, &[]);
 }

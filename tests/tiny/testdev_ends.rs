@@ -1,7 +1,7 @@
 //! How a unit test ends that does not end by itself; and a machine without test devices.
 
 use crate::multiboot::run;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 const TRIPLE: &str = "kite: the guest crashed: triple fault on vCPU 0\n";
 
@@ -18,9 +18,7 @@ guest!(
 
 #[test]
 fn a_triple_fault_ends_at_once_with_a_status_of_its_own() {
-    if no_kvm("a_triple_fault_ends_at_once_with_a_status_of_its_own") {
-        return;
-    }
+    needs!(kvm());
     for arguments in [&["--test-devices"][..], &["--test-devices", "--on-reboot", "restart"], &[]] {
         let end = run(&TEST_TRIPLE_FAULT, arguments);
         assert!(end.stderr.starts_with(TRIPLE), "{}", end.stderr);
@@ -32,9 +30,7 @@ guest!(TEST_INTO_THE_VOID, ".code32", say!("'v'"), "mov eax, 0x30000000\n jmp ea
 
 #[test]
 fn an_internal_error_ends_at_once_with_a_status_of_its_own() {
-    if no_kvm("an_internal_error_ends_at_once_with_a_status_of_its_own") {
-        return;
-    }
+    needs!(kvm());
     let end = run(&TEST_INTO_THE_VOID, &["--test-devices"]);
     assert!(end.stderr.starts_with("kite: the guest crashed: "), "{}", end.stderr);
     end.assert(255, "v", &end.stderr);
@@ -101,8 +97,6 @@ guest!(
 
 #[test]
 fn without_the_option_there_is_nothing_of_it() {
-    if no_kvm("without_the_option_there_is_nothing_of_it") {
-        return;
-    }
+    needs!(kvm());
     run(&NOTHING, &[]).assert(0, "n", "");
 }

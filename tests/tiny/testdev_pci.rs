@@ -1,7 +1,7 @@
 //! pci-testdev behind configuration mechanism 1, tested from inside.
 
 use crate::multiboot::run;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Reads the configuration space of the function in EBX, at `$byte`, into EAX.
 macro_rules! read_config {
@@ -102,9 +102,7 @@ guest!(
 
 #[test]
 fn the_function_is_found_and_its_windows_are_assigned() {
-    if no_kvm("the_function_is_found_and_its_windows_are_assigned") {
-        return;
-    }
+    needs!(kvm());
     run(&CONFIGURATION, &["--test-devices"]).assert(1, "", "");
 }
 
@@ -196,9 +194,7 @@ guest!(
 
 #[test]
 fn writes_are_counted_with_and_without_an_exit() {
-    if no_kvm("writes_are_counted_with_and_without_an_exit") {
-        return;
-    }
+    needs!(kvm());
     run(&MEMORY, &["--test-devices"]).assert(1, "", "");
     run(&PORTS, &["--test-devices"]).assert(1, "", "");
 }

@@ -4,7 +4,7 @@ use boot::testing::Code;
 use serde_json::Value;
 
 use crate::process::Kite;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Prints a string that ends with 0 and is at label 8 or later in the code.
 macro_rules! print {
@@ -60,9 +60,7 @@ const PRINTED: &str = "[    0.000000] Linux version 9.9.9-tiny\r\n[    0.1] Run 
 
 #[test]
 fn kites_phases_and_the_guests_follow_each_other() {
-    if no_kvm("kites_phases_and_the_guests_follow_each_other") {
-        return;
-    }
+    needs!(kvm());
     let events = events(&LIKE_LINUX, &[], PRINTED);
     let order = [
         "parse options",
@@ -91,9 +89,7 @@ fn kites_phases_and_the_guests_follow_each_other() {
 
 #[test]
 fn a_phase_of_the_guests_has_its_own_exits_and_no_others() {
-    if no_kvm("a_phase_of_the_guests_has_its_own_exits_and_no_others") {
-        return;
-    }
+    needs!(kvm());
     let events = events(&LIKE_LINUX, &[], PRINTED);
     let phases = ["to the kernel's first line", "kernel", "user space"];
     let exits = phases.map(|name| named(&events, name)["args"]["exits"].as_u64().unwrap());
@@ -110,9 +106,7 @@ fn a_phase_of_the_guests_has_its_own_exits_and_no_others() {
 
 #[test]
 fn slices_of_one_thread_do_not_overlap() {
-    if no_kvm("slices_of_one_thread_do_not_overlap") {
-        return;
-    }
+    needs!(kvm());
     let events = events(&LIKE_LINUX, &["--cpus", "2"], PRINTED);
     let of = |event: &Value, field: &str| event[field].as_u64().unwrap();
     let slices = events.iter().filter(|event| event["ph"] == "X");
@@ -128,9 +122,7 @@ fn slices_of_one_thread_do_not_overlap() {
 
 #[test]
 fn a_guest_that_is_no_linux_has_its_start_and_its_end() {
-    if no_kvm("a_guest_that_is_no_linux_has_its_start_and_its_end") {
-        return;
-    }
+    needs!(kvm());
     let events = events(&NO_LINUX, &["--cpus", "2", "--no-acpi"], "o");
     assert_eq!(named(&events, "guest")["args"]["exits"], 2);
     assert!(start(&events, "exit") >= start(&events, "MP table"));
@@ -139,9 +131,7 @@ fn a_guest_that_is_no_linux_has_its_start_and_its_end() {
 
 #[test]
 fn every_thread_that_has_events_has_a_name() {
-    if no_kvm("every_thread_that_has_events_has_a_name") {
-        return;
-    }
+    needs!(kvm());
     let events = events(&LIKE_LINUX, &[], PRINTED);
     let place = |event: &Value| (event["pid"].as_u64(), event["tid"].as_u64());
     let names: Vec<_> = events.iter().filter(|event| event["name"] == "thread_name").map(place).collect();

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use boot::testing::{BASE, Code, multiboot_at, multiboot_elf};
 use tempfile::TempDir;
 
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 const WRAPPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/kvm-unit-tests");
 
@@ -136,9 +136,7 @@ fn rows(output: &Output) -> Vec<String> {
 
 #[test]
 fn each_test_of_a_folder_is_a_row_that_tells_how_it_ended() {
-    if no_kvm("each_test_of_a_folder_is_a_row_that_tells_how_it_ended") {
-        return;
-    }
+    needs!(kvm());
     let tests = [
         ("a_pass", &UNIT_PASS),
         ("b_fail", &UNIT_FAIL),
@@ -176,9 +174,7 @@ fn each_test_of_a_folder_is_a_row_that_tells_how_it_ended() {
 
 #[test]
 fn tests_that_pass_or_skip_end_with_0_and_a_failure_shows_its_last_lines() {
-    if no_kvm("tests_that_pass_or_skip_end_with_0_and_a_failure_shows_its_last_lines") {
-        return;
-    }
+    needs!(kvm());
     let folder = folder(&[("pass", &UNIT_PASS), ("skip", &UNIT_SKIP), ("fail", &UNIT_FAIL)]);
     let output = run(folder.path(), &["FOLDER", "pass", "skip"]);
     assert_eq!(
@@ -270,9 +266,7 @@ groups = quick"#;
 
 #[test]
 fn a_configuration_is_followed_where_kite_has_what_it_asks_for() {
-    if no_kvm("a_configuration_is_followed_where_kite_has_what_it_asks_for") {
-        return;
-    }
+    needs!(kvm());
     let folder = folder(&[
         ("arguments", &UNIT_ARGUMENTS),
         ("pass", &UNIT_PASS),
@@ -316,9 +310,7 @@ fn a_configuration_is_followed_where_kite_has_what_it_asks_for() {
 
 #[test]
 fn options_that_cannot_be_read_end_the_run() {
-    if no_kvm("options_that_cannot_be_read_end_the_run") {
-        return;
-    }
+    needs!(kvm());
     let folder = folder(&[("pass", &UNIT_PASS)]);
     write(folder.path(), "unittests.cfg", b"[broken]\nfile = pass.flat\nextra_params = -append 'no end\n");
     let output = run(folder.path(), &["FOLDER"]);
@@ -332,9 +324,7 @@ fn options_that_cannot_be_read_end_the_run() {
 
 #[test]
 fn a_flat_file_with_addresses_of_its_own_runs_as_well() {
-    if no_kvm("a_flat_file_with_addresses_of_its_own_runs_as_well") {
-        return;
-    }
+    needs!(kvm());
     let folder = folder(&[]);
     write(folder.path(), "flat.flat", &multiboot_at(UNIT_PASS.code(), BASE as u32));
     assert_eq!(rows(&run(folder.path(), &["FOLDER"]))[0], "PASS flat (3 tests)");

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::process::Kite;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Takes over the device at RBX: status up to FEATURES_OK with VIRTIO_F_VERSION_1 alone, a queue of so many entries, and
 /// DRIVER_OK.
@@ -181,9 +181,7 @@ guest!(
 
 #[test]
 fn a_disk_that_is_reset_while_it_reads_starts_again() {
-    if no_kvm("a_disk_that_is_reset_while_it_reads_starts_again") {
-        return;
-    }
+    needs!(kvm());
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(&vec![1; 8 << 20]).unwrap();
     file.as_file().sync_all().unwrap();
@@ -198,17 +196,13 @@ fn a_disk_that_is_reset_while_it_reads_starts_again() {
 
 #[test]
 fn a_driver_sleeps_until_its_device_has_answered() {
-    if no_kvm("a_driver_sleeps_until_its_device_has_answered") {
-        return;
-    }
+    needs!(kvm());
     Kite::run(&ASKS_FOR_ENTROPY, &[]).end().assert(0, "Y", "");
 }
 
 #[test]
 fn without_acpi_and_without_the_device_there_is_none() {
-    if no_kvm("without_acpi_and_without_the_device_there_is_none") {
-        return;
-    }
+    needs!(kvm());
     for option in ["--no-acpi", "--no-rng"] {
         Kite::run(&ASKS_FOR_ENTROPY, &[option]).end().assert(0, "N", "");
     }

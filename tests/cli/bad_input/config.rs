@@ -5,7 +5,7 @@ use std::os::unix::fs::chown;
 use std::process::Command;
 
 use crate::support::attempt::Attempt;
-use crate::support::{KITE, NOBODY, not_root};
+use crate::support::{KITE, NOBODY, root};
 
 /// Puts this into `kite.toml`.
 fn with(attempt: &Attempt, text: &str) {
@@ -83,9 +83,7 @@ fn the_nearest_project_above_is_this_one() {
 
 #[test]
 fn another_user_s_project_is_not_read() {
-    if not_root("another_user_s_project_is_not_read") {
-        return;
-    }
+    needs!(root());
     let attempt = Attempt::new();
     with(&attempt, "kernel = 'a/planted'\n");
     chown(attempt.path("kite.toml"), Some(NOBODY), None).unwrap();

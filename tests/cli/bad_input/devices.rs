@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 
 use crate::support::attempt::Attempt;
 use crate::support::image::elf;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 #[test]
 fn descriptions_of_devices_that_make_no_sense_are_refused() {
@@ -92,9 +92,7 @@ fn a_port_takes_the_place_of_nothing_that_is_there() {
 
 #[test]
 fn more_devices_than_lines_are_refused() {
-    if no_kvm("more_devices_than_lines_are_refused") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     let disk = attempt.file("disk", &[0; 512]);

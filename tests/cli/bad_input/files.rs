@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::support::attempt::{Attempt, run};
 use crate::support::image::elf;
-use crate::support::{KITE, no_kvm, not_root};
+use crate::support::{KITE, kvm, root};
 
 #[test]
 fn a_missing_kernel_is_named() {
@@ -115,9 +115,7 @@ fn an_empty_initrd_is_refused() {
 
 #[test]
 fn an_initrd_that_does_not_fit_is_refused() {
-    if no_kvm("an_initrd_that_does_not_fit_is_refused") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     for len in [63 << 20, 64 << 20, (64 << 20) + 1, 100 << 30] {
@@ -128,9 +126,7 @@ fn an_initrd_that_does_not_fit_is_refused() {
 
 #[test]
 fn what_an_initrd_holds_is_the_kernels_business() {
-    if no_kvm("what_an_initrd_holds_is_the_kernels_business") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     for content in [&b"\0"[..], b"070701 truncated", &[0xa5; 100_000]] {
@@ -142,9 +138,7 @@ fn what_an_initrd_holds_is_the_kernels_business() {
 
 #[test]
 fn files_that_may_not_be_read_are_refused() {
-    if not_root("files_that_may_not_be_read_are_refused") {
-        return;
-    }
+    needs!(root());
     let attempt = Attempt::new();
     let (kite, kernel, secret) =
         (attempt.kite(), attempt.file("kernel", &elf()), attempt.file("secret", &elf()));

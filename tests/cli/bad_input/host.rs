@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::support::attempt::Attempt;
 use crate::support::image::elf;
-use crate::support::{KITE, no_kvm, not_root, skipped};
+use crate::support::{KITE, kvm, root};
 
 /// Runs in a new mount namespace: an empty `/dev`, then the script, in which `$0` is kite and `$1` the kernel.
 fn namespace(script: &str) -> Command {
@@ -16,24 +16,20 @@ fn namespace(script: &str) -> Command {
     command
 }
 
-/// Says that `test` does not run for want of mount namespaces, if that is so.
-fn no_namespace(test: &str) -> bool {
-    let reason = match namespace("true").output() {
-        Ok(output) if output.status.success() => return false,
-        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
-        Err(error) => format!("unshare: {error}"),
-    };
-    skipped(test, &reason);
-    true
+/// Whether this host makes mount namespaces.
+fn mount_namespaces() -> Result<(), String> {
+    match namespace("true").output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("unshare: {error}")),
+    }
 }
 
 const RUN: &str = r#"run --force --memory 64M --kernel "$1""#;
 
 #[test]
 fn a_missing_kvm_device_is_named() {
-    if no_namespace("a_missing_kvm_device_is_named") {
-        return;
-    }
+    needs!(mount_namespaces());
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     let end = attempt.end_of(namespace(&format!("exec \"$0\" {RUN}")).arg(KITE).arg(&kernel));
@@ -42,9 +38,7 @@ fn a_missing_kvm_device_is_named() {
 
 #[test]
 fn something_else_in_place_of_the_kvm_device_is_refused() {
-    if no_namespace("something_else_in_place_of_the_kvm_device_is_refused") {
-        return;
-    }
+    needs!(mount_namespaces());
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     for place in [": > /dev/kvm", "mkdir /dev/kvm", "ln -s kvm /dev/kvm", "ln -s \"$1\" /dev/kvm"] {
@@ -55,10 +49,8 @@ fn something_else_in_place_of_the_kvm_device_is_refused() {
 
 #[test]
 fn a_forbidden_kvm_device_is_named() {
-    let name = "a_forbidden_kvm_device_is_named";
-    if not_root(name) || no_namespace(name) {
-        return;
-    }
+    needs!(root());
+    needs!(mount_namespaces());
     let attempt = Attempt::new();
     let (kite, kernel) = (attempt.kite(), attempt.file("kernel", &elf()));
     let nobody = "exec setpriv --reuid 65534 --regid 65534 --clear-groups";
@@ -69,9 +61,7 @@ fn a_forbidden_kvm_device_is_named() {
 
 #[test]
 fn no_kernel_at_all_says_how_to_get_one() {
-    if no_namespace("no_kernel_at_all_says_how_to_get_one") {
-        return;
-    }
+    needs!(mount_namespaces());
     let attempt = Attempt::new();
     std::fs::create_dir(attempt.path("empty")).unwrap();
     let script = "for folder in /boot /usr/lib/modules /lib/modules; do
@@ -85,19 +75,14 @@ fn no_kernel_at_all_says_how_to_get_one() {
 
 #[test]
 fn a_missing_proc_is_named_with_what_helps() {
-    if no_namespace("a_missing_proc_is_named_with_what_helps") {
-        return;
-    }
+    needs!(mount_namespaces());
     let attempt = Attempt::new();
     let end = attempt.end_of(namespace("mount -t tmpfs none /proc && exec \"$0\" inspect").arg(KITE));
     end.assert_refusal("mount -t proc proc /proc");
 }
 
 /// Whatever the limit, kite runs the guest or says in one line what it lacks, and what helps.
-fn limited(test: &str, limits: impl Iterator<Item = String>, helps: &str) {
-    if no_kvm(test) {
-        return;
-    }
+fn limited(limits: impl Iterator<Item = String>, helps: &str) {
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     let (mut ran, mut refused) = (false, false);
@@ -117,14 +102,16 @@ fn limited(test: &str, limits: impl Iterator<Item = String>, helps: &str) {
 
 #[test]
 fn too_few_file_descriptors_are_a_failure_of_the_host() {
+    needs!(kvm());
     let limits = (4..64).step_by(2).map(|count| format!("-n {count}"));
-    limited("too_few_file_descriptors_are_a_failure_of_the_host", limits, "ulimit -n 1024");
+    limited(limits, "ulimit -n 1024");
 }
 
 #[test]
 fn too_little_address_space_is_a_failure_of_the_host() {
+    needs!(kvm());
     // In KiB, around the guest's 64 MiB with what kite takes, and far from them: the first has room for kite itself.
     let limits = [32 << 10, 1000 << 10].into_iter().chain((60 << 10..120 << 10).step_by(500));
     let limits = limits.map(|size| format!("-v {size}"));
-    limited("too_little_address_space_is_a_failure_of_the_host", limits, "");
+    limited(limits, "");
 }

@@ -6,13 +6,11 @@ use crate::support::attempt::{Attempt, run};
 use crate::support::image::{
     ADDRESS, FILE_LEN, MEMORY_LEN, OFFSET, TYPE, bzimage, bzimage_with, elf, elf_with, elf_with_notes,
 };
-use crate::support::{KITE, no_kvm};
+use crate::support::{KITE, kvm};
 
 #[test]
 fn the_images_that_the_tests_break_work() {
-    if no_kvm("the_images_that_the_tests_break_work") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     for image in [elf(), bzimage(), elf_with_notes(&pvh_note(&0x10_0000u32.to_le_bytes())[..15])] {
         let end = attempt.end_of(&mut run(KITE, &attempt.file("kernel", &image)));
@@ -83,9 +81,7 @@ fn huge_kernels_are_refused_without_being_read() {
 
 #[test]
 fn a_huge_file_with_a_small_kernel_is_not_searched_to_its_end() {
-    if no_kvm("a_huge_file_with_a_small_kernel_is_not_searched_to_its_end") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     let end = attempt.end_of(&mut run(KITE, &attempt.sparse("kernel", &elf(), 100 << 30)));
     assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
@@ -158,9 +154,7 @@ fn hostile_bzimage_headers_are_refused() {
 
 #[test]
 fn a_kernel_that_needs_more_memory_than_the_guest_has_is_refused() {
-    if no_kvm("a_kernel_that_needs_more_memory_than_the_guest_has_is_refused") {
-        return;
-    }
+    needs!(kvm());
     refused_by_size(&elf_with(&[(ADDRESS, 512 << 20), (24, 512 << 20)]));
     refused_by_size(&elf_with(&[(MEMORY_LEN, 64 << 20)]));
     refused_by_size(&bzimage_with(0x260, &(63u32 << 20).to_le_bytes()));

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::support::attempt::Attempt;
 use crate::support::image::elf;
-use crate::support::not_root;
+use crate::support::root;
 
 #[test]
 fn options_for_measuring_are_looked_at() {
@@ -55,9 +55,7 @@ fn files_that_cannot_be_written_are_refused_before_the_guest_starts() {
 
 #[test]
 fn a_folder_that_kite_may_not_write_to_is_told_of() {
-    if not_root("a_folder_that_kite_may_not_write_to_is_told_of") {
-        return;
-    }
+    needs!(root());
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     let kite = attempt.kite();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::support::attempt::Attempt;
 use crate::support::image::elf;
-use crate::support::{no_kvm, not_root};
+use crate::support::{kvm, root};
 
 /// A kernel, and a folder of modules with this `modules.dep`.
 fn with_list(list: &[u8]) -> (Attempt, PathBuf) {
@@ -101,9 +101,7 @@ fn huge_lists_are_refused() {
 
 #[test]
 fn huge_modules_are_refused() {
-    if no_kvm("huge_modules_are_refused") {
-        return;
-    }
+    needs!(kvm());
     for len in [64 << 20, 100 << 30] {
         let (attempt, kernel) = with_list(b"virtio_mmio.ko:\n");
         attempt.sparse("modules/virtio_mmio.ko", b"", len);
@@ -113,9 +111,7 @@ fn huge_modules_are_refused() {
 
 #[test]
 fn folders_that_may_not_be_read_are_refused() {
-    if not_root("folders_that_may_not_be_read_are_refused") {
-        return;
-    }
+    needs!(root());
     let (attempt, kernel) = with_list(b"virtio_mmio.ko:\n");
     let (kite, module) = (attempt.kite(), attempt.file("modules/virtio_mmio.ko", b""));
     for path in [module, attempt.path("modules/modules.dep"), attempt.path("modules")] {

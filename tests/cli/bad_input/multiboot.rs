@@ -2,7 +2,7 @@
 
 use crate::support::attempt::{Attempt, run};
 use crate::support::image::{MULTIBOOT_AT, MULTIBOOT_ELF_AT, multiboot, multiboot_elf};
-use crate::support::{KITE, no_kvm};
+use crate::support::{KITE, kvm};
 
 #[track_caller]
 fn refused(image: &[u8], expected: &str) {
@@ -25,9 +25,7 @@ fn with_flags(flags: u32) -> Vec<u8> {
 
 #[test]
 fn the_multiboot_images_that_the_tests_break_work() {
-    if no_kvm("the_multiboot_images_that_the_tests_break_work") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     for image in [multiboot(), multiboot_elf()] {
         let end = attempt.end_of(&mut run(KITE, &attempt.file("kernel", &image)));
@@ -93,9 +91,7 @@ fn hostile_headers_of_32_bit_executables_are_refused() {
 
 #[test]
 fn a_multiboot_image_beyond_the_guests_memory_is_refused() {
-    if no_kvm("a_multiboot_image_beyond_the_guests_memory_is_refused") {
-        return;
-    }
+    needs!(kvm());
     let at = 64u32 << 20;
     refused_by_size(&with(with(with(multiboot_elf(), 24, at), 52 + 8, at), 52 + 12, at));
     refused_by_size(&with(multiboot_elf(), 52 + 20, at));
@@ -114,9 +110,7 @@ fn refused_by_size(image: &[u8]) {
 
 #[test]
 fn a_module_that_does_not_fit_is_refused() {
-    if no_kvm("a_module_that_does_not_fit_is_refused") {
-        return;
-    }
+    needs!(kvm());
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &multiboot());
     for len in [63 << 20, 1 << 32, 1 << 40] {

@@ -13,7 +13,7 @@ use crate::support::attempt::Attempt;
 use crate::support::child::End;
 use crate::support::child::Running;
 use crate::support::image;
-use crate::support::{KITE, no_kvm};
+use crate::support::{KITE, kvm};
 
 /// Runs `kite bench boot`.
 fn boot(arguments: &[&str]) -> End {
@@ -81,9 +81,7 @@ fn peers_without_qemu_are_refused() {
 
 #[test]
 fn each_stage_is_a_row_or_has_a_reason_and_can_be_told_again() {
-    if no_kvm("each_stage_is_a_row_or_has_a_reason_and_can_be_told_again") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let guests = [folder.guest("one"), folder.guest("other")];
     let (new, page) = (folder.path("new.json"), folder.path("new.html"));
@@ -147,9 +145,7 @@ fn stages_and_end(report: &Value) -> (Vec<&str>, &str) {
 
 #[test]
 fn a_guest_that_dies_keeps_the_stages_that_it_came_to() {
-    if no_kvm("a_guest_that_dies_keeps_the_stages_that_it_came_to") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let kernel = folder.path("kernel");
     // Its first instruction is undefined.
@@ -168,9 +164,7 @@ const JUMP: &[u8] = b"\xeb\xfe";
 
 #[test]
 fn a_guest_that_never_ends_is_ended() {
-    if no_kvm("a_guest_that_never_ends_is_ended") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let kernel = folder.path("kernel");
     std::fs::write(&kernel, image::elf_of(JUMP)).unwrap();
@@ -186,9 +180,7 @@ fn a_guest_that_never_ends_is_ended() {
 
 #[test]
 fn a_signal_ends_the_guest_and_leaves_nothing() {
-    if no_kvm("a_signal_ends_the_guest_and_leaves_nothing") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let kernel = folder.path("kernel");
     std::fs::write(&kernel, image::elf_of(JUMP)).unwrap();
@@ -223,9 +215,7 @@ fn pretended_qemu(folder: &Path) {
 
 #[test]
 fn a_peer_gets_the_same_guest_as_often_as_kite() {
-    if no_kvm("a_peer_gets_the_same_guest_as_often_as_kite") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let guest = folder.guest("guest");
     pretended_qemu(folder.0.path());

@@ -3,7 +3,7 @@
 use crate::bench::folder::Folder;
 use crate::support::attempt::Attempt;
 use crate::support::child::End;
-use crate::support::no_kvm;
+use crate::support::kvm;
 
 /// Runs `kite bench exits`.
 fn exits(arguments: &[&str]) -> End {
@@ -57,9 +57,7 @@ fn the_list_names_every_payload() {
 
 #[test]
 fn each_payload_is_a_value_or_a_reasoned_skip_and_can_be_told_again() {
-    if no_kvm("each_payload_is_a_value_or_a_reasoned_skip_and_can_be_told_again") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let few = ["--time", "3ms", "--blocks", "3"];
     let only = [
@@ -105,9 +103,7 @@ fn each_payload_is_a_value_or_a_reasoned_skip_and_can_be_told_again() {
 
 #[test]
 fn a_slower_row_is_named_and_ends_with_1() {
-    if no_kvm("a_slower_row_is_named_and_ends_with_1") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let (old, new) = (folder.path("old.json"), folder.path("new.json"));
     let end = exits(&["--only", "pio.out.1", "--time", "3ms", "--blocks", "3", "--json", &old]);
@@ -130,9 +126,7 @@ fn a_slower_row_is_named_and_ends_with_1() {
 
 #[test]
 fn a_payload_as_an_image_prints_a_thousand_times_and_powers_off() {
-    if no_kvm("a_payload_as_an_image_prints_a_thousand_times_and_powers_off") {
-        return;
-    }
+    needs!(kvm());
     let folder = Folder::new();
     let image = folder.path("pio.elf");
     let written = exits(&["--only", "pio.in.4", "--payload", &image]);

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::cgroup::group::{folders, name, no_groups};
+use crate::cgroup::group::{folders, groups, name};
 use crate::support::attempt::Attempt;
 use crate::support::child::End;
 use crate::support::image::elf;
-use crate::support::{NOBODY, not_root, skipped};
+use crate::support::{NOBODY, root};
 
 /// A group of version 2 that is a user's own, as a service manager delegates it, and another in it, which a shell of that
 /// user enters before it runs a script.
@@ -19,23 +19,20 @@ struct Delegated {
 }
 
 impl Delegated {
-    /// Why not, where it is not to be had.
-    fn new(test: &str, top_too: bool) -> Option<Self> {
+    /// One for `test`, or why there can be none.
+    fn new(test: &str, top_too: bool) -> Result<Self, String> {
         use std::os::unix::fs::{MetadataExt, chown};
         const MOUNT: &str = "/sys/fs/cgroup";
-        if not_root(test) || no_groups(test, "pids=64") {
-            return None;
-        }
+        root()?;
+        groups("pids=64")?;
         let controllers = fs::read_to_string(format!("{MOUNT}/cgroup.controllers")).unwrap_or_default();
         if !controllers.split_whitespace().any(|name| name == "pids") {
-            skipped(test, "the host's cgroups are not of version 2 alone");
-            return None;
+            return Err("the host's cgroups are not of version 2 alone".to_owned());
         }
         fs::write(format!("{MOUNT}/cgroup.subtree_control"), "+pids +cpu").unwrap();
         let kvm = fs::metadata("/dev/kvm").unwrap();
         if kvm.mode() & 0o060 != 0o060 {
-            skipped(test, "the group of /dev/kvm may not use it");
-            return None;
+            return Err("the group of /dev/kvm may not use it".to_owned());
         }
         let this = Self { top: Path::new(MOUNT).join(name(test)), group: kvm.gid() };
         fs::create_dir_all(this.top.join("scope")).unwrap();
@@ -48,7 +45,7 @@ impl Delegated {
                 chown(folder.join(file), Some(NOBODY), None).unwrap();
             }
         }
-        Some(this)
+        Ok(this)
     }
 
     /// Runs a script in which `$0` is kite, `$1` the kernel and `$2` the group's folder.
@@ -79,10 +76,7 @@ const GUEST: &str = "\"$0\" run --force --memory 64M --kernel \"$1\" --cgroup mi
 
 #[test]
 fn a_user_s_own_group_is_divided_and_whole_again_afterwards() {
-    let Some(delegated) = Delegated::new("a_user_s_own_group_is_divided_and_whole_again_afterwards", false)
-    else {
-        return;
-    };
+    let delegated = needs!(Delegated::new("divided", false));
     let end = delegated.run(&format!("exec {GUEST}"));
     assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
     let scope = delegated.top.join("scope");
@@ -92,10 +86,7 @@ fn a_user_s_own_group_is_divided_and_whole_again_afterwards() {
 
 #[test]
 fn a_group_with_other_processes_gets_the_machine_s_beside_it() {
-    let Some(delegated) = Delegated::new("a_group_with_other_processes_gets_the_machine_s_beside_it", true)
-    else {
-        return;
-    };
+    let delegated = needs!(Delegated::new("beside", true));
     let end = delegated.run(&format!("{GUEST} --limit cpu=0.5 && cat \"$2/../cgroup.subtree_control\" >&2"));
     assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), "cpu pids\n"));
     assert_eq!(folders("mine"), Vec::<PathBuf>::new());
@@ -103,8 +94,7 @@ fn a_group_with_other_processes_gets_the_machine_s_beside_it() {
 
 #[test]
 fn a_group_with_other_processes_and_no_right_to_one_beside_it_is_refused() {
-    let test = "a_group_with_other_processes_and_no_right_to_one_beside_it_is_refused";
-    let Some(delegated) = Delegated::new(test, false) else { return };
+    let delegated = needs!(Delegated::new("no-right", false));
     let end = delegated.run(&format!("{GUEST}; exit $?"));
     end.assert_refusal("scope: there are other processes in it; ");
     end.assert_refusal("permission denied: start kite in a group that is yours");

@@ -5,24 +5,21 @@ use std::path::{Path, PathBuf};
 
 use crate::support::attempt::{Attempt, run};
 use crate::support::image::elf;
-use crate::support::{KITE, no_kvm, skipped};
+use crate::support::{KITE, kvm};
 
-/// Says that `test` does not run, if groups with these limits cannot be made here.
-pub fn no_groups(test: &str, limit: &str) -> bool {
-    if no_kvm(test) {
-        return true;
-    }
+/// Whether groups with these limits can be made here.
+pub fn groups(limit: &str) -> Result<(), String> {
+    kvm()?;
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     let end = attempt.end_of(run(KITE, &kernel).args(["--limit", limit]));
     match end.status.code() {
-        Some(0) => false,
+        Some(0) => Ok(()),
         _ => {
             // Any other failure is one.
             assert!(end.stderr.contains("group") || end.stderr.contains("cannot set"), "{}", end.stderr);
             let who = if nix::unistd::geteuid().is_root() { "" } else { "not root: " };
-            skipped(test, &format!("{who}{}", end.stderr.trim()));
-            true
+            Err(format!("{who}{}", end.stderr.trim()))
         }
     }
 }

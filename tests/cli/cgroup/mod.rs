@@ -6,11 +6,11 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use crate::cgroup::group::{folders, name, no_groups};
+use crate::cgroup::group::{folders, groups, name};
 use crate::cgroup::spinning::{Spinning, children, signal};
 use crate::support::attempt::{Attempt, run};
 use crate::support::image::{elf, elf_of};
-use crate::support::{KITE, NOBODY, not_root, skipped, until};
+use crate::support::{KITE, NOBODY, root, skipped, until};
 
 mod delegated;
 pub mod group;
@@ -23,10 +23,7 @@ const TOUCH: &[u8] =
 
 #[test]
 fn a_machine_that_takes_too_much_memory_is_killed_alone_and_told_of() {
-    let test = "a_machine_that_takes_too_much_memory_is_killed_alone_and_told_of";
-    if no_groups(test, "memory=64M") {
-        return;
-    }
+    needs!(groups("memory=64M"));
     let (attempt, group) = (Attempt::new(), name("memory"));
     let kernel = attempt.file("kernel", &elf_of(TOUCH));
     let arguments = ["run", "--memory", "512M", "--cgroup", &group, "--kernel", kernel.to_str().unwrap()];
@@ -40,10 +37,7 @@ fn a_machine_that_takes_too_much_memory_is_killed_alone_and_told_of() {
 
 #[test]
 fn a_memory_kill_is_an_error_in_the_results() {
-    let test = "a_memory_kill_is_an_error_in_the_results";
-    if no_groups(test, "memory=64M") {
-        return;
-    }
+    needs!(groups("memory=64M"));
     // kite itself is too much, so that no guest is needed which runs commands.
     let (attempt, results) = (Attempt::new(), tempfile::NamedTempFile::new().unwrap());
     let kernel = attempt.file("kernel", &elf());
@@ -57,10 +51,7 @@ fn a_memory_kill_is_an_error_in_the_results() {
 
 #[test]
 fn a_machine_that_takes_too_many_threads_says_what_it_lacks() {
-    let test = "a_machine_that_takes_too_many_threads_says_what_it_lacks";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     attempt
@@ -70,10 +61,7 @@ fn a_machine_that_takes_too_many_threads_says_what_it_lacks() {
 
 #[test]
 fn a_limit_is_in_the_group_s_files_while_the_guest_runs() {
-    let test = "a_limit_is_in_the_group_s_files_while_the_guest_runs";
-    if no_groups(test, "cpu=1,memory=64M,pids=64") {
-        return;
-    }
+    needs!(groups("cpu=1,memory=64M,pids=64"));
     let kite = Spinning::start("files", &["--limit", "cpu=0.5,memory=96M", "--limit", "pids=50"]);
     let expected = [
         (["cpu.max", "cpu.cfs_quota_us"], ["50000 100000", "50000"]),
@@ -94,17 +82,14 @@ fn a_limit_is_in_the_group_s_files_while_the_guest_runs() {
 
 #[test]
 fn a_limit_of_io_is_the_whole_disk_s_that_a_file_is_on() {
-    let test = "a_limit_of_io_is_the_whole_disk_s_that_a_file_is_on";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     // What tests are built in is more often on a disk than /tmp is.
     let limit = format!("io={}:rbps=10M:wiops=100", env!("CARGO_MANIFEST_DIR"));
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     let end = attempt.end_of(run(KITE, &kernel).args(["--limit", &limit]));
     if end.stderr.contains("no block device") || end.stderr.contains("limits no I/O") {
-        return skipped(test, end.stderr.trim());
+        return skipped(test_name!(), end.stderr.trim());
     }
     let kite = Spinning::start("io", &["--limit", &limit]);
     let folder = folders(&kite.group).remove(0);
@@ -125,10 +110,7 @@ fn a_limit_of_io_is_the_whole_disk_s_that_a_file_is_on() {
 
 #[test]
 fn a_signal_to_either_process_ends_both_and_the_group() {
-    let test = "a_signal_to_either_process_ends_both_and_the_group";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     for (name, by, to_machine, expected, options) in [
         ("term", Signal::SIGTERM, true, 1015, &[][..]),
         ("int", Signal::SIGINT, false, 1002, &[]),
@@ -145,10 +127,7 @@ fn a_signal_to_either_process_ends_both_and_the_group() {
 
 #[test]
 fn a_machine_in_a_group_and_a_sandbox_has_one_supervisor() {
-    let test = "a_machine_in_a_group_and_a_sandbox_has_one_supervisor";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     for (name, options) in [("both", &[][..]), ("alone", &["--sandbox", "none"])] {
         let kite = Spinning::start(name, options);
         let (supervisor, machine) = (kite.supervisor(), kite.machine().unwrap());
@@ -160,12 +139,9 @@ fn a_machine_in_a_group_and_a_sandbox_has_one_supervisor() {
 
 #[test]
 fn a_program_that_a_device_needs_is_in_the_group_and_kite_is_not() {
-    let test = "a_program_that_a_device_needs_is_in_the_group_and_kite_is_not";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     if Command::new("passt").arg("--version").output().is_err() {
-        return skipped(test, "passt isn't installed");
+        return skipped(test_name!(), "passt isn't installed");
     }
     let kite = Spinning::start("passt", &["--net", "user"]);
     let supervisor = kite.supervisor();
@@ -179,10 +155,7 @@ fn a_program_that_a_device_needs_is_in_the_group_and_kite_is_not() {
 
 #[test]
 fn a_group_that_a_killed_supervisor_leaves_is_taken_again() {
-    let test = "a_group_that_a_killed_supervisor_leaves_is_taken_again";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     let mut kite = Spinning::start("left", &["--limit", "pids=60"]);
     kite.child.kill();
     kite.child.wait();
@@ -199,10 +172,7 @@ fn a_group_that_a_killed_supervisor_leaves_is_taken_again() {
 
 #[test]
 fn a_group_without_a_name_of_its_own_is_seen_to_by_the_next() {
-    let test = "a_group_without_a_name_of_its_own_is_seen_to_by_the_next";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     let gone = {
         let mut child = Command::new("true").spawn().unwrap();
         child.wait().unwrap();
@@ -232,10 +202,7 @@ fn a_group_without_a_name_of_its_own_is_seen_to_by_the_next() {
 
 #[test]
 fn a_group_that_is_in_use_is_refused() {
-    let test = "a_group_that_is_in_use_is_refused";
-    if no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(groups("pids=64"));
     let kite = Spinning::start("taken", &["--limit", "pids=60"]);
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
@@ -251,10 +218,8 @@ fn a_group_that_is_in_use_is_refused() {
 
 #[test]
 fn a_group_without_limits_is_made_or_the_reason_told() {
-    let test = "a_group_without_limits_is_made_or_the_reason_told";
-    if not_root(test) || no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(root());
+    needs!(groups("pids=64"));
     let kite = Spinning::start("counted", &[]);
     assert!(!folders(&kite.group).is_empty());
     signal(kite.supervisor(), Signal::SIGTERM);
@@ -268,10 +233,8 @@ fn a_group_without_limits_is_made_or_the_reason_told() {
 
 #[test]
 fn a_user_who_may_make_no_groups_is_told_what_to_do() {
-    let test = "a_user_who_may_make_no_groups_is_told_what_to_do";
-    if not_root(test) || no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(root());
+    needs!(groups("pids=64"));
     let attempt = Attempt::new();
     let (kite, kernel) = (attempt.kite(), attempt.file("kernel", &elf()));
     let end =
@@ -298,10 +261,8 @@ fn in_namespace(script: &str, kernel: &Path) -> Command {
 
 #[test]
 fn what_is_planted_in_place_of_a_group_is_never_followed() {
-    let test = "what_is_planted_in_place_of_a_group_is_never_followed";
-    if not_root(test) || no_groups(test, "pids=64") {
-        return;
-    }
+    needs!(root());
+    needs!(groups("pids=64"));
     let attempt = Attempt::new();
     let kernel = attempt.file("kernel", &elf());
     let run = "exec \"$0\" run --force --memory 64M --kernel \"$1\" --cgroup planted --limit pids=64";

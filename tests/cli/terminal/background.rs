@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::child::Running;
-use crate::support::{KITE, no_kvm, until, vm_process};
+use crate::support::{KITE, kvm, until, vm_process};
 use crate::terminal::keys::echo;
 use crate::terminal::session::Terminal;
 
@@ -29,9 +29,7 @@ fn pid(terminal: &Terminal) -> Pid {
 
 #[test]
 fn a_background_job_leaves_the_terminal_alone_and_is_not_stopped_by_its_keys() {
-    if no_kvm("a_background_job_leaves_the_terminal_alone_and_is_not_stopped_by_its_keys") {
-        return;
-    }
+    needs!(kvm());
     let terminal = Terminal::new();
     let (shell, _guest) = from_shell(&terminal, "set -m; $kite & echo \"[$!]\"; wait $!; echo \"<$?>\"");
     let kite = pid(&terminal);
@@ -58,9 +56,7 @@ fn input_is_closed(kite: Pid) -> bool {
 
 #[test]
 fn a_signal_that_is_ignored_at_the_start_stays_ignored() {
-    if no_kvm("a_signal_that_is_ignored_at_the_start_stays_ignored") {
-        return;
-    }
+    needs!(kvm());
     let terminal = Terminal::new();
     let (kite, _guest) = from_shell(&terminal, "trap '' HUP INT QUIT; exec $kite");
     terminal.wait_until_raw();
@@ -76,9 +72,7 @@ fn a_signal_that_is_ignored_at_the_start_stays_ignored() {
 
 #[test]
 fn without_a_terminal_on_standard_input_none_is_touched() {
-    if no_kvm("without_a_terminal_on_standard_input_none_is_touched") {
-        return;
-    }
+    needs!(kvm());
     let terminal = Terminal::new();
     let (kite, _guest) = from_shell(&terminal, "printf 'zP' | $kite");
     kite.assert_ends_with(0);

@@ -4,7 +4,7 @@ use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
 use crate::support::guest::Elf;
-use crate::support::no_kvm;
+use crate::support::kvm;
 use crate::terminal::session::{Terminal, wait_until_output_is_stuck};
 
 // Echoes what is typed, but for the keys that make it end: P powers off, R resets, C crashes, F floods the
@@ -49,9 +49,7 @@ pub fn echo() -> Elf {
 
 #[test]
 fn every_byte_but_ctrl_a_reaches_the_guest_and_comes_back_unchanged() {
-    if no_kvm("every_byte_but_ctrl_a_reaches_the_guest_and_comes_back_unchanged") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, guest) = (Terminal::new(), echo());
     let kite = terminal.run(&guest, &[]);
     terminal.wait_until_raw();
@@ -66,9 +64,7 @@ fn every_byte_but_ctrl_a_reaches_the_guest_and_comes_back_unchanged() {
 
 #[test]
 fn ctrl_a_x_quits() {
-    if no_kvm("ctrl_a_x_quits") {
-        return;
-    }
+    needs!(kvm());
     for quit in [b"\x01x", b"\x01X"] {
         let (terminal, guest) = (Terminal::new(), echo());
         let kite = terminal.run(&guest, &["--on-reboot", "restart"]);
@@ -81,9 +77,7 @@ fn ctrl_a_x_quits() {
 
 #[test]
 fn ctrl_a_h_lists_the_keys_and_the_guest_sees_none_of_it() {
-    if no_kvm("ctrl_a_h_lists_the_keys_and_the_guest_sees_none_of_it") {
-        return;
-    }
+    needs!(kvm());
     for help in [b"\x01h", b"\x01H"] {
         let (terminal, guest) = (Terminal::new(), echo());
         let kite = terminal.run(&guest, &[]);
@@ -103,9 +97,7 @@ fn ctrl_a_h_lists_the_keys_and_the_guest_sees_none_of_it() {
 
 #[test]
 fn ctrl_a_twice_sends_one_and_an_unknown_key_none() {
-    if no_kvm("ctrl_a_twice_sends_one_and_an_unknown_key_none") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, guest) = (Terminal::new(), echo());
     let kite = terminal.run(&guest, &[]);
     terminal.wait_until_raw();
@@ -117,9 +109,7 @@ fn ctrl_a_twice_sends_one_and_an_unknown_key_none() {
 
 #[test]
 fn keys_work_while_the_guest_takes_none() {
-    if no_kvm("keys_work_while_the_guest_takes_none") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, guest) = (Terminal::new(), Elf::new(DEAF.code(), Entry::Long));
     let kite = terminal.run(&guest, &[]);
     terminal.wait_until_raw();
@@ -148,9 +138,7 @@ fn flooded() -> (Terminal, crate::support::child::Running) {
 
 #[test]
 fn keys_work_while_nobody_reads_the_output() {
-    if no_kvm("keys_work_while_nobody_reads_the_output") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, kite) = flooded();
     terminal.send(b"\x01h\x01x");
     kite.assert_ends_with(0);
@@ -159,9 +147,7 @@ fn keys_work_while_nobody_reads_the_output() {
 
 #[test]
 fn a_signal_ends_kite_while_nobody_reads_the_output() {
-    if no_kvm("a_signal_ends_kite_while_nobody_reads_the_output") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, kite) = flooded();
     kite.signal(Signal::SIGTERM);
     kite.assert_killed_by(Signal::SIGTERM);

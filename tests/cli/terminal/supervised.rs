@@ -2,34 +2,17 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::cgroup::group::groups;
 use crate::support::child::Running;
-use crate::support::{KITE, no_kvm, skipped, until};
+use crate::support::until;
 use crate::terminal::keys::echo;
 use crate::terminal::session::Terminal;
 
 const LIMITS: [&str; 2] = ["--limit", "pids=100"];
-
-/// Says that `test` does not run, where no groups can be made.
-fn no_groups(test: &str) -> bool {
-    if no_kvm(test) {
-        return true;
-    }
-    // The group comes before the kernel.
-    let attempt = Command::new(KITE).args(["run", "--kernel", "/"]).args(LIMITS).output().unwrap();
-    let said = String::from_utf8_lossy(&attempt.stderr).into_owned();
-    if said.contains("group") {
-        let who = if nix::unistd::geteuid().is_root() { "" } else { "not root: " };
-        skipped(test, &format!("{who}{}", said.trim()));
-        return true;
-    }
-    assert!(said.contains("holds no kernel"), "{said}");
-    false
-}
 
 /// A guest on a raw terminal with limits.
 fn running() -> (Terminal, Running) {
@@ -50,9 +33,7 @@ fn machine(kite: &Running) -> Pid {
 
 #[test]
 fn keys_reach_a_machine_with_limits() {
-    if no_groups("keys_reach_a_machine_with_limits") {
-        return;
-    }
+    needs!(groups("pids=100"));
     let (terminal, kite) = running();
     terminal.send(b"z");
     assert_eq!(terminal.wait_for(b"z"), b">z");
@@ -63,9 +44,7 @@ fn keys_reach_a_machine_with_limits() {
 
 #[test]
 fn a_machine_that_is_killed_leaves_the_terminal_as_it_was() {
-    if no_groups("a_machine_that_is_killed_leaves_the_terminal_as_it_was") {
-        return;
-    }
+    needs!(groups("pids=100"));
     let (terminal, kite) = running();
     kill(machine(&kite), Signal::SIGKILL).unwrap();
     kite.assert_killed_by(Signal::SIGKILL);
@@ -74,9 +53,7 @@ fn a_machine_that_is_killed_leaves_the_terminal_as_it_was() {
 
 #[test]
 fn a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite() {
-    if no_groups("a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite") {
-        return;
-    }
+    needs!(groups("pids=100"));
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1] {
         let (terminal, kite) = running();
         kite.signal(signal);
@@ -87,9 +64,7 @@ fn a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite() {
 
 #[test]
 fn the_supervisor_holds_no_stream_that_the_machine_has_let_go_of() {
-    if no_groups("the_supervisor_holds_no_stream_that_the_machine_has_let_go_of") {
-        return;
-    }
+    needs!(groups("pids=100"));
     let (terminal, guest) = (Terminal::new(), echo());
     let (mut reader, writer) = std::io::pipe().unwrap();
     let mut command = guest.command(&LIMITS);

@@ -2,15 +2,13 @@
 
 use nix::sys::signal::Signal;
 
-use crate::support::no_kvm;
+use crate::support::kvm;
 use crate::terminal::keys::echo;
 use crate::terminal::session::Terminal;
 
 #[test]
 fn a_table_that_is_asked_for_is_whole_lines_on_a_raw_terminal_too() {
-    if no_kvm("a_table_that_is_asked_for_is_whole_lines_on_a_raw_terminal_too") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, guest) = (Terminal::new(), echo());
     let kite = terminal.run(&guest, &["--stats"]);
     terminal.wait_until_raw();

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use crate::support::child::Running;
 use crate::support::guest::Elf;
-use crate::support::{KITE, no_kvm, until};
+use crate::support::{KITE, kvm, until};
 use crate::terminal::keys::echo;
 use crate::terminal::session::{INTERRUPT, Terminal};
 
@@ -24,9 +24,7 @@ fn running(arguments: &[&str]) -> (Terminal, Running) {
 
 #[test]
 fn a_power_off_restores_the_terminal() {
-    if no_kvm("a_power_off_restores_the_terminal") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, kite) = running(&[]);
     terminal.send(b"P");
     kite.assert_ends_with(0);
@@ -35,9 +33,7 @@ fn a_power_off_restores_the_terminal() {
 
 #[test]
 fn a_reboot_restores_the_terminal() {
-    if no_kvm("a_reboot_restores_the_terminal") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, kite) = running(&[]);
     terminal.send(b"R");
     kite.assert_ends_with(0);
@@ -46,9 +42,7 @@ fn a_reboot_restores_the_terminal() {
 
 #[test]
 fn the_terminal_stays_with_a_guest_that_boots_again() {
-    if no_kvm("the_terminal_stays_with_a_guest_that_boots_again") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, kite) = running(&["--on-reboot", "restart"]);
     terminal.send(b"R");
     terminal.wait_for(b">>");
@@ -62,9 +56,7 @@ fn the_terminal_stays_with_a_guest_that_boots_again() {
 
 #[test]
 fn a_crash_restores_the_terminal_and_is_told_after_that() {
-    if no_kvm("a_crash_restores_the_terminal_and_is_told_after_that") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, kite) = running(&[]);
     terminal.send(b"C");
     kite.assert_ends_with(255);
@@ -75,9 +67,7 @@ fn a_crash_restores_the_terminal_and_is_told_after_that() {
 
 #[test]
 fn a_failure_restores_the_terminal() {
-    if no_kvm("a_failure_restores_the_terminal") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, guest) = (Terminal::new(), echo());
     let (mut reader, writer) = io::pipe().unwrap();
     let kite = terminal.spawn(guest.command(&[]).stdout(writer).stderr(terminal.stdio()));
@@ -102,9 +92,7 @@ fn a_failure_before_the_guest_runs_leaves_the_terminal_alone() {
 
 #[test]
 fn a_signal_restores_the_terminal_and_ends_kite_as_it_would_have() {
-    if no_kvm("a_signal_restores_the_terminal_and_ends_kite_as_it_would_have") {
-        return;
-    }
+    needs!(kvm());
     for signal in [
         Signal::SIGTERM,
         Signal::SIGINT,
@@ -124,9 +112,7 @@ fn a_signal_restores_the_terminal_and_ends_kite_as_it_would_have() {
 
 #[test]
 fn a_window_that_closes_ends_kite() {
-    if no_kvm("a_window_that_closes_ends_kite") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, guest) = (Terminal::unread(), echo());
     let kite = terminal.run(&guest, &[]);
     terminal.wait_until_raw();
@@ -153,9 +139,7 @@ guest!(
 
 #[test]
 fn waiting_for_who_reads_the_last_output_can_be_interrupted_from_the_keyboard() {
-    if no_kvm("waiting_for_who_reads_the_last_output_can_be_interrupted_from_the_keyboard") {
-        return;
-    }
+    needs!(kvm());
     let (terminal, guest) = (Terminal::new(), Elf::new(LOUD.code(), Entry::Long));
     let (_reader, writer) = io::pipe().unwrap();
     let kite = terminal.spawn(guest.command(&[]).stdout(writer).stderr(Stdio::null()));
