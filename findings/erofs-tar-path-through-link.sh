@@ -7,14 +7,10 @@
 # Versions: erofs-utils 1.8.6 (Debian 13); 1.9.4 refuses the same, with another errno for the first.
 # Hurt: those who turn a container image's layers into EROFS images one by one.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/debian.bash
-. "$here/lib/debian.bash"
-root=$folder/root
+. "$(dirname "$0")/lib/debian.bash"
 debian "$root" trixie erofs-utils=1.8.6-1
-PYTHONPATH=$here/lib PYTHONDONTWRITEBYTECODE=1 python3 - "$root/data" <<'PY'
+python3 - "$root/data" <<'PY'
 import sys
 from image import tar
 

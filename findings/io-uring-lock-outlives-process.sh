@@ -6,20 +6,9 @@
 # Versions: io-uring 0.7.12 (the crate) on Linux 6.18; any kernel that runs this is named in the output.
 # Hurt: programs that lock disk images and use rings for them: `run; run` fails now and then with "in use".
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-export CARGO_HOME=$folder/cargo CARGO_TARGET_DIR=$folder/target
-unset RUSTFLAGS
-mkdir "$folder/src"
-cat >"$folder/Cargo.toml" <<'TOML'
-[package]
-name = "finding"
-version = "0.0.0"
-edition = "2021"
-[dependencies]
-io-uring = "=0.7.12"
-libc = "=0.2.177"
-TOML
+# shellcheck source=findings/lib/crate.bash
+. "$(dirname "$0")/lib/crate.bash"
+dependencies 'io-uring = "=0.7.12"' 'libc = "=0.2.177"'
 cat >"$folder/src/main.rs" <<'RUST'
 use std::fs::File;
 use std::os::fd::AsRawFd;

@@ -6,12 +6,8 @@
 # Versions: runc 1.1.15 and crun 1.21 of Debian 13, shown here; runc 1.3.6 does the same as 1.1.15.
 # Hurt: scripts and shims that call a runtime themselves, and those who write another runtime.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/debian.bash
-. "$here/lib/debian.bash"
-root=$folder/root
+. "$(dirname "$0")/lib/debian.bash"
 debian "$root" trixie runc=1.1.15+ds1-2+b4 crun=1.21-1 busybox-static=1:1.37.0-6+b9 sed
 mkdir -p "$root/data/rootfs"/{bin,proc,dev,sys,tmp}
 busybox=$(find "$root/usr" -name busybox -type f -perm -100 | sed 1q)

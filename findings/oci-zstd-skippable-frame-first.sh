@@ -7,16 +7,10 @@
 # Versions: skopeo 1.18.0, zstd 1.5.7 of Debian 13; the same in skopeo 1.22.0.
 # Hurt: builders that put metadata or padding in front of the data, and those who look for the damage.
 set -euo pipefail
-here=$(cd "$(dirname "$0")" && pwd)
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-# shellcheck source=findings/lib/debian.bash
-. "$here/lib/debian.bash"
 # shellcheck source=findings/lib/storage.bash
-. "$here/lib/storage.bash"
-root=$folder/root
+. "$(dirname "$0")/lib/storage.bash"
 debian "$root" trixie skopeo=1.18.0+ds1-1+b5 zstd=1.5.7+dfsg-1
-PYTHONPATH=$here/lib PYTHONDONTWRITEBYTECODE=1 python3 - "$root/data" <<'PY'
+python3 - "$root/data" <<'PY'
 import struct
 import sys
 from image import tar
@@ -32,7 +26,7 @@ cat "$root/data/layer.zst" "$root/data/frame" >"$root/data/last.zst"
 for where in first last; do
   inside "$root" zstd -q -t "/data/$where.zst"
   echo "zstd, frame $where: good"
-  PYTHONPATH=$here/lib PYTHONDONTWRITEBYTECODE=1 python3 - "$root/data" "$where" <<'PY'
+  python3 - "$root/data" "$where" <<'PY'
 import sys
 from image import image
 

@@ -6,19 +6,9 @@
 # Versions: ruzstd 0.9.1.
 # Hurt: those who unpack kernel modules, firmware or image layers with it: a file that is short looks whole.
 set -euo pipefail
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-export CARGO_HOME=$folder/cargo CARGO_TARGET_DIR=$folder/target
-unset RUSTFLAGS
-mkdir "$folder/src"
-cat >"$folder/Cargo.toml" <<'TOML'
-[package]
-name = "finding"
-version = "0.0.0"
-edition = "2021"
-[dependencies]
-ruzstd = "=0.9.1"
-TOML
+# shellcheck source=findings/lib/crate.bash
+. "$(dirname "$0")/lib/crate.bash"
+dependencies 'ruzstd = "=0.9.1"'
 cat >"$folder/src/main.rs" <<'RUST'
 use std::io::Read;
 

@@ -1,7 +1,14 @@
-# Debian packages of pinned versions, unpacked into a folder that the calling script removes. Sourced by findings.
+# Debian packages of pinned versions, unpacked into `$root` in a folder that goes when the script ends. Sourced by findings.
 #
 # Nothing is installed on the machine: apt gets a configuration of its own, whose one source is the machine's first Debian
 # entry under another suite's name, and the packages are unpacked, not configured. Needs root, apt and dpkg.
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+root=$folder/root
+# What findings import.
+PYTHONPATH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export PYTHONPATH PYTHONDONTWRITEBYTECODE=1
 
 # The address of this machine's own Debian archive.
 archive() {

@@ -1,4 +1,6 @@
-# Images stored by containers/storage, as podman, buildah, skopeo and CRI-O do. Sourced by findings, behind debian.bash.
+# Images stored by containers/storage, as podman, buildah, skopeo and CRI-O do. Sourced by findings.
+# shellcheck source=findings/lib/debian.bash
+. "$(dirname "${BASH_SOURCE[0]}")/debian.bash"
 
 # store ROOT IMAGE: skopeo of the root folder ROOT stores an image, whose path is inside ROOT, into an empty store; the last
 # line of its errors goes to standard output.

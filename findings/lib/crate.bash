@@ -1,0 +1,13 @@
+# A crate in a folder that goes when the script ends: its source goes to `$folder/src/main.rs`. Sourced by findings.
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+export CARGO_HOME=$folder/cargo CARGO_TARGET_DIR=$folder/target
+unset RUSTFLAGS
+mkdir "$folder/src"
+
+# dependencies 'NAME = "=VERSION"'...: makes the crate's manifest.
+dependencies() {
+  printf '[package]\nname = "finding"\nversion = "0.0.0"\nedition = "2021"\n[dependencies]\n' >"$folder/Cargo.toml"
+  printf '%s\n' "$@" >>"$folder/Cargo.toml"
+}
