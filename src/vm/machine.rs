@@ -99,8 +99,8 @@ impl Machine {
             serial: new(Serial::new(Box::new(vm.line(layout::SERIAL_GSI)?), host)),
             cmos: new(Cmos::new(Box::new(SystemTime::now))),
             i8042: new(I8042::new(exit.clone())),
-            power: new(Power::new(exit.clone())),
-            pvpanic: new(PvPanic::new(exit.clone())),
+            power: new(Power(exit.clone())),
+            pvpanic: new(PvPanic(exit.clone())),
             virtio: Vec::new(),
         };
         let mut ports = port_bus(spec, &vm, &owned, &exit).context("two devices share a port")?;

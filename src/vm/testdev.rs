@@ -41,11 +41,11 @@ pub fn add(
     let function = Arc::new(Mutex::new(PciTest::new(wiring, Box::new(vm.doorbell()?))));
     let [memory_len, port_len] = BAR_LEN.map(u64::from);
     let at_ports: [(u16, u64, &str, SharedDevice); 9] = [
-        (layout::DEBUG_EXIT_PORT, DebugExit::LEN, "debug exit", shared(DebugExit::new(exit.clone()))),
+        (layout::DEBUG_EXIT_PORT, DebugExit::LEN, "debug exit", shared(DebugExit(exit.clone()))),
         (layout::LATCH_PORT, Latch::LEN, "latch", shared(Latch::new("latch"))),
-        (layout::FLUSH_PORT, Flush::LEN, "page flush", shared(Flush::new(Box::new(Pages(vm.ram().clone()))))),
+        (layout::FLUSH_PORT, Flush::LEN, "page flush", shared(Flush(Box::new(Pages(vm.ram().clone()))))),
         (layout::BYTE_LATCH_PORT, Latch::LEN, "byte latch", shared(Latch::new("byte latch"))),
-        (layout::LINES_PORT, Lines::LEN, "lines", shared(Lines::new(Box::new(vm.levels())))),
+        (layout::LINES_PORT, Lines::LEN, "lines", shared(Lines(Box::new(vm.levels())))),
         (layout::FW_CFG_PORT, FwCfg::LEN, "fw_cfg", shared(FwCfg::new(cpus, spec.memory))),
         (layout::PM_TIMER_PORT, PmTimer::LEN, "PM timer", shared(PmTimer::new(elapsed))),
         (

@@ -59,7 +59,7 @@ impl Rig {
         port_bus.insert(LOW_PORTS, 16, ports.clone()).unwrap();
         port_bus.insert(PORTS, 16, ports).unwrap();
         port_bus.set_name(PORTS, "recorder");
-        let power = Arc::new(Mutex::new(Power::new(exit.clone())));
+        let power = Arc::new(Mutex::new(Power(exit.clone())));
         port_bus.insert(layout::POWER_PORT.into(), 3, power).unwrap();
         port_bus.set_name(layout::POWER_PORT.into(), "power");
         memory_bus.insert(MEMORY, LEN, memory).unwrap();

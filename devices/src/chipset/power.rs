@@ -46,17 +46,8 @@ const SLP_TYP_MASK: u8 = 7;
 
 /// Sleep control, sleep status and reset register: byte registers at offsets 0, 1 and 2.
 ///
-/// Reads give 0: there is no wake-up to report, and SLP_EN is write-only.
-pub struct Power {
-    switch: Arc<dyn PowerSwitch>,
-}
-
-impl Power {
-    /// Registers that pass what the guest wants to `switch`.
-    pub fn new(switch: Arc<dyn PowerSwitch>) -> Self {
-        Self { switch }
-    }
-}
+/// Reads give 0: there is no wake-up to report, and SLP_EN is write-only. What the guest wants goes to the switch.
+pub struct Power(pub Arc<dyn PowerSwitch>);
 
 impl Device for Power {
     fn name(&self) -> &'static str {
@@ -74,9 +65,9 @@ impl BusDevice for Power {
             let sleep_type = byte >> SLP_TYP_SHIFT & SLP_TYP_MASK;
             match offset {
                 SLEEP_CONTROL if byte & SLP_EN != 0 && sleep_type == SLEEP_TYPE_S5 => {
-                    self.switch.request(Request::PowerOff);
+                    self.0.request(Request::PowerOff);
                 }
-                RESET if *byte == RESET_VALUE => self.switch.request(Request::Reset),
+                RESET if *byte == RESET_VALUE => self.0.request(Request::Reset),
                 _ => {}
             }
         }
@@ -90,7 +81,7 @@ mod tests {
 
     fn requests(offset: u64, data: &[u8]) -> Vec<Request> {
         let switch = Arc::new(Switch::default());
-        Power::new(switch.clone()).write(offset, data);
+        Power(switch.clone()).write(offset, data);
         switch.taken()
     }
 
@@ -126,7 +117,7 @@ mod tests {
 
     #[test]
     fn registers_read_as_zero_and_the_rest_floats() {
-        let mut power = Power::new(Arc::new(Switch::default()));
+        let mut power = Power(Arc::new(Switch::default()));
         for (offset, expected) in [(0, 0), (1, 0), (2, 0), (3, 0xff), (u64::MAX, 0xff)] {
             let mut data = [0x55; 2];
             power.read(offset, &mut data);
@@ -136,6 +127,6 @@ mod tests {
 
     #[test]
     fn a_storm_of_accesses_does_no_harm() {
-        storm(&mut Power::new(Arc::new(Switch::default())), LEN, 2, |_| {});
+        storm(&mut Power(Arc::new(Switch::default())), LEN, 2, |_| {});
     }
 }

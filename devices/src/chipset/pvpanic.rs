@@ -16,17 +16,8 @@ const CRASH_LOADED: u8 = 1 << 1;
 /// The guest has shut down, and wants to be powered off.
 const SHUTDOWN: u8 = 1 << 2;
 
-/// One byte: reads give the events that the device knows, writes report those that have happened.
-pub struct PvPanic {
-    switch: Arc<dyn PowerSwitch>,
-}
-
-impl PvPanic {
-    /// A device that passes what has happened to `switch`.
-    pub fn new(switch: Arc<dyn PowerSwitch>) -> Self {
-        Self { switch }
-    }
-}
+/// One byte: reads give the events that the device knows, writes report those that have happened, to the switch.
+pub struct PvPanic(pub Arc<dyn PowerSwitch>);
 
 impl Device for PvPanic {
     fn name(&self) -> &'static str {
@@ -47,7 +38,7 @@ impl BusDevice for PvPanic {
                 (SHUTDOWN, Request::PowerOff),
             ];
             for (_, request) in events.into_iter().filter(|(event, _)| byte & event != 0) {
-                self.switch.request(request);
+                self.0.request(request);
             }
         }
     }
@@ -60,7 +51,7 @@ mod tests {
 
     fn requests(offset: u64, data: &[u8]) -> Vec<Request> {
         let switch = Arc::new(Switch::default());
-        PvPanic::new(switch.clone()).write(offset, data);
+        PvPanic(switch.clone()).write(offset, data);
         switch.taken()
     }
 
@@ -84,7 +75,7 @@ mod tests {
 
     #[test]
     fn it_tells_what_it_knows() {
-        let mut device = PvPanic::new(Arc::new(Switch::default()));
+        let mut device = PvPanic(Arc::new(Switch::default()));
         for (offset, expected) in [(0, 7), (1, 0xff), (u64::MAX, 0xff)] {
             let mut data = [0x55; 2];
             device.read(offset, &mut data);
@@ -94,6 +85,6 @@ mod tests {
 
     #[test]
     fn a_storm_of_accesses_does_no_harm() {
-        storm(&mut PvPanic::new(Arc::new(Switch::default())), LEN, 2, |_| {});
+        storm(&mut PvPanic(Arc::new(Switch::default())), LEN, 2, |_| {});
     }
 }

@@ -78,9 +78,9 @@ pub fn run(data: &[u8]) {
         Box::new(PmTimer::new(Box::new(|| Duration::MAX))),
         Box::new(Latch::new("latch")),
         Box::new(Scratch::new("scratch")),
-        Box::new(Lines::new(Box::new(side.clone()))),
-        Box::new(Flush::new(Box::new(side.clone()))),
-        Box::new(DebugExit::new(Arc::new(side.clone()))),
+        Box::new(Lines(Box::new(side.clone()))),
+        Box::new(Flush(Box::new(side.clone()))),
+        Box::new(DebugExit(Arc::new(side.clone()))),
     ];
     let mut debug_writes = 0;
     for access in each::<Access>(data, 1000) {

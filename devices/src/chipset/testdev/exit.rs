@@ -13,16 +13,11 @@ pub trait EndTest: Send + Sync {
 }
 
 /// Four ports: what is written to the first ends the guest with `(value << 1) | 1`, which is never 0.
-pub struct DebugExit(Arc<dyn EndTest>);
+pub struct DebugExit(pub Arc<dyn EndTest>);
 
 impl DebugExit {
     /// How many ports it has.
     pub const LEN: u64 = 4;
-
-    /// A port that ends `machine` with the status.
-    pub fn new(machine: Arc<dyn EndTest>) -> Self {
-        Self(machine)
-    }
 }
 
 impl BusDevice for DebugExit {
@@ -60,7 +55,7 @@ mod tests {
     #[test]
     fn a_value_of_any_width_becomes_an_odd_status() {
         let codes = Arc::new(Codes::default());
-        let mut exit = DebugExit::new(codes.clone());
+        let mut exit = DebugExit(codes.clone());
         exit.write(0, &[0]);
         exit.write(0, &[1, 0]);
         exit.write(0, &[38, 0, 0, 0]);
@@ -72,7 +67,7 @@ mod tests {
     #[test]
     fn reads_and_the_other_ports_end_nothing() {
         let codes = Arc::new(Codes::default());
-        let mut exit = DebugExit::new(codes.clone());
+        let mut exit = DebugExit(codes.clone());
         let mut data = [0x55; 4];
         exit.read(0, &mut data);
         assert_eq!(data, [0; 4]);
@@ -85,6 +80,6 @@ mod tests {
 
     #[test]
     fn a_storm_of_accesses_does_no_harm() {
-        storm(&mut DebugExit::new(Arc::new(Codes::default())), DebugExit::LEN, 21, |_| {});
+        storm(&mut DebugExit(Arc::new(Codes::default())), DebugExit::LEN, 21, |_| {});
     }
 }

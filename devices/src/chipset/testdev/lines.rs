@@ -10,16 +10,11 @@ pub trait SetLine: Send {
 }
 
 /// A port a line: a byte other than 0 raises it, 0 lowers it.
-pub struct Lines(Box<dyn SetLine>);
+pub struct Lines(pub Box<dyn SetLine>);
 
 impl Lines {
     /// How many lines, and ports, there are: those of an I/O APIC.
     pub const LEN: u64 = 24;
-
-    /// Ports that drive `lines`.
-    pub fn new(lines: Box<dyn SetLine>) -> Self {
-        Self(lines)
-    }
 }
 
 impl BusDevice for Lines {
@@ -42,16 +37,11 @@ pub trait FlushPage: Send {
 }
 
 /// A register of 32 bits: the page at the address written to it is flushed.
-pub struct Flush(Box<dyn FlushPage>);
+pub struct Flush(pub Box<dyn FlushPage>);
 
 impl Flush {
     /// How many ports it has.
     pub const LEN: u64 = 4;
-
-    /// A register that flushes pages of `memory`.
-    pub fn new(memory: Box<dyn FlushPage>) -> Self {
-        Self(memory)
-    }
 }
 
 impl BusDevice for Flush {
@@ -100,7 +90,7 @@ mod tests {
     #[test]
     fn every_port_drives_its_line_and_no_other_does() {
         let seen = Seen::default();
-        let mut lines = Lines::new(Box::new(seen.clone()));
+        let mut lines = Lines(Box::new(seen.clone()));
         for gsi in 0..Lines::LEN {
             lines.write(gsi, &[1]);
             lines.write(gsi, &[0]);
@@ -120,7 +110,7 @@ mod tests {
     #[test]
     fn an_address_flushes_its_page_and_a_part_of_one_nothing() {
         let seen = Seen::default();
-        let mut flush = Flush::new(Box::new(seen.clone()));
+        let mut flush = Flush(Box::new(seen.clone()));
         flush.write(0, &0x0012_3456u32.to_le_bytes());
         flush.write(0, &u32::MAX.to_le_bytes());
         flush.write(0, &[0x12, 0x34]);
@@ -131,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_storm_of_accesses_does_no_harm() {
-        storm(&mut Lines::new(Box::new(Seen::default())), Lines::LEN, 23, |_| {});
-        storm(&mut Flush::new(Box::new(Seen::default())), Flush::LEN, 24, |_| {});
+        storm(&mut Lines(Box::new(Seen::default())), Lines::LEN, 23, |_| {});
+        storm(&mut Flush(Box::new(Seen::default())), Flush::LEN, 24, |_| {});
     }
 }

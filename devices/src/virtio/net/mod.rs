@@ -51,6 +51,16 @@ const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
+/// Where a packet is received to.
+pub struct Room<'a> {
+    /// The guest's memory.
+    pub memory: &'a GuestMemory,
+    /// The driver's buffers.
+    pub chains: &'a [Chain],
+    /// Takes what is too long for the buffers.
+    pub beyond: &'a mut [u8],
+}
+
 /// Where packets go to and come from. Each has the header of §5.1.6 before it.
 ///
 /// An error other than EAGAIN is the end of the link: nothing is sent or received after it.
@@ -82,17 +92,11 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Receives one packet into `room`, and what is too long for it into `beyond`; returns its length.
+    /// Receives one packet; returns its length.
     ///
     /// # Errors
     /// EAGAIN if there is none.
-    fn receive(
-        &mut self,
-        pair: usize,
-        memory: &GuestMemory,
-        room: &[Chain],
-        beyond: &mut [u8],
-    ) -> io::Result<usize>;
+    fn receive(&mut self, pair: usize, room: Room<'_>) -> io::Result<usize>;
 
     /// Sends the rest of an earlier packet; answers whether all of it is sent.
     ///

@@ -5,7 +5,7 @@ use std::io;
 
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_MRG_RXBUF};
 
-use super::{Backend, HEADER, LONGEST, QUEUE_SIZE, Queues, bit, scatter};
+use super::{Backend, HEADER, LONGEST, QUEUE_SIZE, Queues, Room, bit, scatter};
 use crate::virtio::vectored::MOST;
 use crate::virtio::{Chain, Error};
 
@@ -150,7 +150,8 @@ impl Receiver {
             count += 1;
             placed += chain.writable.len();
         }
-        let len = backend.receive(self.index / 2, queues.memory(), &held[..count], &mut self.beyond)?;
+        let room = Room { memory: queues.memory(), chains: &held[..count], beyond: &mut self.beyond };
+        let len = backend.receive(self.index / 2, room)?;
         Ok(Pending { len, placed })
     }
 

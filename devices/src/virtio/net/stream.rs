@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Backend, HEADER, SHORTEST_FRAME, scatter};
+use super::{Backend, HEADER, Room, SHORTEST_FRAME, scatter};
 use crate::GuestMemory;
 use crate::virtio::vectored::Gather;
 use crate::virtio::{Chain, Source, retry};
@@ -122,13 +122,7 @@ impl Backend for Stream {
         vec![Source { fd: self.socket.as_fd(), writable: true }]
     }
 
-    fn receive(
-        &mut self,
-        _pair: usize,
-        memory: &GuestMemory,
-        room: &[Chain],
-        beyond: &mut [u8],
-    ) -> io::Result<usize> {
+    fn receive(&mut self, _pair: usize, room: Room<'_>) -> io::Result<usize> {
         let mut state = self.state();
         let frame = loop {
             match state.next_frame()? {
@@ -136,9 +130,9 @@ impl Backend for Stream {
                 None => state.fill(&self.socket)?,
             }
         };
-        scatter(memory, room, 0, &[0; HEADER]);
-        let rest = &frame[scatter(memory, room, HEADER, frame)..];
-        beyond[..rest.len()].copy_from_slice(rest);
+        scatter(room.memory, room.chains, 0, &[0; HEADER]);
+        let rest = &frame[scatter(room.memory, room.chains, HEADER, frame)..];
+        room.beyond[..rest.len()].copy_from_slice(rest);
         Ok(HEADER + frame.len())
     }
 

@@ -12,7 +12,7 @@ use libc::{
 };
 use virtio_bindings::virtio_net::*;
 
-use super::{Backend, bit};
+use super::{Backend, Room, bit};
 use crate::GuestMemory;
 use crate::virtio::{Chain, Source, vectored};
 
@@ -123,16 +123,10 @@ impl Backend for Tap {
         others.try_for_each(|(index, file)| set_attached(file, index < count.into()))
     }
 
-    fn receive(
-        &mut self,
-        pair: usize,
-        memory: &GuestMemory,
-        room: &[Chain],
-        beyond: &mut [u8],
-    ) -> io::Result<usize> {
+    fn receive(&mut self, pair: usize, room: Room<'_>) -> io::Result<usize> {
         let Some(file) = self.queues.get(pair) else { return Err(io::ErrorKind::WouldBlock.into()) };
-        let room = room.iter().map(|chain| &chain.writable);
-        vectored::read_beyond(file.as_fd(), memory, room, beyond)
+        let buffers = room.chains.iter().map(|chain| &chain.writable);
+        vectored::read_beyond(file.as_fd(), room.memory, buffers, room.beyond)
     }
 
     fn send(&mut self, pair: usize, memory: &GuestMemory, chains: &[Chain]) -> io::Result<usize> {

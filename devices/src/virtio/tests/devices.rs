@@ -12,7 +12,7 @@ use crate::virtio::block::disk::Disk;
 use crate::virtio::block::engine;
 use crate::virtio::console::{Console, Host, INPUT_LIMIT, Port};
 use crate::virtio::fs::{Fs, Share};
-use crate::virtio::net::{Backend, HEADER, Net};
+use crate::virtio::net::{Backend, HEADER, Net, Room};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::devices::{Echo, Later};
 use crate::virtio::testing::{Driver, every_queue_serves, queue_serves};
@@ -132,16 +132,10 @@ impl Backend for Flood {
         Vec::new()
     }
 
-    fn receive(
-        &mut self,
-        _pair: usize,
-        memory: &GuestMemory,
-        room: &[Chain],
-        beyond: &mut [u8],
-    ) -> io::Result<usize> {
+    fn receive(&mut self, _pair: usize, room: Room<'_>) -> io::Result<usize> {
         let packet = [0x77; HEADER + 14];
-        let placed = room[0].writable.write(memory, 0, &packet);
-        beyond[..packet.len() - placed].copy_from_slice(&packet[placed..]);
+        let placed = room.chains[0].writable.write(room.memory, 0, &packet);
+        room.beyond[..packet.len() - placed].copy_from_slice(&packet[placed..]);
         Ok(packet.len())
     }
 

@@ -46,7 +46,7 @@ impl Backend for Endless {
     fn sources(&self) -> Vec<Source<'_>> {
         vec![Source::readable(self.0.as_fd())]
     }
-    fn receive(&mut self, _: usize, _: &GuestMemory, _: &[Chain], _: &mut [u8]) -> io::Result<usize> {
+    fn receive(&mut self, _: usize, _: Room<'_>) -> io::Result<usize> {
         self.1.fetch_add(1, Ordering::Relaxed);
         Ok(200)
     }

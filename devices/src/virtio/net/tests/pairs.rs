@@ -19,14 +19,8 @@ impl Backend for Two {
     fn sources(&self) -> Vec<Source<'_>> {
         self.0.sources()
     }
-    fn receive(
-        &mut self,
-        pair: usize,
-        memory: &GuestMemory,
-        room: &[Chain],
-        beyond: &mut [u8],
-    ) -> io::Result<usize> {
-        self.0.receive(pair, memory, room, beyond)
+    fn receive(&mut self, pair: usize, room: Room<'_>) -> io::Result<usize> {
+        self.0.receive(pair, room)
     }
     fn send(&mut self, pair: usize, memory: &GuestMemory, chains: &[Chain]) -> io::Result<usize> {
         self.0.send(pair, memory, chains)
