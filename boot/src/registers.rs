@@ -12,31 +12,17 @@ use crate::layout::{GDT, PAGE_TABLES};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
-const CR0_PG: u64 = 1 << 31;
+/// Paging is on.
+pub const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-/// Present, writable.
-const TABLE: u64 = 0b11;
-/// Present, writable, a page of 2 MiB.
-const LARGE_PAGE: u64 = 0b1000_0011;
-
-/// What a Multiboot loader leaves in EAX.
-const MULTIBOOT_LOADED: u64 = 0x2bad_b002;
-
-/// Local APIC registers and their values (AMD64 APM vol. 2 §16.4.1).
-const LVT_LINT0: usize = 0x350;
-const LVT_LINT1: usize = 0x360;
-const LVT_MASKED: u32 = 1 << 16;
-const EXT_INT: u32 = 7 << 8;
-const NMI: u32 = 4 << 8;
+/// Long mode is active.
+pub const EFER_LMA: u64 = 1 << 10;
 
 /// __BOOT_CS and __BOOT_DS of the 64-bit protocol; PVH does not care.
 const CODE: u16 = 0x10;
 const DATA: u16 = 0x18;
 const TASK: u16 = 0x20;
-/// A limit of 4 GiB.
-const FLAT: u32 = u32::MAX;
 
 /// Sets `sregs` and `regs`, which hold their reset values, for the image's protocol, and writes the descriptor and
 /// page tables. `info` is where the boot parameters are.
@@ -68,7 +54,8 @@ pub fn set(
     *regs = kvm_regs { rip: image.entry, rflags: 2, ..Default::default() };
     match image.protocol {
         Protocol::Pvh => regs.rbx = info,
-        Protocol::Multiboot => (regs.rax, regs.rbx) = (MULTIBOOT_LOADED, info),
+        // What says that a Multiboot loader was here.
+        Protocol::Multiboot => (regs.rax, regs.rbx) = (0x2bad_b002, info),
         Protocol::Linux64 => {
             regs.rsi = info;
             write_page_tables(memory)?;
@@ -84,6 +71,12 @@ pub fn set(
 /// Wires a local APIC as firmware leaves it for a kernel that finds no ACPI (MP 1.4 §3.6.2.2, "virtual wire mode"): the
 /// legacy controllers interrupt the boot CPU through LINT0, and LINT1 is NMI everywhere.
 pub fn set_virtual_wire(lapic: &mut kvm_lapic_state, boot_cpu: bool) {
+    // Local APIC registers and their values (AMD64 APM vol. 2 §16.4.1).
+    const LVT_LINT0: usize = 0x350;
+    const LVT_LINT1: usize = 0x360;
+    const LVT_MASKED: u32 = 1 << 16;
+    const EXT_INT: u32 = 7 << 8;
+    const NMI: u32 = 4 << 8;
     let mut set = |register: usize, value: u32| {
         for (byte, value) in lapic.regs[register..].iter_mut().zip(value.to_le_bytes()) {
             *byte = value as _;
@@ -95,6 +88,8 @@ pub fn set_virtual_wire(lapic: &mut kvm_lapic_state, boot_cpu: bool) {
 
 /// A flat segment of `kind` (APM vol. 2 §4.7-4.8).
 fn segment(selector: u16, kind: u8, long: bool) -> kvm_segment {
+    // A limit of 4 GiB.
+    const FLAT: u32 = u32::MAX;
     kvm_segment {
         base: 0,
         limit: FLAT,
@@ -125,6 +120,10 @@ fn descriptor(segment: &kvm_segment) -> u64 {
 /// Maps the first GiB to itself in large pages: the protocol asks for the kernel, the zero page and the command
 /// line, and everything we load below that is within it or mapped by the kernel itself.
 fn write_page_tables(memory: &GuestMemory) -> Result<(), GuestMemoryError> {
+    // Present, writable.
+    const TABLE: u64 = 0b11;
+    // Present, writable, a page of 2 MiB.
+    const LARGE_PAGE: u64 = 0b1000_0011;
     let (pdpt, directory) = (PAGE_TABLES + 0x1000, PAGE_TABLES + 0x2000);
     write_words(memory, PAGE_TABLES, &[pdpt | TABLE])?;
     write_words(memory, pdpt, &[directory | TABLE])?;

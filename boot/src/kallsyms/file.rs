@@ -14,15 +14,6 @@ const FILE_MAX: u64 = 128 << 20;
 /// With less, a list lists nothing: Debian's says in one line that it is elsewhere.
 const LEAST: usize = 100;
 
-const HEADER: usize = 64;
-const SECTION: u64 = 64;
-const SYMBOL: usize = 24;
-/// The type of the section with the symbols.
-const SHT_SYMTAB: u32 = 2;
-/// The types of symbols that are something in memory: none given, an object, a function.
-const TYPES: [u8; 3] = [0, 1, 2];
-const FUNCTION: u8 = 2;
-
 /// The line that Debian has in place of a `System.map`, which is in a package of its own: one symbol, at no kernel's address.
 const STUB: &str = "ffffffffffffffff B The real System.map is in the ";
 
@@ -167,6 +158,14 @@ fn symbols(text: Vec<u8>, mut found: Vec<(u64, (u8, u32, u32))>) -> Option<Symbo
 
 /// The symbols of an ELF file; nothing if it has been stripped of them, or is no proper one.
 pub(super) fn elf(file: &File) -> Option<Symbols> {
+    const HEADER: usize = 64;
+    const SECTION: u64 = 64;
+    const SYMBOL: usize = 24;
+    // The type of the section with the symbols.
+    const SHT_SYMTAB: u32 = 2;
+    // The types of symbols that are something in memory: none given, an object, a function.
+    const TYPES: [u8; 3] = [0, 1, 2];
+    const FUNCTION: u8 = 2;
     let read = |at: u64, len: u64| {
         let mut bytes = vec![0; usize::try_from(len).ok().filter(|_| len <= FILE_MAX)?];
         file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)

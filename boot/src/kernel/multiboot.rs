@@ -14,16 +14,7 @@ use crate::Piece;
 /// The header lies within so many bytes, and starts at a multiple of four.
 pub(super) const SEARCHED: usize = 8192;
 const MAGIC: u32 = 0x1bad_b002;
-/// Magic, flags, checksum.
-const FIXED: usize = 12;
-/// The same with the five addresses behind them.
-const WITH_ADDRESSES: usize = 32;
 
-/// Flags: what is asked for in the low half must be granted, the rest may be ignored.
-const REQUIREMENTS: u32 = 0xffff;
-const PAGE_ALIGN: u32 = 1;
-const MEMORY_INFO: u32 = 1 << 1;
-const VIDEO_MODE: u32 = 1 << 2;
 /// The header's addresses are valid, and an executable's own are not to be used.
 const ADDRESSES: u32 = 1 << 16;
 
@@ -92,6 +83,10 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn addresses(header: &[u8]) -> Option<Addresses> {
+    // Magic, flags, checksum.
+    const FIXED: usize = 12;
+    // The same with the five addresses behind them.
+    const WITH_ADDRESSES: usize = 32;
     let header = header.get(FIXED..WITH_ADDRESSES)?;
     let field = |index: usize| word(header, index * 4);
     Some(Addresses {
@@ -104,6 +99,11 @@ fn addresses(header: &[u8]) -> Option<Addresses> {
 }
 
 pub(super) fn parse(file: &Arc<File>, len: u64, header: Header) -> Result<Image, Error> {
+    // Flags: what is asked for in the low half must be granted, the rest may be ignored.
+    const REQUIREMENTS: u32 = 0xffff;
+    const PAGE_ALIGN: u32 = 1;
+    const MEMORY_INFO: u32 = 1 << 1;
+    const VIDEO_MODE: u32 = 1 << 2;
     match header.flags & REQUIREMENTS & !(PAGE_ALIGN | MEMORY_INFO) {
         0 => {}
         VIDEO_MODE => return Err(bad("it asks for a video mode, and this board has no screen")),

@@ -12,20 +12,11 @@ use nix::sys::socket::{
 use super::names;
 use super::netlink::{self, messages, word};
 
-/// Groups of rtnetlink's, and a message (Linux, include/uapi/linux/rtnetlink.h).
-const ADDRESSES: u32 = 1 << 8;
-const OPTIONS: u32 = 1 << 19;
+/// RTM_NEWNDUSEROPT (Linux, include/uapi/linux/rtnetlink.h).
 const NEW_OPTIONS: u16 = 68;
-/// Lengths of what such messages begin with.
-const ADDRESS_HEAD: usize = 8;
-const OPTIONS_HEAD: usize = 16;
 /// Options of routers, by their kinds.
 const RESOLVERS: u8 = 25;
 const SEARCH: u8 = 31;
-/// What both begin with: kind, length, two that mean nothing, and a lifetime.
-const OPTION_HEAD: usize = 8;
-/// All routers on a link (RFC 4291).
-const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
 const ROOM: usize = 16 << 10;
 /// The most resolvers that are taken.
 const MOST: usize = 3;
@@ -48,6 +39,9 @@ impl Routers {
     /// # Errors
     /// The kernel has no networking.
     pub fn new(index: u32) -> io::Result<Self> {
+        // Groups of rtnetlink's (Linux, include/uapi/linux/rtnetlink.h).
+        const ADDRESSES: u32 = 1 << 8;
+        const OPTIONS: u32 = 1 << 19;
         let socket = netlink::open(ADDRESSES | OPTIONS)?;
         let (dns, search) = (Vec::new(), Vec::new());
         Ok(Self { socket, index, on_link: false, reaches_out: false, dns, search })
@@ -68,6 +62,8 @@ impl Routers {
     }
 
     fn take_address(&mut self, body: &[u8]) {
+        // The length of what such a message begins with.
+        const ADDRESS_HEAD: usize = 8;
         let [family, _, flags, scope, ..] = *body else { return };
         let ours = i32::from(family) == libc::AF_INET6 && word(body, ADDRESS_HEAD - 4) == Some(self.index);
         if ours && u32::from(flags) & libc::IFA_F_TENTATIVE == 0 {
@@ -77,6 +73,8 @@ impl Routers {
     }
 
     fn take_options(&mut self, body: &[u8]) {
+        // The length of what such a message begins with.
+        const OPTIONS_HEAD: usize = 16;
         let ours = word(body, 4) == Some(self.index);
         if let Some(mut rest) = body.get(OPTIONS_HEAD..).filter(|_| ours) {
             while let [kind, length, ..] = *rest
@@ -90,6 +88,8 @@ impl Routers {
     }
 
     fn take_option(&mut self, kind: u8, option: &[u8]) {
+        // What an option begins with: kind, length, two that mean nothing, and a lifetime.
+        const OPTION_HEAD: usize = 8;
         let (head, data) = option.split_at(OPTION_HEAD);
         // Without a lifetime it is not to be used any more.
         if head[4..] == [0; 4] {
@@ -121,6 +121,8 @@ impl AsFd for Routers {
 /// # Errors
 /// The kernel has no IPv6.
 pub fn solicit(index: u32, mac: [u8; 6]) -> io::Result<()> {
+    // All routers on a link (RFC 4291).
+    const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
     let kind = SockType::Raw;
     let socket = socket(AddressFamily::Inet6, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::IcmpV6)?;
     setsockopt(&socket, Ipv6MulticastHops, &255)?;

@@ -2,14 +2,11 @@
 
 use boot::GuestMemory;
 use boot::kallsyms::Physical;
+use boot::registers::{CR0_PG, EFER_LMA};
 use kvm_bindings::kvm_sregs;
 use vm_memory::{Bytes, GuestAddress};
 
 const PAGE: u64 = 4096;
-/// CR0.PG.
-const PAGING: u64 = 1 << 31;
-/// EFER.LMA.
-const LONG_MODE: u64 = 1 << 10;
 /// CR4.LA57.
 const FIVE_LEVELS: u64 = 1 << 12;
 /// An entry's bits: present, maps a large page, no execution; and those of an address.
@@ -39,7 +36,7 @@ impl<'a> AddressSpace<'a> {
     /// The space of a vCPU with these registers; nothing if it is one of 32-bit paging.
     pub fn of(memory: &'a GuestMemory, sregs: &kvm_sregs) -> Option<Self> {
         let levels = if sregs.cr4 & FIVE_LEVELS != 0 { 5 } else { 4 };
-        let tables = match (sregs.cr0 & PAGING != 0, sregs.efer & LONG_MODE != 0) {
+        let tables = match (sregs.cr0 & CR0_PG != 0, sregs.efer & EFER_LMA != 0) {
             (false, _) => None,
             (true, true) => Some((sregs.cr3 & ADDRESS, levels)),
             (true, false) => return None,
@@ -113,7 +110,7 @@ mod tests {
     }
 
     fn sregs(cr3: u64, cr4: u64) -> kvm_sregs {
-        kvm_sregs { cr0: PAGING | 1, cr3, cr4, efer: LONG_MODE, ..Default::default() }
+        kvm_sregs { cr0: CR0_PG | 1, cr3, cr4, efer: EFER_LMA, ..Default::default() }
     }
 
     /// The top of the kernel's half by a small page, one of 2 MiB and one of 1 GiB.
@@ -172,7 +169,7 @@ mod tests {
     fn without_paging_addresses_are_physical_and_32_bit_paging_is_not_walked() {
         let memory = memory(&[(0, 0, 0x55)]);
         assert_eq!(AddressSpace::of(&memory, &kvm_sregs::default()).unwrap().word(0), Some(0x55));
-        let paged = kvm_sregs { cr0: PAGING | 1, ..Default::default() };
+        let paged = kvm_sregs { cr0: CR0_PG | 1, ..Default::default() };
         assert!(AddressSpace::of(&memory, &paged).is_none());
     }
 }

@@ -10,17 +10,11 @@ use super::paging::AddressSpace;
 
 /// Where the kernel's code and its modules are (Linux `Documentation/arch/x86/x86_64/mm.rst`).
 const CODE: u64 = 0xffff_ffff_8000_0000;
-/// What is read of a stack in bytes: the largest that Linux makes.
-const STACK: usize = 32 << 10;
-/// How many stacks are followed: a task's, and those of interrupts and exceptions on top of it.
-const STACKS: usize = 4;
 /// How many entries a trace has.
 const MOST: usize = 48;
 /// The kernel's code and stack segments, as an interrupt pushes them.
 const KERNEL_CS: u64 = 0x10;
 const KERNEL_SS: u64 = 0x18;
-/// What an instruction that calls measures at most, in bytes.
-const CALL_MAX: usize = 7;
 
 /// One entry of a trace.
 #[derive(Clone, Debug)]
@@ -53,6 +47,10 @@ pub struct Tracer<'a> {
 impl Tracer<'_> {
     /// What the code at `rip` returns to, nearest first, as the stack at `rsp` and those that it stands on have it.
     pub fn trace(&self, rip: u64, rsp: u64) -> Vec<Entry> {
+        // What is read of a stack in bytes: the largest that Linux makes.
+        const STACK: usize = 32 << 10;
+        // How many stacks are followed: a task's, and those of interrupts and exceptions on top of it.
+        const STACKS: usize = 4;
         let mut entries = Vec::new();
         let mut seen = Vec::new();
         let mut next = Some(rsp & !7);
@@ -100,6 +98,8 @@ impl Tracer<'_> {
 
     /// What the instruction that ends at `address` calls, if it calls (Intel SDM vol. 2, CALL: E8 and FF /2).
     fn call_before(&self, address: u64) -> Option<Called> {
+        // What an instruction that calls measures at most, in bytes.
+        const CALL_MAX: usize = 7;
         let mut bytes = [0; CALL_MAX];
         let from = address.checked_sub(CALL_MAX as u64)?;
         if self.space.read(from, &mut bytes) < CALL_MAX {

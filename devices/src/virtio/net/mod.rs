@@ -39,8 +39,6 @@ const QUEUE_SIZE: u16 = 256;
 const CONTROL_QUEUE_SIZE: u16 = 64;
 /// The least MTU that a device may offer (§5.1.4.1): every link carries that much.
 const LEAST_MTU: u16 = 68;
-/// How many packets a backend is given at once.
-const BATCH: usize = 32;
 /// Where the configuration space has the status (§5.1.4).
 const STATUS: usize = 6;
 /// Where it has the MTU, its last field here.
@@ -169,6 +167,8 @@ impl Net {
     }
 
     fn transmit(&mut self, pair: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
+        // How many packets a backend is given at once.
+        const BATCH: usize = 32;
         let index = 2 * pair + 1;
         loop {
             let flushed = if self.link_up { self.backend.flush() } else { Ok(true) };

@@ -166,13 +166,6 @@ struct Zeropage {
     zeropage: i64,
 }
 
-const UFFD_API: u64 = 0xaa;
-const UFFDIO_API: u64 = 0xc018_aa3f;
-const UFFDIO_REGISTER: u64 = 0xc020_aa00;
-const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
-const MODE_MISSING: u64 = 1;
-const PAGE: u64 = 4096;
-
 /// A thread that gives pages of zeroes.
 struct Pager {
     stop: EventFd,
@@ -181,6 +174,10 @@ struct Pager {
 
 impl Pager {
     fn start(host: *mut u8, len: usize) -> anyhow::Result<Self> {
+        const UFFD_API: u64 = 0xaa;
+        const UFFDIO_API: u64 = 0xc018_aa3f;
+        const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+        const MODE_MISSING: u64 = 1;
         // SAFETY: it takes flags only, and gives a new descriptor.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
         if fd < 0 {
@@ -218,6 +215,8 @@ impl Drop for Pager {
 }
 
 fn serve(fd: &OwnedFd, stop: &EventFd) {
+    const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
+    const PAGE: u64 = 4096;
     let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     loop {
         let mut fds = [poll(fd.as_raw_fd()), poll(stop.as_raw_fd())];

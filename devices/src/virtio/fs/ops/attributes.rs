@@ -14,22 +14,10 @@ use crate::virtio::fs::proc_fd::{NOW, OMIT};
 use crate::virtio::fs::server::{Call, Placed, Server, Stop};
 use crate::virtio::fs::wire::{Append, Attr, flag, opcode};
 
-/// The longest name of an extended attribute, and the most bytes of one or of the list (xattr(7)).
-const MOST_NAME: usize = 255;
-const MOST_VALUE: usize = 64 << 10;
-
 /// Access control lists (acl(5)), as extended attributes.
 const ACLS: [&CStr; 2] = [c"system.posix_acl_access", c"system.posix_acl_default"];
 /// A program's capabilities (capabilities(7), "File capabilities").
 const CAPABILITIES: &CStr = c"security.capability";
-/// Bytes of a list's header, and of an entry: tag, permissions, number (`linux/posix_acl_xattr.h`).
-const ACL_HEADER: usize = 4;
-const ACL_ENTRY: usize = 8;
-/// The tags of entries that have a number.
-const ACL_USER: u16 = 2;
-const ACL_GROUP: u16 = 8;
-/// Whom kernels show in place of an unknown owner, unless set otherwise.
-const UNKNOWN: u32 = 65534;
 
 /// What `FUSE_SETATTR` asks for.
 struct Change {
@@ -187,6 +175,9 @@ impl Server {
 
     /// Reads or lists extended attributes; how long that would be, if the guest has no room.
     pub fn get_xattr(&self, call: &mut Call<'_>) -> Placed {
+        // The longest name of an extended attribute, and the most bytes of one or of the list (xattr(7)).
+        const MOST_NAME: usize = 255;
+        const MOST_VALUE: usize = 64 << 10;
         if !self.share.attributes {
             // Once said, it is not asked again.
             return Err(Errno::ENOSYS.into());
@@ -253,6 +244,14 @@ impl Server {
     /// Makes an access control list one that the guest's kernel takes: a user or a group that the host does not show has a
     /// number there that is none.
     fn show_acl(&self, value: &mut [u8]) {
+        // Bytes of a list's header, and of an entry: tag, permissions, number (`linux/posix_acl_xattr.h`).
+        const ACL_HEADER: usize = 4;
+        const ACL_ENTRY: usize = 8;
+        // The tags of entries that have a number.
+        const ACL_USER: u16 = 2;
+        const ACL_GROUP: u16 = 8;
+        // Whom kernels show in place of an unknown owner, unless set otherwise.
+        const UNKNOWN: u32 = 65534;
         let (user, group) = self.share.unknown.unwrap_or((UNKNOWN, UNKNOWN));
         let entries = value.get_mut(ACL_HEADER..).unwrap_or_default();
         for entry in entries.chunks_exact_mut(ACL_ENTRY) {
