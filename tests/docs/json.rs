@@ -13,7 +13,7 @@ use crate::source;
 use crate::support::attempt::Attempt;
 use crate::support::child::Running;
 use crate::support::image::{POWER_OFF, elf_of};
-use crate::support::{KITE, no_kvm};
+use crate::support::{KITE, kvm};
 use crate::table::rows;
 
 /// The fields of a schema: their types, and whether a document had them.
@@ -124,9 +124,7 @@ fn the_list_of_system_calls_has_the_fields_of_the_page() {
 
 #[test]
 fn what_inspect_prints_has_the_fields_of_the_page() {
-    if no_kvm("what_inspect_prints_has_the_fields_of_the_page") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let kernel = folder.path().join("kernel");
     // jmp $
@@ -189,9 +187,7 @@ fn what_kite_says_of_images_has_the_fields_of_the_page() {
 
 #[test]
 fn statistics_and_traces_have_the_fields_of_the_page() {
-    if no_kvm("statistics_and_traces_have_the_fields_of_the_page") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     // mov dx, 0x3f8; mov al, 'h'; out dx, al
@@ -207,9 +203,7 @@ fn statistics_and_traces_have_the_fields_of_the_page() {
 
 #[test]
 fn reports_of_benchmarks_have_the_fields_of_the_page() {
-    if no_kvm("reports_of_benchmarks_have_the_fields_of_the_page") {
-        return;
-    }
+    needs!(kvm());
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     printed(&["bench", "exits", "--only", "pio.out.1", "--time", "100ms", "--json", &path("exits")]);

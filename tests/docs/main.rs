@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 
 use page::Page;
 
+#[expect(dead_code, unused_macros, reason = "what only other tests need")]
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
 mod commands;
 mod json;
 mod links;
 mod options;
 mod page;
 mod shell;
-#[expect(dead_code, unused_macros, reason = "what only other tests need")]
-#[macro_use]
-#[path = "../support/mod.rs"]
-mod support;
 mod table;
 
 /// The most words that the landing page has.

@@ -61,11 +61,6 @@ pub fn skipped(test: &str, reason: &str) {
     let _ = io::stderr().write_all(format!("skipped: {name}: {reason}\n").as_bytes());
 }
 
-/// Prints that `test` does not run and returns `true`, if KVM cannot be used.
-pub fn no_kvm(test: &str) -> bool {
-    kvm().map_err(|reason| skipped(test, &reason)).is_err()
-}
-
 /// Waits for something that ought to happen.
 #[track_caller]
 pub fn until(what: &str, happens: impl FnMut() -> bool) {

@@ -32,7 +32,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::support::guest::{Elf, RESULTS};
-use crate::support::{guarded, no_kvm, skipped, until};
+use crate::support::{guarded, kvm, skipped, until};
 use crate::virtio::ASKS_FOR_ENTROPY_FOR_EVER;
 
 const RAM: u64 = 64 << 20;
@@ -223,9 +223,7 @@ guest!(
 
 #[test]
 fn a_loaded_machine_has_the_saved_state_and_goes_on() {
-    if no_kvm("a_loaded_machine_has_the_saved_state_and_goes_on") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let kvm = kite::vm::open_kvm().unwrap();
         let backends = Backends::new();
@@ -256,9 +254,7 @@ fn a_loaded_machine_has_the_saved_state_and_goes_on() {
 
 #[test]
 fn a_driver_s_requests_go_on_in_loaded_machines() {
-    if no_kvm("a_driver_s_requests_go_on_in_loaded_machines") {
-        return;
-    }
+    needs!(kvm());
     guarded(|| {
         let kvm = kite::vm::open_kvm().unwrap();
         let backends = Backends::new();
