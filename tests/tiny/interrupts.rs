@@ -3,55 +3,6 @@
 use crate::process::Kite;
 use crate::support::kvm;
 
-/// Sets the vector in RCX, times 16, to the label `5`, in a table at 0x202000, and gives the guest a stack.
-macro_rules! interrupt_gate {
-    () => {
-        "mov esp, 0x210000
-         lea rax, [rip + 5f]
-         add ecx, 0x202000
-         mov [rcx], ax
-         mov word ptr [rcx + 2], 0x10
-         mov word ptr [rcx + 4], 0x8e00
-         shr eax, 16
-         mov [rcx + 6], eax
-         mov dword ptr [rcx + 12], 0
-         mov ebx, 0x203000
-         mov word ptr [rbx], 0xfff
-         mov qword ptr [rbx + 2], 0x202000
-         lidt [rbx]"
-    };
-}
-
-/// Maps the APICs, in the fourth GiB, by a page directory at 0x201000.
-macro_rules! map_apics {
-    () => {
-        "mov ebx, 0xa018
-         mov dword ptr [rbx], 0x201003
-         mov ebx, 0x201fb0
-         mov dword ptr [rbx], 0xfec00093
-         mov dword ptr [rbx + 8], 0xfee00093"
-    };
-}
-
-/// Sets the PICs to vectors 0x20 and up, with the interrupts masked that are set in AL.
-macro_rules! set_up_pics {
-    () => {
-        "mov ah, al
-         mov al, 0x11
-         out 0x20, al
-         mov al, 0x20
-         out 0x21, al
-         mov al, 4
-         out 0x21, al
-         mov al, 1
-         out 0x21, al
-         mov al, ah
-         out 0x21, al
-         mov al, 0xff
-         out 0xa1, al"
-    };
-}
-
 /// Halts until an interrupt, which prints what came in until there is no more, and `.` ends it.
 macro_rules! echo_on_interrupt {
     ($end_of_interrupt:literal) => {

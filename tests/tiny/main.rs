@@ -10,13 +10,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[macro_use]
+mod assembly;
 mod console;
 mod crash;
 mod exits;
 mod files;
 mod firmware;
 mod flow;
-#[macro_use]
 mod interrupts;
 #[macro_use]
 mod multiboot;

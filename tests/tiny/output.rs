@@ -24,33 +24,15 @@ use crate::support::kvm;
 macro_rules! breaks_the_rules {
     ($times:literal) => {
         concat!(
-            "mov ebx, 0x201400
-             mov dword ptr [rbx], 0xd0000093
-             mov ebx, 0xd0000000
-             mov ecx, 24
-             1: cmp dword ptr [rbx + 0x08], 4
-             je 2f
-             add ebx, 0x1000
-             dec ecx
-             jnz 1b
-             jmp 8f
-             2: mov esi, 0x221000
+            find_device!(4),
+            "mov esi, 0x221000
              mov dword ptr [rsi], 0x10000
              mov dword ptr [rsi + 4], 999
              xor ebp, ebp
              3: mov dword ptr [rbx + 0x70], 0
-             mov dword ptr [rbx + 0x70], 1
-             mov dword ptr [rbx + 0x70], 3
-             mov dword ptr [rbx + 0x24], 1
-             mov dword ptr [rbx + 0x20], 1
-             mov dword ptr [rbx + 0x70], 0xb
-             mov dword ptr [rbx + 0x30], 0
-             mov dword ptr [rbx + 0x38], 2
-             mov dword ptr [rbx + 0x80], 0x220000
-             mov dword ptr [rbx + 0x90], 0x221000
-             mov dword ptr [rbx + 0xa0], 0x222000
-             mov dword ptr [rbx + 0x44], 1
-             mov dword ptr [rbx + 0x70], 0xf
+             ",
+            take_over!(2),
+            "
              mov dword ptr [rbx + 0x50], 0
              4: pause
              test dword ptr [rbx + 0x70], 0x40

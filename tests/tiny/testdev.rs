@@ -39,28 +39,6 @@ macro_rules! on_interrupt {
     };
 }
 
-/// Sets the first PIC to vectors 0x20 and up, with the interrupts masked that are set in `$mask`, and masks the second.
-macro_rules! set_up_pics {
-    ($mask:literal) => {
-        concat!(
-            "mov al, 0x11
-             out 0x20, al
-             mov al, 0x20
-             out 0x21, al
-             mov al, 4
-             out 0x21, al
-             mov al, 1
-             out 0x21, al
-             mov al, ",
-            $mask,
-            "
-             out 0x21, al
-             mov al, 0xff
-             out 0xa1, al"
-        )
-    };
-}
-
 /// Waits for an interrupt.
 macro_rules! wait {
     () => {
@@ -169,7 +147,8 @@ guest!(
     LINES_BY_PIC,
     ".code32",
     on_interrupt!(0x26, "inc dword ptr [0x200000]\n jmp 5f"),
-    set_up_pics!(0xbf),
+    "mov al, 0xbf",
+    set_up_pics!(),
     "mov dx, 0x2006
      mov al, 1
      out dx, al",
@@ -213,7 +192,8 @@ guest!(
     LINES_BY_IO_APIC,
     ".code32",
     on_interrupt!(0x44, "inc dword ptr [0x200000]\n jmp 5f"),
-    set_up_pics!(0xff),
+    "mov al, 0xff",
+    set_up_pics!(),
     // Pin 20: vector 0x44, level, to APIC 0.
     "mov ebx, 0xfec00000
      mov dword ptr [ebx], 0x39
@@ -374,7 +354,8 @@ guest!(
     PIT,
     ".code32",
     on_interrupt!(0x20, "inc dword ptr [0x200000]\n jmp 5f"),
-    set_up_pics!(0xfe),
+    "mov al, 0xfe",
+    set_up_pics!(),
     // Channel 0, mode 2, every 10 ms.
     "mov al, 0x34
      out 0x43, al

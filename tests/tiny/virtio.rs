@@ -1,6 +1,4 @@
-//! A virtio device with a driver of a few instructions: kicks and interrupts, by exits and without.
-//!
-//! Virtio 1.2 §4.2.3 (set-up over MMIO), §2.7 (the split ring).
+//! A virtio device with a driver of a few instructions: kicks and interrupts, by exits and without (virtio 1.2 §2.7).
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,29 +6,6 @@ use std::path::Path;
 
 use crate::process::Kite;
 use crate::support::kvm;
-
-/// Takes over the device at RBX: status up to FEATURES_OK with VIRTIO_F_VERSION_1 alone, a queue of so many entries, and
-/// DRIVER_OK.
-macro_rules! take_over {
-    ($entries:literal) => {
-        concat!(
-            "mov dword ptr [rbx + 0x70], 1
-             mov dword ptr [rbx + 0x70], 3
-             mov dword ptr [rbx + 0x24], 1
-             mov dword ptr [rbx + 0x20], 1
-             mov dword ptr [rbx + 0x70], 0xb
-             mov dword ptr [rbx + 0x30], 0
-             mov dword ptr [rbx + 0x38], ",
-            $entries,
-            "
-             mov dword ptr [rbx + 0x80], 0x220000
-             mov dword ptr [rbx + 0x90], 0x221000
-             mov dword ptr [rbx + 0xa0], 0x222000
-             mov dword ptr [rbx + 0x44], 1
-             mov dword ptr [rbx + 0x70], 0xf"
-        )
-    };
-}
 
 /// A guest that asks the entropy device so many times, each time sleeping until its interrupt.
 macro_rules! asks_for_entropy {
@@ -42,18 +17,8 @@ macro_rules! asks_for_entropy {
             "mov al, 0xff",
             set_up_pics!(),
             map_apics!(),
-            "mov ebx, 0x201400
-             mov dword ptr [rbx], 0xd0000093
-             mov ebx, 0xd0000000
-             mov edi, 5
-             1: cmp dword ptr [rbx + 0x08], 4
-             je 2f
-             add ebx, 0x1000
-             inc edi
-             cmp edi, 24
-             jb 1b
-             jmp 8f
-             2: lea ecx, [rdi * 2 + 0x11]
+            find_device!(4),
+            "lea ecx, [rdi * 2 + 0x11]
              mov esi, 0xfec00000
              mov [rsi], ecx
              mov dword ptr [rsi + 0x10], 0
@@ -115,18 +80,9 @@ guest!(
     // Fifty times has the disk read 8 MiB in eight requests, and resets it when the first is done.
     RESETS_A_BUSY_DISK,
     map_apics!(),
-    "mov ebx, 0x201400
-     mov dword ptr [rbx], 0xd0000093
-     mov ebx, 0xd0000000
-     mov ecx, 19
-     1: cmp dword ptr [rbx + 0x08], 2
-     je 2f
-     add ebx, 0x1000
-     dec ecx
-     jnz 1b
-     jmp 8f",
+    find_device!(2),
     // Three descriptors a request: its header (virtio 1.2 §5.2.6), a MiB of data, and its status.
-    "2: xor ecx, ecx
+    "xor ecx, ecx
      mov edi, 0x220000
      mov esi, 0x224000
      mov ebp, 0x1000000
