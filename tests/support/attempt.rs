@@ -25,6 +25,13 @@ impl Attempt {
         Self { folder }
     }
 
+    /// A folder with a kernel of this content, and that kernel.
+    pub fn with(kernel: &[u8]) -> (Self, PathBuf) {
+        let attempt = Self::new();
+        let kernel = attempt.file("kernel", kernel);
+        (attempt, kernel)
+    }
+
     /// Where a file of this name is or would be.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

@@ -42,8 +42,7 @@ fn descriptions_of_devices_that_make_no_sense_are_refused() {
 
 #[test]
 fn disks_that_are_none_or_in_use_are_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let kernel = kernel.to_str().unwrap();
     let disk = attempt.file("disk", &[0; 4096]);
     let folder = disk.parent().unwrap();
@@ -64,8 +63,7 @@ fn disks_that_are_none_or_in_use_are_refused() {
 
 #[test]
 fn networks_that_cannot_be_used_are_refused_with_what_to_do() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let kernel = kernel.to_str().unwrap();
     attempt.refused(["run", "--kernel", kernel, "--net", "tap=lo"], "lo is an interface of another kind");
     let fixed = "tap=kitet7,ip=192.0.2.7/24";
@@ -74,8 +72,7 @@ fn networks_that_cannot_be_used_are_refused_with_what_to_do() {
 
 #[test]
 fn a_port_takes_the_place_of_nothing_that_is_there() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let file = attempt.file("precious", b"precious");
     let socket = file.with_file_name("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
@@ -93,8 +90,7 @@ fn a_port_takes_the_place_of_nothing_that_is_there() {
 #[test]
 fn more_devices_than_lines_are_refused() {
     needs!(kvm());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let disk = attempt.file("disk", &[0; 512]);
     let disk = format!("path={},readonly", disk.display());
     let mut arguments = vec!["run", "--kernel", kernel.to_str().unwrap()];

@@ -90,15 +90,13 @@ fn the_kernel_of_a_tree_is_found_in_it_and_named() {
 
 #[test]
 fn a_missing_initrd_is_named() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     attempt.kernel_refused(&kernel, &["--initrd", "none"], "cannot use initrd none: No such file");
 }
 
 #[test]
 fn what_is_no_regular_file_is_no_initrd() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     attempt.pipe("pipe");
     for path in ["/", "/dev/zero", "/dev/null", "pipe"] {
         attempt.kernel_refused(&kernel, &["--initrd", path], "not a regular file");
@@ -107,8 +105,7 @@ fn what_is_no_regular_file_is_no_initrd() {
 
 #[test]
 fn an_empty_initrd_is_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     attempt.file("empty", b"");
     attempt.kernel_refused(&kernel, &["--initrd", "empty"], "it is empty");
 }
@@ -116,8 +113,7 @@ fn an_empty_initrd_is_refused() {
 #[test]
 fn an_initrd_that_does_not_fit_is_refused() {
     needs!(kvm());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     for len in [63 << 20, 64 << 20, (64 << 20) + 1, 100 << 30] {
         attempt.sparse("large", b"", len);
         attempt.kernel_refused(&kernel, &["--initrd", "large"], "do not fit in memory beside the kernel");
@@ -127,8 +123,7 @@ fn an_initrd_that_does_not_fit_is_refused() {
 #[test]
 fn what_an_initrd_holds_is_the_kernels_business() {
     needs!(kvm());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     for content in [&b"\0"[..], b"070701 truncated", &[0xa5; 100_000]] {
         attempt.file("initrd", content);
         let end = attempt.end_of(run(KITE, &kernel).args(["--initrd", "initrd"]));

@@ -30,8 +30,7 @@ const RUN: &str = r#"run --force --memory 64M --kernel "$1""#;
 #[test]
 fn a_missing_kvm_device_is_named() {
     needs!(mount_namespaces());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let end = attempt.end_of(namespace(&format!("exec \"$0\" {RUN}")).arg(KITE).arg(&kernel));
     end.assert_refusal("cannot open /dev/kvm: it is missing");
 }
@@ -39,8 +38,7 @@ fn a_missing_kvm_device_is_named() {
 #[test]
 fn something_else_in_place_of_the_kvm_device_is_refused() {
     needs!(mount_namespaces());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     for place in [": > /dev/kvm", "mkdir /dev/kvm", "ln -s kvm /dev/kvm", "ln -s \"$1\" /dev/kvm"] {
         let script = format!("{place} && exec \"$0\" {RUN}");
         attempt.end_of(namespace(&script).arg(KITE).arg(&kernel)).assert_refusal("/dev/kvm");
@@ -83,8 +81,7 @@ fn a_missing_proc_is_named_with_what_helps() {
 
 /// Whatever the limit, kite runs the guest or says in one line what it lacks, and what helps.
 fn limited(limits: impl Iterator<Item = String>, helps: &str) {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let (mut ran, mut refused) = (false, false);
     for limit in limits {
         let script = format!("ulimit {limit} && exec \"$0\" {RUN}");

@@ -20,8 +20,7 @@ fn the_images_that_the_tests_break_work() {
 
 #[track_caller]
 fn refused(image: &[u8], expected: &str) {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", image);
+    let (attempt, kernel) = Attempt::with(image);
     attempt.kernel_refused(&kernel, &[], expected);
     attempt.kernel_refused(&kernel, &[], kernel.to_str().unwrap());
 }

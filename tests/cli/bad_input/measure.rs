@@ -28,8 +28,7 @@ fn options_for_measuring_are_looked_at() {
 
 #[test]
 fn files_that_cannot_be_written_are_refused_before_the_guest_starts() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let file = attempt.file("file", b"");
     let link = attempt.path("link");
     symlink(&file, &link).unwrap();
@@ -56,8 +55,7 @@ fn files_that_cannot_be_written_are_refused_before_the_guest_starts() {
 #[test]
 fn a_folder_that_kite_may_not_write_to_is_told_of() {
     needs!(root());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let kite = attempt.kite();
     let folder = attempt.path("folder");
     fs::create_dir(&folder).unwrap();

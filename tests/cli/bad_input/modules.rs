@@ -10,16 +10,14 @@ use crate::support::{kvm, root};
 
 /// A kernel, and a folder of modules with this `modules.dep`.
 fn with_list(list: &[u8]) -> (Attempt, PathBuf) {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     attempt.file("modules/modules.dep", list);
     (attempt, kernel)
 }
 
 #[test]
 fn a_missing_folder_is_named() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     attempt.kernel_refused(&kernel, &["--modules", "none"], "none: No such file");
     attempt.kernel_refused(&kernel, &["--modules", "kernel"], "kernel");
     attempt.kernel_refused(&kernel, &["--modules", "/dev/null"], "/dev/null");
@@ -28,15 +26,13 @@ fn a_missing_folder_is_named() {
 
 #[test]
 fn a_kernel_that_does_not_tell_its_version_needs_a_folder() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     attempt.kernel_refused(&kernel, &["--module", "virtio_blk"], "--modules DIR");
 }
 
 #[test]
 fn a_folder_without_a_list_is_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     std::fs::create_dir(attempt.path("modules")).unwrap();
     attempt.kernel_refused(&kernel, &["--modules", "modules"], "depmod");
     attempt.pipe("modules/modules.dep");

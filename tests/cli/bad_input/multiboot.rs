@@ -6,8 +6,7 @@ use crate::support::{KITE, kvm};
 
 #[track_caller]
 fn refused(image: &[u8], expected: &str) {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", image);
+    let (attempt, kernel) = Attempt::with(image);
     attempt.kernel_refused(&kernel, &["--test-devices"], expected);
     attempt.kernel_refused(&kernel, &["--test-devices"], kernel.to_str().unwrap());
 }
@@ -111,8 +110,7 @@ fn refused_by_size(image: &[u8]) {
 #[test]
 fn a_module_that_does_not_fit_is_refused() {
     needs!(kvm());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &multiboot());
+    let (attempt, kernel) = Attempt::with(&multiboot());
     for len in [63 << 20, 1 << 32, 1 << 40] {
         let module = attempt.sparse("module", b"x", len);
         attempt.kernel_refused(&kernel, &["--initrd", module.to_str().unwrap()], "do not fit in memory");
@@ -126,8 +124,7 @@ fn a_module_that_does_not_fit_is_refused() {
 
 #[test]
 fn a_command_in_a_multiboot_image_is_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &multiboot());
+    let (attempt, kernel) = Attempt::with(&multiboot());
     attempt.kernel_refused(&kernel, &["--", "true"], "a command needs Linux");
     attempt.kernel_refused(&kernel, &["--test-devices", "--", "true"], "--test-devices");
 }

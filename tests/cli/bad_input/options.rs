@@ -83,8 +83,7 @@ fn text_that_is_not_unicode_is_refused() {
 
 #[test]
 fn sizes_of_memory_that_no_guest_can_have_are_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     for (size, expected) in [
         ("0", "at least 64M"),
         ("1", "at least 64M"),
@@ -112,8 +111,7 @@ fn sizes_of_memory_that_no_guest_can_have_are_refused() {
 
 #[test]
 fn numbers_of_cpus_that_no_guest_can_have_are_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     for (cpus, expected) in [
         ("0", "for '--cpus <N>': it is a whole number, at least 1"),
         ("-1", "a whole number, at least 1"),
@@ -135,8 +133,7 @@ fn numbers_of_cpus_that_no_guest_can_have_are_refused() {
 
 #[test]
 fn kernel_command_lines_that_do_not_fit_are_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let line = |len| "x".repeat(len);
     attempt.kernel_refused(
         &kernel,
@@ -158,8 +155,7 @@ fn kernel_command_lines_that_do_not_fit_are_refused() {
 
 #[test]
 fn kernel_command_lines_of_more_than_one_line_are_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     for line in ["quiet\ninit=/bin/sh", "\n", "quiet\n"] {
         attempt.kernel_refused(&kernel, &["--append", line], "line break");
         attempt.kernel_refused(&kernel, &["--cmdline", line], "line break");
@@ -168,8 +164,7 @@ fn kernel_command_lines_of_more_than_one_line_are_refused() {
 
 #[test]
 fn limits_and_groups_that_make_no_sense_are_refused() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let refused = |arguments: &[&str], expected: &str| attempt.kernel_refused(&kernel, arguments, expected);
     for (limit, expected) in [
         ("", "a limit is cpu=CPUS"),
@@ -200,8 +195,7 @@ fn limits_and_groups_that_make_no_sense_are_refused() {
 
 #[test]
 fn sandboxes_that_make_no_sense_are_refused_from_wherever_they_come() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     for (sandbox, expected) in [
         ("maybe", "it is auto, require or none"),
         ("require,seccomp", "'seccomp' is no layer to leave out"),
@@ -226,8 +220,7 @@ fn sandboxes_that_make_no_sense_are_refused_from_wherever_they_come() {
 
 #[test]
 fn what_starts_kite_many_times_refuses_a_sandbox_that_makes_no_sense_once() {
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let path = kernel.to_str().unwrap();
     let matrix = format!(
         "[[kernel]]\nname = 'A'\npath = '{path}'\n[[kernel]]\nname = 'B'\npath = '{path}'\n\

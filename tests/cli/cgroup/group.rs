@@ -10,8 +10,7 @@ use crate::support::{KITE, kvm};
 /// Whether groups with these limits can be made here.
 pub fn groups(limit: &str) -> Result<(), String> {
     kvm()?;
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let end = attempt.end_of(run(KITE, &kernel).args(["--limit", limit]));
     match end.status.code() {
         Some(0) => Ok(()),

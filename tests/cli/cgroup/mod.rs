@@ -52,8 +52,7 @@ fn a_memory_kill_is_an_error_in_the_results() {
 #[test]
 fn a_machine_that_takes_too_many_threads_says_what_it_lacks() {
     needs!(groups("pids=64"));
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     attempt
         .end_of(run(KITE, &kernel).args(["--limit", "pids=1"]))
         .assert_refusal("--limit pids=1 is too few");
@@ -85,8 +84,7 @@ fn a_limit_of_io_is_the_whole_disk_s_that_a_file_is_on() {
     needs!(groups("pids=64"));
     // What tests are built in is more often on a disk than /tmp is.
     let limit = format!("io={}:rbps=10M:wiops=100", env!("CARGO_MANIFEST_DIR"));
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let end = attempt.end_of(run(KITE, &kernel).args(["--limit", &limit]));
     if end.stderr.contains("no block device") || end.stderr.contains("limits no I/O") {
         return skipped(test_name!(), end.stderr.trim());
@@ -163,8 +161,7 @@ fn a_group_that_a_killed_supervisor_leaves_is_taken_again() {
     until("the machine to follow its supervisor", || {
         fs::read_to_string(folder.join("cgroup.procs")).unwrap().is_empty()
     });
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let end = attempt.end_of(run(KITE, &kernel).args(["--cgroup", &kite.group]).args(["--limit", "pids=61"]));
     assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""));
     assert_eq!(folders(&kite.group), Vec::<PathBuf>::new());
@@ -179,8 +176,7 @@ fn a_group_without_a_name_of_its_own_is_seen_to_by_the_next() {
         child.id()
     };
     let own = format!("kite-{}", std::process::id());
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     // Where kite makes one, another can be made.
     let place = {
         let kite = Spinning::start("place", &["--limit", "pids=60"]);
@@ -204,8 +200,7 @@ fn a_group_without_a_name_of_its_own_is_seen_to_by_the_next() {
 fn a_group_that_is_in_use_is_refused() {
     needs!(groups("pids=64"));
     let kite = Spinning::start("taken", &["--limit", "pids=60"]);
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let options = ["--cgroup", &kite.group, "--limit", "pids=60"];
     attempt.end_of(run(KITE, &kernel).args(options)).assert_refusal("is in use: choose another --cgroup");
     // Nor is it shared by one that would only have counted.
@@ -263,8 +258,7 @@ fn in_namespace(script: &str, kernel: &Path) -> Command {
 fn what_is_planted_in_place_of_a_group_is_never_followed() {
     needs!(root());
     needs!(groups("pids=64"));
-    let attempt = Attempt::new();
-    let kernel = attempt.file("kernel", &elf());
+    let (attempt, kernel) = Attempt::with(&elf());
     let run = "exec \"$0\" run --force --memory 64M --kernel \"$1\" --cgroup planted --limit pids=64";
     // The kernel's own list of mounts still names what is below.
     let planted =

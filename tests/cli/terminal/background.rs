@@ -41,8 +41,7 @@ fn a_background_job_leaves_the_terminal_alone_and_is_not_stopped_by_its_keys() {
     terminal.assert_untouched();
     kill(kite, Signal::SIGTERM).unwrap();
     terminal.wait_for(b"<143>");
-    shell.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(shell, 0);
 }
 
 /// Whether kite waits for three things only: standard input is not among them any more. The first file descriptors

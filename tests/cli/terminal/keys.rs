@@ -3,6 +3,7 @@
 use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
+use crate::support::child::Running;
 use crate::support::guest::Elf;
 use crate::support::kvm;
 use crate::terminal::session::{Terminal, wait_until_output_is_stuck};
@@ -47,31 +48,35 @@ pub fn echo() -> Elf {
     Elf::new(ECHO.code(), Entry::Long)
 }
 
+/// A guest that echoes on a raw terminal.
+pub fn running(arguments: &[&str]) -> (Terminal, Running) {
+    let terminal = Terminal::new();
+    let guest = echo();
+    let kite = terminal.run(&guest, arguments);
+    terminal.wait_until_raw();
+    terminal.wait_for(b">");
+    (terminal, kite)
+}
+
 #[test]
 fn every_byte_but_ctrl_a_reaches_the_guest_and_comes_back_unchanged() {
     needs!(kvm());
-    let (terminal, guest) = (Terminal::new(), echo());
-    let kite = terminal.run(&guest, &[]);
-    terminal.wait_until_raw();
+    let (terminal, kite) = running(&[]);
     let keys: Vec<u8> = (0..=255).filter(|key| !b"\x01PRCF".contains(key)).collect();
     terminal.send(&keys);
     let seen = terminal.wait_for(b"\xfe\xff");
     assert_eq!(seen.escape_ascii().to_string(), [b">", keys.as_slice()].concat().escape_ascii().to_string());
     terminal.send(b"P");
-    kite.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 0);
 }
 
 #[test]
 fn ctrl_a_x_quits() {
     needs!(kvm());
     for quit in [b"\x01x", b"\x01X"] {
-        let (terminal, guest) = (Terminal::new(), echo());
-        let kite = terminal.run(&guest, &["--on-reboot", "restart"]);
-        terminal.wait_until_raw();
+        let (terminal, kite) = running(&["--on-reboot", "restart"]);
         terminal.send(quit);
-        kite.assert_ends_with(0);
-        terminal.assert_untouched();
+        terminal.assert_left_by(kite, 0);
     }
 }
 
@@ -79,10 +84,7 @@ fn ctrl_a_x_quits() {
 fn ctrl_a_h_lists_the_keys_and_the_guest_sees_none_of_it() {
     needs!(kvm());
     for help in [b"\x01h", b"\x01H"] {
-        let (terminal, guest) = (Terminal::new(), echo());
-        let kite = terminal.run(&guest, &[]);
-        terminal.wait_until_raw();
-        terminal.wait_for(b">");
+        let (terminal, kite) = running(&[]);
         terminal.send(help);
         let seen = String::from_utf8(terminal.wait_for(b"to the guest\r\n")).unwrap();
         for key in ["Ctrl-A X", "Ctrl-A H", "Ctrl-A Ctrl-A"] {
@@ -98,9 +100,7 @@ fn ctrl_a_h_lists_the_keys_and_the_guest_sees_none_of_it() {
 #[test]
 fn ctrl_a_twice_sends_one_and_an_unknown_key_none() {
     needs!(kvm());
-    let (terminal, guest) = (Terminal::new(), echo());
-    let kite = terminal.run(&guest, &[]);
-    terminal.wait_until_raw();
+    let (terminal, kite) = running(&[]);
     terminal.send(b"a\x01\x01b\x01qc\x01");
     terminal.send(b"\x01dP");
     kite.assert_ends_with(0);
@@ -120,14 +120,13 @@ fn keys_work_while_the_guest_takes_none() {
     terminal.send(b"\x01h");
     terminal.wait_for(b"Ctrl-A X");
     terminal.send(b"\x01x");
-    kite.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 0);
 }
 
 guest!(DEAF, say!("'>'"), "2: sti\n hlt\n jmp 2b");
 
 /// Starts a guest that floods a terminal nobody reads.
-fn flooded() -> (Terminal, crate::support::child::Running) {
+fn flooded() -> (Terminal, Running) {
     let (terminal, guest) = (Terminal::unread(), echo());
     let kite = terminal.run(&guest, &[]);
     terminal.wait_until_raw();
@@ -141,8 +140,7 @@ fn keys_work_while_nobody_reads_the_output() {
     needs!(kvm());
     let (terminal, kite) = flooded();
     terminal.send(b"\x01h\x01x");
-    kite.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 0);
 }
 
 #[test]

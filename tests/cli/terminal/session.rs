@@ -126,6 +126,13 @@ impl Terminal {
         assert_eq!((size.ws_row, size.ws_col), (SIZE.ws_row, SIZE.ws_col));
     }
 
+    /// Fails the test unless kite ends with this status and the terminal is as it was before.
+    #[track_caller]
+    pub fn assert_left_by(&self, kite: Running, status: i32) {
+        kite.assert_ends_with(status);
+        self.assert_untouched();
+    }
+
     /// Waits until the user has seen `text`, and returns all that was seen.
     #[track_caller]
     pub fn wait_for(&self, text: &[u8]) -> Vec<u8> {

@@ -9,20 +9,10 @@ use nix::unistd::Pid;
 use crate::cgroup::group::groups;
 use crate::support::child::Running;
 use crate::support::until;
-use crate::terminal::keys::echo;
+use crate::terminal::keys::{echo, running};
 use crate::terminal::session::Terminal;
 
 const LIMITS: [&str; 2] = ["--limit", "pids=100"];
-
-/// A guest on a raw terminal with limits.
-fn running() -> (Terminal, Running) {
-    let terminal = Terminal::new();
-    let guest = echo();
-    let kite = terminal.run(&guest, &LIMITS);
-    terminal.wait_until_raw();
-    terminal.wait_for(b">");
-    (terminal, kite)
-}
 
 /// The process in the group.
 fn machine(kite: &Running) -> Pid {
@@ -34,18 +24,17 @@ fn machine(kite: &Running) -> Pid {
 #[test]
 fn keys_reach_a_machine_with_limits() {
     needs!(groups("pids=100"));
-    let (terminal, kite) = running();
+    let (terminal, kite) = running(&LIMITS);
     terminal.send(b"z");
     assert_eq!(terminal.wait_for(b"z"), b">z");
     terminal.send(b"\x01x");
-    kite.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 0);
 }
 
 #[test]
 fn a_machine_that_is_killed_leaves_the_terminal_as_it_was() {
     needs!(groups("pids=100"));
-    let (terminal, kite) = running();
+    let (terminal, kite) = running(&LIMITS);
     kill(machine(&kite), Signal::SIGKILL).unwrap();
     kite.assert_killed_by(Signal::SIGKILL);
     terminal.assert_untouched();
@@ -55,7 +44,7 @@ fn a_machine_that_is_killed_leaves_the_terminal_as_it_was() {
 fn a_signal_to_the_supervisor_ends_it_as_it_would_have_ended_kite() {
     needs!(groups("pids=100"));
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1] {
-        let (terminal, kite) = running();
+        let (terminal, kite) = running(&LIMITS);
         kite.signal(signal);
         kite.assert_killed_by(signal);
         terminal.assert_untouched();

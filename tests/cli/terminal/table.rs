@@ -3,15 +3,12 @@
 use nix::sys::signal::Signal;
 
 use crate::support::kvm;
-use crate::terminal::keys::echo;
-use crate::terminal::session::Terminal;
+use crate::terminal::keys::running;
 
 #[test]
 fn a_table_that_is_asked_for_is_whole_lines_on_a_raw_terminal_too() {
     needs!(kvm());
-    let (terminal, guest) = (Terminal::new(), echo());
-    let kite = terminal.run(&guest, &["--stats"]);
-    terminal.wait_until_raw();
+    let (terminal, kite) = running(&["--stats"]);
     // By the time that it answers, it has looked for what is typed, and has been counted.
     terminal.send(b"z");
     terminal.wait_for(b"z");

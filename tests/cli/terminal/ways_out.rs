@@ -6,29 +6,17 @@ use std::process::{Command, Stdio};
 use boot::testing::Entry;
 use nix::sys::signal::Signal;
 
-use crate::support::child::Running;
 use crate::support::guest::Elf;
 use crate::support::{KITE, kvm, until};
-use crate::terminal::keys::echo;
+use crate::terminal::keys::{echo, running};
 use crate::terminal::session::{INTERRUPT, Terminal};
-
-/// A guest on a raw terminal.
-fn running(arguments: &[&str]) -> (Terminal, Running) {
-    let terminal = Terminal::new();
-    let guest = echo();
-    let kite = terminal.run(&guest, arguments);
-    terminal.wait_until_raw();
-    terminal.wait_for(b">");
-    (terminal, kite)
-}
 
 #[test]
 fn a_power_off_restores_the_terminal() {
     needs!(kvm());
     let (terminal, kite) = running(&[]);
     terminal.send(b"P");
-    kite.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 0);
 }
 
 #[test]
@@ -36,8 +24,7 @@ fn a_reboot_restores_the_terminal() {
     needs!(kvm());
     let (terminal, kite) = running(&[]);
     terminal.send(b"R");
-    kite.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 0);
 }
 
 #[test]
@@ -50,8 +37,7 @@ fn the_terminal_stays_with_a_guest_that_boots_again() {
     terminal.send(b"\rz");
     assert_eq!(terminal.wait_for(b"z"), b">>\rz");
     terminal.send(b"P");
-    kite.assert_ends_with(0);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 0);
 }
 
 #[test]
@@ -59,8 +45,7 @@ fn a_crash_restores_the_terminal_and_is_told_after_that() {
     needs!(kvm());
     let (terminal, kite) = running(&[]);
     terminal.send(b"C");
-    kite.assert_ends_with(255);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 255);
     // Line breaks are the terminal's business again.
     terminal.wait_for(b"kite: the guest crashed: triple fault on vCPU 0\r\n");
 }
@@ -75,8 +60,7 @@ fn a_failure_restores_the_terminal() {
     reader.read_exact(&mut [0]).unwrap();
     drop(reader);
     terminal.send(b"k");
-    kite.assert_ends_with(125);
-    terminal.assert_untouched();
+    terminal.assert_left_by(kite, 125);
     terminal.wait_for(b"standard output: EPIPE: Broken pipe\r\n");
 }
 
@@ -166,8 +150,7 @@ fn a_panic_in_any_thread_restores_the_terminal_and_is_a_failure() {
     let child = terminal.spawn(command.stdout(terminal.stdio()).stderr(terminal.stdio()));
     terminal.wait_until_raw();
     terminal.send(b"k");
-    child.assert_ends_with(125);
-    terminal.assert_untouched();
+    terminal.assert_left_by(child, 125);
     terminal.wait_for(b"panicked at ");
 }
 
