@@ -401,6 +401,7 @@ fn positive(name: &str, value: u64) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::assert_refused_in_one_line;
 
     #[test]
     fn limits_are_between_commas() {
@@ -428,31 +429,31 @@ mod tests {
 
     #[test]
     fn what_is_no_limit_is_refused_in_one_line() {
-        for text in [
-            "",
-            "cpu",
-            "cpu=",
-            "cpus=1",
-            "memory=0",
-            "memory=",
-            "memory=1.5G",
-            "memory=9223372036854775808",
-            "pids=0",
-            "pids=x",
-            "pids=1,pids=2",
-            "memory=1M,",
-            "io=",
-            "io=8:0",
-            "io=8:0:rbps=0",
-            "io=8:0:rbps=1:rbps=2",
-            "io=:rbps=1",
-            "io=8:0:xbps=1",
-            "io=8:0:riops=1M",
-            "io=8:0:rbps=1,io=8:0:wbps=1",
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(!error.is_empty() && !error.contains('\n'), "{text}: {error}");
-        }
+        assert_refused_in_one_line(
+            parse,
+            &[
+                "",
+                "cpu",
+                "cpu=",
+                "cpus=1",
+                "memory=0",
+                "memory=",
+                "memory=1.5G",
+                "memory=9223372036854775808",
+                "pids=0",
+                "pids=x",
+                "pids=1,pids=2",
+                "memory=1M,",
+                "io=",
+                "io=8:0",
+                "io=8:0:rbps=0",
+                "io=8:0:rbps=1:rbps=2",
+                "io=:rbps=1",
+                "io=8:0:xbps=1",
+                "io=8:0:riops=1M",
+                "io=8:0:rbps=1,io=8:0:wbps=1",
+            ],
+        );
     }
 
     #[test]

@@ -12,9 +12,18 @@ pub mod net;
 pub mod number;
 mod run;
 pub mod sandbox;
-mod text;
+pub mod text;
 pub mod wire;
 
 pub use command::CommandSpec;
 pub use machine::MachineSpec;
 pub use run::{MeasureSpec, RunSpec, StatsSpec};
+
+/// Asserts that each of the texts is refused, in one line.
+#[cfg(test)]
+fn assert_refused_in_one_line<T: std::fmt::Debug>(parse: impl Fn(&str) -> Result<T, String>, texts: &[&str]) {
+    for text in texts {
+        let error = parse(text).unwrap_err();
+        assert!(!error.is_empty() && !error.contains('\n'), "{text}: {error}");
+    }
+}

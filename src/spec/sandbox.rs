@@ -171,6 +171,7 @@ pub fn without(layers: &[Layer]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::assert_refused_in_one_line;
 
     #[test]
     fn a_layer_can_be_left_out_by_name() {
@@ -184,20 +185,20 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_in_one_line() {
-        for text in [
-            "",
-            "no-root",
-            "yes",
-            "auto,",
-            "auto,root",
-            "auto,no-",
-            "none,no-root",
-            "require,no-no-new-privs",
-            "auto,no-namespaces",
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(!error.is_empty() && !error.contains('\n'), "{text}: {error}");
-        }
+        assert_refused_in_one_line(
+            parse,
+            &[
+                "",
+                "no-root",
+                "yes",
+                "auto,",
+                "auto,root",
+                "auto,no-",
+                "none,no-root",
+                "require,no-no-new-privs",
+                "auto,no-namespaces",
+            ],
+        );
         let both = "without no-new-privs there is no landlock and seccomp: add no-landlock,no-seccomp";
         assert_eq!(parse("require,no-no-new-privs").unwrap_err(), both);
     }

@@ -2,8 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::marker::PhantomData;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use serde::de::value::SeqAccessDeserializer;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -21,36 +23,51 @@ impl Serialize for OsText {
 
 impl<'de> Deserialize<'de> for OsText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = OsText;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a string, or a list of bytes if it is not UTF-8")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<OsText, E> {
-                checked(text.as_bytes().to_vec())
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OsText, A::Error> {
-                let mut bytes = Vec::new();
-                while let Some(byte) = list.next_element()? {
-                    bytes.push(byte);
-                }
-                checked(bytes)
-            }
+        let bytes = match one_or_list(deserializer, "a string, or a list of bytes if it is not UTF-8")? {
+            OneOrList::One(text) => text.into_bytes(),
+            OneOrList::List(bytes) => bytes,
+        };
+        // No system call takes a name with a NUL.
+        if bytes.contains(&0) {
+            return Err(de::Error::custom("a name or a word cannot hold a NUL"));
         }
-        deserializer.deserialize_any(Either)
+        Ok(Self(OsString::from_vec(bytes)))
     }
 }
 
-/// No system call takes a name with a NUL.
-fn checked<E: de::Error>(bytes: Vec<u8>) -> Result<OsText, E> {
-    if bytes.contains(&0) {
-        return Err(E::custom("a name or a word cannot hold a NUL"));
+/// A string, or a list.
+pub enum OneOrList<T> {
+    /// A string.
+    One(String),
+    /// A list.
+    List(Vec<T>),
+}
+
+/// Reads a string or a list.
+///
+/// # Errors
+/// It is neither: what was `expected` is named.
+pub fn one_or_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+    expected: &'static str,
+) -> Result<OneOrList<T>, D::Error> {
+    struct Either<T>(&'static str, PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+        type Value = OneOrList<T>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str(self.0)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(OneOrList::One(text.to_owned()))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list)).map(OneOrList::List)
+        }
     }
-    Ok(OsText(OsString::from_vec(bytes)))
+    deserializer.deserialize_any(Either(expected, PhantomData))
 }
 
 /// A path or another name.

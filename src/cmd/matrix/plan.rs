@@ -1,7 +1,6 @@
 //! The matrix file: read, checked, and made into the runs that it stands for.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,12 +8,12 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::cli;
 use crate::observe::results::FailOnKtap;
 use crate::spec::duration;
+use crate::spec::text::{OneOrList, one_or_list};
 
 /// How long a matrix file may be, in bytes.
 const LONGEST: u64 = 1 << 20;
@@ -79,29 +78,12 @@ struct Words(Vec<String>);
 
 impl<'de> Deserialize<'de> for Words {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Words;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a list of strings, or a string for sh -c")
-            }
-
-            fn visit_str<E: de::Error>(self, script: &str) -> Result<Words, E> {
-                // No words at all are an error of their own, told later.
-                let shell = ["sh", "-c", script].map(str::to_owned).to_vec();
-                Ok(Words(if script.trim().is_empty() { Vec::new() } else { shell }))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Words, A::Error> {
-                let mut words = Vec::new();
-                while let Some(word) = list.next_element()? {
-                    words.push(word);
-                }
-                Ok(Words(words))
-            }
-        }
-        deserializer.deserialize_any(Either)
+        Ok(Self(match one_or_list(deserializer, "a list of strings, or a string for sh -c")? {
+            // No words at all are an error of their own, told later.
+            OneOrList::One(script) if script.trim().is_empty() => Vec::new(),
+            OneOrList::One(script) => vec!["sh".to_owned(), "-c".to_owned(), script],
+            OneOrList::List(words) => words,
+        }))
     }
 }
 
