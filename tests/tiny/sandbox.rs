@@ -329,19 +329,19 @@ fn where_the_host_allows_less_auto_goes_on_and_require_names_a_way_to() {
 #[test]
 fn the_environment_names_the_sandbox_where_no_option_does() {
     needs!(user_namespaces());
-    for (variable, option, seccomp) in [
-        ("none", "", "0"),
-        ("auto,no-seccomp", "", "0"),
-        ("require", "", "2"),
-        ("", "", "2"),
-        ("none", "--sandbox require", "2"),
-        ("require", "--sandbox none", "0"),
-        ("nonsense", "--sandbox none", "0"),
+    for (variable, option, filtered) in [
+        ("none", "", false),
+        ("auto,no-seccomp", "", false),
+        ("require", "", true),
+        ("", "", true),
+        ("none", "--sandbox require", true),
+        ("require", "--sandbox none", false),
+        ("nonsense", "--sandbox none", false),
     ] {
         let kite = Kite::in_shell(&FOR_EVER, &format!("KITE_SANDBOX={variable}"), option);
         kite.expect_more_than(0);
         let process = PathBuf::from(format!("/proc/{}", kite.id()));
-        assert_eq!(field(&process, "Seccomp"), seccomp, "{variable:?} {option:?}");
+        assert_eq!(field(&process, "Seccomp") == "2", filtered, "{variable:?} {option:?}");
         terminate(kite);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
 
@@ -62,13 +62,8 @@ pub fn write(fd: BorrowedFd<'_>, memory: &GuestMemory, buffers: &Buffers) -> io:
 ///
 /// # Errors
 /// The call fails.
-pub fn read_at(
-    fd: BorrowedFd<'_>,
-    memory: &GuestMemory,
-    buffers: &Buffers,
-    offset: u64,
-) -> io::Result<usize> {
-    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
+pub fn read_at(fd: impl AsFd, memory: &GuestMemory, buffers: &Buffers, offset: u64) -> io::Result<usize> {
+    let (fd, offset) = (fd.as_fd().as_raw_fd(), offset as libc::off_t);
     // SAFETY: as in `read`.
     transfer(memory, buffers, |list, count| unsafe { libc::preadv(fd, list, count, offset) })
 }
@@ -77,13 +72,8 @@ pub fn read_at(
 ///
 /// # Errors
 /// The call fails.
-pub fn write_at(
-    fd: BorrowedFd<'_>,
-    memory: &GuestMemory,
-    buffers: &Buffers,
-    offset: u64,
-) -> io::Result<usize> {
-    let (fd, offset) = (fd.as_raw_fd(), offset as libc::off_t);
+pub fn write_at(fd: impl AsFd, memory: &GuestMemory, buffers: &Buffers, offset: u64) -> io::Result<usize> {
+    let (fd, offset) = (fd.as_fd().as_raw_fd(), offset as libc::off_t);
     // SAFETY: as in `read`.
     transfer(memory, buffers, |list, count| unsafe { libc::pwritev(fd, list, count, offset) })
 }

@@ -120,25 +120,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut made = 0;
         for (format, options, name) in [
-            ("qcow2", "", "a qcow2 image"),
-            ("qcow", "", "a qcow2 image"),
-            ("qed", "", "a QED image"),
-            ("vmdk", "", "a VMDK image"),
-            ("vmdk", "subformat=streamOptimized", "a VMDK image"),
-            ("vmdk", "subformat=monolithicFlat", "the description of a VMDK image"),
-            ("vhdx", "", "a VHDX image"),
-            ("vpc", "", "a VHD image"),
-            ("vpc", "subformat=fixed", "a VHD image"),
-            ("vdi", "", "a VDI image"),
-            ("parallels", "", "a Parallels image"),
+            ("qcow2", None, "a qcow2 image"),
+            ("qcow", None, "a qcow2 image"),
+            ("qed", None, "a QED image"),
+            ("vmdk", None, "a VMDK image"),
+            ("vmdk", Some("subformat=streamOptimized"), "a VMDK image"),
+            ("vmdk", Some("subformat=monolithicFlat"), "the description of a VMDK image"),
+            ("vhdx", None, "a VHDX image"),
+            ("vpc", None, "a VHD image"),
+            ("vpc", Some("subformat=fixed"), "a VHD image"),
+            ("vdi", None, "a VDI image"),
+            ("parallels", None, "a Parallels image"),
         ] {
-            let path = folder.path().join(format!("{format}{options}"));
+            let path = folder.path().join(format!("{format}{}", options.unwrap_or_default()));
             let mut create = Command::new("qemu-img");
             create.args(["create", "-q", "-f", format]).arg(&path).arg("4M").stderr(Stdio::null());
-            create.args(if options.is_empty() { vec![] } else { vec!["-o", options] });
+            create.args(options.iter().flat_map(|options| ["-o", options]));
             if ran(&mut create) {
                 let error = refused(&path, "`qemu-img convert -O raw '");
-                assert!(error.contains(name), "{format} {options}: {error}");
+                assert!(error.contains(name), "{format} {options:?}: {error}");
                 made += 1;
             } else {
                 eprintln!("skipped: {name}: qemu-img makes no {format}");

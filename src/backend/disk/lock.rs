@@ -48,10 +48,8 @@ mod tests {
 
     #[test]
     fn a_disk_that_the_machine_before_is_about_to_leave_is_waited_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("disk");
-        let open =
-            || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).unwrap();
+        let disk = tempfile::NamedTempFile::new().unwrap();
+        let open = || OpenOptions::new().read(true).write(true).open(disk.path()).unwrap();
         let before = open();
         lock(&before, true).unwrap();
         let before = thread::spawn(move || {

@@ -12,12 +12,6 @@ const SHORTEST: usize = 300;
 /// Where the server's host name and the boot file lie, which may hold more options (RFC 2132 §9.3).
 const SNAME: std::ops::Range<usize> = 44..108;
 const FILE: std::ops::Range<usize> = 108..236;
-/// A lease that does not end.
-const FOR_EVER: u32 = u32::MAX;
-/// The most routes that are taken of a server.
-const MOST_ROUTES: usize = 16;
-/// The least MTU that is taken of a server: what every host has to receive (RFC 791).
-const LEAST_MTU: u16 = 576;
 
 /// Codes of options.
 mod option {
@@ -219,6 +213,10 @@ impl Options {
 
     /// What they say of `address`, if that makes sense.
     fn lease(&self, address: Ipv4Addr) -> Option<Lease> {
+        // The least MTU that is taken of a server: what every host has to receive (RFC 791).
+        const LEAST_MTU: u16 = 576;
+        // A lease that does not end.
+        const FOR_EVER: u32 = u32::MAX;
         let length = match self.number(option::MASK) {
             Some(mask) if mask.leading_ones() + mask.trailing_zeros() == 32 => mask.leading_ones() as u8,
             Some(_) => return None,
@@ -247,6 +245,8 @@ impl Options {
 
     /// Classless routes (RFC 3442), or else the router.
     fn routes(&self) -> Vec<Route> {
+        // The most routes that are taken of a server.
+        const MOST_ROUTES: usize = 16;
         let Some(mut rest) = self.get(option::ROUTES) else {
             let router = self.addresses(option::ROUTER).next();
             return router.map(|router| (Ipv4Addr::UNSPECIFIED, 0, Some(router))).into_iter().collect();

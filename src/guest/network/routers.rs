@@ -17,7 +17,6 @@ const NEW_OPTIONS: u16 = 68;
 /// Options of routers, by their kinds.
 const RESOLVERS: u8 = 25;
 const SEARCH: u8 = 31;
-const ROOM: usize = 16 << 10;
 /// The most resolvers that are taken.
 const MOST: usize = 3;
 
@@ -49,6 +48,7 @@ impl Routers {
 
     /// Hears what has been said.
     pub fn hear(&mut self) {
+        const ROOM: usize = 16 << 10;
         let mut room = [0; ROOM];
         while let Ok(count) = recv(self.socket.as_raw_fd(), &mut room, MsgFlags::MSG_DONTWAIT) {
             for (kind, _, body) in messages(&room[..count]) {

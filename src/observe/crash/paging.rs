@@ -6,7 +6,6 @@ use boot::registers::{CR0_PG, EFER_LMA};
 use kvm_bindings::kvm_sregs;
 use vm_memory::{Bytes, GuestAddress};
 
-const PAGE: u64 = 4096;
 /// CR4.LA57.
 const FIVE_LEVELS: u64 = 1 << 12;
 /// An entry's bits: present, maps a large page, no execution; and those of an address.
@@ -73,6 +72,7 @@ impl<'a> AddressSpace<'a> {
 
     /// Fills `into` from `address` on as far as there is memory; returns how many bytes that are.
     pub fn read(&self, address: u64, into: &mut [u8]) -> usize {
+        const PAGE: u64 = 4096;
         let mut done = 0;
         while done < into.len() {
             let Some(at) = address.checked_add(done as u64) else { break };

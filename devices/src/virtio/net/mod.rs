@@ -35,10 +35,6 @@ const SHORTEST_FRAME: usize = 14;
 const LONGEST: usize = 65562;
 /// Entries of a queue for packets.
 const QUEUE_SIZE: u16 = 256;
-/// Entries of the control queue.
-const CONTROL_QUEUE_SIZE: u16 = 64;
-/// The least MTU that a device may offer (§5.1.4.1): every link carries that much.
-const LEAST_MTU: u16 = 68;
 /// Where the configuration space has the status (§5.1.4).
 const STATUS: usize = 6;
 /// Where it has the MTU, its last field here.
@@ -129,6 +125,10 @@ pub struct Net {
 impl Net {
     /// A device with the address `mac`, and `backend` behind it.
     pub fn new(name: impl Into<String>, backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
+        // Entries of the control queue.
+        const CONTROL_QUEUE_SIZE: u16 = 64;
+        // The least MTU that a device may offer (§5.1.4.1): every link carries that much.
+        const LEAST_MTU: u16 = 68;
         let pairs = backend.pairs();
         let mut config = [0; 12];
         config[..STATUS].copy_from_slice(&mac);

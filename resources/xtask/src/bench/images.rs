@@ -110,10 +110,9 @@ mod tests {
 
     #[test]
     fn the_tiny_guest_is_a_kernel_with_a_pvh_entry() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("tiny");
-        write(&path, &tiny_kernel(&CODE, Entry::Pvh)).unwrap();
-        let image = image(&path).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        write(file.path(), &tiny_kernel(&CODE, Entry::Pvh)).unwrap();
+        let image = image(file.path()).unwrap();
         assert_eq!(image.protocol, boot::kernel::Protocol::Pvh);
         assert_eq!((image.entry, place(&image, image.entry).unwrap()), (BASE, 4096));
         assert!(place(&image, BASE + 10).is_err());
