@@ -4,20 +4,21 @@
 use std::os::fd::AsFd;
 use std::path::{self, Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use nix::sys::signalfd::SignalFd;
 
 use crate::host::atomic_file;
+use crate::host::event::awaited_event;
 use crate::host::signals;
 use crate::host::terminal;
+use crate::host::thread::{self, ThreadKind};
 use crate::observe::stats::Stats;
 use crate::observe::trace::{Mark, Samples, Timeline};
-use crate::sandbox;
 use crate::spec::MeasureSpec;
 use crate::vm::machine::Machine;
 
@@ -154,16 +155,13 @@ struct Watch {
 
 impl Watch {
     fn start(mut looks: Looks) -> anyhow::Result<Self> {
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?;
-        let stop = Arc::new(stop);
+        let stop = Arc::new(awaited_event()?);
         let event = stop.clone();
-        let entry = sandbox::Entry::new();
-        let thread = Builder::new().name("stats".to_owned()).stack_size(STACK).spawn(move || {
-            entry.confine(sandbox::Thread::Io);
+        let thread = thread::spawn("stats", STACK, ThreadKind::Io, move || {
             looks.run(&event);
             looks
-        });
-        Ok(Self { stop, thread: Some(thread.context("cannot start a thread")?) })
+        })?;
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     fn stop(mut self) -> Looks {

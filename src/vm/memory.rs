@@ -14,7 +14,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, anyhow, ensure};
 use boot::layout::HIGH_MEMORY;
@@ -22,6 +22,7 @@ use boot::{GuestMemory, Piece};
 use devices::virtio::Copies;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
+use crate::host::lock::lock;
 use crate::vm::truncated;
 
 const PAGE: u64 = 4096;
@@ -189,7 +190,7 @@ impl GuestRam {
     }
 
     fn mapped(&self) -> MutexGuard<'_, Vec<Mapped>> {
-        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.mapped)
     }
 
     /// Has KVM forget how it maps the page at the guest-physical address `page`; its content stays. What is no RAM is left

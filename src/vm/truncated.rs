@@ -9,11 +9,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, Once};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::host::exit_code::FAILED;
+use crate::host::lock::lock;
 use crate::host::terminal;
 
 /// What is said after the file's name.
@@ -47,7 +48,7 @@ pub fn name(file: &File) -> &'static CStr {
     const UNKNOWN: &CStr = c"a file";
     let Ok(metadata) = file.metadata() else { return UNKNOWN };
     let identity = (metadata.dev(), metadata.ino());
-    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut names = lock(&NAMES);
     if let Some((_, name)) = names.iter().find(|(known, _)| *known == identity) {
         return name;
     }

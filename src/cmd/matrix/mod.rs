@@ -18,6 +18,7 @@ use clap::Args;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::host::atomic_file;
+use crate::host::lock::lock;
 use crate::host::signals;
 use crate::lifecycle::die_by;
 use crate::observe::results::{FailOnKtap, Suite, junit};
@@ -135,7 +136,7 @@ fn run_all(plan: &Plan, runner: &Runner<'_>, jobs: usize) -> anyhow::Result<Vec<
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(cell) = plan.cells.get(index) else { return };
             let outcome = runner.run(cell);
-            outcomes.lock().unwrap_or_else(PoisonError::into_inner).push((index, outcome));
+            lock(&outcomes).push((index, outcome));
         }
     };
     thread::scope(|scope| -> anyhow::Result<()> {

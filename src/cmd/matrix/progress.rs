@@ -2,7 +2,7 @@
 //! it printed if it failed; and on a terminal a line below that tells what is running.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -11,6 +11,7 @@ use super::cell::Outcome;
 use super::table::time;
 use crate::cli;
 use crate::host::child::Stream;
+use crate::host::lock::lock;
 
 /// How many lines of a failed run are shown of each stream.
 const LAST_LINES: usize = 20;
@@ -114,7 +115,7 @@ impl Progress {
 
     /// Held while something is printed, so that it stays together.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
 use super::Shared;
+use crate::host::lock::lock;
 use crate::spec::wire::{self, CONTROL, NO_PORT, Output, Report, STDIN};
 
 /// Where Linux lists the ports.
@@ -78,7 +79,6 @@ impl Control {
 
     /// Tells kite. If it does not listen any more, nobody does.
     pub fn tell(&self, report: &Report) {
-        let _: io::Result<()> =
-            self.port.lock().unwrap_or_else(PoisonError::into_inner).write_all(&wire::encode(report));
+        let _: io::Result<()> = lock(&self.port).write_all(&wire::encode(report));
     }
 }

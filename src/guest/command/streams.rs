@@ -12,9 +12,10 @@ use anyhow::Context;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::Winsize;
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
 use super::ports::Ports;
+use crate::host::event::awaited_event;
 use crate::spec::wire::{Messages, Order, Output, Report, Terminal};
 
 /// How much is carried at once, in bytes: what the port's driver takes of one write.
@@ -54,8 +55,7 @@ struct Stop {
 
 impl Stop {
     fn new() -> anyhow::Result<Arc<Self>> {
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?;
-        Ok(Arc::new(Self { event, unread: AtomicBool::new(false) }))
+        Ok(Arc::new(Self { event: awaited_event()?, unread: AtomicBool::new(false) }))
     }
 
     /// Ends it: at once if what it carries is `unread`, else when it has carried all there is.

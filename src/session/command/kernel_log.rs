@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use anyhow::Context;
 use devices::chipset::serial::{Host, Serial};
@@ -16,11 +16,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::streams::Wake;
 use crate::host::atomic_file;
+use crate::host::lock::lock;
 use crate::host::messages::write_all;
 use crate::host::terminal;
+use crate::host::thread::{self, ThreadKind};
 use crate::observe::crash::text::PanicText;
 use crate::observe::trace::{Milestones, Timeline};
-use crate::sandbox;
 
 /// How many bytes the ring holds.
 const RING: usize = 256 << 10;
@@ -88,15 +89,12 @@ impl KernelLog {
     /// The host has no thread left.
     pub(super) fn start(&self, serial: Arc<Mutex<Serial>>, done: Arc<Wake>) -> anyhow::Result<()> {
         let shared = self.shared.clone();
-        let entry = sandbox::Entry::new();
         let run = move || {
-            entry.confine(sandbox::Thread::Io);
             shared.run(&serial);
             shared.ended.store(true, Ordering::SeqCst);
             done.wake();
         };
-        let thread = std::thread::Builder::new().name("kernel-log".to_owned()).stack_size(STACK);
-        thread.spawn(run).map(drop).context("cannot start a thread")
+        thread::spawn("kernel-log", STACK, ThreadKind::Io, run).map(drop)
     }
 
     /// The machine has stopped: what the serial port has is all there is.
@@ -149,7 +147,7 @@ impl Shared {
             // Before looking: what comes after that wakes again.
             self.wake.clear();
             let closing = self.closing.load(Ordering::SeqCst);
-            serial.lock().unwrap_or_else(PoisonError::into_inner).take_output(&mut buffer);
+            lock(serial).take_output(&mut buffer);
             if buffer.is_empty() {
                 if closing {
                     break;
@@ -221,10 +219,6 @@ impl Host for Woken {
     }
 
     fn input_wanted(&self) {}
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! The results of a command that machines read: recorded while it prints, and written at its end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::Context;
 
 use super::Tee;
+use crate::host::lock::lock;
 use crate::host::{atomic_file, messages};
 use crate::observe::results::{Ending, Recorder, annotations};
 use crate::session::Outcome;
@@ -52,7 +53,7 @@ impl<'a> Results<'a> {
     /// Takes what the command prints.
     pub fn tee(&self) -> Option<Tee> {
         let recorder = self.recorder.clone()?;
-        Some(Box::new(move |bytes| recorder.lock().unwrap_or_else(PoisonError::into_inner).feed(bytes)))
+        Some(Box::new(move |bytes| lock(&recorder).feed(bytes)))
     }
 
     /// Writes what was recorded, and gives the outcome the exit code that its cases ask for.
@@ -65,7 +66,7 @@ impl<'a> Results<'a> {
             Ok(outcome) => (outcome.ending.clone(), outcome.log.as_str()),
             Err(error) => (Ending::Failed(format!("{error:#}")), ""),
         };
-        let mut recorder = recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recorder = lock(recorder);
         let recorder = std::mem::replace(&mut *recorder, Recorder::new("", command.fail_on_ktap));
         let suite = recorder.finish(&ending, self.begun.elapsed(), log);
         // Standard output is the command's.

@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -12,14 +12,16 @@ use devices::virtio::console::{Host, Port};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 use nix::sys::stat::Mode;
 use nix::unistd::dup2_stdout;
 
+use crate::host::event;
+use crate::host::lock::lock;
 use crate::host::messages::{self, write_all};
 use crate::host::terminal;
+use crate::host::thread::{self, ThreadKind};
 use crate::observe::trace::{Mark, Timeline};
-use crate::sandbox;
 use crate::session::console::keys::{HELP, Key, Keys};
 use crate::spec::wire::{Output, STDIN};
 
@@ -38,8 +40,7 @@ impl Wake {
     /// # Errors
     /// The process has no descriptor left.
     pub fn new() -> anyhow::Result<Arc<Self>> {
-        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        Ok(Arc::new(Self(event.context("cannot make an eventfd")?)))
+        Ok(Arc::new(Self(event::event()?)))
     }
 
     /// Wakes. The counter cannot get full: the thread that wakes takes it down to zero.
@@ -209,13 +210,8 @@ impl OutputStream {
         timeline: Arc<Timeline>,
     ) -> anyhow::Result<()> {
         let this = self.clone();
-        let thread = std::thread::Builder::new().name(self.output.port().to_owned()).stack_size(STACK);
-        let entry = sandbox::Entry::new();
-        let run = move || {
-            entry.confine(sandbox::Thread::Io);
-            this.run(&inbox, tee, &timeline);
-        };
-        thread.spawn(run).map(drop).context("cannot start a thread")
+        let run = move || this.run(&inbox, tee, &timeline);
+        thread::spawn(self.output.port(), STACK, ThreadKind::Io, run).map(drop)
     }
 
     fn run(&self, inbox: &Inbox, mut tee: Option<Tee>, timeline: &Timeline) {
@@ -330,13 +326,8 @@ impl InputStream {
     /// The host has no thread left.
     pub fn start(self: &Arc<Self>, inbox: Arc<Inbox>, keys: bool) -> anyhow::Result<()> {
         let this = self.clone();
-        let thread = std::thread::Builder::new().name(STDIN.to_owned()).stack_size(STACK);
-        let entry = sandbox::Entry::new();
-        let run = move || {
-            entry.confine(sandbox::Thread::Io);
-            this.run(&inbox, keys.then(Keys::default));
-        };
-        thread.spawn(run).map(drop).context("cannot start a thread")
+        let run = move || this.run(&inbox, keys.then(Keys::default));
+        thread::spawn(STDIN, STACK, ThreadKind::Io, run).map(drop)
     }
 
     fn run(&self, inbox: &Inbox, mut keys: Option<Keys>) {
@@ -427,8 +418,4 @@ fn translate(keys: &mut Keys, typed: &[u8], bytes: &mut Vec<u8>, inbox: &Inbox) 
 /// Waits until `event` is readable. A signal may end the wait early: every caller looks again.
 fn wait(event: BorrowedFd<'_>) {
     let _ = poll(&mut [PollFd::new(event, PollFlags::POLLIN)], PollTimeout::NONE);
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

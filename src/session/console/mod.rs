@@ -11,7 +11,7 @@ mod output;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -19,9 +19,11 @@ use devices::chipset::serial::{Host, Serial};
 use devices::virtio::console::{self as hvc, Port};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
 use super::{End, Next, Outcome, Progress, Session, Stopped, Wiring, event_loop};
+use crate::host::event::event;
+use crate::host::lock::lock;
 use crate::host::rss;
 use crate::host::signals::Signals;
 use crate::host::terminal::{self, RawTerminal};
@@ -106,9 +108,7 @@ impl Console {
     /// # Errors
     /// The host refuses a descriptor.
     pub fn new(setup: Setup, timeline: Arc<Timeline>) -> anyhow::Result<Self> {
-        let wanted = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let wake =
-            Wake { wanted: Arc::new(wanted.context("cannot make an eventfd")?), ready: Arc::default() };
+        let wake = Wake { wanted: Arc::new(event()?), ready: Arc::default() };
         let hvc = Port::new("", Box::new(wake.clone())).context("cannot make an eventfd")?;
         hvc.connect(true);
         Ok(Self {
@@ -277,8 +277,4 @@ impl Session for Console {
         };
         Ok(outcome.into())
     }
-}
-
-fn lock(serial: &Mutex<Serial>) -> MutexGuard<'_, Serial> {
-    serial.lock().unwrap_or_else(PoisonError::into_inner)
 }

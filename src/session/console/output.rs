@@ -11,14 +11,16 @@ use devices::chipset::serial::Serial;
 use devices::virtio::console::Port;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::eventfd::EventFd;
 
-use super::{keys::HELP, lock};
+use super::keys::HELP;
+use crate::host::event::awaited_event;
+use crate::host::lock::lock;
 use crate::host::messages::{self, write_all};
 use crate::host::signals::{self, Signals};
+use crate::host::thread::{self, ThreadKind};
 use crate::observe::crash::text::PanicText;
 use crate::observe::trace::{Milestones, Timeline};
-use crate::sandbox;
 use crate::vcpu::stop::{Exit, ExitRequest};
 
 /// After a write, output gathers for this long: what a person reads as at once, and a thousand bytes for a guest.
@@ -74,7 +76,7 @@ impl Ready {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Waits until there is something to write, and returns what.
@@ -100,7 +102,7 @@ impl Ready {
 
     /// What the machine has printed.
     pub fn printed(&self) -> MutexGuard<'_, Printed> {
-        self.printed.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.printed)
     }
 
     fn set_closing(&self, closing: bool) {
@@ -126,19 +128,13 @@ impl Output {
         exit: Arc<ExitRequest>,
         timeline: Arc<Timeline>,
     ) -> anyhow::Result<Self> {
-        let done = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?);
+        let done = Arc::new(awaited_event()?);
         ready.set_closing(false);
         *ready.printed() = Printed::default();
         let (to, why, end) = (ready.clone(), exit.clone(), done.clone());
         let mut writer =
             Writer { serial, hvc, ready: to, exit: why, done: end, ears: Default::default(), timeline };
-        let thread = std::thread::Builder::new().name("console".to_owned()).stack_size(128 << 10);
-        let entry = sandbox::Entry::new();
-        let run = move || {
-            entry.confine(sandbox::Thread::Io);
-            writer.run()
-        };
-        let thread = thread.spawn(run).context("cannot start the console's thread")?;
+        let thread = thread::spawn("console", 128 << 10, ThreadKind::Io, move || writer.run())?;
         Ok(Self { ready, done, exit, thread })
     }
 

@@ -1,6 +1,7 @@
 //! From the host's write to an irqfd to the guest's handler, and a virtio queue's whole way: doorbell, the thread that
 //! serves it, interrupt.
 
+use crate::host::event::kvm_event;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::IoEventAddress;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::beside::beside;
 use super::code;
@@ -54,14 +55,10 @@ pub struct Irqfd {
 }
 
 fn interrupting(rig: &Rig, msi: bool) -> anyhow::Result<EventFd> {
-    let event = eventfd()?;
+    let event = kvm_event()?;
     let gsi = if msi { route_msi(rig)? } else { route_pin(rig)? };
     rig.vm.fd().register_irqfd(&event, gsi).context("this KVM has no irqfd")?;
     Ok(event)
-}
-
-fn eventfd() -> anyhow::Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("cannot make an eventfd")
 }
 
 fn route_msi(rig: &Rig) -> anyhow::Result<u32> {
@@ -165,7 +162,7 @@ impl Measure for RoundTrip {
         let mut rig = Rig::new(host, &code::ROUND_TRIP, Setup { interrupts: true, ..Setup::default() })?;
         ensure!(rig.shares_clock, "this KVM does not give a guest the host's clock");
         let interrupt = interrupting(&rig, true)?;
-        let bell = eventfd()?;
+        let bell = kvm_event()?;
         let address = IoEventAddress::Mmio(code::MMIO);
         rig.vm.fd().register_ioevent(&bell, &address, 0u32).context("this KVM has no such eventfd")?;
         let began = Instant::now();

@@ -10,12 +10,12 @@ use kvm_bindings::{
     kvm_enable_cap,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::code;
 use super::protocol::{Budget, Measure};
 use super::rig::{Ends, Host, Rig, Setup};
 use super::sample::{Leg, Path};
+use crate::host::event::kvm_event;
 
 /// One window of the warm-up, in operations.
 const WINDOW: u64 = 500;
@@ -135,7 +135,7 @@ pub fn notified_by_match(rig: &mut Rig) -> anyhow::Result<Box<dyn Any>> {
 }
 
 fn doorbell(rig: &Rig, address: &IoEventAddress, value: Option<u32>) -> anyhow::Result<Box<dyn Any>> {
-    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("cannot make an eventfd")?;
+    let event = kvm_event()?;
     let registered = match value {
         Some(value) => rig.vm.fd().register_ioevent(&event, address, value),
         None => rig.vm.fd().register_ioevent(&event, address, NoDatamatch),

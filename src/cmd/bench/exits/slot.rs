@@ -3,17 +3,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, bail, ensure};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use nix::sys::eventfd::EventFd;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, MmapRegion};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::rig::Rig;
+use crate::host::event::awaited_event;
+use crate::host::thread::{self, ThreadKind};
 
 /// Where it is in the guest.
 pub const ADDRESS: u64 = 0x4000_0000;
@@ -166,9 +168,12 @@ struct Zeropage {
     zeropage: i64,
 }
 
+/// The stack of the thread that gives pages, in bytes.
+const STACK: usize = 64 << 10;
+
 /// A thread that gives pages of zeroes.
 struct Pager {
-    stop: EventFd,
+    stop: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -195,10 +200,9 @@ impl Pager {
                 || libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER as _, &raw mut range) != 0
         };
         ensure!(!failed, "userfaultfd(2): {}", io::Error::last_os_error());
-        let stop = EventFd::new(EFD_CLOEXEC).context("cannot make an eventfd")?;
-        let stopped = stop.try_clone().context("cannot duplicate an eventfd")?;
-        let thread = std::thread::Builder::new().name("pager".to_owned());
-        let thread = thread.spawn(move || serve(&fd, &stopped)).context("cannot start a thread")?;
+        let stop = Arc::new(awaited_event()?);
+        let stopped = stop.clone();
+        let thread = thread::spawn("pager", STACK, ThreadKind::Io, move || serve(&fd, &stopped))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -219,7 +223,7 @@ fn serve(fd: &OwnedFd, stop: &EventFd) {
     const PAGE: u64 = 4096;
     let poll = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     loop {
-        let mut fds = [poll(fd.as_raw_fd()), poll(stop.as_raw_fd())];
+        let mut fds = [poll(fd.as_raw_fd()), poll(stop.as_fd().as_raw_fd())];
         // SAFETY: it is given an array and its length.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) };
         if ready > 0 && fds[1].revents != 0 {
