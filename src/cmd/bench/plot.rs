@@ -98,18 +98,24 @@ impl Bars<'_> {
             .x_label_area_size(32)
             .y_label_area_size(left)
             .build_cartesian_2d(0.0..self.most, self.count as f64..0.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .label_style(FONT)
-            .y_labels(0)
-            .x_labels(self.labels)
-            .x_label_formatter(&|value| time(*value, self.unit))
-            .draw()?;
+        draw_times(&mut chart, self.labels, self.unit)?;
         Ok(chart.plotting_area().clone())
     }
+}
+
+/// Draws an axis of times below a chart, with so many labels.
+///
+/// # Errors
+/// It cannot be drawn.
+pub fn draw_times<'a>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+    labels: usize,
+    unit: &str,
+) -> Drawn {
+    let label = |value: &f64| time(*value, unit);
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_y_mesh().light_line_style(TRANSPARENT).bold_line_style(GRID).label_style(FONT);
+    mesh.y_labels(0).x_labels(labels).x_label_formatter(&label).draw()
 }
 
 /// Draws a line for each row, and a key if there are several.

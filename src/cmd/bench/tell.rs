@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compare::{self, Change};
+use super::facts::Facts;
+use super::measured::Tool;
+use super::{html, now};
 use crate::cli;
 use crate::host::atomic_file;
 
@@ -36,6 +39,51 @@ pub struct TellOptions {
     pub from: Option<PathBuf>,
 }
 
+/// What each report begins with.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Head {
+    /// [`Told::SCHEMA`].
+    pub schema: String,
+    /// What measured.
+    pub tool: Tool,
+    /// When it began: RFC 3339.
+    pub when: String,
+    /// Where.
+    pub host: Facts,
+}
+
+impl Head {
+    /// A report of this kite's that begins now.
+    pub fn new(schema: &str, host: Facts) -> Self {
+        Self { schema: schema.to_owned(), tool: Tool::this(), when: now(), host }
+    }
+
+    /// Begins a page about `what`, of which `how` says how it was measured.
+    ///
+    /// # Errors
+    /// None, as it goes to memory.
+    pub fn begin(&self, page: &mut String, what: &str, how: &str) -> std::fmt::Result {
+        html::begin(page, &format!("{what}: {}", self.host.cpu))?;
+        let line = format!(
+            "kite {}, {}; Linux {}, {}; {how}",
+            self.tool.version, self.when, self.host.kernel, self.host.kvm.module
+        );
+        page.push_str(&format!("<p class=faint>{}</p>\n", html::escape(&line)));
+        html::warnings(page, &self.host)
+    }
+
+    /// Writes what the host is below a table, with `more` lines in front of what makes the times worth less.
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    pub fn write(&self, more: &[String], to: &mut dyn Write) -> io::Result<()> {
+        let Facts { cpu, kernel, kvm, warnings, .. } = &self.host;
+        writeln!(to, "\n{cpu}, Linux {kernel}, {}", kvm.module)?;
+        more.iter().try_for_each(|line| writeln!(to, "{line}"))?;
+        warnings.iter().try_for_each(|warning| writeln!(to, "note: {warning}"))
+    }
+}
+
 /// All of a run, in the form that is kept.
 pub trait Told: Serialize + DeserializeOwned {
     /// The version of what is written.
@@ -43,8 +91,8 @@ pub trait Told: Serialize + DeserializeOwned {
     /// What measures it.
     const COMMAND: &'static str;
 
-    /// When it was measured.
-    fn when(&self) -> &str;
+    /// What it begins with.
+    fn head(&self) -> &Head;
 
     /// Writes the table for a terminal.
     ///
@@ -90,7 +138,7 @@ pub fn run<T: Told>(
     report.table(&mut out).context("cannot write to standard output")?;
     let Some(old) = old else { return Ok(cli::DONE) };
     let changes = report.changes(&old);
-    compare::write(old.when(), &changes, &mut out).context("cannot write to standard output")?;
+    compare::write(&old.head().when, &changes, &mut out).context("cannot write to standard output")?;
     let slower = changes.iter().any(Change::is_regression);
     Ok(if slower { REGRESSION } else { cli::DONE })
 }

@@ -21,9 +21,9 @@ pub use options::{HELP, Options};
 
 use super::exits::Rate;
 use super::facts::Facts;
-use super::measured::{Tool, Way};
-use super::tell::{self, Told};
-use super::{now, progress};
+use super::measured::Way;
+use super::progress;
+use super::tell::{self, Head, Told};
 use crate::host::signals;
 use crate::lifecycle::die_by;
 use report::{Kernel, Report, Run, Series, Skipped};
@@ -46,11 +46,9 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     ending.thread_block().context("cannot block signals")?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let stop = SignalFd::with_flags(&ending, flags).context("cannot make a signalfd")?;
+    let facts = Facts::of_this_host((Rate::measure()?.ticks_per_ns * 1e6).round() as u64);
     let mut report = Report {
-        schema: Report::SCHEMA.to_owned(),
-        tool: Tool::this(),
-        when: now(),
-        host: Facts::of_this_host((Rate::measure()?.ticks_per_ns * 1e6).round() as u64),
+        head: Head::new(Report::SCHEMA, facts),
         run: Run { runs: options.runs, qemu, kernels: guests.iter().map(kernel).collect() },
         results: Vec::new(),
         derived: Vec::new(),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::plots;
 use super::report::Report;
 use super::table::words;
-use crate::cmd::bench::html::{begin, escape, facts, figures, list, warnings};
+use crate::cmd::bench::html::{escape, facts, figures, list};
 use crate::cmd::bench::measured::Way;
 use crate::cmd::bench::plot::Plot;
 use crate::cmd::bench::time::time;
@@ -16,20 +16,9 @@ use crate::cmd::bench::time::time;
 /// A plot cannot be drawn.
 pub fn page(report: &Report) -> anyhow::Result<String> {
     let mut html = String::new();
-    let host = &report.host;
-    begin(&mut html, &format!("Boots: {}", host.cpu))?;
     let qemu = report.run.qemu.as_ref().map(|qemu| format!("; {qemu}, machine microvm")).unwrap_or_default();
-    writeln!(
-        html,
-        "<p class=faint>kite {}, {}; Linux {}, {}; {} boots each, in turns{}</p>",
-        escape(&report.tool.version),
-        escape(&report.when),
-        escape(&host.kernel),
-        escape(&host.kvm.module),
-        report.run.runs,
-        escape(&qemu)
-    )?;
-    warnings(&mut html, host)?;
+    let how = format!("{} boots each, in turns{qemu}", report.run.runs);
+    report.head.begin(&mut html, "Boots", &how)?;
     html.push_str(
         "<p>All times are from just before the monitor's process is made. <b>first instruction</b>: kite enters the \
          guest. <b>first output</b>: a byte on the serial port. <b>user space</b>: the first word of kite's own \
@@ -58,7 +47,7 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
     list(&mut html, "Not measured", skipped.iter().map(|(name, reason)| (name.as_str(), *reason)))?;
     let kernels = report.run.kernels.iter().map(|it| (it.id.as_str(), it.cmdline.as_str()));
     list(&mut html, "The kernels' command lines", kernels)?;
-    facts(&mut html, host, &[])?;
+    facts(&mut html, &report.head.host, &[])?;
     html.push_str("</html>\n");
     Ok(html)
 }

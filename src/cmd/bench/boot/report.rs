@@ -10,10 +10,9 @@ use super::subject::{Guest, Monitor};
 use super::watch::{Boot, Stage};
 use super::{page, table};
 use crate::cmd::bench::compare::{self, Change};
-use crate::cmd::bench::facts::Facts;
-use crate::cmd::bench::measured::{self, BlockMeasured, Tool};
+use crate::cmd::bench::measured::{self, BlockMeasured};
 use crate::cmd::bench::statistics::{self, Random, SEED};
-use crate::cmd::bench::tell::Told;
+use crate::cmd::bench::tell::{Head, Told};
 
 /// A row of the table.
 pub type Measured = measured::Measured<Monitor>;
@@ -21,14 +20,9 @@ pub type Measured = measured::Measured<Monitor>;
 /// All of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// [`Told::SCHEMA`].
-    pub schema: String,
-    /// What measured.
-    pub tool: Tool,
-    /// When it began: RFC 3339.
-    pub when: String,
-    /// Where.
-    pub host: Facts,
+    /// What measured, when and where.
+    #[serde(flatten)]
+    pub head: Head,
     /// How.
     pub run: Run,
     /// What was measured; a block is a boot.
@@ -255,8 +249,8 @@ impl Told for Report {
     const SCHEMA: &'static str = "boot/1";
     const COMMAND: &'static str = "kite bench boot";
 
-    fn when(&self) -> &str {
-        &self.when
+    fn head(&self) -> &Head {
+        &self.head
     }
 
     fn table(&self, to: &mut dyn Write) -> io::Result<()> {

@@ -47,10 +47,8 @@ pub fn write(report: &Report, to: &mut dyn Write) -> io::Result<()> {
             [Some(skipped.id.as_str()), monitor, stage.as_deref()].into_iter().flatten().collect();
         writeln!(to, "{}: skipped: {}", parts.join(", "), skipped.reason)?;
     }
-    let host = &report.host;
-    writeln!(to, "\n{}, Linux {}, {}", host.cpu, host.kernel, host.kvm.module)?;
-    report.run.qemu.iter().try_for_each(|qemu| writeln!(to, "{qemu}, machine microvm"))?;
-    host.warnings.iter().try_for_each(|warning| writeln!(to, "note: {warning}"))
+    let qemu: Vec<_> = report.run.qemu.iter().map(|qemu| format!("{qemu}, machine microvm")).collect();
+    report.head.write(&qemu, to)
 }
 
 fn row(row: &Measured, to: &mut dyn Write) -> io::Result<()> {

@@ -40,14 +40,14 @@ pub use options::{HELP, Options};
 pub(super) use report::Report;
 
 use super::facts::Facts;
-use super::measured::Tool;
+use super::progress;
 use super::statistics::SEED;
-use super::{now, progress, tell};
+use super::tell::{self, Head, Told};
 use crate::cli;
 use crate::cmd::doctor::hardware::{Engine, Processor};
 use payload::Payload;
 use protocol::{Budget, Subject};
-use report::{Clock, Run, SCHEMA, Scale, Skipped};
+use report::{Clock, Run, Scale, Skipped};
 use rig::Host;
 
 /// Each block has at least so many times.
@@ -104,15 +104,12 @@ fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
         ticks_per_us: rate.ticks_per_ns * 1000.0,
     };
     let mut report = Report {
-        schema: SCHEMA.to_owned(),
-        tool: Tool::this(),
-        when: now(),
+        head: Head::new(Report::SCHEMA, facts),
         clock: Clock {
             quantum_ns: (quantum as f64 / rate.ticks_per_ns * 100.0).round() / 100.0,
             pair_overhead_cycles: overhead,
             offset_zero: clock::is_shared(&host)?,
         },
-        host: facts,
         run: Run { cpus, rt: options.rt, blocks: options.blocks, seed: SEED, unit: scale.unit.to_owned() },
         results: Vec::new(),
         derived: Vec::new(),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::plots;
 use super::report::Report;
 use super::table::part;
-use crate::cmd::bench::html::{begin, escape, facts, figures, list, warnings};
+use crate::cmd::bench::html::{escape, facts, figures, list};
 use crate::cmd::bench::measured::Way;
 use crate::cmd::bench::plot::Plot;
 use crate::cmd::bench::time::time;
@@ -16,20 +16,9 @@ use crate::cmd::bench::time::time;
 /// A plot cannot be drawn.
 pub fn page(report: &Report) -> anyhow::Result<String> {
     let mut html = String::new();
-    let host = &report.host;
-    begin(&mut html, &format!("VM exits: {}", host.cpu))?;
-    writeln!(
-        html,
-        "<p class=faint>kite {}, {}; Linux {}, {}; {} blocks on CPUs {:?}{}</p>",
-        escape(&report.tool.version),
-        escape(&report.when),
-        escape(&host.kernel),
-        escape(&host.kvm.module),
-        report.run.blocks,
-        report.run.cpus,
-        if report.run.rt { ", real-time priority" } else { "" }
-    )?;
-    warnings(&mut html, host)?;
+    let priority = if report.run.rt { ", real-time priority" } else { "" };
+    let how = format!("{} blocks on CPUs {:?}{priority}", report.run.blocks, report.run.cpus);
+    report.head.begin(&mut html, "VM exits", &how)?;
     html.push_str(
         "<p><b>raw</b> is a bare loop around KVM_RUN that answers nothing: what the hardware and KVM take. <b>vmm</b> is \
          kite's own loop with its buses and a device. Their difference is the part that a virtual machine monitor has \
@@ -49,7 +38,11 @@ pub fn page(report: &Report) -> anyhow::Result<String> {
     let clock = &report.clock;
     let grain = format!("{} ns", clock.quantum_ns);
     let same = if clock.offset_zero { "yes" } else { "no" };
-    facts(&mut html, host, &[("the counter's grain", &grain), ("guests have the host's clock", same)])?;
+    facts(
+        &mut html,
+        &report.head.host,
+        &[("the counter's grain", &grain), ("guests have the host's clock", same)],
+    )?;
     html.push_str("</html>\n");
     Ok(html)
 }

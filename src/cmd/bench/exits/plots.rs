@@ -6,7 +6,7 @@ use super::report::{Measured, Report};
 use super::sample::Path;
 use crate::cmd::bench::measured::BlockMeasured;
 use crate::cmd::bench::plot::{
-    Bars, FONT, GRID, INK, Plot, SIZE, STAGES, colour, distribution, drift, plot, text,
+    Bars, INK, Plot, SIZE, STAGES, colour, distribution, draw_times, drift, plot, text,
 };
 use crate::cmd::bench::time::time;
 
@@ -99,15 +99,7 @@ fn stages(report: &Report, id: &str) -> Option<anyhow::Result<Plot>> {
             .margin(10)
             .x_label_area_size(30)
             .build_cartesian_2d(0.0..total, 0.0..3.0)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .label_style(FONT)
-            .x_labels(5)
-            .x_label_formatter(&|value| time(*value, unit))
-            .draw()?;
+        draw_times(&mut chart, 5, unit)?;
         let mut from = 0.0;
         for ((row, colour), line) in parts.iter().zip(STAGES).zip(0i32..) {
             let bar = Rectangle::new([(from, 0.1), (from + row.p50, 1.0)], colour.filled());

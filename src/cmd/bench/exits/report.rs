@@ -9,16 +9,13 @@ use super::payload::Payload;
 use super::sample::{Block, Path, Row};
 use super::{page, table};
 use crate::cmd::bench::compare::{self, Change};
-use crate::cmd::bench::facts::Facts;
-use crate::cmd::bench::measured::{self, BlockMeasured, Tool};
+use crate::cmd::bench::measured::{self, BlockMeasured};
 use crate::cmd::bench::statistics::{self, Random, SEED};
-use crate::cmd::bench::tell::Told;
+use crate::cmd::bench::tell::{Head, Told};
 
 /// A row of the table.
 pub type Measured = measured::Measured<Path>;
 
-/// The version of what is written.
-pub const SCHEMA: &str = "exits/1";
 /// How far a counter may be from what is expected, and a batch from the single times.
 const CLOSE: f64 = 0.02;
 const BATCH_CLOSE: f64 = 0.05;
@@ -26,14 +23,9 @@ const BATCH_CLOSE: f64 = 0.05;
 /// All of a run.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// [`SCHEMA`].
-    pub schema: String,
-    /// What measured.
-    pub tool: Tool,
-    /// When it began: RFC 3339.
-    pub when: String,
-    /// Where.
-    pub host: Facts,
+    /// What measured, when and where.
+    #[serde(flatten)]
+    pub head: Head,
     /// The clocks.
     pub clock: Clock,
     /// How.
@@ -246,11 +238,11 @@ fn flags(payload: &Payload, row: &Row, result: &Measured, scale: &Scale) -> Vec<
 }
 
 impl Told for Report {
-    const SCHEMA: &'static str = SCHEMA;
+    const SCHEMA: &'static str = "exits/1";
     const COMMAND: &'static str = "kite bench exits";
 
-    fn when(&self) -> &str {
-        &self.when
+    fn head(&self) -> &Head {
+        &self.head
     }
 
     fn table(&self, to: &mut dyn Write) -> io::Result<()> {

@@ -58,11 +58,9 @@ pub fn write(report: &Report, to: &mut dyn Write) -> io::Result<()> {
     for skipped in &report.skipped {
         writeln!(to, "{:<18}skipped: {}", skipped.id, skipped.reason)?;
     }
-    let host = &report.host;
-    writeln!(to, "\n{}, Linux {}, {}", host.cpu, host.kernel, host.kvm.module)?;
     let clock = &report.clock;
     let same =
         if clock.offset_zero { "guests have the host's clock" } else { "guests have a clock of their own" };
-    writeln!(to, "clock: grain {} ns, {same}; CPUs {:?}", clock.quantum_ns, report.run.cpus)?;
-    host.warnings.iter().try_for_each(|warning| writeln!(to, "note: {warning}"))
+    let line = format!("clock: grain {} ns, {same}; CPUs {:?}", clock.quantum_ns, report.run.cpus);
+    report.head.write(&[line], to)
 }

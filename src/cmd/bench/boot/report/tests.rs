@@ -1,6 +1,7 @@
 //! Reports of boots as they are made, kept and compared.
 
 use super::*;
+use crate::cmd::bench::facts::Facts;
 use crate::cmd::bench::tell;
 
 fn guest(is_linux: bool) -> Guest {
@@ -16,10 +17,7 @@ fn boots(ms: [Option<u32>; 4]) -> Vec<Boot> {
 fn report(guest: &Guest, kite: Vec<Boot>, qemu: Option<Vec<Boot>>) -> Report {
     let kernel = Kernel { id: guest.id.clone(), version: None, cmdline: "console=<tty>".to_owned() };
     let mut report = Report {
-        schema: Report::SCHEMA.to_owned(),
-        tool: Tool { version: "1".to_owned() },
-        when: "2026-01-02T03:04:05Z".to_owned(),
-        host: Facts::default(),
+        head: Head::new(Report::SCHEMA, Facts::default()),
         run: Run { runs: 5, qemu: qemu.is_some().then(|| "QEMU 1".to_owned()), kernels: vec![kernel] },
         results: Vec::new(),
         derived: Vec::new(),

@@ -8,6 +8,7 @@ use crate::cmd::bench::exits::counters::Meanwhile;
 use crate::cmd::bench::exits::page::page;
 use crate::cmd::bench::exits::payload::PAYLOADS;
 use crate::cmd::bench::exits::sample::Leg;
+use crate::cmd::bench::facts::Facts;
 use crate::cmd::bench::tell;
 
 const SCALE: Scale =
@@ -19,10 +20,7 @@ fn payload(id: &str) -> &'static Payload {
 
 fn empty() -> Report {
     Report {
-        schema: SCHEMA.to_owned(),
-        tool: Tool { version: "1".to_owned() },
-        when: "2026-01-02T03:04:05Z".to_owned(),
-        host: Facts { cpu: "A <b>CPU".to_owned(), ..Facts::default() },
+        head: Head::new(Report::SCHEMA, Facts { cpu: "A <b>CPU".to_owned(), ..Facts::default() }),
         clock: Clock { quantum_ns: 0.5, pair_overhead_cycles: SCALE.overhead, offset_zero: true },
         run: Run { cpus: [0, 1], rt: false, blocks: 3, seed: SEED, unit: "ns".to_owned() },
         results: Vec::new(),
@@ -138,7 +136,7 @@ fn only_what_is_slower_beyond_doubt_is_a_regression() {
     }
     let mut text = Vec::new();
     let slower = report(20_000, 23_000);
-    compare::write(&old.when, &slower.changes(&old), &mut text).unwrap();
+    compare::write(&old.head.when, &slower.changes(&old), &mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("REGRESSION pio.in.4 vmm total: 10.1 us before, 11.5 us now"), "{text}");
 }
