@@ -15,7 +15,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 /// What is about files or the terminal, and ends nothing.
 const NEWS: [Signal; 2] = [Signal::SIGIO, Signal::SIGWINCH];
 /// What ends kite. `SIGXCPU` is what `ulimit -t` sends.
-const ENDING: [Signal; 8] = [
+pub const ENDING: [Signal; 8] = [
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGHUP,

@@ -134,34 +134,24 @@ impl Default for MachineSpec {
 impl MachineSpec {
     /// Its disks.
     pub fn disks(&self) -> impl Iterator<Item = &DiskSpec> {
-        self.devices.iter().filter_map(|device| match device {
-            DeviceSpec::Disk(disk) => Some(disk),
-            _ => None,
-        })
+        self.devices.iter().filter_map(|it| if let DeviceSpec::Disk(disk) = it { Some(disk) } else { None })
     }
 
     /// Its networks.
     pub fn nets(&self) -> impl Iterator<Item = &NetSpec> {
-        self.devices.iter().filter_map(|device| match device {
-            DeviceSpec::Net(net) => Some(net),
-            _ => None,
-        })
+        self.devices.iter().filter_map(|it| if let DeviceSpec::Net(net) = it { Some(net) } else { None })
     }
 
     /// The folders that it shows the guest.
     pub fn shares(&self) -> impl Iterator<Item = &ShareSpec> {
-        self.devices.iter().filter_map(|device| match device {
-            DeviceSpec::Share(share) => Some(share),
-            _ => None,
-        })
+        self.devices
+            .iter()
+            .filter_map(|it| if let DeviceSpec::Share(share) = it { Some(share) } else { None })
     }
 
     /// Its named ports.
     pub fn ports(&self) -> impl Iterator<Item = &PortSpec> {
-        self.devices.iter().filter_map(|device| match device {
-            DeviceSpec::Port(port) => Some(port),
-            _ => None,
-        })
+        self.devices.iter().filter_map(|it| if let DeviceSpec::Port(port) = it { Some(port) } else { None })
     }
 
     /// Whether it has a balloon that the guest finds.

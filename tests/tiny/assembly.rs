@@ -94,3 +94,10 @@ macro_rules! take_over {
         )
     };
 }
+
+/// Reads the first byte of an item of fw_cfg's into AL.
+macro_rules! read_fw_cfg {
+    ($item:literal) => {
+        concat!("mov dx, 0x510\n mov ax, ", $item, "\n out dx, ax\n mov dx, 0x511\n in al, dx")
+    };
+}

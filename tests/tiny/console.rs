@@ -38,11 +38,17 @@ guest!(
     power_off!()
 );
 
+/// A guest that echoes, and has begun to.
+fn echoing() -> Kite {
+    let mut kite = Kite::typed_to(&ECHO, &[]);
+    kite.expect(b">");
+    kite
+}
+
 #[test]
 fn a_guest_that_polls_echoes_what_is_typed_as_it_comes() {
     needs!(kvm());
-    let mut kite = Kite::typed_to(&ECHO, &[]);
-    kite.expect(b">");
+    let mut kite = echoing();
     kite.send(b"a");
     kite.expect(b">a");
     kite.send(b"bc\r\n\0\xff");
@@ -67,10 +73,9 @@ fn all_input_arrives_however_much_comes_at_once() {
 #[test]
 fn input_may_come_from_a_file() {
     needs!(kvm());
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("input");
-    std::fs::write(&path, "from a file.").unwrap();
-    let stdin = File::open(&path).unwrap().into();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "from a file.").unwrap();
+    let stdin = file.reopen().unwrap().into();
     Kite::start(&ECHO, Entry::Long, &[], stdin, Stdio::piped()).end().assert(0, ">from a file.", "");
 }
 
@@ -85,8 +90,7 @@ fn a_signal_ends_kite_by_that_signal_whatever_the_guest_does() {
         kite.signal(signal);
         kite.end().assert_killed_by(signal);
     }
-    let mut kite = Kite::typed_to(&ECHO, &[]);
-    kite.expect(b">");
+    let kite = echoing();
     kite.signal(Signal::SIGTERM);
     kite.end().assert_killed_by(Signal::SIGTERM);
 }
@@ -94,8 +98,7 @@ fn a_signal_ends_kite_by_that_signal_whatever_the_guest_does() {
 #[test]
 fn the_end_of_input_ends_nothing() {
     needs!(kvm());
-    let mut kite = Kite::typed_to(&ECHO, &[]);
-    kite.expect(b">");
+    let mut kite = echoing();
     kite.send(b"ab");
     drop(kite.stdin());
     kite.expect(b">ab");

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use boot::testing::Entry;
+use boot::testing::{Code, Entry};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -89,12 +89,18 @@ fn small_pipe() -> (OwnedFd, OwnedFd) {
     (reader.into(), writer.into())
 }
 
+/// A guest whose output goes into a small pipe, and the pipe's other end, when nothing more goes into it.
+fn blocked(guest: &'static Code) -> (Kite, OwnedFd) {
+    let (reader, writer) = small_pipe();
+    let kite = Kite::start(guest, Entry::Long, &[], Stdio::null(), writer.into());
+    wait_until_stuck(&reader);
+    (kite, reader)
+}
+
 #[test]
 fn output_waits_for_a_reader_that_is_late() {
     needs!(kvm());
-    let (reader, writer) = small_pipe();
-    let mut kite = Kite::start(&PATIENT, Entry::Long, &[], Stdio::null(), writer.into());
-    wait_until_stuck(&reader);
+    let (mut kite, reader) = blocked(&PATIENT);
     assert!(kite.has_thread("vcpu0"), "the guest ended with most of its output in nobody's hands");
     kite.read_from(reader);
     let end = kite.end();
@@ -146,9 +152,7 @@ guest!(
 #[test]
 fn a_blocked_reader_stalls_no_guest_and_finds_what_fitted() {
     needs!(kvm());
-    let (reader, writer) = small_pipe();
-    let mut kite = Kite::start(&IMPATIENT, Entry::Long, &[], Stdio::null(), writer.into());
-    wait_until_stuck(&reader);
+    let (mut kite, reader) = blocked(&IMPATIENT);
     until("the guest to end", || !kite.has_thread("vcpu0"));
     kite.read_from(reader);
     let end = kite.end();
@@ -166,9 +170,7 @@ fn a_blocked_reader_stalls_no_guest_and_finds_what_fitted() {
 fn a_blocked_reader_does_not_hold_up_a_signal() {
     needs!(kvm());
     for (guest, until_ended) in [(&PATIENT, false), (&IMPATIENT, true)] {
-        let (reader, writer) = small_pipe();
-        let kite = Kite::start(guest, Entry::Long, &[], Stdio::null(), writer.into());
-        wait_until_stuck(&reader);
+        let (kite, _reader) = blocked(guest);
         if until_ended {
             until("the guest to end", || !kite.has_thread("vcpu0"));
         }

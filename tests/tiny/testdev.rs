@@ -269,12 +269,8 @@ guest!(
      rep insb
      cmp dword ptr [0x200000], 0x554d4551 // QEMU",
     check!(1, "je"),
-    "mov dx, 0x510
-     mov ax, 5
-     out dx, ax
-     mov dx, 0x511
-     in al, dx
-     cmp al, 3",
+    read_fw_cfg!(5),
+    "cmp al, 3",
     check!(2, "je"),
     "in al, dx
      test al, al",

@@ -64,12 +64,8 @@ guest!(
      cld
      repe cmpsb",
     check!(2, "je"),
-    "mov dx, 0x510
-     mov ax, 5
-     out dx, ax
-     mov dx, 0x511
-     in al, dx
-     cmp al, 3",
+    read_fw_cfg!(5),
+    "cmp al, 3",
     check!(3, "je"),
     "mov esi, [ebx + 24]
      mov esi, [esi + 8]

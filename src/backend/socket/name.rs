@@ -141,13 +141,20 @@ fn is_dead(path: &Path) -> io::Result<bool> {
 mod tests {
     use std::fs;
     use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::path::PathBuf;
 
     use super::*;
 
-    #[test]
-    fn a_socket_s_name_that_nobody_listens_at_is_taken_over() {
+    /// A folder, and where a socket may be in it.
+    fn place() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
+        (folder, path)
+    }
+
+    #[test]
+    fn a_socket_s_name_that_nobody_listens_at_is_taken_over() {
+        let (folder, path) = place();
         for _ in 0..2 {
             // As a process that is killed leaves it.
             drop(UnixListener::bind(&path).unwrap());
@@ -184,8 +191,7 @@ mod tests {
 
     #[test]
     fn of_many_who_take_over_one_name_one_has_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
+        let (folder, path) = place();
         for _ in 0..20 {
             drop(UnixListener::bind(&path).unwrap());
             let listening: Vec<_> = std::thread::scope(|scope| {

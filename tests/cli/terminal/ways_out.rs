@@ -11,20 +11,25 @@ use crate::support::{KITE, kvm, until};
 use crate::terminal::keys::{echo, running};
 use crate::terminal::session::{INTERRUPT, Terminal};
 
+/// Has a guest end by this key, which leaves the terminal as it was.
+#[track_caller]
+fn ends_by(key: &[u8], status: i32) -> Terminal {
+    let (terminal, kite) = running(&[]);
+    terminal.send(key);
+    terminal.assert_left_by(kite, status);
+    terminal
+}
+
 #[test]
 fn a_power_off_restores_the_terminal() {
     needs!(kvm());
-    let (terminal, kite) = running(&[]);
-    terminal.send(b"P");
-    terminal.assert_left_by(kite, 0);
+    ends_by(b"P", 0);
 }
 
 #[test]
 fn a_reboot_restores_the_terminal() {
     needs!(kvm());
-    let (terminal, kite) = running(&[]);
-    terminal.send(b"R");
-    terminal.assert_left_by(kite, 0);
+    ends_by(b"R", 0);
 }
 
 #[test]
@@ -43,9 +48,7 @@ fn the_terminal_stays_with_a_guest_that_boots_again() {
 #[test]
 fn a_crash_restores_the_terminal_and_is_told_after_that() {
     needs!(kvm());
-    let (terminal, kite) = running(&[]);
-    terminal.send(b"C");
-    terminal.assert_left_by(kite, 255);
+    let terminal = ends_by(b"C", 255);
     // Line breaks are the terminal's business again.
     terminal.wait_for(b"kite: the guest crashed: triple fault on vCPU 0\r\n");
 }
@@ -77,16 +80,7 @@ fn a_failure_before_the_guest_runs_leaves_the_terminal_alone() {
 #[test]
 fn a_signal_restores_the_terminal_and_ends_kite_as_it_would_have() {
     needs!(kvm());
-    for signal in [
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-        Signal::SIGQUIT,
-        Signal::SIGALRM,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-        Signal::SIGXCPU,
-    ] {
+    for signal in kite::host::signals::ENDING {
         let (terminal, kite) = running(&["--on-reboot", "restart"]);
         kite.signal(signal);
         kite.assert_killed_by(signal);

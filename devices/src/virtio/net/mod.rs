@@ -35,10 +35,6 @@ const SHORTEST_FRAME: usize = 14;
 const LONGEST: usize = 65562;
 /// Entries of a queue for packets.
 const QUEUE_SIZE: u16 = 256;
-/// Where the configuration space has the status (§5.1.4).
-const STATUS: usize = 6;
-/// Where it has the MTU, its last field here.
-const MTU: usize = 10;
 
 /// A feature's bit.
 const fn bit(feature: u32) -> u64 {
@@ -123,6 +119,11 @@ pub struct Net {
 }
 
 impl Net {
+    /// Where the configuration space has the status (§5.1.4).
+    const STATUS: usize = 6;
+    /// Where it has the MTU, its last field here.
+    const MTU: usize = 10;
+
     /// A device with the address `mac`, and `backend` behind it.
     pub fn new(name: impl Into<String>, backend: Box<dyn Backend>, mac: [u8; 6]) -> Self {
         // Entries of the control queue.
@@ -131,11 +132,11 @@ impl Net {
         const LEAST_MTU: u16 = 68;
         let pairs = backend.pairs();
         let mut config = [0; 12];
-        config[..STATUS].copy_from_slice(&mac);
-        config[STATUS] = VIRTIO_NET_S_LINK_UP as u8;
+        config[..Self::STATUS].copy_from_slice(&mac);
+        config[Self::STATUS] = VIRTIO_NET_S_LINK_UP as u8;
         config[8..10].copy_from_slice(&pairs.to_le_bytes());
         let mtu = backend.mtu().filter(|mtu| *mtu >= LEAST_MTU);
-        config[MTU..].copy_from_slice(&mtu.unwrap_or(0).to_le_bytes());
+        config[Self::MTU..].copy_from_slice(&mtu.unwrap_or(0).to_le_bytes());
         let mut queue_sizes = vec![QUEUE_SIZE; 2 * usize::from(pairs)];
         if pairs > 1 {
             queue_sizes.push(CONTROL_QUEUE_SIZE);
@@ -214,7 +215,7 @@ impl Net {
 
     fn set_link(&mut self, up: bool) {
         self.link_up = up;
-        self.config[STATUS] = if up { VIRTIO_NET_S_LINK_UP as u8 } else { 0 };
+        self.config[Self::STATUS] = if up { VIRTIO_NET_S_LINK_UP as u8 } else { 0 };
     }
 }
 
@@ -238,7 +239,7 @@ impl VirtioDevice for Net {
     fn features(&self) -> u64 {
         let mut features = self.backend.features();
         features |= bit(VIRTIO_NET_F_MAC) | bit(VIRTIO_NET_F_STATUS) | bit(VIRTIO_NET_F_MRG_RXBUF);
-        if self.config[MTU..] != [0; 2] {
+        if self.config[Self::MTU..] != [0; 2] {
             features |= bit(VIRTIO_NET_F_MTU);
         }
         if self.receivers.len() > 1 {

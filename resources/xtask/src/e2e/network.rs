@@ -84,20 +84,33 @@ pub fn tap(fixture: &Fixture) -> Result<String> {
     let _server = Started::new(server.arg("-s").stdout(Stdio::null()))?;
     let values = [("GUEST", GUEST), ("GATEWAY", HERE), ("SERVER", PEER), ("DATA", HERE)];
     let script = told(TRANSFER, values) + UNPLUG;
-    let disk = fixture.file("data.img");
-    let data = noise(&disk, DATA)?;
-    let mut machine = fixture.machine(&script)?;
-    machine.disks.push((disk, Access::ReadOnly));
-    machine.nets.push(Net::Tap(TAP.to_owned()));
-    let [fetched, brought] = serve(&data)?;
-    let said = watched(fixture.start(&machine)?, |running| {
+    transfer(fixture, &script, Net::Tap(TAP.to_owned()), DATA, |running| {
         running.wait_for("guest: unplug", SCRIPT)?;
-        wire.unplug()?;
+        wire.unplug()
+    })
+}
+
+/// Moves so many bytes between a guest and this host, each way, over the one network.
+fn transfer(
+    fixture: &Fixture,
+    script: &str,
+    net: Net,
+    bytes: usize,
+    then: impl FnOnce(&mut Running) -> Result<()>,
+) -> Result<String> {
+    let disk = fixture.file("data.img");
+    let data = noise(&disk, bytes)?;
+    let mut machine = fixture.machine(script)?;
+    machine.disks.push((disk, Access::ReadOnly));
+    machine.nets.push(net);
+    let ends = serve(&data)?;
+    let said = watched(fixture.start(&machine)?, |running| {
+        then(running)?;
         finish(running)?;
         Ok(running.said())
     })?;
-    for done in [fetched, brought] {
-        done.join().map_err(|_| anyhow!("the data's other end failed"))??;
+    for end in ends {
+        end.join().map_err(|_| anyhow!("the data's other end failed"))??;
     }
     Ok(speeds(&said))
 }
@@ -114,20 +127,7 @@ pub fn user(fixture: &Fixture) -> Result<String> {
     let values = [("GUEST", "10.8.0.1"), ("GATEWAY", PEER), ("SERVER", PEER), ("DATA", HERE)];
     // passt passes pings on only where the host lets everybody send them.
     let script = told(TRANSFER, values).replace("ping -q -c 3 $DATA\n", "");
-    let disk = fixture.file("data.img");
-    let data = noise(&disk, DATA / 4)?;
-    let mut machine = fixture.machine(&script)?;
-    machine.disks.push((disk, Access::ReadOnly));
-    machine.nets.push(Net::User);
-    let [fetched, brought] = serve(&data)?;
-    let said = watched(fixture.start(&machine)?, |running| {
-        finish(running)?;
-        Ok(running.said())
-    })?;
-    for done in [fetched, brought] {
-        done.join().map_err(|_| anyhow!("the data's other end failed"))??;
-    }
-    Ok(speeds(&said))
+    transfer(fixture, &script, Net::User, DATA / 4, |_| Ok(()))
 }
 
 /// One device is flooded; the others and the console answer, and traffic flows again behind the flood.
