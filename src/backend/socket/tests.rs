@@ -95,6 +95,13 @@ fn open(folder: &Path) -> (Ports, std::path::PathBuf) {
     (ports, path)
 }
 
+/// A driver of port 1, the socket's path, and what both last as long as.
+fn connected() -> (Guest, std::path::PathBuf, impl Sized) {
+    let folder = tempfile::tempdir().unwrap();
+    let (ports, path) = open(folder.path());
+    (Guest::new(&ports), path, (ports, folder))
+}
+
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|it| (it % 251) as u8).collect()
 }
@@ -135,9 +142,7 @@ fn two_ports_of_one_name_are_refused_and_leave_no_socket() {
 
 #[test]
 fn a_client_and_the_guest_talk_and_each_hears_when_the_other_goes() {
-    let folder = tempfile::tempdir().unwrap();
-    let (ports, path) = open(folder.path());
-    let mut guest = Guest::new(&ports);
+    let (mut guest, path, _ports) = connected();
     for _ in 0..3 {
         let mut client = UnixStream::connect(&path).unwrap();
         assert!(guest.hears());
@@ -156,9 +161,7 @@ fn a_client_and_the_guest_talk_and_each_hears_when_the_other_goes() {
 
 #[test]
 fn what_a_client_sent_before_it_went_is_read_and_then_the_next_one_served() {
-    let folder = tempfile::tempdir().unwrap();
-    let (ports, path) = open(folder.path());
-    let mut guest = Guest::new(&ports);
+    let (mut guest, path, _ports) = connected();
     guest.say(6, 1);
     let first = bytes(60_000);
     let mut client = UnixStream::connect(&path).unwrap();
@@ -175,9 +178,7 @@ fn what_a_client_sent_before_it_went_is_read_and_then_the_next_one_served() {
 
 #[test]
 fn a_client_that_goes_before_the_guest_comes_takes_its_bytes_along() {
-    let folder = tempfile::tempdir().unwrap();
-    let (ports, path) = open(folder.path());
-    let mut guest = Guest::new(&ports);
+    let (mut guest, path, _ports) = connected();
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"early").unwrap();
     assert!(guest.hears());
@@ -192,9 +193,7 @@ fn a_client_that_goes_before_the_guest_comes_takes_its_bytes_along() {
 
 #[test]
 fn a_client_that_says_no_more_still_gets_its_answer() {
-    let folder = tempfile::tempdir().unwrap();
-    let (ports, path) = open(folder.path());
-    let mut guest = Guest::new(&ports);
+    let (mut guest, path, _ports) = connected();
     guest.say(6, 1);
     let mut client = UnixStream::connect(&path).unwrap();
     client.write_all(b"request").unwrap();
@@ -209,9 +208,7 @@ fn a_client_that_says_no_more_still_gets_its_answer() {
 
 #[test]
 fn much_goes_both_ways_through_little_room() {
-    let folder = tempfile::tempdir().unwrap();
-    let (ports, path) = open(folder.path());
-    let mut guest = Guest::new(&ports);
+    let (mut guest, path, _ports) = connected();
     guest.say(6, 1);
     let data = bytes(2 << 20);
     let mut client = UnixStream::connect(&path).unwrap();

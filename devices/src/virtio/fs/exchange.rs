@@ -5,6 +5,7 @@
 //! kite itself that has to give the lease back: for that it needs the device drained.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,15 +55,8 @@ impl Exchange for Request<'_> {
         self.copies.write(|| self.chain.writable.write(self.memory, offset, bytes));
     }
 
-    fn fill(
-        &mut self,
-        offset: usize,
-        len: usize,
-        file: &OwnedFd,
-        from: u64,
-        wait: bool,
-    ) -> io::Result<usize> {
-        let room = part(&self.chain.writable, offset, len);
+    fn fill(&mut self, part: Range<usize>, file: &OwnedFd, from: u64, wait: bool) -> io::Result<usize> {
+        let room = self::part(&self.chain.writable, part.start, part.len());
         let flags = if wait { 0 } else { libc::RWF_NOWAIT };
         loop {
             let before = self.copies.count();

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,12 +40,11 @@ pub trait Exchange {
     fn room(&self) -> usize;
     /// Writes to `offset` of the reply, as far as there is room.
     fn write(&mut self, offset: usize, bytes: &[u8]);
-    /// Reads up to `len` bytes from `from` of a file to `offset` of the reply.
+    /// Reads a part of the reply, or less, from `from` of a file on.
     ///
     /// # Errors
     /// The host's; EAGAIN if it would wait and must not.
-    fn fill(&mut self, offset: usize, len: usize, file: &OwnedFd, from: u64, wait: bool)
-    -> io::Result<usize>;
+    fn fill(&mut self, part: Range<usize>, file: &OwnedFd, from: u64, wait: bool) -> io::Result<usize>;
     /// Writes the `len` bytes from `offset` of the request on to `to` of a file, or to its end.
     ///
     /// # Errors

@@ -12,7 +12,6 @@ use nix::unistd::{close, dup, fdatasync, fsync};
 use crate::virtio::fs::fd_lookup::NodeFd;
 use crate::virtio::fs::handle_table::Open;
 use crate::virtio::fs::host;
-use crate::virtio::fs::proc_fd::Caller;
 use crate::virtio::fs::server::{Call, MOST_DATA, Placed, Server, Stop};
 use crate::virtio::fs::wire::{Append, Attr, IN_HEADER, IOCTL_OUT, OUT_HEADER, WRITE_IN, flag};
 
@@ -86,11 +85,8 @@ impl Server {
         let parent = self.folder(call.header.node)?;
         let access = asked & libc::O_ACCMODE;
         self.make_room()?;
-        let made = {
-            let _masked = self.descriptors.masked(mask)?;
-            let _caller = Caller::new(call.header.uid, call.header.gid);
-            host::create_at(&parent, name, access, self.unprivileged(mode & 0o7777))
-        };
+        let mode = self.unprivileged(mode & 0o7777);
+        let made = self.as_caller(&call.header, mask, || host::create_at(&parent, name, access, mode));
         let (stat, file) = match made {
             Ok(file) => (host::stat(&file)?, Some(file)),
             Err(Errno::EEXIST) if asked & libc::O_EXCL == 0 => (host::stat_at(&parent, name)?, None),
@@ -115,11 +111,8 @@ impl Server {
         let parent = self.folder(call.header.node)?;
         let access = asked & libc::O_ACCMODE;
         self.make_room()?;
-        let file = {
-            let _masked = self.descriptors.masked(mask)?;
-            let _caller = Caller::new(call.header.uid, call.header.gid);
-            host::create_nameless(&parent, access, self.unprivileged(mode & 0o7777))?
-        };
+        let mode = self.unprivileged(mode & 0o7777);
+        let file = self.as_caller(&call.header, mask, || host::create_nameless(&parent, access, mode))?;
         let stat = host::stat(&file)?;
         let (node, ino) = self.table().found(call.header.node, c"", stat.identity)?;
         let attr = Attr { ino, ..self.shown(stat.attr, &file, c"") };
@@ -201,11 +194,11 @@ impl Server {
             call.may_wait()?;
         }
         let file = self.file(call, &open)?;
-        let file = &file;
+        let (file, reply) = (&file, OUT_HEADER..OUT_HEADER + len);
         if call.wait {
-            return Ok(call.exchange.fill(OUT_HEADER, len, file, offset, true)?);
+            return Ok(call.exchange.fill(reply, file, offset, true)?);
         }
-        match call.exchange.fill(OUT_HEADER, len, file, offset, false) {
+        match call.exchange.fill(reply, file, offset, false) {
             Ok(got) if got == len => Ok(got),
             // The end, or the end of what is in memory.
             Ok(got) if host::stat(file)?.attr.size <= offset.saturating_add(got as u64) => Ok(got),

@@ -12,7 +12,7 @@ use crate::virtio::fs::fd_lookup::NodeFd;
 use crate::virtio::fs::host::{self, Stat};
 use crate::virtio::fs::proc_fd::Caller;
 use crate::virtio::fs::server::{Call, Placed, Server, Stop};
-use crate::virtio::fs::wire::{Append, Attr, opcode};
+use crate::virtio::fs::wire::{Append, Attr, Header, opcode};
 
 impl Server {
     /// Finds a name. What the host has in memory is found at once.
@@ -93,6 +93,21 @@ impl Server {
         self.made(call, &parent, name)
     }
 
+    /// Makes something as the user who asks, with what `mask` takes off its permissions.
+    ///
+    /// # Errors
+    /// What `make` says, or the host of the mask.
+    pub fn as_caller<T>(
+        &self,
+        header: &Header,
+        mask: u32,
+        make: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let _masked = self.descriptors.masked(mask)?;
+        let _caller = Caller::new(header.uid, header.gid);
+        make()
+    }
+
     /// Makes a file of any type. A device needs a host that lets this process make one.
     pub fn mknod(&self, call: &mut Call<'_>) -> Placed {
         let (mode, rdev) = (call.args.u32()?, call.args.u32()?);
@@ -100,10 +115,7 @@ impl Server {
         call.args.skip()?;
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
-        let masked = self.descriptors.masked(mask)?;
-        let caller = Caller::new(call.header.uid, call.header.gid);
-        host::mknod_at(&parent, name, self.unprivileged(mode), rdev)?;
-        drop((caller, masked));
+        self.as_caller(&call.header, mask, || host::mknod_at(&parent, name, self.unprivileged(mode), rdev))?;
         self.made(call, &parent, name)
     }
 
@@ -112,10 +124,7 @@ impl Server {
         let (mode, mask) = (call.args.u32()?, call.args.u32()?);
         let name = call.args.name()?;
         let parent = self.folder(call.header.node)?;
-        let masked = self.descriptors.masked(mask)?;
-        let caller = Caller::new(call.header.uid, call.header.gid);
-        host::mkdir_at(&parent, name, mode)?;
-        drop((caller, masked));
+        self.as_caller(&call.header, mask, || host::mkdir_at(&parent, name, mode))?;
         self.made(call, &parent, name)
     }
 

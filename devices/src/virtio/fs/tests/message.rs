@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "reads and writes as the device does")]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::super::server::Exchange;
@@ -32,15 +33,8 @@ impl Exchange for Message<'_> {
         self.reply[offset..offset + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn fill(
-        &mut self,
-        offset: usize,
-        len: usize,
-        file: &OwnedFd,
-        from: u64,
-        wait: bool,
-    ) -> io::Result<usize> {
-        let part = &mut self.reply[offset..offset + len];
+    fn fill(&mut self, at: Range<usize>, file: &OwnedFd, from: u64, wait: bool) -> io::Result<usize> {
+        let part = &mut self.reply[at];
         let piece = libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() };
         let flags = if wait { 0 } else { libc::RWF_NOWAIT };
         // SAFETY: the piece is `part`.
