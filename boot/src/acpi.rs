@@ -183,7 +183,7 @@ fn real_time_clock(body: &mut Vec<u8>) {
     .to_aml_bytes(body);
 }
 
-/// The device by which a kernel tells of its panic (QEMU `docs/specs/pvpanic.rst`).
+/// The device by which a kernel reports its panic (QEMU `docs/specs/pvpanic.rst`).
 fn pvpanic(body: &mut Vec<u8>) {
     aml::Device::new(
         "_SB_.PEVT".into(),

@@ -1,7 +1,7 @@
 //! What the guest finds at reset: kernel, initramfs, command line, tables and registers.
 //!
 //! Nothing here opens `/dev/kvm` or maps memory. A file's bytes are not read but placed: a [`Piece`] names them,
-//! and whoever owns guest memory maps or copies them.
+//! and the owner of guest memory maps or copies them.
 
 #![forbid(unsafe_code)]
 

@@ -147,7 +147,7 @@ impl Modules {
         Ok(files)
     }
 
-    /// Whether the files are the folder's own: a folder may come with somebody else's sources, and what a link in it
+    /// Whether the files are the folder's own: a folder may come with another user's sources, and what a link in it
     /// leads to would reach the guest. Those of some distributions lead to other folders of modules.
     fn check_links(&self, files: &[ModuleFile]) -> Result<(), Error> {
         let dir = self.dir.canonicalize().map_err(|error| Error::Folder(self.dir.clone(), error))?;

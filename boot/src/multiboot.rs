@@ -1,4 +1,4 @@
-//! What a Multiboot image is told: memory, command line, its module, and who loaded it.
+//! What a Multiboot image is given: memory, command line, its module, and who loaded it.
 //!
 //! Multiboot Specification 0.6.96 §3.3, "boot information format".
 

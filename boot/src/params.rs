@@ -49,14 +49,14 @@ pub fn memory_map(size: u64) -> Vec<Range> {
     map
 }
 
-/// What a kernel is told besides where it is.
+/// What a kernel is given besides where it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Params<'a> {
     /// The command line; it has been checked against the image's limit and holds no NUL.
     pub cmdline: &'a str,
     /// The initrd's address and length in bytes.
     pub initrd: Option<(u64, u64)>,
-    /// What the initrd is called; only a Multiboot image is told.
+    /// What the initrd is called; only a Multiboot image is given that.
     pub module: &'a str,
     /// Where the ACPI root pointer is.
     pub rsdp: Option<u64>,

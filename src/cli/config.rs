@@ -1,7 +1,7 @@
 //! Defaults of `kite run`'s options, in files: `kite.toml` of the current folder or the nearest above it, and the user's
 //! own. A key is an option's long name.
 //!
-//! A project's file may come with a repository that somebody else has written. It sets what a guest is, and nothing that
+//! A project's file may come with a repository that another person has written. It sets what a guest is, and nothing that
 //! widens what a guest reaches or writes on this host.
 
 use std::collections::BTreeMap;

@@ -34,7 +34,7 @@ pub(crate) enum Stream {
 pub(crate) enum End {
     /// By itself.
     Status(ExitStatus),
-    /// We were told to stop.
+    /// A stop was requested.
     Stopped,
     /// It was still there when its time was over.
     Late,
@@ -88,7 +88,7 @@ fn follow(
     following.follow(stop, limit, take)
 }
 
-/// The child of a thread that is gone has nobody left who would end it.
+/// The child of a thread that is gone is ended by the kernel, as no thread would.
 #[expect(unsafe_code, reason = "std can do neither, and other code may not run between fork and exec")]
 fn end_with_this_thread(command: &mut Command) {
     let parent = getpid();
@@ -118,7 +118,7 @@ impl Following {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let exited = pidfd(group);
         if exited.is_err() {
-            // Without it nobody would follow the child.
+            // Without it no thread would wait for the child.
             let _ = killpg(group, Signal::SIGKILL);
             let _ = child.wait();
         }
@@ -208,7 +208,7 @@ impl Following {
 impl Drop for Following {
     fn drop(&mut self) {
         if !self.reaped {
-            // An error has come between; nobody else would.
+            // An error came first, and no one else ends the child.
             let _ = killpg(self.group, Signal::SIGKILL);
             let _ = self.child.wait();
         }
@@ -243,7 +243,7 @@ fn pidfd(process: Pid) -> Result<OwnedFd, Errno> {
     // SAFETY: takes two numbers and gives a new file descriptor.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) })?;
     let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
-    // SAFETY: it is open, and nobody else's.
+    // SAFETY: it is open, and owned here alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

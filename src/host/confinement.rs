@@ -110,7 +110,7 @@ impl Namespaces {
     }
 }
 
-/// Whether `/proc/self/status` tells of a process without CAP_SETFCAP.
+/// Whether `/proc/self/status` shows a process without CAP_SETFCAP.
 fn lacks_setfcap(status: &str) -> bool {
     const SETFCAP: u64 = 1 << 31;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -152,7 +152,7 @@ pub(crate) fn text(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-/// Whether `/proc/self/status` tells of a filter.
+/// Whether `/proc/self/status` shows a filter.
 pub(crate) fn is_filtered(status: &str) -> bool {
     status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
 }

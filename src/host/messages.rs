@@ -187,7 +187,7 @@ pub fn failure() -> Option<Errno> {
     state().failure
 }
 
-/// Writes everything, also to a descriptor that whoever opened it made non-blocking.
+/// Writes everything, also to a descriptor that its opener made non-blocking.
 ///
 /// # Errors
 /// The descriptor does not take it.

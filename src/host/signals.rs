@@ -12,9 +12,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-/// What is about files or the terminal, and ends nothing.
-const NEWS: [Signal; 2] = [Signal::SIGIO, Signal::SIGWINCH];
-/// What ends kite. `SIGXCPU` is what `ulimit -t` sends.
+/// Signals about files or the terminal, which end nothing.
+const NOTICES: [Signal; 2] = [Signal::SIGIO, Signal::SIGWINCH];
+/// Signals that end kite. `SIGXCPU` is what `ulimit -t` sends.
 pub const ENDING: [Signal; 8] = [
     Signal::SIGTERM,
     Signal::SIGINT,
@@ -65,13 +65,13 @@ impl Signals {
     /// # Errors
     /// The host refuses a descriptor.
     pub fn take_over(passed_on: bool) -> anyhow::Result<Self> {
-        let news = NEWS.map(|signal| signal as i32);
+        let notices = NOTICES.map(|signal| signal as i32);
         let ending: Vec<i32> = ending().iter().map(|signal| signal as i32).collect();
         let stand_ins: Vec<i32> = ending.iter().map(|signal| stand_in(*signal)).collect();
-        let waited = set([&news[..], &ending, if passed_on { &stand_ins } else { &[] }]);
+        let waited = set([&notices[..], &ending, if passed_on { &stand_ins } else { &[] }]);
         // Reading a terminal that another job has fails with the last one blocked, instead of stopping us, and the guest
         // with us.
-        let blocked = set([&news[..], &ending, &stand_ins, &[Signal::SIGTTIN as i32]]);
+        let blocked = set([&notices[..], &ending, &stand_ins, &[Signal::SIGTTIN as i32]]);
         blocked.thread_block().context("cannot block signals")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let descriptor = SignalFd::with_flags(&waited, flags).context("cannot make a signalfd")?;
@@ -85,7 +85,7 @@ impl Signals {
             let signal = self.descriptor.read_signal().ok()??.ssi_signo as i32;
             let is_stand_in = signal >= SIGRTMIN();
             let signal = if is_stand_in { signal - stand_in(0) } else { signal };
-            if is_news(signal) || self.is_new(signal, is_stand_in) {
+            if is_notice(signal) || self.is_new(signal, is_stand_in) {
                 return Some(signal);
             }
         }
@@ -156,7 +156,7 @@ fn stand_in(signal: i32) -> i32 {
     SIGRTMIN() + 1 + signal
 }
 
-/// Whether kite may be told to end by this signal.
+/// Whether this signal ends kite.
 pub(crate) fn ends(signal: i32) -> bool {
     ENDING.iter().any(|it| *it as i32 == signal)
 }
@@ -182,8 +182,8 @@ fn is_ignored(signal: Signal) -> bool {
 }
 
 /// Whether the signal is about files or the terminal, and ends nothing.
-pub fn is_news(signal: i32) -> bool {
-    NEWS.iter().any(|it| *it as i32 == signal)
+pub fn is_notice(signal: i32) -> bool {
+    NOTICES.iter().any(|it| *it as i32 == signal)
 }
 
 #[cfg(test)]

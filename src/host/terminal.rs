@@ -64,7 +64,7 @@ impl Saved {
 
     /// Gives it back so.
     pub fn restore(&self) {
-        // There is nobody left to tell, and nothing else to try.
+        // A failure has no reader, and there is nothing else to try.
         let _ = termios::tcsetattr(&self.terminal, SetArg::TCSANOW, &self.settings.into());
     }
 }
@@ -93,7 +93,7 @@ pub fn size() -> (u16, u16) {
 /// Gives the terminal back as it was. May be called at any time, any number of times.
 pub fn restore() {
     if let Some(before) = lock().take() {
-        // There is nobody left to tell, and nothing else to try. What was typed ahead is kept; output that nobody reads
+        // A failure has no reader, and there is nothing else to try. What was typed ahead is kept; output that nobody reads
         // is not waited for.
         let _ = termios::tcsetattr(io::stdin(), SetArg::TCSANOW, &before);
     }

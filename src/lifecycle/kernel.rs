@@ -127,7 +127,7 @@ fn command_line(spec: &RunSpec) -> (String, Conventions) {
     (line, if panics_warmly { Conventions::WarmIsPanic } else { Conventions::Linux })
 }
 
-/// What a Multiboot image is told: its name, then the user's words and no others.
+/// The words for a Multiboot image: its name, then the user's words and no others.
 fn multiboot_command_line(options: &BootSpec, image: &Path) -> String {
     let more = [&options.cmdline, &options.append];
     let words = std::iter::once(one_word(image)).chain(more.into_iter().flatten().cloned());

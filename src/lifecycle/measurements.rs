@@ -1,5 +1,5 @@
 //! What the user wants to know of a run: its statistics and its trace. They are collected whatever happens to the guest,
-//! on a thread of their own while it runs, and told when the machine has stopped.
+//! on a thread of their own while it runs, and reported when the machine has stopped.
 
 use std::os::fd::AsFd;
 use std::path::{self, Path, PathBuf};

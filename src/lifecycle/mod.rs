@@ -48,7 +48,7 @@ fn check_memory(size: u64) -> anyhow::Result<()> {
 /// How long a reader that reads nothing holds up the end by a signal.
 const BRIEF: Duration = Duration::from_secs(1);
 
-/// Ends the process by the signal that it was sent, so that whoever waits for it sees that.
+/// Ends the process by the signal that it was sent, so that its parent sees that.
 pub(crate) fn die_by(signal: i32) -> anyhow::Result<u8> {
     use nix::sys::signal::{SigSet, Signal, raise};
     if sandbox::end_by(signal) {

@@ -31,7 +31,7 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// Opens what `spec` names. With `parts`, kite is to be two processes.
+    /// Opens what `spec` names. With `parts`, kite becomes two processes.
     ///
     /// # Errors
     /// Something that it names cannot be opened.

@@ -165,7 +165,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Forks kite, if there is to be a sandbox or a group.
+/// Forks kite for a sandbox or a group.
 fn fork(
     sandbox: SandboxSpec,
     inherited: InheritedFds,

@@ -64,7 +64,7 @@ impl Shares {
             );
             this.add(&tag, &share.folder, share.writable)?;
             if let Some(folder) = this.folders.last_mut() {
-                // A folder that somebody names is small beside the root, and may have lists of who may do what.
+                // A folder that an option names is small beside the root, and may have lists of who may do what.
                 (folder.attributes, folder.suid) = (true, share.suid);
             }
             let nosuid = share.writable && !share.suid;

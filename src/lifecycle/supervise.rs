@@ -37,7 +37,7 @@ fn with_limit(error: anyhow::Error, limits: &Limits) -> anyhow::Error {
     }
 }
 
-/// The group, if there is to be one.
+/// The group, if the spec asks for one.
 fn group(machine: &MachineSpec) -> anyhow::Result<Option<Cgroup>> {
     if machine.cgroup.is_none() && machine.limits.is_empty() {
         return Ok(None);
@@ -46,7 +46,7 @@ fn group(machine: &MachineSpec) -> anyhow::Result<Option<Cgroup>> {
     Cgroup::create(&name, &machine.limits).map(Some)
 }
 
-/// Supervises the VM process to its end, and ends as it does; the user is told why if that process could not tell itself.
+/// Supervises the VM process to its end, and ends as it does; why is reported here if that process could not.
 fn supervise(spec: &RunSpec, supervisor: Supervisor) -> anyhow::Result<u8> {
     let end = supervisor.run()?;
     // All that is left is to say how it ended, to a reader who may not read.

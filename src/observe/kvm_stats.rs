@@ -1,4 +1,4 @@
-//! KVM's own counters of a vCPU (KVM API, KVM_GET_STATS_FD): how often it exited and why, whoever took the exit. Linux
+//! KVM's own counters of a vCPU (KVM API, KVM_GET_STATS_FD): how often it exited and why, in kite or in the kernel. Linux
 //! has had them since 5.14.
 
 use std::fs::File;
@@ -83,7 +83,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 fn open(vcpu: &VcpuFd) -> Option<File> {
     // SAFETY: the descriptor is a vCPU's, and this request has no argument.
     let fd = unsafe { ioctl(vcpu, request::KVM_GET_STATS_FD()) };
-    // SAFETY: the descriptor is new, and nobody else's.
+    // SAFETY: the descriptor is new, and owned here alone.
     (fd >= 0).then(|| unsafe { File::from_raw_fd(fd) })
 }
 

@@ -72,7 +72,7 @@ fn reopen(number: RawFd) -> anyhow::Result<()> {
         ensure!(identity(&new)? == identity(&known)?, "another file has taken its place");
         lseek(&new, lseek(old, 0, Whence::SeekCur)?, Whence::SeekSet)?;
         lock_as(number, &new)?;
-        // SAFETY: the number stays one of an open file, and whoever has it finds the same file there.
+        // SAFETY: the number stays one of an open file, and its holder finds the same file there.
         let put = unsafe { libc::dup3(new.as_raw_fd(), number, libc::O_CLOEXEC) };
         Errno::result(put).map(drop)?;
         Ok(())

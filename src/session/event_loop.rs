@@ -76,7 +76,7 @@ pub fn ending_signal(signals: &Signals, machine: &Running) -> Option<i32> {
             // Another program wants to write to a file that the guest was loaded from, and need not wait for this. A
             // copy that cannot be made is one that nothing runs from.
             _ if signal == Signal::SIGIO as i32 => _ = machine.detach_files(),
-            _ if signals::is_news(signal) => {}
+            _ if signals::is_notice(signal) => {}
             _ => return Some(signal),
         }
     }

@@ -126,7 +126,7 @@ impl CgroupName {
         }
     }
 
-    /// The name of a group that nobody has named.
+    /// The default name of a group.
     pub fn of_this_process() -> Self {
         Self(format!("kite-{}", std::process::id()))
     }

@@ -158,7 +158,7 @@ impl RunSpec {
         Ok(())
     }
 
-    /// Whether somebody wants to see all that the kernel says.
+    /// Whether all that the kernel prints is shown or logged.
     pub fn shows_kernel(&self) -> bool {
         self.verbose || self.command.as_ref().is_some_and(|command| command.kernel_log.is_some())
     }

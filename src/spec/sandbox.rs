@@ -1,4 +1,4 @@
-//! `--sandbox`: how much of the sandbox there is to be.
+//! `--sandbox`: which layers of the sandbox are wanted.
 
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,7 @@ impl Layer {
     }
 }
 
-/// How much of the sandbox there is to be.
+/// Which layers of the sandbox are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "SandboxFields", into = "SandboxFields")]
 pub struct SandboxSpec {

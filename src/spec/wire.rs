@@ -81,7 +81,7 @@ pub struct Network {
 pub enum Setup {
     /// As a DHCP server and a router on the network say.
     Automatic {
-        /// There is nobody else on the network, so that no address is taken.
+        /// The guest is alone on the network, so that no address is taken.
         alone: bool,
         /// Resolvers beside those that are named there.
         dns: Vec<IpAddr>,

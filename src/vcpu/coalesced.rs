@@ -139,7 +139,7 @@ impl Ring {
         Self { vcpu: Mutex::new(vcpu), ends, busy: AtomicBool::new(false) }
     }
 
-    /// Whether something waits, or another vCPU is at it, whose end is to be waited for. At almost every exit there is
+    /// Whether something waits, or another vCPU is at it, whose end has to be waited for. At almost every exit there is
     /// nothing, and the lock would cost as much as all the rest.
     #[inline]
     fn has_work(&self) -> bool {

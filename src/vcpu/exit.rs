@@ -1,6 +1,6 @@
 //! One entry into the guest by KVM_RUN, and what came of it (KVM API §5, "The kvm_run structure").
 //!
-//! kvm-ioctls can do this, too. Here the two exits that a guest makes all the time are told from all others first, and
+//! kvm-ioctls can do this, too. Here the two exits that a guest makes all the time are recognised first, and
 //! what they are about is not copied.
 #![expect(unsafe_code, reason = "KVM_RUN's answer is in a union, and the data of ports behind it")]
 
@@ -39,7 +39,7 @@ pub enum VcpuExit<'a> {
         /// What it writes, or what it is to read. A string instruction's elements come together.
         data: &'a mut [u8],
     },
-    /// For a signal, or because it was told so.
+    /// For a signal, or because of immediate_exit.
     Interrupted,
     /// For good.
     Ended(Ending),
@@ -66,7 +66,7 @@ pub enum Ending {
 #[derive(Clone, Copy, Debug)]
 pub struct Reason(u32);
 
-/// A signal, or what was told before; an error: no reasons of KVM's.
+/// A signal or immediate_exit; an error: no reasons of KVM's.
 const INTERRUPTED: u32 = u32::MAX;
 const FAILED: u32 = u32::MAX - 1;
 

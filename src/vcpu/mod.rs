@@ -94,7 +94,7 @@ impl Vcpu {
         Ok(VcpuThread::new(control, spawn(&name, STACK, ThreadKind::Vcpu, run)?))
     }
 
-    /// Runs the guest on this thread until it or somebody else stops it.
+    /// Runs the guest on this thread until it or another thread stops it.
     pub fn run(&mut self) {
         loop {
             let step = match self.control.wanted.load(Ordering::Acquire) {
@@ -142,7 +142,7 @@ impl Vcpu {
         }
     }
 
-    /// The same, counted and timed. A function of its own, so that it costs one look where nobody wants it.
+    /// The same, counted and timed. A function of its own, so that it costs one look where it is off.
     #[inline(never)]
     fn answer_timed(&mut self, reason: exit::Reason) -> Step {
         let timed = Timed::begin(Cause::of(&exit::left(&mut self.fd, reason)));
@@ -218,7 +218,7 @@ enum Step {
     Exited,
     /// Without one.
     Interrupted,
-    /// For good; the reason has been told.
+    /// For good; the reason has been reported.
     Ended,
 }
 

@@ -11,7 +11,7 @@ use nix::sys::eventfd::EventFd;
 use crate::host::event::event;
 use crate::spec::wire::End;
 
-/// Bits of what the guest's kernel has told.
+/// Bits of what the guest's kernel has reported.
 const TOLD: u8 = 1 << 0;
 const CRASH_KERNEL: u8 = 1 << 1;
 
@@ -54,7 +54,7 @@ pub struct ExitRequest {
     panic: AtomicU8,
 }
 
-/// What the guest's kernel has told of a panic.
+/// What the guest's kernel has reported of a panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Panic {
     /// Nothing.
@@ -82,7 +82,7 @@ impl ExitRequest {
         }
     }
 
-    /// What the guest's kernel has told of a panic.
+    /// What the guest's kernel has reported of a panic.
     pub fn panic(&self) -> Panic {
         match self.panic.load(Ordering::Acquire) {
             0 => Panic::None,

@@ -131,7 +131,7 @@ impl IoThread {
         if ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
             return false;
         }
-        // The panic hook has told of a panic and ended the process.
+        // The panic hook has reported a panic and ended the process.
         let _ = thread.join();
         true
     }

@@ -24,7 +24,7 @@ pub(super) struct Devices {
     pub i8042: Arc<Mutex<I8042>>,
     /// Power-off and reset by ACPI.
     pub power: Arc<Mutex<Power>>,
-    /// What a kernel tells of its panic.
+    /// What a kernel reports of its panic.
     pub pvpanic: Arc<Mutex<PvPanic>>,
     /// The virtio devices, in the order of the board.
     pub virtio: Vec<Arc<Mutex<Virtio>>>,

@@ -23,7 +23,7 @@ pub struct Guest<'a> {
     pub initrd: &'a [Piece],
     /// The command line.
     pub cmdline: &'a str,
-    /// What the initrd is called; only a Multiboot image is told.
+    /// What the initrd is called; only a Multiboot image is given that.
     pub module: &'a str,
 }
 
@@ -89,7 +89,7 @@ impl Guest<'_> {
     }
 }
 
-/// Writes the tables that tell of the board; returns where the guest is to find those of ACPI.
+/// Writes the tables that describe the board; returns where those of ACPI are.
 fn tables(spec: &MachineSpec, virtio: u32, ram: &GuestRam) -> anyhow::Result<Option<u64>> {
     if spec.acpi {
         let pm_timer = spec.test_devices.then_some(layout::PM_TIMER_PORT);

@@ -46,8 +46,8 @@ pub struct GuestRam {
 pub struct SystemFiles(Vec<(u64, u64)>);
 
 impl SystemFiles {
-    /// Those among the files at these paths. In a user namespace that has only the user nobody can tell who owns a file any
-    /// more, so this is to be asked before.
+    /// Those among the files at these paths. In a user namespace that has only the user the owners of files are no
+    /// longer known, so this has to be asked before.
     pub fn among<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Self {
         let files = paths.into_iter().filter_map(|path| path.metadata().ok());
         let system = files.filter(|it| it.uid() == 0 && it.mode() & 0o022 == 0);
@@ -199,7 +199,7 @@ impl GuestRam {
         let Ok(slice) = self.memory.get_slice(GuestAddress(page), PAGE as usize) else { return };
         let host = slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>();
         // Any change of protection is announced to KVM, which unmaps the page. Taking access away would hit another user
-        // of the page, and making it executable is for nobody to do: so it becomes one that can only be written, which
+        // of the page, and no process may make it executable: so it becomes one that can only be written, which
         // the processor does not know (Intel SDM vol. 3, "Determination of Access Rights"), and both at once again.
         for access in [libc::PROT_WRITE, libc::PROT_READ | libc::PROT_WRITE] {
             // SAFETY: the page is guest memory, page-aligned as `page` and the regions are, and what can be written on
@@ -231,7 +231,7 @@ impl GuestRam {
         Ok(())
     }
 
-    /// What is told of a file that was cut while the guest ran from it, if one was: the guest gets no such page.
+    /// The message about a file that was cut while the guest ran from it, if one was: the guest gets no such page.
     pub fn cut_file(&self) -> Option<String> {
         self.mapped().iter().find(|it| it.is_cut()).map(Mapped::told)
     }
@@ -291,7 +291,7 @@ fn at_huge_page<T>(len: usize, map: impl FnOnce() -> T) -> io::Result<T> {
     let before = hole.addr().next_multiple_of(HUGE_PAGE) - hole.addr();
     let after = before + len;
     let unmap = |from: usize, to: usize| {
-        // SAFETY: `from..to` are pages of the hole, which nobody uses.
+        // SAFETY: `from..to` are pages of the hole, which nothing uses.
         unsafe { libc::munmap(hole.byte_add(from), to - from) }
     };
     // The host takes the highest place where a mapping fits: that is here, between what stays of the hole. Somewhere
@@ -305,8 +305,8 @@ fn at_huge_page<T>(len: usize, map: impl FnOnce() -> T) -> io::Result<T> {
 
 fn lease(file: &File, kind: libc::c_int) -> bool {
     let fd = file.as_raw_fd();
-    // SAFETY: take no pointer. Whoever takes a lease is told of its end, unless the file has an owner: the process is
-    // there to be told when the thread that loads has ended.
+    // SAFETY: take no pointer. The kernel signals the thread that takes a lease at its end, unless the file has an owner: the process
+    // is there for that when the thread that loads has ended.
     unsafe {
         libc::fcntl(fd, libc::F_SETOWN, libc::getpid()) == 0 && libc::fcntl(fd, libc::F_SETLEASE, kind) == 0
     }

@@ -111,7 +111,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Local APIC ids from 255 up are told from broadcasts only with this.
+    /// Local APIC ids from 255 up differ from broadcasts only with this.
     fn allow_wide_apic_ids(&self) -> anyhow::Result<()> {
         let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
         let cap =

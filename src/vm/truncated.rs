@@ -59,7 +59,7 @@ pub fn name(file: &File) -> &'static CStr {
     name
 }
 
-/// Has an end by `SIGBUS` between `start` and `start + len` told with the file's name, until [`forget`].
+/// Has an end by `SIGBUS` between `start` and `start + len` reported with the file's name, until [`forget`].
 pub fn add(start: usize, len: usize, name: &'static CStr) {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
@@ -98,7 +98,7 @@ extern "C" fn cut(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_vo
     // SAFETY: the kernel hands a handler set up so this structure.
     let address = unsafe { (*info).si_addr() }.addr();
     let Some(name) = name_at(address) else {
-        // What caused the fault is done again then. A signal that somebody has sent is lost, and the next one is not.
+        // What caused the fault is done again then. A signal that another process has sent is lost, and the next one is not.
         // SAFETY: sets no handler.
         unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
         return;

@@ -1,4 +1,4 @@
-//! Kernel images: what they are, told by their content, and where their parts go in guest memory.
+//! Kernel images: what they are, by their content, and where their parts go in guest memory.
 
 mod bzimage;
 mod elf;

@@ -162,7 +162,7 @@ impl Addresses {
     }
 }
 
-/// The entry point and the segments that an ELF header tells of.
+/// The entry point and the segments that an ELF header names.
 fn executable(file: &Arc<File>, len: u64) -> Result<(u64, Vec<Segment>), Error> {
     let mut start = [0; 5];
     let got = read_up_to(file, &mut start, 0)?;

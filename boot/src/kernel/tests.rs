@@ -50,7 +50,7 @@ fn place(segment: &Segment) -> (u64, u64) {
     }
 }
 
-/// What every accepted image promises to whoever loads it, for a file of `file_len` bytes.
+/// What every accepted image promises to the loader, for a file of `file_len` bytes.
 fn assert_sound(image: &Image, file_len: u64) {
     let low = image.protocol == Protocol::Multiboot;
     let mut free = if low { LOW_SEGMENTS } else { HIGH_MEMORY };

@@ -1,4 +1,4 @@
-//! Folders of modules as `depmod` leaves them, and as nobody should find them.
+//! Folders of modules as `depmod` leaves them, and broken ones.
 
 use super::*;
 use tempfile::TempDir;

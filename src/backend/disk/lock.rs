@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Locks the whole file, alone if it is to be written. The lock is the open file's: it goes with it, however kite ends.
+/// Locks the whole file, alone for writing. The lock is the open file's: it goes with it, however kite ends.
 pub(super) fn lock(file: &File, writable: bool) -> anyhow::Result<()> {
     let kind = if writable { libc::F_WRLCK } else { libc::F_RDLCK };
     let whole = libc::flock {

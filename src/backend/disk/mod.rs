@@ -21,7 +21,7 @@ use super::{Backend, Calls, Modules};
 use crate::spec::disk::DiskSpec;
 use crate::vm::memory::GuestRam;
 
-/// Queues that a disk has at most if nobody says how many.
+/// Queues that a disk has at most if no option says how many.
 const DEFAULT_QUEUES: u32 = 16;
 /// What O_DIRECT wants aligned where the host does not tell.
 const DIRECT_ALIGN: u32 = 4096;
@@ -185,7 +185,7 @@ fn nameless(folder: &Path) -> io::Result<File> {
     let mut random = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
     let path = folder.join(format!("kite-{:016x}", u64::from_le_bytes(random)));
-    // Made by this call or not at all: what somebody else put there is not followed.
+    // Made by this call or not at all: what another process put there is not followed.
     let file = options().create_new(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
     fs::remove_file(&path)?;
     Ok(file)

@@ -26,7 +26,7 @@ pub struct Network {
 
 enum Open {
     Tap(tap::Tap),
-    /// And passt, until somebody watches it.
+    /// And passt, until it is watched.
     User(Stream, Option<Child>),
 }
 

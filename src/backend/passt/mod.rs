@@ -24,7 +24,7 @@ pub use program::find;
 
 /// The stack of the thread that waits for passt, in bytes; the host gives what is touched of it.
 const STACK: usize = 128 << 10;
-/// The longest line of passt's that is told at once, in bytes.
+/// The longest line of passt's that is printed at once, in bytes.
 const LINE: usize = 1024;
 /// How many of its lines are shown.
 const MOST_LINES: u64 = 10;

@@ -43,7 +43,7 @@ pub(super) fn command(program: &Path, file: BorrowedFd<'_>) -> Command {
     command
 }
 
-/// Has the next program get standard streams and `file`, and none of what whoever started kite has left open.
+/// Has the next program get standard streams and `file`, and none of what its parent has left open.
 fn keep_only(file: RawFd, most: RawFd) -> io::Result<()> {
     const FIRST: RawFd = 3;
     // SAFETY: takes no pointer, and closes nothing in this process.

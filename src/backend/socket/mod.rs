@@ -1,4 +1,4 @@
-//! Named ports on the host: a UNIX socket each, whose client talks to whoever has /dev/virtio-ports/NAME open in the
+//! Named ports on the host: a UNIX socket each, whose client talks to the process that has /dev/virtio-ports/NAME open in the
 //! guest.
 //!
 //! A client at a time is served, the next one waits. All sockets have one thread. What either side does not take waits in
@@ -102,7 +102,7 @@ impl Ports {
         Ok(())
     }
 
-    /// The sockets' names, to be removed by whoever has them.
+    /// The sockets' names, to be removed by their owner.
     pub fn take_names(&mut self) -> Vec<Name> {
         std::mem::take(&mut self.names)
     }
@@ -130,7 +130,7 @@ impl Drop for Ports {
         self.wake.stop.store(true, Ordering::SeqCst);
         self.wake.wake();
         if let Some(thread) = self.thread.take() {
-            // The panic hook has told of a panic and ended the process.
+            // The panic hook has reported a panic and ended the process.
             let _ = thread.join();
         }
     }
@@ -145,7 +145,7 @@ fn run(wake: &Wake, lines: &mut [Line]) {
     }
 }
 
-/// Waits until there is something to do; tells of each line whether its client has hung up.
+/// Waits until there is something to do; answers for each line whether its client has hung up.
 fn wait(wake: &Wake, lines: &[Line]) -> Vec<bool> {
     let mut fds = vec![PollFd::new(wake.event.as_fd(), PollFlags::POLLIN)];
     let places: Vec<_> = lines
@@ -278,7 +278,7 @@ impl Client {
             }
         }
         // Also what a client that has gone would have got: the guest does not wait for it. And what has come since is
-        // taken now, for it is not told of twice; room in the socket brings us back.
+        // taken now, for it is not reported twice; room in the socket brings us back.
         self.output.clear();
         self.written = 0;
         port.take_output(&mut self.output);

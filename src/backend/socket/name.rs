@@ -1,4 +1,4 @@
-//! Sockets' names: they are made with a socket, stay when nobody listens any more, and have to be removed.
+//! Sockets' names: they are made with a socket, stay when no process listens any more, and have to be removed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -54,7 +54,7 @@ impl Name {
 impl Drop for Name {
     fn drop(&mut self) {
         if self.identity.is_some() && identity(&self.folder, &self.name).ok() == self.identity {
-            // Nobody is left to tell of a failure.
+            // A failure has no reader here.
             let _ = unlinkat(&self.folder, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
@@ -130,7 +130,7 @@ fn remove_dead(path: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether no process has the socket of this name. A socket of another kind is asked to connect: whoever has it sees nothing
+/// Whether no process has the socket of this name. A socket of another kind is asked to connect: its owner sees nothing
 /// of that, and one that does not listen yet counts as well.
 fn is_dead(path: &Path) -> io::Result<bool> {
     let asking = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;

@@ -1,4 +1,4 @@
-//! What a project's `kite.toml` may set. It may be somebody else's: neither a network nor anything of this host's that a
+//! What a project's `kite.toml` may set. It may be another person's: neither a network nor anything of this host's that a
 //! guest could reach, write or use up is its to give, nor may it loosen what the user's own file sets.
 
 use std::ffi::OsString;

@@ -52,7 +52,7 @@ fn interval(mut values: Vec<f64>) -> (f64, f64) {
     (at(0.025), at(0.975))
 }
 
-/// The 95 % confidence interval of the median of blocks, each told by its quantiles.
+/// The 95 % confidence interval of the median of blocks, each given by its quantiles.
 pub fn median_interval(blocks: &[&[u32]], random: &mut Random) -> (f64, f64) {
     let mut room = Vec::new();
     let mut draw = || {
@@ -75,7 +75,7 @@ pub fn difference_interval(a: &[&[u32]], b: &[&[u32]], random: &mut Random) -> (
     interval((0..DRAWS).map(|_| draw()).collect())
 }
 
-/// The same of two runs that know nothing of each other, each told by its blocks' medians: of the difference of means.
+/// The same of two runs that know nothing of each other, each given by its blocks' medians: of the difference of means.
 pub fn unpaired_interval(a: &[f64], b: &[f64], random: &mut Random) -> (f64, f64) {
     let mut mean = |values: &[f64]| {
         let sum: f64 = (0..values.len()).map(|_| values[random.below(values.len())]).sum();

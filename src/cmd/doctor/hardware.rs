@@ -52,7 +52,7 @@ impl Processor {
     }
 
     /// What KVM runs guests with here. One engine can be behind `/dev/kvm`, and `kvm_pvm`, which no
-    /// distribution builds in, is there only if somebody loaded it.
+    /// distribution builds in, is there only once loaded.
     pub fn engine(&self) -> Engine {
         match self {
             Self { kvm_pvm: true, .. } => Engine::Pvm,

@@ -1,4 +1,4 @@
-//! What there is to boot when `kite run` is told nothing else: a kernel and its modules.
+//! What `kite run` boots by default: a kernel and its modules.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,4 +1,4 @@
-//! All that is told of one process.
+//! The facts of one process.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -15,7 +15,7 @@ use super::namespaces::{self, Namespace};
 use super::status::{self, Capabilities, Seccomp};
 use super::text;
 
-/// How many names of a root folder are told.
+/// How many names of a root folder are listed.
 const NAMES: usize = 16;
 
 /// A process. What may not be looked at is null, and `unreadable` says so.

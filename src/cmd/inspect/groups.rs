@@ -10,7 +10,7 @@ use crate::sandbox::cgroup::{Folder, Place, places};
 
 /// What version 1 says where there is no limit of memory: more pages than there are.
 const V1_UNLIMITED: u64 = 1 << 62;
-/// The controllers of version 1 that are told of.
+/// The controllers of version 1 that are reported.
 const V1: [&str; 5] = ["cpu", "cpuacct", "memory", "pids", "blkio"];
 
 /// A group.
@@ -27,7 +27,7 @@ pub struct Group {
     pub account: Account,
 }
 
-/// Limits and use. What is not limited, or not told, is not there.
+/// Limits and use. What is not limited, or not known, is not there.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub struct Account {
     /// CPUs' worth of time.

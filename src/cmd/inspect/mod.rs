@@ -25,7 +25,7 @@ use crate::sandbox;
 use facts::Process;
 use find::Program;
 
-/// What is told of it on the command line.
+/// What `kite inspect --help` ends with.
 pub const HELP: &str = "\
 Exit status: 0, or 1 if no PID is given and no kite runs.
 

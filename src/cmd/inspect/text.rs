@@ -1,4 +1,4 @@
-//! Files of `/proc/PID` (proc(5)), read with a bound and taken as text of somebody else's.
+//! Files of `/proc/PID` (proc(5)), read with a bound and taken as untrusted text.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -46,7 +46,7 @@ pub(super) struct Outcome {
 }
 
 impl Runner<'_> {
-    /// Runs it, tells of it, and says what became of it.
+    /// Runs it, shows its progress, and returns its outcome.
     pub(super) fn run(&self, cell: &Cell) -> Outcome {
         let name = cell.name();
         let mut recorder = Recorder::new(&name, cell.fail_on_ktap);

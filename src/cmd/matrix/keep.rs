@@ -47,7 +47,7 @@ struct Kept {
 }
 
 impl Kept {
-    /// A link that somebody has planted is not followed.
+    /// A planted link is not followed.
     fn open(path: PathBuf) -> Self {
         Self { file: atomic_file::emptied(&path), path }
     }

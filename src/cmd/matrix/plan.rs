@@ -79,7 +79,7 @@ struct Words(Vec<String>);
 impl<'de> Deserialize<'de> for Words {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self(match one_or_list(deserializer, "a list of strings, or a string for sh -c")? {
-            // No words at all are an error of their own, told later.
+            // No words at all are an error of their own, found later.
             OneOrList::One(script) if script.trim().is_empty() => Vec::new(),
             OneOrList::One(script) => vec!["sh".to_owned(), "-c".to_owned(), script],
             OneOrList::List(words) => words,
@@ -87,7 +87,7 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
-/// What is to be run.
+/// The runs of a matrix.
 #[derive(Debug)]
 pub(super) struct Plan {
     /// How many guests run at a time.

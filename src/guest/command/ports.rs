@@ -66,7 +66,7 @@ fn find(name: &str) -> Option<std::ffi::OsString> {
         .map(|port| port.file_name())
 }
 
-/// Where kite is told of things.
+/// The port for reports to kite.
 pub(super) struct Control {
     port: Mutex<File>,
 }
@@ -77,7 +77,7 @@ impl Control {
         Self { port: Mutex::new(port) }
     }
 
-    /// Tells kite. If it does not listen any more, nobody does.
+    /// Sends kite a report. A kite that no longer listens does not get it.
     pub fn tell(&self, report: &Report) {
         let _: io::Result<()> = lock(&self.port).write_all(&wire::encode(report));
     }

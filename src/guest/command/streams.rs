@@ -20,7 +20,7 @@ use crate::spec::wire::{Messages, Order, Output, Report, Terminal};
 
 /// How much is carried at once, in bytes: what the port's driver takes of one write.
 const CHUNK: usize = 32 << 10;
-/// How long what the command has written may take to leave, if nobody stands in its way.
+/// How long what the command has written may take to leave, if nothing blocks it.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 nix::ioctl_write_ptr_bad!(set_size, libc::TIOCSWINSZ, Winsize);
@@ -46,10 +46,10 @@ struct Carrier {
     thread: JoinHandle<()>,
 }
 
-/// How a carrier is told to end.
+/// What ends a carrier.
 struct Stop {
     event: EventFd,
-    /// What has been written is nobody's.
+    /// What has been written has no reader.
     unread: AtomicBool,
 }
 
@@ -134,7 +134,7 @@ fn carry_output(mut from: File, mut port: File, stop: &Stop) -> u64 {
             return carried;
         }
         match from.read(&mut buffer) {
-            // A terminal that nobody has open any more is EIO.
+            // A terminal that no process has open any more is EIO.
             Ok(0) => return carried,
             Ok(count) => match port.write_all(&buffer[..count]) {
                 Ok(()) => carried += count as u64,
@@ -195,7 +195,7 @@ fn obey(mut port: File, terminal: Option<&File>, stops: Vec<(Output, Arc<Stop>)>
     }
 }
 
-/// Sets the size of a terminal, of which its foreground processes are told.
+/// Sets the size of a terminal, which signals its foreground processes.
 #[expect(unsafe_code, reason = "an ioctl")]
 pub(super) fn resize(terminal: &File, columns: u16, rows: u16) {
     use std::os::fd::AsRawFd;

@@ -25,7 +25,7 @@ impl User {
                 Ok(Self { uid: *uid, gid: *gid, groups: groups.clone(), env: Vec::new() })
             }
             wire::User::Named { user, group } => {
-                // A root folder without these files has nobody but numbers.
+                // A root folder without these files has users by numbers alone.
                 let read = |path| fs::read(path).map(|it| String::from_utf8_lossy(&it).into_owned());
                 let (passwd, groups) = (read("/etc/passwd"), read("/etc/group"));
                 look_up(user, group.as_deref(), &passwd.unwrap_or_default(), &groups.unwrap_or_default())

@@ -30,7 +30,7 @@ const LEAST_PAUSE: Duration = Duration::from_secs(10);
 /// The stack of a thread that renews a lease, in bytes.
 const STACK: usize = 128 << 10;
 
-/// Sets the interface up. `alone` says that nobody else is on its network but who answers.
+/// Sets the interface up. `alone` says that its network has no other host than the one that answers.
 ///
 /// # Errors
 /// The guest's kernel lacks something, or refuses.

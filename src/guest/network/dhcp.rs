@@ -55,7 +55,7 @@ pub struct Lease {
     server: Ipv4Addr,
     /// How many seconds it lasts; nothing if for ever.
     pub lasts: Option<u32>,
-    /// After how many seconds it is to be renewed.
+    /// After how many seconds it is due for renewal.
     pub renew: u32,
 }
 
@@ -91,7 +91,7 @@ impl Exchange {
         Self { mac, id, offer: None, bound: Some(address) }
     }
 
-    /// The message that is to be sent, until something is taken.
+    /// The message to send until an answer is taken.
     pub fn message(&self) -> Vec<u8> {
         let mut message = vec![0; HEAD];
         message[..4].copy_from_slice(&[1, 1, 6, 0]);

@@ -1,4 +1,4 @@
-//! Why a guest crashed, told from outside: what each vCPU was at, in the form of a kernel's oops (Linux
+//! Why a guest crashed, as the host sees it: what each vCPU was at, in the form of a kernel's oops (Linux
 //! `Documentation/admin-guide/bug-hunting.rst`), and whether the guest still lives.
 //!
 //! A crashed guest may have anything in its registers and memory: whatever is followed has an end, and what is printed is
@@ -21,7 +21,7 @@ use paging::AddressSpace;
 
 use trace::Tracer;
 
-/// How many vCPUs are told of in full.
+/// How many vCPUs are shown in full.
 const VCPUS: usize = 64;
 /// How much code is shown in front of RIP, and from there on, in bytes.
 const CODE_BEFORE: u64 = 24;

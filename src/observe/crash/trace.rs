@@ -2,7 +2,7 @@
 //! is that of an instruction behind a call.
 //!
 //! What a finished call has left looks the same. An address whose call leads to the function of the one before is borne
-//! out; others are told with a `?`, as the kernel does.
+//! out; others have a `?`, as the kernel does.
 
 use boot::kallsyms::{Symbol, Symbols};
 
@@ -32,7 +32,7 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Called {
     This(u64),
-    /// What a register or memory says, or nothing that can be told.
+    /// What a register or memory says, or nothing that is known.
     Unknown,
 }
 

@@ -46,7 +46,7 @@ trait Guest {
     fn cpu_time(&self) -> Duration;
     /// What its vCPUs are at.
     fn examine(&self) -> Vec<Option<VcpuRegisters>>;
-    /// What its kernel has told of a panic.
+    /// What its kernel has reported of a panic.
     fn panic(&self) -> Panic;
     /// Whether its vCPUs stand as a panic leaves them.
     fn stand(&self) -> Stand;

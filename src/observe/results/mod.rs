@@ -63,7 +63,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Whether it is one that somebody must look at.
+    /// Whether it is neither passed nor skipped.
     pub fn is_bad(&self) -> bool {
         matches!(self.verdict, Verdict::Failed(..) | Verdict::Error(..))
     }
@@ -94,7 +94,7 @@ impl Recorder {
         self.output.push(stdout);
     }
 
-    /// The results, once the run is over. `kernel_log_tail` is what is to be told of the kernel's log.
+    /// The results, once the run is over. `kernel_log_tail` is the end of the kernel's log.
     pub fn finish(self, ending: &Ending, elapsed: Duration, kernel_log_tail: &str) -> Suite {
         let output = self.output.text();
         let ktap::Found { mut cases, documents } = self.parser.finish();

@@ -66,7 +66,7 @@ impl Stats {
         stats
     }
 
-    /// The same for `count` vCPUs that nobody else counts for.
+    /// The same for `count` vCPUs that no other counter has.
     pub fn without_kvm(count: usize, ports: Arc<Bus>, mmio: Arc<Bus>) -> Self {
         let vcpus = std::iter::repeat_with(Vcpu::default).take(count).collect();
         Self { scale: Scale::begin(), vcpus, ring: Arc::default(), ports, mmio, _vm: None }

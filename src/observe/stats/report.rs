@@ -46,7 +46,7 @@ pub struct Row {
     pub kind: Kind,
     /// The access; nothing for all of this kind that found no place of their own.
     pub access: Option<Access>,
-    /// Who answers; nothing if nobody does.
+    /// Which device answers, if one does.
     pub device: Option<String>,
     /// What they cost.
     pub cost: Cost,

@@ -152,7 +152,7 @@ fn condition(check: Check, vm: Option<Pid>) -> anyhow::Result<Option<SeccompCond
     }))
 }
 
-/// What goes first: a call by another architecture's numbers is told of like any
+/// What goes first: a call by another architecture's numbers is reported like any
 /// that is refused, and clone3(2) is no such call, as its arguments lie in memory that may change after they were looked
 /// at.
 fn first() -> [sock_filter; 6] {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use devices::chipset::serial::Serial;
 use devices::virtio::console::Port;
 use nix::errno::Errno;
@@ -161,7 +161,7 @@ impl Output {
                 };
             }
             match signals.next() {
-                Some(signal) if signals::is_news(signal) => {} // the guest is past caring
+                Some(signal) if signals::is_notice(signal) => {} // the guest is past caring
                 Some(signal) => return Ok(Some(signal)),
                 _ if polled == Ok(0) => return Ok(None),
                 _ => {}

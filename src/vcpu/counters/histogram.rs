@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 const PARTS: u32 = 3;
 /// Ticks are counted as this many bits at most, some 20 seconds.
 const BITS: u32 = 36;
-/// How many lengths of time are told apart.
+/// How many buckets of time there are.
 const LENGTHS: usize = ((BITS - PARTS + 1) << PARTS) as usize;
 
 /// The numbers of one kind of event. Only one thread at a time may [`Self::add`].
@@ -48,7 +48,7 @@ impl Histogram {
     }
 }
 
-/// Which of the lengths that are told apart `ticks` is.
+/// The bucket of `ticks`.
 #[inline]
 fn length(ticks: u64) -> usize {
     let ticks = ticks.min((1 << BITS) - 1);

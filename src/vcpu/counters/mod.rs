@@ -12,7 +12,7 @@ pub use crate::vcpu::exit::Space;
 use crate::vcpu::exit::VcpuExit;
 use histogram::{Histogram, Sum};
 
-/// How many accesses are told apart.
+/// How many accesses are counted apart.
 const PLACES: usize = 512;
 /// How many places an access is looked for in.
 const TRIES: usize = 16;
@@ -210,7 +210,7 @@ impl Counters {
     }
 }
 
-/// The reasons that are told apart.
+/// The reasons that are counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// The guest read a port.

@@ -102,7 +102,7 @@ impl Server {
         )
     }
 
-    /// Takes over a state that nobody has checked: no name in it leads out of the share.
+    /// Takes over a state that is not checked yet: no name in it leads out of the share.
     ///
     /// # Errors
     /// It is no state that such a share can have.

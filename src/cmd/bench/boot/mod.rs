@@ -57,7 +57,7 @@ fn measure(options: &Options) -> anyhow::Result<Report> {
     let all = boots(options, &guests, folder.path(), &stop)?;
     let Some(all) = all else {
         let signal = stop.read_signal().context("cannot read a signal")?.context("stopped by no signal")?;
-        // Dying of it, nobody else would.
+        // This process dies of the signal, so the folder goes first.
         drop(folder);
         die_by(i32::try_from(signal.ssi_signo).context("an unknown signal")?)?;
         bail!("stopped")

@@ -136,7 +136,7 @@ impl Guest {
         &self.cmdline
     }
 
-    /// How a monitor is told to boot it; kite writes its trace to `trace`.
+    /// How a monitor boots it; kite writes its trace to `trace`.
     pub fn command(&self, monitor: Monitor, trace: &Path) -> Command {
         match monitor {
             Monitor::Kite => {
@@ -191,7 +191,7 @@ fn padded(len: u64) -> u64 {
     len + (PAGE + REST - len % PAGE) % PAGE
 }
 
-/// What `kite run` is told. What it would refuse has been refused already.
+/// The options of `kite run`. What it would refuse has been refused already.
 fn arguments(kernel: Option<&Path>, append: Option<&str>) -> Vec<OsString> {
     let mut arguments: Vec<OsString> =
         ["--no-config", "--force", "--console", "serial"].map(Into::into).into();

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 /// Calls at once.
 const WINDOW: usize = 1000;
 
-/// KVM_RUN that is told not to enter the guest.
+/// KVM_RUN that does not enter the guest.
 pub struct Immediate;
 
 impl Measure for Immediate {

@@ -67,7 +67,7 @@ pub fn time_runs(vcpu: &mut VcpuFd, times: &mut [u32]) {
     let fd = vcpu.as_raw_fd();
     for time in times {
         let start = ticks();
-        // SAFETY: as above. It fails with EINTR, as it is told to.
+        // SAFETY: as above. It fails with EINTR, as asked.
         unsafe { libc::ioctl(fd, KVM_RUN, 0) };
         *time = u32::try_from(ticks() - start).unwrap_or(u32::MAX);
     }

@@ -83,7 +83,7 @@ pub struct Row {
     pub batch: (u64, u64),
 }
 
-/// The longest time that is told from a longer one, in ticks; about ten seconds.
+/// The longest time that differs from a longer one, in ticks; about ten seconds.
 const LONGEST: u64 = 1 << 36;
 
 fn histogram() -> Histogram<u64> {

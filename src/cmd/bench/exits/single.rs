@@ -119,7 +119,7 @@ fn agree(medians: &[u32]) -> bool {
     least.zip(most).is_some_and(|(least, most)| (most - least) * 50 <= *most)
 }
 
-/// An eventfd that nobody reads, at the port.
+/// An eventfd without a reader, at the port.
 pub fn notified_at_port(rig: &mut Rig) -> anyhow::Result<Box<dyn Any>> {
     doorbell(rig, &IoEventAddress::Pio(code::PORT.into()), None)
 }

@@ -189,7 +189,7 @@ impl Pager {
             let error = io::Error::last_os_error();
             bail!("userfaultfd(2): {error}; as root, or with sysctl -w vm.unprivileged_userfaultfd=1");
         }
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new and owned here alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let mut api = Api { api: UFFD_API, ..Default::default() };
         let range = Register { start: host as u64, len: len as u64, mode: MODE_MISSING, ioctls: 0 };
@@ -212,7 +212,7 @@ impl Drop for Pager {
         // Nothing else is written to it.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
-            // The panic hook has told of a panic and ended the process.
+            // The panic hook has reported a panic and ended the process.
             let _ = thread.join();
         }
     }
