@@ -36,8 +36,11 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     let result = match command {
-        Command::Run(options) => run::run(&options, begun),
-        Command::Matrix(options) => matrix::run(&options),
+        Command::Run(options) => {
+            let spec = options.spec().map_err(anyhow::Error::msg);
+            spec.and_then(|spec| run::run(spec, options.print_spec, begun))
+        }
+        Command::Matrix(options) => matrix::run(&options, cli::check),
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),
         Command::Image(command) => image::run(&command),

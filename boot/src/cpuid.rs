@@ -30,10 +30,13 @@ const OSXSAVE: u32 = 1 << 27;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 EDX: the local APIC, and that the logical CPU count in EBX is valid.
 const APIC: u32 = 1 << 9;
+const HTT: u32 = 1 << 28;
 /// Leaf 6 EAX: the APIC timer always runs. Without it Linux wants a PIT beside it.
 const ARAT: u32 = 1 << 2;
 /// Leaf 7 ECX.
 const OSPKE: u32 = 1 << 4;
+/// Leaf 0x8000_0001 ECX: HTT means cores rather than threads; leaves 0x8000_001d and 0x8000_001e exist.
+const CMP_LEGACY: u32 = 1 << 1;
 const TOPOEXT: u32 = 1 << 22;
 
 /// The extended topology leaf: guests look for it up to the maximum that leaf 0 gives.
@@ -129,9 +132,6 @@ impl Topology {
 
     /// Puts this topology into a leaf that also says something else.
     fn adjust(&self, entry: &mut kvm_cpuid_entry2) {
-        const HTT: u32 = 1 << 28;
-        // Leaf 0x8000_0001 ECX: HTT means cores rather than threads; leaves 0x8000_001d and 0x8000_001e exist.
-        const CMP_LEGACY: u32 = 1 << 1;
         let several = self.cpus > 1;
         match entry.function {
             1 => {

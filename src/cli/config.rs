@@ -20,6 +20,7 @@ use toml::{Spanned, Value};
 
 use super::{Cli, RunOptions, refusal};
 use crate::spec::command::RootSpec;
+use crate::spec::machine::KERNEL_VARIABLE;
 
 mod project;
 
@@ -98,7 +99,7 @@ fn is_given(name: &str, run: &Command, given: &ArgMatches) -> bool {
     let id = run.get_arguments().find(|it| it.get_long() == Some(name)).map(|it| it.get_id().as_str());
     let by_line = id.is_some_and(|id| given.value_source(id) == Some(ValueSource::CommandLine));
     let variable = match name {
-        "kernel" => env::var_os(super::KERNEL_VARIABLE),
+        "kernel" => env::var_os(KERNEL_VARIABLE),
         "sandbox" => env::var_os(super::SANDBOX_VARIABLE),
         _ => None,
     };

@@ -19,7 +19,6 @@ use crate::cmd::image;
 use crate::cmd::inspect;
 use crate::cmd::matrix;
 use crate::cmd::oci;
-use crate::spec::RunSpec;
 use crate::spec::device::PortSpec;
 use crate::spec::disk::{self, DiskSpec};
 use crate::spec::limits::{self, CgroupName, Limits};
@@ -48,8 +47,6 @@ pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), env!("KITE_COMMIT")
 
 /// Names the sandbox where no option does.
 const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
-/// Names the kernel where no option does.
-pub(crate) const KERNEL_VARIABLE: &str = "KITE_KERNEL";
 
 /// The name by which kite is an OCI runtime.
 const RUNTIME: &str = "kite-oci";
@@ -320,19 +317,6 @@ pub fn parse() -> Result<Command, ExitCode> {
 fn complained(why: &str) -> ExitCode {
     complain(why);
     ExitCode::from(FAILED)
-}
-
-/// What `kite run` with these arguments behind it is to do.
-///
-/// # Errors
-/// What is wrong with them, in one line.
-pub fn run_spec(arguments: &[OsString]) -> Result<RunSpec, String> {
-    let all: Vec<_> =
-        ["kite", "run"].map(OsString::from).into_iter().chain(arguments.iter().cloned()).collect();
-    match Cli::try_parse_from(&all).map_err(|error| refusal::why(&error, &all))?.command {
-        Command::Run(options) => options.spec(),
-        _ => Err("they are of another command".to_owned()),
-    }
 }
 
 /// Whether kite would take these arguments, the program's name not among them.

@@ -4,13 +4,13 @@ use std::env;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::{KERNEL_VARIABLE, RunOptions, SANDBOX_VARIABLE};
+use super::{RunOptions, SANDBOX_VARIABLE};
 use crate::spec::RunSpec;
 use crate::spec::device::DeviceSpec;
 use crate::spec::limits::Limits;
-use crate::spec::machine::{BootSpec, MachineSpec, default_memory};
+use crate::spec::machine::{BootSpec, MachineSpec, default_kernel, default_memory};
 use crate::spec::sandbox::{self, SandboxSpec};
 
 /// What does not go with `--spec`: every option that says something of the run.
@@ -93,7 +93,7 @@ impl RunOptions {
 
     fn boot(&self) -> BootSpec {
         BootSpec {
-            kernel: self.kernel.clone().or_else(|| variable(KERNEL_VARIABLE).map(PathBuf::from)),
+            kernel: self.kernel.clone().or_else(default_kernel),
             initrd: self.initrd.clone(),
             modules: self.modules.clone(),
             extra_modules: self.more_modules.clone(),

@@ -4,22 +4,18 @@ use std::env;
 use std::io::{self, ErrorKind, Write};
 use std::time::Instant;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
-use crate::cli::{DONE, RunOptions};
+use crate::host::exit_code::DONE;
 use crate::lifecycle;
 use crate::spec::RunSpec;
 
-/// Runs it; returns the exit code. `begun` is when kite was started.
+/// Runs it, or prints it; returns the exit code. `begun` is when kite was started.
 ///
 /// # Errors
-/// kite or the host failed, or the options do not go together.
-pub fn run(options: &RunOptions, begun: Instant) -> anyhow::Result<u8> {
-    let spec = options.spec().map_err(|why| anyhow!(why))?;
-    match options.print_spec {
-        true => print(spec),
-        false => lifecycle::run(&spec, begun),
-    }
+/// kite or the host failed.
+pub fn run(spec: RunSpec, print_spec: bool, begun: Instant) -> anyhow::Result<u8> {
+    if print_spec { print(spec) } else { lifecycle::run(&spec, begun) }
 }
 
 /// Prints a spec that means the same wherever it is read. A reader that goes early has seen enough.

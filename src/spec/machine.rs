@@ -54,6 +54,14 @@ pub(super) fn unset() -> MachineSpec {
     MachineSpec { memory: no_memory(), ..MachineSpec::default() }
 }
 
+/// The environment's variable that names the kernel where no option does.
+pub const KERNEL_VARIABLE: &str = "KITE_KERNEL";
+
+/// The kernel that the environment names, if it names one.
+pub fn default_kernel() -> Option<PathBuf> {
+    std::env::var_os(KERNEL_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from)
+}
+
 /// RAM in bytes where none is given.
 pub fn default_memory(has_command: bool) -> u64 {
     if has_command { 1024 * MIB } else { 512 * MIB }

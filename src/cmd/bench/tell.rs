@@ -14,8 +14,8 @@ use super::compare::{self, Change};
 use super::facts::Facts;
 use super::measured::Tool;
 use super::{html, now};
-use crate::cli;
 use crate::host::atomic_file;
+use crate::host::exit_code::DONE;
 
 /// Something has become slower.
 const REGRESSION: u8 = 1;
@@ -136,11 +136,11 @@ pub fn run<T: Told>(
     }
     let mut out = io::stdout().lock();
     report.table(&mut out).context("cannot write to standard output")?;
-    let Some(old) = old else { return Ok(cli::DONE) };
+    let Some(old) = old else { return Ok(DONE) };
     let changes = report.changes(&old);
     compare::write(&old.head().when, &changes, &mut out).context("cannot write to standard output")?;
     let slower = changes.iter().any(Change::is_regression);
-    Ok(if slower { REGRESSION } else { cli::DONE })
+    Ok(if slower { REGRESSION } else { DONE })
 }
 
 /// Reads a report.

@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::backend::passt;
 use crate::host::confinement::{Problem, is_filtered, text};
+use crate::spec::machine::KERNEL_VARIABLE;
 use device::Node;
 pub use hardware::{Engine, Processor};
 
@@ -134,7 +135,7 @@ fn host_checks() -> Vec<Check> {
 }
 
 fn boot_checks() -> Vec<Check> {
-    let kernel = kernel::kernel(env::var_os("KITE_KERNEL"), Path::new("/"));
+    let kernel = kernel::kernel(env::var_os(KERNEL_VARIABLE), Path::new("/"));
     vec![Check::optional("kernel", kernel.image), Check::optional("modules", kernel.modules)]
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{Check, Status};
-use crate::cli::printable;
+use crate::host::messages::printable;
 
 /// The JSON report. A change that breaks a reader raises the schema's number.
 #[derive(Serialize)]

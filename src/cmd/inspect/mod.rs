@@ -19,8 +19,9 @@ use anyhow::{Context, anyhow};
 use nix::unistd::geteuid;
 use serde::Serialize;
 
-use crate::cli;
 use crate::cmd::doctor;
+use crate::host::exit_code::DONE;
+use crate::host::messages::complain;
 use crate::sandbox;
 use facts::Process;
 use find::Program;
@@ -113,7 +114,7 @@ pub fn run(pid: Option<u32>, json: bool) -> anyhow::Result<u8> {
     };
     print(&report)?;
     if machines.is_empty() {
-        cli::complain("no kite is running that this user may look at");
+        complain("no kite is running that this user may look at");
     }
     Ok(u8::from(machines.is_empty()))
 }
@@ -124,7 +125,7 @@ pub fn run(pid: Option<u32>, json: bool) -> anyhow::Result<u8> {
 /// The report cannot be written.
 pub fn calls(json: bool) -> anyhow::Result<u8> {
     print(&sandbox::calls(json)?)?;
-    Ok(cli::DONE)
+    Ok(DONE)
 }
 
 fn print(report: &str) -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use super::limits::Limit;
 use super::namespaces::Namespace;
 use super::status::{Capabilities, Seccomp, told};
 use super::{Host, Machine};
-use crate::cli::printable;
+use crate::host::messages::printable;
 use crate::sandbox::cgroup::size;
 
 /// Rows of a table: what it is about, and a fact.

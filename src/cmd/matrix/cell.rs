@@ -11,8 +11,8 @@ use nix::sys::signal::Signal;
 use super::keep::{Files, Folder};
 use super::plan::Cell;
 use super::progress::Progress;
-use crate::cli;
 use crate::host::child::{self, End, Stream};
+use crate::host::exit_code;
 use crate::observe::results::{Ending, Recorder, Suite, Tail};
 use crate::session::command::GUEST_ENDED;
 
@@ -54,7 +54,7 @@ impl Runner<'_> {
             let ending = Ending::Failed("the run was not begun".to_owned());
             let suite = recorder.finish(&ending, Duration::ZERO, "");
             let (told, elapsed) = ("not run".to_owned(), Duration::ZERO);
-            return Outcome { told, elapsed, is_ended: false, code: cli::FAILED, suite };
+            return Outcome { told, elapsed, is_ended: false, code: exit_code::FAILED, suite };
         }
         self.progress.started(&name);
         let mut files = self.files.map(|folder| folder.files(cell));
@@ -118,16 +118,16 @@ fn ending(status: ExitStatus, stderr: &str) -> Ending {
     };
     let limit = || lines().find_map(|line| line.strip_prefix(GUEST_ENDED));
     match (code, limit()) {
-        (cli::TIMED_OUT, Some(limit)) => return Ending::TimedOut(limit.to_owned()),
+        (exit_code::TIMED_OUT, Some(limit)) => return Ending::TimedOut(limit.to_owned()),
         // So a command may end, too.
-        (cli::TIMED_OUT, None) => return Ending::Exited(code),
+        (exit_code::TIMED_OUT, None) => return Ending::Exited(code),
         _ => {}
     }
     match code {
-        cli::FAILED | cli::OUT_OF_MEMORY => Ending::Failed(said()),
-        cli::CRASHED => Ending::Crashed(said()),
-        cli::NOT_EXECUTABLE => Ending::NotExecutable,
-        cli::NOT_FOUND => Ending::NotFound,
+        exit_code::FAILED | exit_code::OUT_OF_MEMORY => Ending::Failed(said()),
+        exit_code::CRASHED => Ending::Crashed(said()),
+        exit_code::NOT_EXECUTABLE => Ending::NotExecutable,
+        exit_code::NOT_FOUND => Ending::NotFound,
         code if code > SIGNALLED && code - SIGNALLED <= LAST_SIGNAL => {
             Ending::Signalled((code - SIGNALLED).into())
         }
@@ -154,12 +154,12 @@ impl Outcome {
                     Signal::try_from(*number).map_or_else(|_| format!("signal {number}"), |s| s.to_string());
                 (name, u8::try_from(*number).map_or(u8::MAX - 1, |number| SIGNALLED.saturating_add(number)))
             }
-            Ending::TimedOut(_) => ("timeout".to_owned(), cli::TIMED_OUT),
-            Ending::Crashed(_) => ("crash".to_owned(), cli::CRASHED),
-            Ending::NotExecutable => ("not executable".to_owned(), cli::NOT_EXECUTABLE),
-            Ending::NotFound => ("not found".to_owned(), cli::NOT_FOUND),
-            Ending::Failed(_) if stopped => ("stopped".to_owned(), cli::FAILED),
-            Ending::Failed(_) => ("kite failed".to_owned(), cli::FAILED),
+            Ending::TimedOut(_) => ("timeout".to_owned(), exit_code::TIMED_OUT),
+            Ending::Crashed(_) => ("crash".to_owned(), exit_code::CRASHED),
+            Ending::NotExecutable => ("not executable".to_owned(), exit_code::NOT_EXECUTABLE),
+            Ending::NotFound => ("not found".to_owned(), exit_code::NOT_FOUND),
+            Ending::Failed(_) if stopped => ("stopped".to_owned(), exit_code::FAILED),
+            Ending::Failed(_) => ("kite failed".to_owned(), exit_code::FAILED),
         };
         Self { told, elapsed, is_ended: matches!(ending, Ending::Exited(_)), code, suite }
     }
@@ -174,9 +174,9 @@ impl Outcome {
 pub(super) fn worst(codes: impl Iterator<Item = u8>) -> u8 {
     let rank = |code: &u8| match *code {
         0 => (0, 0),
-        cli::TIMED_OUT => (2, 0),
-        cli::CRASHED => (3, 0),
-        cli::FAILED => (4, 0),
+        exit_code::TIMED_OUT => (2, 0),
+        exit_code::CRASHED => (3, 0),
+        exit_code::FAILED => (4, 0),
         code => (1, code),
     };
     codes.max_by_key(rank).unwrap_or(0)

@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Deserializer};
 
-use crate::cli;
 use crate::observe::results::FailOnKtap;
 use crate::spec::duration;
 use crate::spec::text::{OneOrList, one_or_list};
@@ -87,6 +86,9 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
+/// Whether kite takes these arguments, or in one line why not.
+pub type Check = fn(&[OsString]) -> Result<(), String>;
+
 /// The runs of a matrix.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -119,8 +121,8 @@ impl Cell {
 }
 
 impl Plan {
-    /// Reads and checks a file.
-    pub(super) fn read(path: &Path) -> anyhow::Result<Self> {
+    /// Reads and checks a file, its options by `check`.
+    pub(super) fn read(path: &Path, check: Check) -> anyhow::Result<Self> {
         let text = read_text(path)?;
         let matrix = toml::from_str(&text).map_err(|error: toml::de::Error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
@@ -130,10 +132,10 @@ impl Plan {
             anyhow::anyhow!("{at}: {}", what.join(" "))
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
-        Self::of(&matrix, folder).with_context(|| path.display().to_string())
+        Self::of(&matrix, folder, check).with_context(|| path.display().to_string())
     }
 
-    fn of(matrix: &Matrix, folder: &Path) -> anyhow::Result<Self> {
+    fn of(matrix: &Matrix, folder: &Path, check: Check) -> anyhow::Result<Self> {
         ensure!(!matrix.kernel.is_empty(), "there is no [[kernel]]");
         ensure!(!matrix.command.is_empty(), "there is no [[command]]");
         let kernels: Vec<_> = matrix.kernel.iter().map(|kernel| kernel.name.clone()).collect();
@@ -165,7 +167,7 @@ impl Plan {
         for cell in &cells {
             let refused =
                 |why| anyhow::anyhow!("kernel {}, command {}: options: {why}", cell.kernel, cell.command);
-            cli::check(&cell.arguments).map_err(refused)?;
+            check(&cell.arguments).map_err(refused)?;
         }
         Ok(Self { jobs: matrix.jobs()?, kernels, commands, cells })
     }
@@ -299,7 +301,7 @@ mod tests {
         std::fs::write(folder.path().join("k"), "").unwrap();
         std::fs::create_dir(folder.path().join("m")).unwrap();
         std::fs::write(folder.path().join("matrix.toml"), text).unwrap();
-        Plan::read(&folder.path().join("matrix.toml"))
+        Plan::read(&folder.path().join("matrix.toml"), |_| Ok(()))
     }
 
     const SMALL: &str = "[[kernel]]\nname = 'a'\npath = 'k'\n[[command]]\nname = 'c'\nrun = ['true']\n";

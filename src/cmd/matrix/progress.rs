@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::cell::Outcome;
 use super::table::time;
-use crate::cli;
 use crate::host::child::Stream;
 use crate::host::lock::lock;
+use crate::host::messages::printable;
 
 /// How many lines of a failed run are shown of each stream.
 const LAST_LINES: usize = 20;
@@ -83,7 +83,7 @@ impl Progress {
     /// Tells of something that went wrong and changes nothing.
     pub(super) fn tell(&self, what: &str) {
         let _state = self.lock();
-        self.print(format!("kite: {}\n", cli::printable(what)).as_bytes());
+        self.print(format!("kite: {}\n", printable(what)).as_bytes());
     }
 
     /// Where a run's output goes, which shows it if it is to be shown.
@@ -121,7 +121,7 @@ impl Progress {
 
 /// A line of a guest's, as a terminal may have it, and a runner of workflows that obeys what lines start with.
 fn shown(name: &str, line: &str) -> String {
-    format!("{name}| {}\n", cli::printable(&line.trim_end_matches('\r').replace('\t', "        ")))
+    format!("{name}| {}\n", printable(&line.trim_end_matches('\r').replace('\t', "        ")))
 }
 
 /// One run's output, shown line by line.

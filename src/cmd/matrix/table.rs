@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::cell::Outcome;
 use super::plan::Plan;
-use crate::cli;
+use crate::host::messages::printable;
 use crate::observe::results::Case;
 
 /// How many failed cases of a run are named.
@@ -41,7 +41,7 @@ fn failed_cases(outcome: &Outcome) -> Option<String> {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    (count > 0).then(|| cli::printable(&format!("{run} failed: {}{more}", names.join(", "))) + "\n")
+    (count > 0).then(|| printable(&format!("{run} failed: {}{more}", names.join(", "))) + "\n")
 }
 
 fn cell(outcome: &Outcome) -> String {

@@ -33,6 +33,8 @@ const EMERG_WRITE: u64 = 1 << 2;
 
 /// Control messages from the device.
 const CONTROL_RECEIVE: usize = 2;
+/// Control messages from the driver.
+const CONTROL_TRANSMIT: usize = 3;
 const QUEUE_SIZE: u16 = 64;
 /// Where the configuration space has `emerg_wr`.
 const EMERGENCY: u64 = 8;
@@ -284,8 +286,6 @@ impl VirtioDevice for Console {
     }
 
     fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
-        // Control messages from the driver.
-        const CONTROL_TRANSMIT: usize = 3;
         match (index, port_of(index)) {
             (CONTROL_RECEIVE.., _) if !self.multiport => Ok(()),
             (CONTROL_RECEIVE, _) => self.send_control(queues),

@@ -14,9 +14,10 @@ use anyhow::{Context, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::options::Options;
-use crate::cli;
 use crate::cmd::bench::measured::Way;
 use crate::lifecycle::BootPlan;
+use crate::spec::machine::{self, BootSpec, ConsoleSpec};
+use crate::spec::{MachineSpec, MeasureSpec, RunSpec};
 
 /// The other monitor.
 const QEMU: &str = "qemu-system-x86_64";
@@ -87,7 +88,7 @@ pub fn guests(options: &Options, folder: &Path) -> anyhow::Result<Vec<Guest>> {
 impl Guest {
     fn new(options: &Options, kernel: Option<&Path>, initrd: Option<PathBuf>) -> anyhow::Result<Self> {
         let prepare = |append: Option<&str>| {
-            let run = cli::run_spec(&arguments(kernel, append)).map_err(|error| anyhow!(error))?;
+            let run = run_spec(kernel, append).map_err(|why| anyhow!(why))?;
             anyhow::Ok((BootPlan::new(&run)?, run.machine.memory))
         };
         let (prepared, memory) = prepare(options.append.as_deref())?;
@@ -189,6 +190,16 @@ fn write_initrd(prepared: &BootPlan, path: &Path) -> io::Result<()> {
 /// The least length from `len` on that is so much beyond whole pages.
 fn padded(len: u64) -> u64 {
     len + (PAGE + REST - len % PAGE) % PAGE
+}
+
+/// What `kite run` does with [`arguments`].
+fn run_spec(kernel: Option<&Path>, append: Option<&str>) -> Result<RunSpec, String> {
+    let kernel = kernel.map(Path::to_owned).or_else(machine::default_kernel);
+    let append = append.map(str::to_owned);
+    let boot = BootSpec { kernel, append, force: true, ..BootSpec::default() };
+    let machine = MachineSpec { boot, console: ConsoleSpec::Serial, ..MachineSpec::default() };
+    let run = RunSpec::new(machine, None, MeasureSpec::default(), false);
+    run.validate().map(|()| run)
 }
 
 /// The options of `kite run`. What it would refuse has been refused already.

@@ -43,8 +43,8 @@ use super::facts::Facts;
 use super::progress;
 use super::statistics::SEED;
 use super::tell::{self, Head, Told};
-use crate::cli;
 use crate::cmd::doctor::hardware::{Engine, Processor};
+use crate::host::exit_code::DONE;
 use payload::Payload;
 use protocol::{Budget, Subject};
 use report::{Clock, Run, Scale, Skipped};
@@ -64,7 +64,7 @@ pub fn run(options: &Options) -> anyhow::Result<u8> {
     }
     if let Some(path) = &options.payload {
         let [payload] = payloads[..] else { bail!("--payload writes one payload: name it with --only") };
-        return image::write(payload, path).map(|()| cli::DONE);
+        return image::write(payload, path).map(|()| DONE);
     }
     tell::run(&options.tell, || measure(options, &payloads))
 }
@@ -74,7 +74,7 @@ fn list(payloads: &[&Payload]) -> anyhow::Result<u8> {
     for payload in payloads {
         writeln!(out, "{:<18}{}", payload.id, payload.about).context("cannot write to standard output")?;
     }
-    Ok(cli::DONE)
+    Ok(DONE)
 }
 
 fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
