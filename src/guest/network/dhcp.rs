@@ -34,11 +34,14 @@ mod option {
     pub const END: u8 = 255;
 }
 
-const DISCOVER: u8 = 1;
-const OFFER: u8 = 2;
-const REQUEST: u8 = 3;
-const ACK: u8 = 5;
-const NAK: u8 = 6;
+/// Kinds of messages, which [`option::KIND`] has.
+mod kind {
+    pub const DISCOVER: u8 = 1;
+    pub const OFFER: u8 = 2;
+    pub const REQUEST: u8 = 3;
+    pub const ACK: u8 = 5;
+    pub const NAK: u8 = 6;
+}
 
 /// A route: to where, with the length of that network, and through which gateway.
 pub type Route = (Ipv4Addr, u8, Option<Ipv4Addr>);
@@ -104,7 +107,7 @@ impl Exchange {
             message.extend(value);
         };
         let searches = self.offer.is_none() && self.bound.is_none();
-        add(option::KIND, &[if searches { DISCOVER } else { REQUEST }]);
+        add(option::KIND, &[if searches { kind::DISCOVER } else { kind::REQUEST }]);
         if let Some(offer) = &self.offer {
             add(option::REQUESTED, &offer.address.octets());
             add(option::SERVER, &offer.server.octets());
@@ -137,17 +140,17 @@ impl Exchange {
     pub fn take(&mut self, message: &[u8]) -> Taken {
         let Some((kind, lease)) = self.read(message) else { return Taken::Nothing };
         match (kind, lease, &self.offer) {
-            (OFFER, Some(lease), None) if self.bound.is_none() => {
+            (kind::OFFER, Some(lease), None) if self.bound.is_none() => {
                 self.offer = Some(lease);
                 Taken::Next
             }
-            (ACK, Some(lease), Some(offer)) if lease.server == offer.server => Taken::Lease(lease),
-            (ACK, Some(lease), None) if self.bound == Some(lease.address) => Taken::Lease(lease),
-            (NAK, _, Some(_)) => {
+            (kind::ACK, Some(lease), Some(offer)) if lease.server == offer.server => Taken::Lease(lease),
+            (kind::ACK, Some(lease), None) if self.bound == Some(lease.address) => Taken::Lease(lease),
+            (kind::NAK, _, Some(_)) => {
                 self.offer = None;
                 Taken::Next
             }
-            (NAK, _, None) if self.bound.is_some() => {
+            (kind::NAK, _, None) if self.bound.is_some() => {
                 self.bound = None;
                 Taken::Next
             }
@@ -326,7 +329,7 @@ mod tests {
 
     fn offer(options: &[&[u8]]) -> Option<Lease> {
         let mut exchange = Exchange::new(MAC, ID);
-        exchange.take(&reply(&[&[&[53, 1, OFFER][..], SERVER], options].concat()));
+        exchange.take(&reply(&[&[&[53, 1, kind::OFFER][..], SERVER], options].concat()));
         exchange.offer
     }
 
@@ -334,7 +337,7 @@ mod tests {
     fn a_client_asks_takes_the_offer_and_has_a_lease() {
         let mut exchange = Exchange::new(MAC, ID);
         let asked = exchange.message();
-        assert!(asked.len() >= SHORTEST && asked[240..243] == [53, 1, DISCOVER], "{asked:?}");
+        assert!(asked.len() >= SHORTEST && asked[240..243] == [53, 1, kind::DISCOVER], "{asked:?}");
         let more: [&[u8]; 5] = [
             MASK,
             &[3, 4, 192, 0, 2, 1],
@@ -342,10 +345,14 @@ mod tests {
             &[51, 4, 0, 0, 14, 16],
             &[26, 2, 5, 120],
         ];
-        assert_eq!(exchange.take(&reply(&[&[&[53, 1, OFFER][..], SERVER], &more[..]].concat())), Taken::Next);
+        assert_eq!(
+            exchange.take(&reply(&[&[&[53, 1, kind::OFFER][..], SERVER], &more[..]].concat())),
+            Taken::Next
+        );
         let wanted = exchange.message();
-        assert_eq!(wanted[240..255], [53, 1, REQUEST, 50, 4, 192, 0, 2, 7, 54, 4, 192, 0, 2, 1]);
-        let Taken::Lease(lease) = exchange.take(&reply(&[&[&[53, 1, ACK][..], SERVER], &more[..]].concat()))
+        assert_eq!(wanted[240..255], [53, 1, kind::REQUEST, 50, 4, 192, 0, 2, 7, 54, 4, 192, 0, 2, 1]);
+        let Taken::Lease(lease) =
+            exchange.take(&reply(&[&[&[53, 1, kind::ACK][..], SERVER], &more[..]].concat()))
         else {
             panic!("no lease")
         };
@@ -357,7 +364,7 @@ mod tests {
 
     #[test]
     fn messages_for_others_and_of_other_servers_are_not_taken() {
-        let good = reply(&[&[53, 1, OFFER], SERVER, MASK]);
+        let good = reply(&[&[53, 1, kind::OFFER], SERVER, MASK]);
         for at in [0, 2, 4, 7, 28, 33, HEAD] {
             let mut other = good.clone();
             other[at] ^= 1;
@@ -365,14 +372,14 @@ mod tests {
         }
         let mut exchange = Exchange::new(MAC, ID);
         assert_eq!(
-            exchange.take(&reply(&[&[53, 1, ACK], SERVER, MASK])),
+            exchange.take(&reply(&[&[53, 1, kind::ACK], SERVER, MASK])),
             Taken::Nothing,
             "nothing was asked"
         );
         assert_eq!(exchange.take(&good), Taken::Next);
-        let other = reply(&[&[53, 1, ACK], &[54, 4, 192, 0, 2, 66], MASK]);
+        let other = reply(&[&[53, 1, kind::ACK], &[54, 4, 192, 0, 2, 66], MASK]);
         assert_eq!(exchange.take(&other), Taken::Nothing);
-        assert_eq!(exchange.take(&reply(&[&[53, 1, NAK], SERVER])), Taken::Next);
+        assert_eq!(exchange.take(&reply(&[&[53, 1, kind::NAK], SERVER])), Taken::Next);
         assert_eq!(exchange.offer, None, "it begins again");
     }
 
@@ -381,11 +388,11 @@ mod tests {
         let mut exchange = Exchange::renewal(MAC, ID, [192, 0, 2, 7].into());
         let message = exchange.message();
         assert_eq!(message[12..16], [192, 0, 2, 7]);
-        assert_eq!(message[240..243], [53, 1, REQUEST]);
-        let ack = reply(&[&[53, 1, ACK], SERVER, MASK]);
+        assert_eq!(message[240..243], [53, 1, kind::REQUEST]);
+        let ack = reply(&[&[53, 1, kind::ACK], SERVER, MASK]);
         assert!(matches!(exchange.take(&ack), Taken::Lease(_)));
-        assert_eq!(exchange.take(&reply(&[&[53, 1, NAK], SERVER])), Taken::Next);
-        assert_eq!(exchange.message()[240..243], [53, 1, DISCOVER]);
+        assert_eq!(exchange.take(&reply(&[&[53, 1, kind::NAK], SERVER])), Taken::Next);
+        assert_eq!(exchange.message()[240..243], [53, 1, kind::DISCOVER]);
     }
 
     #[test]
@@ -406,7 +413,7 @@ mod tests {
     fn options_may_be_in_parts_and_in_the_names_places() {
         let lease = offer(&[MASK, &[6, 2, 192, 0], &[6, 2, 2, 53]]).unwrap();
         assert_eq!(lease.dns, [Ipv4Addr::from([192, 0, 2, 53])]);
-        let mut message = reply(&[&[53, 1, OFFER], SERVER, &[52, 1, 3]]);
+        let mut message = reply(&[&[53, 1, kind::OFFER], SERVER, &[52, 1, 3]]);
         message[FILE][..6].copy_from_slice(MASK);
         message[SNAME][..7].copy_from_slice(b"\x0f\x05a.org");
         let mut exchange = Exchange::new(MAC, ID);
@@ -427,7 +434,7 @@ mod tests {
             [""; 0]
         );
         for address in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 1], [255, 255, 255, 255]] {
-            let mut message = reply(&[&[53, 1, OFFER], SERVER, MASK]);
+            let mut message = reply(&[&[53, 1, kind::OFFER], SERVER, MASK]);
             message[16..20].copy_from_slice(&address);
             assert_eq!(Exchange::new(MAC, ID).take(&message), Taken::Nothing, "{address:?}");
         }
@@ -436,7 +443,7 @@ mod tests {
     #[test]
     fn a_message_that_is_cut_anywhere_is_not_a_panic() {
         let whole = reply(&[
-            &[53, 1, OFFER],
+            &[53, 1, kind::OFFER],
             SERVER,
             MASK,
             &[119, 6, 1, b'a', 1, b'b', 0xc0, 0],

@@ -12,8 +12,6 @@ use nix::sys::socket::{
 use super::names;
 use super::netlink::{self, messages, word};
 
-/// RTM_NEWNDUSEROPT (Linux, include/uapi/linux/rtnetlink.h).
-const NEW_OPTIONS: u16 = 68;
 /// Options of routers, by their kinds.
 const RESOLVERS: u8 = 25;
 const SEARCH: u8 = 31;
@@ -48,6 +46,8 @@ impl Routers {
 
     /// Hears what has been said.
     pub fn hear(&mut self) {
+        // RTM_NEWNDUSEROPT (Linux, include/uapi/linux/rtnetlink.h).
+        const NEW_OPTIONS: u16 = 68;
         const ROOM: usize = 16 << 10;
         let mut room = [0; ROOM];
         while let Ok(count) = recv(self.socket.as_raw_fd(), &mut room, MsgFlags::MSG_DONTWAIT) {

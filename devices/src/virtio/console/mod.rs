@@ -35,7 +35,6 @@ const EMERG_WRITE: u64 = 1 << 2;
 const CONTROL_RECEIVE: usize = 2;
 /// Control messages from the driver.
 const CONTROL_TRANSMIT: usize = 3;
-const QUEUE_SIZE: u16 = 64;
 /// Where the configuration space has `emerg_wr`.
 const EMERGENCY: u64 = 8;
 
@@ -146,6 +145,7 @@ fn port_of(queue: usize) -> (usize, bool) {
 impl Console {
     /// A device with `console`, if any, and `named` ports, [`MOST_NAMED`] at most.
     pub fn new(console: Option<Arc<Port>>, named: Vec<Arc<Port>>) -> Self {
+        const QUEUE_SIZE: u16 = 64;
         let ports: Vec<_> = std::iter::once(console.map(Guest::new))
             .chain(named.into_iter().take(MOST_NAMED).map(|port| Some(Guest::new(port))))
             .collect();

@@ -20,6 +20,18 @@ use devices::{DEVICES, Device};
 /// What the device may allocate in one case: the harness's own lists are in it.
 const MOST_HEAP: usize = 1 << 20;
 
+/// The registers that describe a queue, of which only the last can be read.
+const QUEUE_REGISTERS: [u32; 8] = [
+    VIRTIO_MMIO_QUEUE_NUM,
+    VIRTIO_MMIO_QUEUE_DESC_LOW,
+    VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+    VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_QUEUE_USED_HIGH,
+    VIRTIO_MMIO_QUEUE_READY,
+];
+
 /// Runs `attack` against each device, which is up, and holds it to its contract.
 fn attack(name: &str, attack: impl Fn(&mut Driver)) {
     attack_each(name, |_, driver| attack(driver));

@@ -2,20 +2,8 @@
 
 use virtio_bindings::virtio_mmio::*;
 
-use super::{DEVICES, assert_needs_reset, attack, start_with};
+use super::{DEVICES, QUEUE_REGISTERS, assert_needs_reset, attack, start_with};
 use crate::virtio::testing::{BUFFERS, Driver, MODERN, UP, lines_logged, watched};
-
-/// Every register of a queue.
-const REGISTERS: [u32; 8] = [
-    VIRTIO_MMIO_QUEUE_NUM,
-    VIRTIO_MMIO_QUEUE_DESC_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_HIGH,
-    VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
-    VIRTIO_MMIO_QUEUE_USED_LOW,
-    VIRTIO_MMIO_QUEUE_USED_HIGH,
-    VIRTIO_MMIO_QUEUE_READY,
-];
 
 #[test]
 fn a_queue_that_is_not_there_reads_as_nothing() {
@@ -26,7 +14,7 @@ fn a_queue_that_is_not_there_reads_as_nothing() {
             driver.set(VIRTIO_MMIO_STATUS, stage);
             for index in [count, count + 1, 0xffff, 0x1_0000, 0x8000_0000, u32::MAX] {
                 driver.set(VIRTIO_MMIO_QUEUE_SEL, index);
-                for register in REGISTERS {
+                for register in QUEUE_REGISTERS {
                     driver.set(register, 1);
                     assert_eq!(driver.get(register), 0, "queue {index:#x}, register {register:#x}");
                 }
@@ -78,7 +66,7 @@ fn a_queue_that_is_up_stays_as_it_is() {
     attack("rewritten", |driver| {
         for value in [0, 1, 2, 0x10, 0x1000, BUFFERS as u32, u32::MAX] {
             driver.set(VIRTIO_MMIO_QUEUE_SEL, 0);
-            for register in REGISTERS {
+            for register in QUEUE_REGISTERS {
                 driver.set(register, value);
             }
             let head = driver.add(0, &[(BUFFERS, 1, true)]);
@@ -196,7 +184,7 @@ fn writing_addresses_for_ever_logs_nothing() {
         // A host without io_uring was told of.
         lines_logged();
         for value in 0..1000 {
-            for register in REGISTERS {
+            for register in QUEUE_REGISTERS {
                 driver.set(register, value * 2 + 1);
             }
         }

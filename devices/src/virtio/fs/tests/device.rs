@@ -288,6 +288,18 @@ fn lease(file: &fs::File, kind: libc::c_int) -> bool {
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) == 0 }
 }
 
+/// Runs the test `name` alone, with a device and a lease on "file", if the host has leases.
+fn with_lease(name: &str, test: impl FnOnce(Rig, fs::File)) {
+    alone(&format!("virtio::fs::tests::device::{name}"), || {
+        let rig = Rig::new(true, threads());
+        let file = fs::File::open(rig.folder.path().join("file")).unwrap();
+        if !lease(&file, libc::F_RDLCK) {
+            return println!("skipped: {name}: this file system has no leases");
+        }
+        test(rig, file);
+    });
+}
+
 /// Requests that end a lease on "file", each in a way of its own.
 fn add_writers(rig: &mut Rig) -> [u16; 3] {
     let node = rig.lookup("file");
@@ -303,49 +315,40 @@ fn add_writers(rig: &mut Rig) -> [u16; 3] {
 
 #[test]
 fn a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afterwards() {
-    const NAME: &str = "a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afterwards";
-    alone(&format!("virtio::fs::tests::device::{NAME}"), || {
-        let mut rig = Rig::new(true, threads());
-        let file = fs::File::open(rig.folder.path().join("file")).unwrap();
-        if !lease(&file, libc::F_RDLCK) {
-            return println!("skipped: {NAME}: this file system has no leases");
-        }
-        let mut heads = add_writers(&mut rig).to_vec();
-        rig.driver.kick(REQUESTS);
-        watched("draining a device that waits for a lease", || rig.driver.lock().drain());
-        assert_eq!(rig.driver.used(REQUESTS), []);
-        let refused = rig.driver.lock().save().unwrap_err().to_string();
-        assert!(refused.contains("lease"), "{refused}");
-        assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
-        // Others are served meanwhile.
-        rig.call(opcode::MKDIR, 1, &[wide(&[0o755]), string("made")].concat(), 128).unwrap();
-        assert!(lease(&file, libc::F_UNLCK));
-        watched("doing what waited for a lease", || {
-            while !heads.is_empty() {
-                rig.driver.lock().serve_source(0);
-                rig.driver.lock().drain();
-                let used = rig.driver.used(REQUESTS);
-                heads.retain(|head| used.iter().all(|(it, _)| it != head));
+    with_lease(
+        "a_request_that_a_lease_stands_in_the_way_of_holds_up_nothing_and_is_done_afterwards",
+        |mut rig, file| {
+            let mut heads = add_writers(&mut rig).to_vec();
+            rig.driver.kick(REQUESTS);
+            watched("draining a device that waits for a lease", || rig.driver.lock().drain());
+            assert_eq!(rig.driver.used(REQUESTS), []);
+            let refused = rig.driver.lock().save().unwrap_err().to_string();
+            assert!(refused.contains("lease"), "{refused}");
+            assert_eq!(rig.folder.path().join("file").metadata().unwrap().len(), 20_000);
+            // Others are served meanwhile.
+            rig.call(opcode::MKDIR, 1, &[wide(&[0o755]), string("made")].concat(), 128).unwrap();
+            assert!(lease(&file, libc::F_UNLCK));
+            watched("doing what waited for a lease", || {
+                while !heads.is_empty() {
+                    rig.driver.lock().serve_source(0);
+                    rig.driver.lock().drain();
+                    let used = rig.driver.used(REQUESTS);
+                    heads.retain(|head| used.iter().all(|(it, _)| it != head));
+                }
+            });
+            for (slot, len) in [(1, OUT_HEADER + 16), (2, OUT_HEADER + 104), (3, OUT_HEADER + 144)] {
+                rig.reply(slot, len as u32).unwrap();
             }
-        });
-        for (slot, len) in [(1, OUT_HEADER + 16), (2, OUT_HEADER + 104), (3, OUT_HEADER + 144)] {
-            rig.reply(slot, len as u32).unwrap();
-        }
-        // Emptied and then made this long, or the other way round.
-        assert!([0, 77].contains(&rig.folder.path().join("file").metadata().unwrap().len()));
-        rig.contract();
-    });
+            // Emptied and then made this long, or the other way round.
+            assert!([0, 77].contains(&rig.folder.path().join("file").metadata().unwrap().len()));
+            rig.contract();
+        },
+    );
 }
 
 #[test]
 fn a_reset_forgets_what_waits_for_a_lease() {
-    const NAME: &str = "a_reset_forgets_what_waits_for_a_lease";
-    alone(&format!("virtio::fs::tests::device::{NAME}"), || {
-        let mut rig = Rig::new(true, threads());
-        let file = fs::File::open(rig.folder.path().join("file")).unwrap();
-        if !lease(&file, libc::F_RDLCK) {
-            return println!("skipped: {NAME}: this file system has no leases");
-        }
+    with_lease("a_reset_forgets_what_waits_for_a_lease", |mut rig, file| {
         add_writers(&mut rig);
         rig.driver.kick(REQUESTS);
         watched("resetting a device that waits for a lease", || rig.driver.start(0));
