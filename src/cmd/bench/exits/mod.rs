@@ -82,17 +82,7 @@ fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
     crate::vcpu::handle_signal()?;
     let host = Host::open()?;
     let rate = clock::Rate::measure()?;
-    let mut facts = Facts::of_this_host((rate.ticks_per_ns * 1e6).round() as u64);
-    if cpus[0] == cpus[1] {
-        facts.warnings.push("there is one CPU: what needs two threads at once is left out".to_owned());
-    }
-    if mlockall(MlockAllFlags::MCL_CURRENT).is_err() {
-        facts.warnings.push("memory cannot be locked: ulimit -l".to_owned());
-    }
-    threads::bind(cpus[0])?;
-    if options.rt {
-        threads::real_time()?;
-    }
+    let facts = settle(options, cpus, &rate)?;
     let overhead = clock::overhead(&host)?;
     let quantum = clock::quantum();
     let ticks = if options.ticks { 1.0 } else { rate.ticks_per_ns };
@@ -116,6 +106,34 @@ fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
         skipped: Vec::new(),
         peers: Vec::new(),
     };
+    take_turns(options, payloads, (&host, &budget, &scale), &mut report);
+    rate.check()?;
+    Ok(report)
+}
+
+/// Binds and locks this thread and its memory for the measurement; what the host does not allow is among its facts.
+fn settle(options: &Options, cpus: [usize; 2], rate: &Rate) -> anyhow::Result<Facts> {
+    let mut facts = Facts::of_this_host((rate.ticks_per_ns * 1e6).round() as u64);
+    if cpus[0] == cpus[1] {
+        facts.warnings.push("there is one CPU: what needs two threads at once is left out".to_owned());
+    }
+    if mlockall(MlockAllFlags::MCL_CURRENT).is_err() {
+        facts.warnings.push("memory cannot be locked: ulimit -l".to_owned());
+    }
+    threads::bind(cpus[0])?;
+    if options.rt {
+        threads::real_time()?;
+    }
+    Ok(facts)
+}
+
+/// Measures the payloads in turns, and adds them to the report.
+fn take_turns(
+    options: &Options,
+    payloads: &[&Payload],
+    (host, budget, scale): (&Host, &Budget, &Scale),
+    report: &mut Report,
+) {
     let mut subjects: Vec<_> =
         payloads.iter().map(|payload| Subject::new(payload, hopeless(payload).err())).collect();
     let bar = progress(u64::from(options.blocks) * subjects.len() as u64);
@@ -124,22 +142,20 @@ fn measure(options: &Options, payloads: &[&Payload]) -> anyhow::Result<Report> {
     for index in 0..options.blocks {
         for subject in &mut subjects {
             bar.set_message(subject.payload.id);
-            subject.block(&host, &budget, (index, options.blocks));
+            subject.block(host, budget, (index, options.blocks));
             bar.inc(1);
         }
     }
     for subject in subjects {
         let payload = subject.payload;
         match subject.finish() {
-            Ok(rows) => report.add(payload, &rows, &scale),
+            Ok(rows) => report.add(payload, &rows, scale),
             Err(error) => {
                 report.skipped.push(Skipped { id: payload.id.to_owned(), reason: format!("{error:#}") });
             }
         }
     }
     bar.finish_and_clear();
-    rate.check()?;
-    Ok(report)
 }
 
 /// Whether it is known beforehand that a payload does not come to an end here.
