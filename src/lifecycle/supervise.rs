@@ -11,7 +11,7 @@ use crate::host::exit_code;
 use crate::host::messages;
 use crate::host::signals;
 use crate::sandbox::cgroup::Cgroup;
-use crate::sandbox::{End, Fork, InheritedFds, Supervisor};
+use crate::sandbox::{Fork, InheritedFds, ProcessEnd, Supervisor};
 use crate::session::Outcome;
 use crate::session::command::results::Results;
 use crate::spec::limits::{CgroupName, Limits};
@@ -52,13 +52,13 @@ fn supervise(spec: &RunSpec, supervisor: Supervisor) -> anyhow::Result<u8> {
     // All that is left is to say how it ended, to a reader who may not read.
     signals::release();
     match end {
-        End::OutOfMemory(why) => {
+        ProcessEnd::OutOfMemory(why) => {
             let why = format!("the host killed the machine: {why}");
             messages::complain(&why);
             Results::record_failure(spec.command.as_ref(), &why)?;
             Ok(exit_code::OUT_OF_MEMORY)
         }
-        End::Exited(code) => Ok(code),
-        End::Signalled(signal) => die_by(signal),
+        ProcessEnd::Exited(code) => Ok(code),
+        ProcessEnd::Signalled(signal) => die_by(signal),
     }
 }

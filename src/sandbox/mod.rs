@@ -38,7 +38,7 @@ pub use cleanup::{Chores, Cleanup};
 pub(crate) use fork::reset;
 use fork::{Apart, Forked};
 pub use seccomp::{Needs, listing as calls};
-pub use supervisor::{End, Supervisor};
+pub use supervisor::{ProcessEnd, Supervisor};
 pub use vm_process::VmProcess;
 
 /// The descriptors that kite was started with, beside the standard streams.

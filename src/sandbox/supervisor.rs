@@ -63,12 +63,12 @@ pub struct Supervisor {
     ends_by: Option<i32>,
     /// The first signal that was passed on to end the VM process, and when that has to have ended.
     passed_on: Option<(i32, Instant)>,
-    end: Option<End>,
+    end: Option<ProcessEnd>,
 }
 
 /// How the VM process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum ProcessEnd {
     /// With this exit code.
     Exited(u8),
     /// By this signal, or with the wish to.
@@ -122,7 +122,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The host has no thread left, or those of [`Self::attend`].
-    pub fn run(mut self) -> anyhow::Result<End> {
+    pub fn run(mut self) -> anyhow::Result<ProcessEnd> {
         let mut cleanup = std::mem::take(&mut self.cleanup);
         let memory = cleanup.group.as_ref().and_then(Cgroup::limited_memory);
         memory.into_iter().for_each(|bytes| self.files.limit(bytes));
@@ -130,9 +130,9 @@ impl Supervisor {
         // The VM process ends before what it uses is removed.
         let end = cleanup.watch().and_then(|()| self.attend())?;
         cleanup.names.clear();
-        let killed = end == End::Signalled(Signal::SIGKILL as i32);
+        let killed = end == ProcessEnd::Signalled(Signal::SIGKILL as i32);
         let group = cleanup.group.as_ref().filter(|_| killed);
-        Ok(group.and_then(Cgroup::memory_kill).map_or(end, End::OutOfMemory))
+        Ok(group.and_then(Cgroup::memory_kill).map_or(end, ProcessEnd::OutOfMemory))
     }
 
     /// Gives up all that this process, which has one thread, does not need for its `chores`. Where a layer is required that
@@ -168,7 +168,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The host refuses to wait, a file that the VM process has sent cannot be written, or that process sends without end.
-    pub fn attend(mut self) -> anyhow::Result<End> {
+    pub fn attend(mut self) -> anyhow::Result<ProcessEnd> {
         close_as(Thread::Supervisor);
         self.inbox.reply(&match &self.locked {
             Ok(()) => ToVm::Locked,
@@ -219,11 +219,11 @@ impl Supervisor {
         Ok(true)
     }
 
-    fn ended(&mut self) -> anyhow::Result<Option<End>> {
+    fn ended(&mut self) -> anyhow::Result<Option<ProcessEnd>> {
         let status = waitpid(self.vm, Some(WaitPidFlag::WNOHANG));
         let end = match status.context("cannot wait for the VM process")? {
-            WaitStatus::Exited(_, code) => End::Exited(code as u8),
-            WaitStatus::Signaled(_, signal, _) => End::Signalled(signal as i32),
+            WaitStatus::Exited(_, code) => ProcessEnd::Exited(code as u8),
+            WaitStatus::Signaled(_, signal, _) => ProcessEnd::Signalled(signal as i32),
             _ => return Ok(None),
         };
         // It may not have been ours any more.
@@ -231,7 +231,7 @@ impl Supervisor {
         // What it sent last may not have been read yet. No more comes, and a file ends in bounds.
         self.end = Some(end.clone());
         while self.answer().map_err(lie)? {}
-        self.end = Some(self.ends_by.map_or(end, End::Signalled));
+        self.end = Some(self.ends_by.map_or(end, ProcessEnd::Signalled));
         Ok(self.end.clone())
     }
 

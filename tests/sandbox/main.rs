@@ -209,9 +209,9 @@ fn act_if_told() {
                 act_as(kind, act);
             }
             match supervisor.attend() {
-                Ok(sandbox::End::Exited(code)) => exit(code.into()),
-                Ok(sandbox::End::Signalled(signal)) => exit(128 + signal),
-                Ok(sandbox::End::OutOfMemory(_)) => exit(76),
+                Ok(sandbox::ProcessEnd::Exited(code)) => exit(code.into()),
+                Ok(sandbox::ProcessEnd::Signalled(signal)) => exit(128 + signal),
+                Ok(sandbox::ProcessEnd::OutOfMemory(_)) => exit(76),
                 Err(error) => {
                     eprintln!("{error:#}");
                     exit(77);
