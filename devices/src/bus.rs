@@ -7,8 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// It does not know where it sits: it sees offsets into its own range. A guest may send any offset and
 /// any length, so these neither fail nor panic.
 pub trait BusDevice: Send {
-    /// Fills all of `data` with what the guest reads at `offset`, in bytes from the start of the range.
-    fn read(&mut self, offset: u64, data: &mut [u8]);
+    /// Fills all of `data` with what the guest reads at `offset`, in bytes from the start of the range; a device that is
+    /// only written reads as nothing.
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
     /// Takes what the guest wrote at `offset`, in bytes from the start of the range.
     fn write(&mut self, offset: u64, data: &[u8]);
 }

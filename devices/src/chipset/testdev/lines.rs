@@ -18,10 +18,6 @@ impl Lines {
 }
 
 impl BusDevice for Lines {
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
     fn write(&mut self, offset: u64, data: &[u8]) {
         if offset < Self::LEN && !data.is_empty() {
             self.0.set(offset as u32, number(data) != 0);
@@ -45,10 +41,6 @@ impl Flush {
 }
 
 impl BusDevice for Flush {
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-
     fn write(&mut self, offset: u64, data: &[u8]) {
         if offset == 0 && data.len() == 4 {
             self.0.flush(u64::from(number(data)) & !0xfff);

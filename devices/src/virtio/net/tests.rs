@@ -43,6 +43,20 @@ fn packet(len: usize, seed: u8) -> Vec<u8> {
     [vec![0; HEADER], frame(len, seed)].concat()
 }
 
+/// Gives the device buffers as [`give`] does, and kicks it.
+fn offer(driver: &mut Driver, first: u64, count: u64, len: u32) {
+    give(driver, first, count, len);
+    driver.kick(RX);
+}
+
+/// Sends packets of these lengths and contents, and has the device take them.
+fn deliver(driver: &mut Driver, peer: &UnixDatagram, packets: &[(usize, u8)]) {
+    for (len, content) in packets {
+        peer.send(&packet(*len, *content)).unwrap();
+    }
+    driver.serve_source(0);
+}
+
 /// Gives the device `count` buffers of `len` bytes, each at its own place, from `first` on.
 fn give(driver: &mut Driver, first: u64, count: u64, len: u32) {
     for at in first..first + count {
@@ -91,8 +105,7 @@ fn works_after_reset(driver: &mut Driver, peer: &UnixDatagram) {
             break; // Nothing is left of what came before.
         }
     }
-    peer.send(&packet(60, 9)).unwrap();
-    driver.serve_source(0);
+    deliver(driver, peer, &[(60, 9)]);
     assert_eq!(received(driver, place), [frame(60, 9)]);
     let head = send(driver, &packet(61, 8));
     assert_eq!(driver.used(TX), [(head, 0)]);
@@ -156,12 +169,8 @@ fn packets_are_received_whole_with_and_without_mergeable_buffers() {
 #[test]
 fn a_packet_spans_many_small_mergeable_buffers() {
     let (mut driver, peer) = tap(MERGEABLE);
-    give(&mut driver, 0, 60, 100);
-    driver.kick(RX);
-    peer.send(&packet(3000, 5)).unwrap();
-    peer.send(&packet(1500, 6)).unwrap();
-    peer.send(&packet(14, 7)).unwrap();
-    driver.serve_source(0);
+    offer(&mut driver, 0, 60, 100);
+    deliver(&mut driver, &peer, &[(3000, 5), (1500, 6), (14, 7)]);
     assert_eq!(received(&mut driver, place), [frame(3000, 5), frame(1500, 6), frame(14, 7)]);
     assert_eq!(driver.used_index(RX), 31 + 16 + 1);
 }
@@ -169,28 +178,21 @@ fn a_packet_spans_many_small_mergeable_buffers() {
 #[test]
 fn a_packet_longer_than_all_buffers_waits_for_more() {
     let (mut driver, peer) = tap(MERGEABLE);
-    give(&mut driver, 0, 4, 1000);
-    driver.kick(RX);
-    peer.send(&packet(9000, 1)).unwrap();
-    peer.send(&packet(64, 2)).unwrap();
-    driver.serve_source(0);
+    offer(&mut driver, 0, 4, 1000);
+    deliver(&mut driver, &peer, &[(9000, 1), (64, 2)]);
     assert_eq!(driver.used(RX), []);
-    give(&mut driver, 4, 2, 1000);
-    driver.kick(RX);
+    offer(&mut driver, 4, 2, 1000);
     assert_eq!(driver.used(RX), []);
-    give(&mut driver, 6, 20, 1000);
-    driver.kick(RX);
+    offer(&mut driver, 6, 20, 1000);
     assert_eq!(received(&mut driver, place), [frame(9000, 1), frame(64, 2)]);
 }
 
 #[test]
 fn what_is_held_goes_back_when_the_device_settles() {
     let (mut driver, peer) = tap(MERGEABLE);
-    give(&mut driver, 0, 40, 0x800);
-    driver.kick(RX);
+    offer(&mut driver, 0, 40, 0x800);
     driver.lock().drain();
-    peer.send(&packet(700, 1)).unwrap();
-    driver.serve_source(0);
+    deliver(&mut driver, &peer, &[(700, 1)]);
     assert_eq!(received(&mut driver, place), [frame(700, 1)]);
 }
 

@@ -22,8 +22,7 @@ fn a_full_ring_lets_packets_flow_again_once_there_are_buffers() {
         assert_eq!(driver.used(RX), []);
         let mut got = 0;
         for _ in 0..20 {
-            give(&mut driver, 0, 64, 0x800);
-            driver.kick(RX);
+            offer(&mut driver, 0, 64, 0x800);
             for received in received(&mut driver, place) {
                 assert_eq!(received, frame(200, got as u8), "none is lost, none comes twice");
                 got += 1;
@@ -70,8 +69,7 @@ fn an_endless_flood_is_served_a_rings_worth_at_a_time() {
     }
     assert_eq!(driver.used(RX), []);
     driver.start(0);
-    give(&mut driver, 0, 64, 0x800);
-    driver.kick(RX);
+    offer(&mut driver, 0, 64, 0x800);
     assert_eq!(driver.used(RX).len(), 64);
     assert_eq!(count.load(Ordering::Relaxed), 64);
 }
@@ -115,8 +113,7 @@ fn buffers_too_small_for_a_header_are_given_back_empty() {
         driver.add(RX, &[(place(3), 2000, false)]);
         let good = driver.add(RX, &[(place(4), 12, true), (place(5), 1000, true)]);
         driver.kick(RX);
-        peer.send(&packet(500, 1)).unwrap();
-        driver.serve_source(0);
+        deliver(&mut driver, &peer, &[(500, 1)]);
         assert_eq!(driver.used(RX), [(0, 0), (1, 0), (2, 0), (3, 0), (good, 512)]);
         assert_eq!(driver.read(place(4) + 10, 2), [1, 0], "one buffer");
         assert_eq!(driver.read(place(5), 500), frame(500, 1));
@@ -143,8 +140,7 @@ fn buffers_outside_ram_need_a_reset_and_nothing_is_received() {
         assert_eq!((driver.used(RX), driver.interrupts()), (vec![], 0));
         // What came for the driver that was is still in the tap.
         driver.start(MERGEABLE);
-        give(&mut driver, 0, 4, 0x800);
-        driver.kick(RX);
+        offer(&mut driver, 0, 4, 0x800);
         assert_eq!(received(&mut driver, place), [frame(100, 1)]);
         works_after_reset(&mut driver, &peer);
     }
@@ -153,11 +149,8 @@ fn buffers_outside_ram_need_a_reset_and_nothing_is_received() {
 #[test]
 fn a_packet_too_long_for_its_one_buffer_is_dropped_and_the_next_comes() {
     let (mut driver, peer) = tap(0);
-    give(&mut driver, 0, 2, 200);
-    driver.kick(RX);
-    peer.send(&packet(189, 1)).unwrap();
-    peer.send(&packet(188, 2)).unwrap();
-    driver.serve_source(0);
+    offer(&mut driver, 0, 2, 200);
+    deliver(&mut driver, &peer, &[(189, 1), (188, 2)]);
     assert_eq!(received(&mut driver, place), [frame(188, 2)]);
     assert_eq!(driver.read(place(0) + 200, 0x600), vec![CANARY; 0x600]);
 }
@@ -165,26 +158,20 @@ fn a_packet_too_long_for_its_one_buffer_is_dropped_and_the_next_comes() {
 #[test]
 fn a_packet_too_long_for_the_whole_ring_is_dropped_and_the_next_comes() {
     let (mut driver, peer) = tap(MERGEABLE);
-    give(&mut driver, 0, 64, 20);
-    driver.kick(RX);
-    peer.send(&packet(1300, 1)).unwrap();
-    peer.send(&packet(50, 2)).unwrap();
-    driver.serve_source(0);
+    offer(&mut driver, 0, 64, 20);
+    deliver(&mut driver, &peer, &[(1300, 1), (50, 2)]);
     assert_eq!(received(&mut driver, place), [frame(50, 2)]);
 }
 
 #[test]
 fn reset_forgets_what_is_held() {
     let (mut driver, peer) = tap(MERGEABLE);
-    give(&mut driver, 0, 3, 1000);
-    driver.kick(RX);
-    peer.send(&packet(9000, 1)).unwrap();
-    driver.serve_source(0);
+    offer(&mut driver, 0, 3, 1000);
+    deliver(&mut driver, &peer, &[(9000, 1)]);
     for _ in 0..1000 {
         driver.start(MERGEABLE);
     }
-    peer.send(&packet(100, 1)).unwrap();
-    driver.serve_source(0);
+    deliver(&mut driver, &peer, &[(100, 1)]);
     assert_eq!(driver.used_index(RX), 0);
     works_after_reset(&mut driver, &peer);
 }
@@ -197,8 +184,7 @@ fn buffers_of_many_pieces_are_filled_in_order() {
         driver.add(RX, &(0..16).map(piece).collect::<Vec<_>>());
     }
     driver.kick(RX);
-    peer.send(&packet(110, 1)).unwrap();
-    driver.serve_source(0);
+    deliver(&mut driver, &peer, &[(110, 1)]);
     let at = |head: u16| place(head / 16);
     assert_eq!(received(&mut driver, at), [frame(110, 1)]);
 }
