@@ -1,6 +1,6 @@
 //! What is made from the grammar: completion scripts for shells, and manual pages (man(7), Linux man-pages).
 
-use std::io::{self, ErrorKind, Write};
+use std::io;
 
 use anyhow::{Context, anyhow};
 use clap::{CommandFactory, ValueEnum, ValueHint};
@@ -9,6 +9,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 
 use super::{Cli, DONE};
+use crate::host::messages::print;
 
 /// What `kite completions --help` ends with.
 pub(super) const COMPLETIONS_HELP: &str = "\
@@ -47,7 +48,7 @@ pub enum Shell {
 /// # Errors
 /// The script cannot be written.
 pub fn print_completions(shell: Shell) -> anyhow::Result<u8> {
-    print(&completions(shell), "the completion script")
+    print(completions(shell), "the completion script").map(|()| DONE)
 }
 
 /// Prints the manual page of a command, or kite's own if there are no words. Returns the exit code.
@@ -55,17 +56,7 @@ pub fn print_completions(shell: Shell) -> anyhow::Result<u8> {
 /// # Errors
 /// There is no such command, or the page cannot be written.
 pub fn print_man(words: &[String]) -> anyhow::Result<u8> {
-    print(&man(words)?, "the manual page")
-}
-
-fn print(text: &[u8], what: &str) -> anyhow::Result<u8> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(error).with_context(|| format!("cannot write {what} to standard output"))
-        }
-        _ => Ok(DONE),
-    }
+    print(man(words)?, "the manual page").map(|()| DONE)
 }
 
 fn completions(shell: Shell) -> Vec<u8> {

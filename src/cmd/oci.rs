@@ -1,11 +1,11 @@
 //! `kite oci`: the commands by which engines run containers.
 
-use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
 use crate::host::exit_code::{DONE, FAILED};
+use crate::host::messages;
 use crate::oci::log::{Format, Log};
 use crate::oci::state::{Folder, Status, default_root};
 use crate::oci::{self, Ask, CreateOptions, MonitorOptions, Words};
@@ -228,7 +228,7 @@ fn carry_out(root: &Path, command: &Command, log: &Log) -> anyhow::Result<u8> {
     match command {
         Command::Create(create) => oci::create(&create.options(root, false), log).map(|_| DONE),
         Command::Start { id } => oci::start(root, id).map(|()| DONE),
-        Command::State { id } => print(&Folder::open(root, id)?.record()?.to_json()),
+        Command::State { id } => print(Folder::open(root, id)?.record()?.to_json()),
         Command::Kill { id, signal, .. } => {
             oci::ask(root, id, Ask::Signal(oci::signal_number(signal)?)).map(|()| DONE)
         }
@@ -241,11 +241,11 @@ fn carry_out(root: &Path, command: &Command, log: &Log) -> anyhow::Result<u8> {
             let pids: Vec<_> =
                 Some(record.pid).filter(|_| record.status != Status::Stopped).into_iter().collect();
             match format.as_str() {
-                "json" => print(&serde_json::json!(pids).to_string()),
-                _ => print(&pids.iter().fold("PID".to_owned(), |text, pid| format!("{text}\n{pid}"))),
+                "json" => print(serde_json::json!(pids).to_string()),
+                _ => print(pids.iter().fold("PID".to_owned(), |text, pid| format!("{text}\n{pid}"))),
             }
         }
-        Command::Features => print(&oci::features()),
+        Command::Features => print(oci::features()),
         Command::Run(create) => {
             let mut monitor = oci::create(&create.options(root, create.console_socket.is_none()), log)?;
             let started = oci::start(root, &create.id);
@@ -288,15 +288,6 @@ fn run_process(root: &Path, exec: &Exec) -> anyhow::Result<u8> {
     oci::carry(&folder, process)
 }
 
-/// Prints a text. A reader that goes early has seen enough.
-fn print(text: &str) -> anyhow::Result<u8> {
-    let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(DONE),
-    }
-}
-
 impl Create {
     fn options<'a>(&'a self, root: &'a Path, foreground: bool) -> CreateOptions<'a> {
         CreateOptions {
@@ -308,4 +299,9 @@ impl Create {
             foreground,
         }
     }
+}
+
+/// Prints a line or several.
+fn print(text: impl std::fmt::Display) -> anyhow::Result<u8> {
+    messages::print(format!("{text}\n"), "the answer").map(|()| DONE)
 }

@@ -1,12 +1,12 @@
 //! `kite run`: boots a kernel, or runs a command in it; or prints what it would do.
 
 use std::env;
-use std::io::{self, ErrorKind, Write};
 use std::time::Instant;
 
 use anyhow::Context;
 
 use crate::host::exit_code::DONE;
+use crate::host::messages;
 use crate::lifecycle;
 use crate::spec::RunSpec;
 
@@ -18,14 +18,10 @@ pub fn run(spec: RunSpec, print_spec: bool, begun: Instant) -> anyhow::Result<u8
     if print_spec { print(spec) } else { lifecycle::run(&spec, begun) }
 }
 
-/// Prints a spec that means the same wherever it is read. A reader that goes early has seen enough.
+/// Prints a spec that means the same wherever it is read.
 fn print(mut spec: RunSpec) -> anyhow::Result<u8> {
     let here = env::current_dir()
         .context("cannot print paths from the root folder: kite's own folder is not known")?;
     spec.rebase(&here);
-    let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", spec.to_json()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print the spec"),
-        _ => Ok(DONE),
-    }
+    messages::print(spec.to_json() + "\n", "the spec").map(|()| DONE)
 }

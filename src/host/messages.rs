@@ -2,11 +2,12 @@
 //! device, nor a vCPU, nor the main thread ever waits for the reader of standard error.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -185,6 +186,20 @@ pub fn flush(mut is_enough: impl FnMut(Duration) -> bool) {
 /// Why a message could not be written, if one could not, and not because its reader had gone.
 pub fn failure() -> Option<Errno> {
     state().failure
+}
+
+/// Prints a command's result on standard output. A reader that goes early has seen enough.
+///
+/// # Errors
+/// It cannot be written; `what` is named.
+pub fn print(text: impl AsRef<[u8]>, what: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_ref()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).with_context(|| format!("cannot write {what} to standard output"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes everything, also to a descriptor that its opener made non-blocking.

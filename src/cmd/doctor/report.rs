@@ -1,13 +1,12 @@
 //! The report: a line a check for people, or one JSON object for programs.
 
 use std::env;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 
-use anyhow::Context;
 use serde::Serialize;
 
 use super::{Check, Status};
-use crate::host::messages::printable;
+use crate::host::messages::{self, printable};
 
 /// The JSON report. A change that breaks a reader raises the schema's number.
 #[derive(Serialize)]
@@ -22,14 +21,10 @@ pub(super) fn passed(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.status != Status::Fail)
 }
 
-/// Writes the report to standard output. A reader that goes early has seen enough.
+/// Prints the report.
 pub(super) fn print(checks: &[Check], json: bool) -> anyhow::Result<()> {
     let report = if json { as_json(checks)? } else { as_text(checks, wants_colour()) };
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("writing the report"),
-        _ => Ok(()),
-    }
+    messages::print(report, "the report")
 }
 
 /// Colour is for terminals, unless their user does not want it (<https://no-color.org>).

@@ -3,10 +3,8 @@
 mod report;
 
 use std::collections::BTreeSet;
-use std::io::{self, ErrorKind, Write};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::builder::ValueParser;
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
@@ -14,7 +12,7 @@ use indicatif::HumanBytes;
 use crate::backend::image::cache::{Cache, limit};
 use crate::backend::image::obtain::{self, Options};
 use crate::host::exit_code::DONE;
-use crate::host::messages::printable;
+use crate::host::messages::{print, printable};
 use crate::spec::number::bytes;
 use report::{Details, Line};
 
@@ -140,10 +138,10 @@ pub struct Registry {
 pub fn run(command: &Command) -> anyhow::Result<u8> {
     let cache = Cache::open()?;
     match command {
-        Command::List { json } => print(&report::list(&lines(&cache)?, *json)?)?,
+        Command::List { json } => print(report::list(&lines(&cache)?, *json)?, "the report")?,
         Command::Inspect { image, json } => {
             let record = obtain::look_at(&cache, &image.name, image.registry.insecure_registry)?;
-            print(&report::details(&Details::of(&record, &cache)?, *json)?)?;
+            print(report::details(&Details::of(&record, &cache)?, *json)?, "the report")?;
         }
         Command::Pull { images, registry } => {
             let options = Options {
@@ -155,14 +153,14 @@ pub fn run(command: &Command) -> anyhow::Result<u8> {
             for image in images {
                 let record = obtain::obtain(&cache, image, &options)?.record;
                 let digest = record.manifest.as_ref().unwrap_or(&record.config_digest);
-                print(&format!("{}  {digest}\n", printable(&record.reference)))?;
+                print(format!("{}  {digest}\n", printable(&record.reference)), "the report")?;
             }
         }
         Command::Remove { images } => {
             for image in images {
                 let record = cache.called(image)?;
                 let freed = HumanBytes(cache.remove(&record)?.bytes);
-                print(&format!("removed {}, freed {freed}\n", printable(&record.reference)))?;
+                print(format!("removed {}, freed {freed}\n", printable(&record.reference)), "the report")?;
             }
         }
         Command::Prune { all, limit: most, json } => {
@@ -171,7 +169,7 @@ pub fn run(command: &Command) -> anyhow::Result<u8> {
                 (false, Some(most)) => *most,
                 (false, None) => limit()?,
             };
-            print(&report::freed(&cache.make_room(most, Duration::ZERO)?, *json)?)?;
+            print(report::freed(&cache.make_room(most, Duration::ZERO)?, *json)?, "the report")?;
         }
     }
     Ok(DONE)
@@ -191,12 +189,4 @@ fn lines(cache: &Cache) -> anyhow::Result<Vec<Line>> {
         lines.push(Line::of(None, root)?);
     }
     Ok(lines)
-}
-
-fn print(report: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the report"),
-        _ => Ok(()),
-    }
 }

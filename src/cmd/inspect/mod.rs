@@ -13,7 +13,7 @@ mod table;
 mod text;
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 
 use anyhow::{Context, anyhow};
 use nix::unistd::geteuid;
@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::cmd::doctor;
 use crate::host::exit_code::DONE;
-use crate::host::messages::complain;
+use crate::host::messages::{complain, print};
 use crate::sandbox;
 use facts::Process;
 use find::Program;
@@ -112,7 +112,7 @@ pub fn run(pid: Option<u32>, json: bool) -> anyhow::Result<u8> {
         }
         false => table::report(&machines, &host),
     };
-    print(&report)?;
+    print(report, "the report")?;
     if machines.is_empty() {
         complain("no kite is running that this user may look at");
     }
@@ -124,16 +124,8 @@ pub fn run(pid: Option<u32>, json: bool) -> anyhow::Result<u8> {
 /// # Errors
 /// The report cannot be written.
 pub fn calls(json: bool) -> anyhow::Result<u8> {
-    print(&sandbox::calls(json)?)?;
+    print(sandbox::calls(json)?, "the list of calls")?;
     Ok(DONE)
-}
-
-fn print(report: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("writing the report"),
-        _ => Ok(()),
-    }
 }
 
 /// The number of capabilities, from that of the last.

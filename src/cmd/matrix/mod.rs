@@ -6,7 +6,6 @@ mod plan;
 mod progress;
 mod table;
 
-use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +18,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::host::atomic_file;
 use crate::host::lock::lock;
+use crate::host::messages::print;
 use crate::host::signals;
 use crate::lifecycle::die_by;
 use crate::observe::results::{FailOnKtap, Suite, junit};
@@ -117,7 +117,7 @@ pub fn run(options: &Options, check: Check) -> anyhow::Result<u8> {
     let outcomes = run_all(&plan, &runner, options.jobs.unwrap_or(plan.jobs).into())?;
     progress.end();
 
-    print(&table::text(&plan, &outcomes))?;
+    print(table::text(&plan, &outcomes), "the table")?;
     if let Some(path) = &options.junit {
         let suites: Vec<Suite> = outcomes.iter().map(|outcome| outcome.suite.clone()).collect();
         junit::write(path, &suites)?;
@@ -152,13 +152,4 @@ fn run_all(plan: &Plan, runner: &Runner<'_>, jobs: usize) -> anyhow::Result<Vec<
     let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.sort_by_key(|(index, _)| *index);
     Ok(outcomes.into_iter().map(|(_, outcome)| outcome).collect())
-}
-
-/// On standard output. A reader that goes early has seen enough.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot write the table"),
-        _ => Ok(()),
-    }
 }
