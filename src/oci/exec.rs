@@ -7,11 +7,14 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::setsid;
 
 use super::config::{self, Config, Process};
@@ -139,10 +142,13 @@ pub fn status(mut child: Child) -> anyhow::Result<u8> {
     Ok(child.wait().context("cannot wait for a process")?.code().map_or(FAILED, |code| code as u8))
 }
 
-/// How many bytes of standard input may be sent.
+/// What is on its way.
 struct Room {
+    /// How many bytes of standard input may be sent.
     bytes: Mutex<usize>,
     more: Condvar,
+    /// How many bytes of outputs have come and are not written.
+    held: AtomicUsize,
 }
 
 /// Runs a process in the container with the streams of this one; answers its status.
@@ -150,18 +156,26 @@ struct Room {
 /// # Errors
 /// The container does not run, or ends.
 pub fn carry(folder: &Folder, process: GuestProcess) -> anyhow::Result<u8> {
-    let raw =
-        if process.terminal.is_some() && io::stdin().is_terminal() { RawTerminal::new()? } else { None };
+    let has_terminal = process.terminal.is_some() && io::stdin().is_terminal();
+    let raw = if has_terminal { RawTerminal::new()? } else { None };
+    // Before there are threads, which would take the signal.
+    let sizes = has_terminal.then(sizes).transpose()?;
     let stream = protocol::ask(folder, &Request::Exec(Box::new(process)))?;
     stream.set_read_timeout(None)?;
     let sender = Arc::new(Mutex::new(stream.try_clone()?));
-    let room = Arc::new(Room { bytes: Mutex::new(WINDOW), more: Condvar::new() });
+    let room = Arc::new(Room { bytes: Mutex::new(WINDOW), more: Condvar::new(), held: AtomicUsize::new(0) });
     let (input, given) = (sender.clone(), room.clone());
     thread::Builder::new().spawn(move || feed(&input, &given)).context("cannot start a thread")?;
+    if let Some(sizes) = sizes {
+        let resized = sender.clone();
+        thread::Builder::new().spawn(move || resize(&resized, &sizes)).context("cannot start a thread")?;
+    }
     let (frames, coming) = channel();
     // What comes is taken from the socket at once: its sender serves others, too.
-    thread::Builder::new().spawn(move || receive(stream, &room, &frames)).context("cannot start a thread")?;
-    let end = follow(&coming, &sender);
+    let received = room.clone();
+    let receive = move || receive(stream, &received, &frames);
+    thread::Builder::new().spawn(receive).context("cannot start a thread")?;
+    let end = follow(&coming, &sender, &room);
     drop(raw);
     terminal::restore();
     code(end?)
@@ -169,6 +183,25 @@ pub fn carry(folder: &Folder, process: GuestProcess) -> anyhow::Result<u8> {
 
 fn send(stream: &Mutex<UnixStream>, frame: &Frame) -> io::Result<()> {
     lock(stream).write_all(&frame.encode())
+}
+
+/// Becomes readable when the terminal has another size.
+fn sizes() -> anyhow::Result<SignalFd> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGWINCH);
+    signals.thread_block().context("cannot block a signal")?;
+    SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).context("cannot make a signalfd")
+}
+
+/// Sends the terminal's size, now, as it may have changed meanwhile, and whenever it has changed.
+fn resize(stream: &Mutex<UnixStream>, sizes: &SignalFd) {
+    loop {
+        let (columns, rows) = terminal::size();
+        let size = u32::from(columns) | u32::from(rows) << 16;
+        if send(stream, &Frame::number(Kind::Resize, OWN, size)).is_err() || sizes.read_signal().is_err() {
+            return;
+        }
+    }
 }
 
 /// Sends standard input, as fast as it is taken.
@@ -210,7 +243,9 @@ fn receive(mut stream: UnixStream, room: &Room, to: &Sender<Frame>) {
                     room.more.notify_all();
                 }
                 Ok(Some(frame)) => {
-                    if to.send(frame).is_err() {
+                    // Of a guest that sends more than it may, no more is taken.
+                    let held = room.held.fetch_add(weight(&frame), Ordering::SeqCst);
+                    if held > 2 * WINDOW || to.send(frame).is_err() {
                         return;
                     }
                 }
@@ -221,8 +256,13 @@ fn receive(mut stream: UnixStream, room: &Room, to: &Sender<Frame>) {
     }
 }
 
+/// What a frame counts for among those that are held.
+fn weight(frame: &Frame) -> usize {
+    frame.payload.len().max(1)
+}
+
 /// Writes what comes until the process has ended. What nobody reads is taken, too.
-fn follow(coming: &Receiver<Frame>, sender: &Mutex<UnixStream>) -> anyhow::Result<End> {
+fn follow(coming: &Receiver<Frame>, sender: &Mutex<UnixStream>, room: &Room) -> anyhow::Result<End> {
     for frame in coming {
         let taken = match frame.kind {
             Kind::Stdout => {
@@ -240,6 +280,7 @@ fn follow(coming: &Receiver<Frame>, sender: &Mutex<UnixStream>) -> anyhow::Resul
             }
             _ => continue,
         };
+        room.held.fetch_sub(weight(&frame), Ordering::SeqCst);
         let _ = send(sender, &Frame::number(taken, OWN, frame.payload.len() as u32));
     }
     bail!("the container has ended")
