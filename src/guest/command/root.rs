@@ -68,7 +68,7 @@ pub(super) fn leave(spec: &GuestCommand) {
     }
 }
 
-fn mount_share_under_memory(tag: &str) -> anyhow::Result<()> {
+pub(super) fn mount_share_under_memory(tag: &str) -> anyhow::Result<()> {
     make(LOWER, 0o755)?;
     make(LAYER, 0o755)?;
     virtiofs(tag, Path::new(LOWER), MsFlags::MS_RDONLY)?;

@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{chdir, chroot, sethostname};
 
-use super::super::root::{NEW, OPEN_FILES, make, virtiofs};
+use super::super::root::{NEW, OPEN_FILES, make, mount_share_under_memory, virtiofs};
 use super::process::{MountCall, mount_tree};
 use crate::spec::container::{ContainerSpec, MountSource, MountSpec};
 use crate::spec::wire::{FILES, GuestCommand, Root};
@@ -40,8 +40,11 @@ const SINGLE: &str = "/single";
 pub(in super::super) fn enter(spec: &GuestCommand, container: &ContainerSpec) -> anyhow::Result<()> {
     let Root::Share { tag } = &spec.root else { bail!("a container's root folder is a share") };
     make(NEW, 0o755)?;
-    let readonly = if container.readonly { MsFlags::MS_RDONLY } else { MsFlags::empty() };
-    virtiofs(tag, Path::new(NEW), readonly)?;
+    match container.readonly {
+        // What it lacks of folders to mount on is made in memory.
+        true => mount_share_under_memory(tag)?,
+        false => virtiofs(tag, Path::new(NEW), MsFlags::empty())?,
+    }
     let files = single_files(container)?;
     chdir(NEW).context("cannot enter the root folder")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
@@ -57,6 +60,11 @@ pub(in super::super) fn enter(spec: &GuestCommand, container: &ContainerSpec) ->
     for (name, value) in &container.sysctl {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));
         fs::write(path, value).with_context(|| format!("cannot set sysctl {name} in the guest"))?;
+    }
+    if container.readonly {
+        let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, "/", None::<&str>, again, None::<&str>)
+            .context("cannot make the root folder read-only")?;
     }
     sethostname(container.hostname.as_deref().unwrap_or("kite")).context("cannot set the host's name")?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
