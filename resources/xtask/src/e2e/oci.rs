@@ -100,6 +100,11 @@ impl Containers<'_> {
         self.wait_for("the container's end", || Ok(self.done(&["state", id])?.contains("\"stopped\"")))
     }
 
+    /// Waits for the file that the container writes to a shared folder, once it takes signals.
+    fn wait_for_file(&self) -> Result<()> {
+        self.wait_for("what it writes", || Ok(self.read("shared/file").is_ok_and(|it| it == "written\n")))
+    }
+
     /// What another process in the container prints, and its status.
     fn exec(&self, arguments: &[&str]) -> Result<(String, Option<i32>)> {
         let output = self.oci(&[&["exec"], arguments].concat())?;
@@ -131,7 +136,7 @@ fn led(containers: &Containers<'_>) -> Result<()> {
         .wait_for("the container's output", || Ok(containers.read("a-stdout")?.len() >= expected.len()))?;
     ensure!(containers.read("a-stdout")? == expected, "it wrote {:?}", containers.read("a-stdout")?);
     ensure!(containers.read("a-stderr")? == "err\n", "it wrote {:?}", containers.read("a-stderr")?);
-    ensure!(containers.read("shared/file")? == "written\n", "what it wrote is not there");
+    containers.wait_for_file()?;
     let script =
         "cat /proc/1/comm; id -u; id -g; wc -c < /proc/kcore; echo x > /proc/sys/kernel/panic; exit 5";
     let (said, code) = containers.exec(&["--user", "5:6", "a", "sh", "-c", script])?;
@@ -166,9 +171,7 @@ fn killed(containers: &Containers<'_>) -> Result<()> {
     let mut run = containers.command(&["run", "--bundle"]);
     run.arg(&containers.folder).arg("c").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut run = Started::new(&mut run)?;
-    containers.wait_for("what it writes", || {
-        Ok(containers.read("shared/file").is_ok_and(|it| it == "written\n"))
-    })?;
+    containers.wait_for_file()?;
     containers.done(&["kill", "c", "TERM"])?;
     let status = run.0.wait().context("waiting for kite oci run")?;
     ensure!(status.code() == Some(7), "run ended with {status}");
