@@ -111,6 +111,11 @@ fn open(path: &Path, flags: OFlag) -> anyhow::Result<File> {
 /// Locks `new` as the file with that number is locked: for reading, as it is open for nothing else.
 fn lock_as(number: RawFd, new: &File) -> anyhow::Result<()> {
     let known = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+    if known.lines().any(|line| line.starts_with("lock:") && line.contains("FLOCK")) {
+        // SAFETY: takes a descriptor and flags. The lock is a shared one, as is the one that is there.
+        let locked = unsafe { libc::flock(new.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) };
+        Errno::result(locked).context("cannot lock it again")?;
+    }
     if !known.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK")) {
         return Ok(());
     }
