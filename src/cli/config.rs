@@ -19,7 +19,7 @@ use nix::unistd::geteuid;
 use toml::{Spanned, Value};
 
 use super::{Cli, RunOptions, refusal};
-use crate::spec::command::RootSpec;
+use crate::spec::command::{ImageSpec, RootSpec};
 use crate::spec::machine::KERNEL_VARIABLE;
 
 mod project;
@@ -79,7 +79,7 @@ pub(super) fn complete(
     let mut command = Cli::command();
     command.build();
     let run = command.find_subcommand("run").ok_or("there is no `kite run`")?;
-    let has_command = given.contains_id("command");
+    let has_command = given.contains_id("command") || given.contains_id("image");
     let mut chosen: Vec<Setting> = Vec::new();
     for source in &sources {
         for setting in settings(source, run)? {
@@ -283,6 +283,13 @@ fn rebase(options: &mut RunOptions, name: &str, folder: &Path) {
         "root" => {
             if let Some(RootSpec::Folder(path)) = &mut command.root {
                 join(path);
+            }
+        }
+        "image" => {
+            if let Some(reference) = &mut command.image {
+                let mut image = ImageSpec::new(reference);
+                image.rebase(folder);
+                *reference = image.reference;
             }
         }
         "junit" => drop(command.junit.as_mut().map(join)),

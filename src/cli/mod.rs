@@ -84,6 +84,8 @@ Examples:
   kite run --kernel arch/x86/boot/bzImage --share .:rw -- make -C tools/testing/selftests run_tests
   kite run --root rootfs/ -- /bin/sh           a folder as the root; with a terminal, the shell has one
   kite run --root disk --disk path=debian.img,ephemeral -- cat /etc/os-release
+  kite run --image debian:12 -- cat /etc/os-release
+  kite run --image saved.tar --net user,forward=8080:80
   git bisect run kite run --timeout 5m --kernel arch/x86/boot/bzImage -- ./reproducer
 
 Keys:
@@ -211,7 +213,7 @@ pub struct RunOptions {
     #[arg(long)]
     pub no_rng: bool,
     /// Add what KVM's unit tests expect of a machine: isa-debug-exit, pc-testdev, fw_cfg, a PM timer, pci-testdev
-    #[arg(long, conflicts_with = "command")]
+    #[arg(long, conflicts_with = "subject")]
     pub test_devices: bool,
     /// What a guest's reboot does
     #[arg(long, value_name = "ACTION", default_value = "exit")]
@@ -252,7 +254,7 @@ pub struct RunOptions {
 impl RunOptions {
     /// Whether a command is run.
     pub fn has_command(&self) -> bool {
-        !self.command.command.is_empty()
+        self.command.has_command()
     }
 }
 
@@ -304,7 +306,8 @@ pub fn parse() -> Result<Command, ExitCode> {
         let why = "there is no command after `--`; without `--`, `kite run` boots a kernel and nothing more";
         return Err(complained(why));
     }
-    if options.command.command.first().is_some_and(|word| word.is_empty()) {
+    let is_empty = |word: &OsString| word.is_empty() && options.command.image.is_none();
+    if options.command.command.first().is_some_and(is_empty) {
         return Err(complained("the command after `--` begins with an empty word, which names no program"));
     }
     if options.no_config || options.spec.is_some() {

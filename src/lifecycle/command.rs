@@ -10,12 +10,19 @@ use nix::sys::resource::getrlimit;
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getegid, geteuid, getgroups};
 
+use super::image::RunImage;
 use super::shares::Shares;
+use crate::backend::image::config::{ContainerCommand, DEFAULT_PATH};
 use crate::host::terminal;
 use crate::spec::MachineSpec;
 use crate::spec::command::{CommandSpec, UserSpec, VariableSpec};
 use crate::spec::container::{ContainerSpec, ProcessSpec};
-use crate::spec::wire::{GuestCommand, LIMITS, Terminal, User};
+use crate::spec::wire::{GuestCommand, LIMITS, MissingCwd, Terminal, User};
+
+/// The variable that says which kind of terminal there is.
+const TERM: &str = "TERM";
+/// What new files of a container do not permit, as Docker has it.
+const CONTAINER_UMASK: u32 = 0o022;
 
 /// What a process has of its caller that no option says.
 pub(super) struct Surroundings {
@@ -47,9 +54,11 @@ pub(super) fn terminal() -> Option<Terminal> {
     })
 }
 
+/// What the guest is to do, in the image if there is one.
 pub(super) fn guest_command(
     spec: &MachineSpec,
     command: &CommandSpec,
+    image: Option<&RunImage>,
     shares: &Shares,
     terminal: Option<Terminal>,
     surroundings: Surroundings,
@@ -57,24 +66,45 @@ pub(super) fn guest_command(
     if let Some(container) = &command.container {
         return Ok(container_command(spec, command, shares.container(container), shares, terminal));
     }
+    let root = shares.root(spec, command);
+    let shares = shares.mounts.clone();
+    let networks = spec.nets().zip(0..).map(|(spec, index)| spec.guest_network(index)).collect();
+    if let Some(image) = image {
+        let container = &image.command;
+        return Ok(GuestCommand {
+            argv: container.argv.iter().map(OsString::from).collect(),
+            env: container_environment(container, terminal.is_some()),
+            cwd: container.working_dir.clone().into(),
+            missing_cwd: MissingCwd::Make,
+            user: image.user(),
+            umask: CONTAINER_UMASK,
+            limits: Vec::new(),
+            root,
+            shares,
+            networks,
+            terminal,
+            container: None,
+        });
+    }
     let here =
         || env::current_dir().context("cannot tell the folder that kite was started in; name one with --cwd");
     let cwd = match &command.cwd {
         Some(cwd) => cwd.clone(),
         None => here()?,
     };
+    // Another root folder need not have the folder.
+    let may_lack = command.cwd.is_none() && command.root.is_some();
     Ok(GuestCommand {
         argv: command.argv.clone(),
         env: environment(command),
         cwd: cwd.into(),
-        // Another root folder need not have the folder.
-        cwd_or_root: command.cwd.is_none() && command.root.is_some(),
+        missing_cwd: if may_lack { MissingCwd::Root } else { MissingCwd::Fail },
         user: user(command)?,
         umask: surroundings.umask,
         limits: surroundings.limits,
-        root: shares.root(spec, command),
-        shares: shares.mounts.clone(),
-        networks: spec.nets().zip(0..).map(|(spec, index)| spec.guest_network(index)).collect(),
+        root,
+        shares,
+        networks,
         terminal,
         container: None,
     })
@@ -94,7 +124,7 @@ fn container_command(
         argv: command.argv.clone(),
         env: command.env.iter().filter_map(variable).collect(),
         cwd: command.cwd.clone().unwrap_or_else(|| "/".into()).into(),
-        cwd_or_root: false,
+        missing_cwd: MissingCwd::Fail,
         user: User::Numbers { uid, gid, groups },
         umask: container.process.umask.unwrap_or_default(),
         limits: Vec::new(),
@@ -106,8 +136,18 @@ fn container_command(
     }
 }
 
+/// A container's environment, with the kind of the terminal that it has.
+fn container_environment(command: &ContainerCommand, has_terminal: bool) -> Vec<(OsString, OsString)> {
+    let mut env: Vec<_> = command.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    let is_set = command.env.iter().any(|(name, _)| name == TERM);
+    if let Some(kind) = env::var_os(TERM).filter(|_| has_terminal && !is_set) {
+        env.push((TERM.into(), kind));
+    }
+    env
+}
+
 fn environment(command: &CommandSpec) -> Vec<(OsString, OsString)> {
-    let mut env: Vec<_> = env::vars_os().filter(|(name, _)| !command.clear_env || name == "TERM").collect();
+    let mut env: Vec<_> = env::vars_os().filter(|(name, _)| !command.clear_env || name == TERM).collect();
     for VariableSpec { name, value } in &command.env {
         let value = value.as_ref().map(OsString::from).or_else(|| env::var_os(name));
         env.retain(|(known, _)| known != name.as_str());
@@ -115,7 +155,7 @@ fn environment(command: &CommandSpec) -> Vec<(OsString, OsString)> {
     }
     // Without it a program is looked for in the C library's own idea of a path.
     if !env.iter().any(|(name, _)| name == "PATH") {
-        env.push(("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()));
+        env.push(("PATH".into(), DEFAULT_PATH.into()));
     }
     env
 }

@@ -8,6 +8,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::fs::Share;
 
 use crate::backend::console::Console;
+use crate::backend::disk::OpenDisk;
 use crate::backend::internal::{Balloon, Rng};
 use crate::backend::share::SharedFolder;
 use crate::backend::socket::Ports;
@@ -24,6 +25,8 @@ pub(super) struct Extra {
     pub wiring: Wiring,
     /// Folders.
     pub shares: Vec<Arc<Share>>,
+    /// The disk with an image's root file system. It comes after the user's, which keep their names in the guest.
+    pub image: Option<OpenDisk>,
 }
 
 /// The module by which the guest's kernel reports a panic.
@@ -43,6 +46,9 @@ impl Devices {
         let mut backends: Vec<Box<dyn Backend>> = Vec::new();
         for (disk, index) in spec.disks().zip(0..) {
             backends.push(Box::new(disk.open(index, spec.cpus)?));
+        }
+        if let Some(image) = extra.image {
+            backends.push(Box::new(image));
         }
         for (net, index) in spec.nets().zip(0..) {
             backends.push(Box::new(net.open(index)?));

@@ -3,6 +3,7 @@
 mod boot_plan;
 mod command;
 mod devices;
+mod image;
 mod kernel;
 mod measurements;
 mod modules;

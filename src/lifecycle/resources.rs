@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::check_memory;
 use super::command::{self, Surroundings};
 use super::devices::{Devices, Extra};
+use super::image::RunImage;
 use super::kernel::Boot;
 use super::shares::Shares;
 use crate::guest;
@@ -45,6 +46,10 @@ impl Resources {
         let surroundings = spec.command.as_ref().map(|_| Surroundings::now()).transpose()?;
         rss::keep_one_heap();
         check_memory(spec.machine.memory)?;
+        let image = match &spec.command {
+            Some(command) => timeline.phase("get the image", || RunImage::obtain(command))?,
+            None => None,
+        };
         let mut shares = match &spec.command {
             Some(command) => Shares::open(&spec.machine, command)?,
             None => Shares::default(),
@@ -61,8 +66,14 @@ impl Resources {
                 {
                     shares.add_modules(modules, &version)?;
                 }
-                let guest_command =
-                    command::guest_command(&spec.machine, command, &shares, terminal, surroundings)?;
+                let guest_command = command::guest_command(
+                    &spec.machine,
+                    command,
+                    image.as_ref(),
+                    &shares,
+                    terminal,
+                    surroundings,
+                )?;
                 boot.command = Some(wire::encode(&guest_command));
                 Some(KernelLog::new(command.kernel_log.as_deref(), spec.verbose, timeline.clone())?)
             }
@@ -74,7 +85,11 @@ impl Resources {
                 let limits =
                     Limits { start: begun, timeout: command.timeout, idle_timeout: command.idle_timeout };
                 let session = CommandSession::new(terminal, log, limits, results.tee(), timeline.clone())?;
-                Box::new(if command.container.is_some() { session.without_keys() } else { session })
+                match &image {
+                    Some(image) => Box::new(session.forwarding_signals(image.command.stop_signal)),
+                    None if command.container.is_some() => Box::new(session.without_keys()),
+                    None => Box::new(session),
+                }
             }
             None => {
                 let setup = console::Setup {
@@ -86,7 +101,8 @@ impl Resources {
             }
         };
         let folders = shares.paths();
-        let extra = Extra { wiring: session.wiring(), shares: shares.into_folders() };
+        let image = image.map(|image| image.disk(spec.machine.cpus)).transpose()?;
+        let extra = Extra { wiring: session.wiring(), shares: shares.into_folders(), image };
         let devices = timeline.phase("open the devices", || Devices::open(&spec.machine, extra))?;
         Ok(Self { boot, signals, session, devices, folders })
     }

@@ -57,6 +57,7 @@ fn to_its_end(
     let parts = machine_spec.sandbox.splits() || group.is_some();
     let Resources { boot, signals, mut session, mut devices, folders } =
         Resources::open(spec, results, parts, &timeline)?;
+    devices.cleanup().passes_signals_on = spec.command.as_ref().is_some_and(|it| it.image().is_some());
     let mut process = match fork(machine_spec.sandbox, inherited, &mut devices, group)? {
         Fork::Vm(process) => process,
         Fork::Supervisor(supervisor) => return Ok(Fork::Supervisor(supervisor)),

@@ -52,7 +52,7 @@ impl Shares {
             RootSpec::Folder(folder) => {
                 this.add(ROOT, &folder, command.container.as_ref().is_some_and(|it| !it.readonly))?;
             }
-            RootSpec::Disk => {}
+            RootSpec::Disk | RootSpec::Image(_) => {}
         }
         for (share, number) in spec.shares().zip(1..) {
             let tag = format!("share{number}");
@@ -165,6 +165,7 @@ impl Shares {
     /// What the guest's root folder is.
     pub fn root(&self, spec: &MachineSpec, command: &CommandSpec) -> wire::Root {
         match (&command.root, spec.disks().next()) {
+            (Some(RootSpec::Image(_)), _) => wire::Root::Image,
             (Some(RootSpec::Disk), Some(disk)) => wire::Root::Disk { readonly: disk.readonly },
             _ => wire::Root::Share { tag: ROOT.to_owned() },
         }

@@ -21,6 +21,8 @@ pub struct Cleanup {
     pub programs: Vec<Child>,
     /// The group that the machine and these programs are in.
     pub group: Option<Cgroup>,
+    /// What ends kite is passed on to the command; only SIGTERM has to end the machine, after a while.
+    pub passes_signals_on: bool,
 }
 
 /// The folders that a supervisor removes something from.

@@ -59,6 +59,8 @@ pub struct Supervisor {
     inbox: Inbox,
     files: FileProxy,
     signals: SignalFd,
+    /// Whether signals are the command's, which may go on after them.
+    are_commands: bool,
     /// The signal that kite ends by, once the VM process has ended.
     ends_by: Option<i32>,
     /// The first signal that was passed on to end the VM process, and when that has to have ended.
@@ -103,6 +105,7 @@ impl Supervisor {
         }
         // They are the VM process's: a reader at the other end sees when that closes them.
         dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).context("cannot let go of standard output")?;
+        let are_commands = cleanup.passes_signals_on;
         Ok(Self {
             options,
             inherited,
@@ -112,6 +115,7 @@ impl Supervisor {
             inbox,
             files,
             signals,
+            are_commands,
             ends_by: None,
             passed_on: None,
             end: None,
@@ -266,7 +270,9 @@ impl Supervisor {
             // A question is the machine's to answer, by its own name.
             Signal::SIGUSR1 if signals::are_asked() => _ = kill(self.vm, name),
             _ => {
-                self.passed_on.get_or_insert((signal, Instant::now() + GRACE));
+                if name == Signal::SIGTERM || !self.are_commands {
+                    self.passed_on.get_or_insert((signal, Instant::now() + GRACE));
+                }
                 let _ = signals::pass_on(self.vm, signal);
             }
         }

@@ -62,6 +62,9 @@ fn take_signal(session: &mut dyn Session, signals: &Signals, machine: &Running) 
         let (columns, rows) = terminal::size();
         session.resize(columns, rows);
     } else if signal != Signal::SIGIO as i32 {
+        if session.take_signal(signal) {
+            return;
+        }
         machine.exit().request(Exit::Signal(signal));
     } else if let Err(error) = machine.detach_files() {
         let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");

@@ -53,6 +53,11 @@ pub trait Session {
     /// Passes on that the user's terminal has another size.
     fn resize(&mut self, columns: u16, rows: u16);
 
+    /// Takes a signal that would end kite for what runs in the guest; answers whether it did.
+    fn take_signal(&mut self, _signal: i32) -> bool {
+        false
+    }
+
     /// What has passed between the guest and the outside world.
     fn progress(&self) -> Progress;
 

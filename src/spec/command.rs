@@ -14,22 +14,22 @@ use super::text;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandSpec {
-    /// The program and its arguments.
-    #[serde(with = "text::os_list")]
+    /// The program and its arguments; with an image, the words in place of its `Cmd`, if there are any.
+    #[serde(default, with = "text::os_list")]
     pub argv: Vec<OsString>,
     /// The guest's root folder; the host's if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<RootSpec>,
-    /// The guest's folder to start in; the one that kite was started in if none is given.
+    /// The guest's folder to start in; the image's, or else the one that kite was started in, if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "text::os_option")]
     pub cwd: Option<PathBuf>,
-    /// Variables beside, or instead of, the host's.
+    /// Variables beside, or instead of, the host's; with an image, its own.
     #[serde(default)]
     pub env: Vec<VariableSpec>,
     /// Pass on no variable of the host's but TERM and those that `env` names.
     #[serde(default)]
     pub clear_env: bool,
-    /// Who runs it; the same ids as kite's if none is given.
+    /// Who runs it; the image's user, or else the same ids as kite's, if none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserSpec>,
     /// How long it may take.
@@ -70,6 +70,53 @@ pub enum RootSpec {
     Folder(#[serde(with = "text::os")] PathBuf),
     /// The first disk.
     Disk,
+    /// The image of a container.
+    Image(ImageSpec),
+}
+
+/// The image of a container, and what holds in place of what it says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageSpec {
+    /// Where it is: a folder with an OCI layout, an archive, or a name in a registry, with a tag if need be.
+    pub reference: String,
+    /// The word in place of its `Entrypoint`; none at all if it is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
+    /// Its registry is trusted without TLS, or with any certificate.
+    #[serde(default)]
+    pub insecure_registry: bool,
+    /// Its registry is asked although there is an image of that name.
+    #[serde(default)]
+    pub pull: bool,
+}
+
+impl ImageSpec {
+    /// The image that this names, as it says itself.
+    pub fn new(reference: &str) -> Self {
+        Self { reference: reference.to_owned(), entrypoint: None, insecure_registry: false, pull: false }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let words = self.entrypoint.iter().chain([&self.reference]);
+        if self.reference.is_empty() {
+            return Err("--image: it names no image".to_owned());
+        }
+        if words.into_iter().any(|word| word.contains('\0')) {
+            return Err("--image and --entrypoint cannot hold a NUL".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Has a path begin at `folder`, if there is something of that name.
+    pub fn rebase(&mut self, folder: &Path) {
+        let colons = self.reference.rmatch_indices(':').map(|(at, _)| at);
+        let mut ends = std::iter::once(self.reference.len()).chain(colons);
+        let is_path = ends.any(|end| end > 0 && folder.join(&self.reference[..end]).exists());
+        if let Some(path) = folder.join(&self.reference).to_str().filter(|_| is_path) {
+            self.reference = path.to_owned();
+        }
+    }
 }
 
 /// A variable of the command's environment.
@@ -113,14 +160,19 @@ impl CommandSpec {
     /// # Errors
     /// Why it cannot, in one line.
     pub(super) fn check(&self) -> Result<(), String> {
+        let image = self.image();
         match self.argv.first() {
-            None => return Err("there is no command: its argv is empty".to_owned()),
-            Some(program) if program.is_empty() => {
+            None if image.is_none() => return Err("there is no command: its argv is empty".to_owned()),
+            None => {}
+            Some(program) if program.is_empty() && image.is_none() => {
                 return Err(
                     "the command after `--` begins with an empty word, which names no program".to_owned()
                 );
             }
             Some(_) => {}
+        }
+        if let Some(image) = image {
+            image.check()?;
         }
         if let Some(RootSpec::Folder(folder)) = &self.root
             && folder.as_os_str().is_empty()
@@ -131,11 +183,22 @@ impl CommandSpec {
         self.user.as_ref().map_or(Ok(()), UserSpec::check).map_err(|why| format!("--user: {why}"))
     }
 
+    /// The image that it runs in, if it is one.
+    pub fn image(&self) -> Option<&ImageSpec> {
+        match &self.root {
+            Some(RootSpec::Image(image)) => Some(image),
+            _ => None,
+        }
+    }
+
     /// Has relative paths of the host's begin at `folder`.
     pub(super) fn rebase(&mut self, folder: &Path) {
+        if let Some(RootSpec::Image(image)) = &mut self.root {
+            image.rebase(folder);
+        }
         let root = match &mut self.root {
             Some(RootSpec::Folder(path)) => Some(path),
-            Some(RootSpec::Disk) | None => None,
+            Some(RootSpec::Disk | RootSpec::Image(_)) | None => None,
         };
         let files = [&mut self.junit, &mut self.kernel_log].into_iter().flatten();
         root.into_iter().chain(files).for_each(|path| *path = folder.join(&*path));

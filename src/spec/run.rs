@@ -259,6 +259,9 @@ mod tests {
             (r#""command": {"argv": []}"#, "argv is empty"),
             (r#""command": {"argv": [""]}"#, "names no program"),
             (r#""command": {"argv": ["x"], "root": "disk"}"#, "needs a disk"),
+            (r#""command": {"root": {"image": {"reference": ""}}}"#, "names no image"),
+            (r#""command": {"root": {"image": {"reference": "x\u0000"}}}"#, "cannot hold a NUL"),
+            (r#""command": {"root": "disk"}"#, "argv is empty"),
             (r#""command": {"argv": ["x"], "user": {"user": "a:b"}}"#, "USER or USER:GROUP"),
             (r#""command": {"argv": ["x"], "env": [{"name": "A=B"}]}"#, "NAME=VALUE"),
         ] {

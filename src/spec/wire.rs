@@ -21,6 +21,8 @@ pub const CONTROL: &str = "kite.control";
 pub const STDIN: &str = "kite.stdin";
 /// The tags of the folders of single files that a container shows, and whether each may be written.
 pub const FILES: [(&str, bool); 2] = [("files-ro", false), ("files-rw", true)];
+/// The serial number of the disk that holds an image's root file system.
+pub const IMAGE_SERIAL: &str = "kite-image";
 /// What a guest says, before a port's name, whose kernel finds no console.
 pub const NO_PORT: &str = "no virtio port ";
 /// The longest message, in bytes with its line break.
@@ -35,8 +37,8 @@ pub struct GuestCommand {
     pub env: Vec<(OsString, OsString)>,
     /// The folder to start in.
     pub cwd: OsString,
-    /// Start in the root folder if there is no such folder.
-    pub cwd_or_root: bool,
+    /// What happens if there is no such folder.
+    pub missing_cwd: MissingCwd,
     /// Who runs it.
     pub user: User,
     /// What new files do not permit (umask(2)).
@@ -53,6 +55,17 @@ pub struct GuestCommand {
     pub terminal: Option<Terminal>,
     /// The container that the command is the process of.
     pub container: Option<ContainerSpec>,
+}
+
+/// What happens where the folder that a command starts in is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MissingCwd {
+    /// The command is not started.
+    Fail,
+    /// It starts in the root folder.
+    Root,
+    /// The folder is made.
+    Make,
 }
 
 /// The limits of kite's caller that hold for the command (getrlimit(2)): those of what a program does to itself and to files.
@@ -118,6 +131,14 @@ pub enum User {
         /// The group; the user's own if there is none.
         group: Option<String>,
     },
+    /// The same by the rules for containers: a number that passwd(5) does not have is a user of group 0, a group that is
+    /// named is the only one, and of the environment only `HOME` is the user's, where it is not set.
+    Container {
+        /// The user.
+        user: String,
+        /// The group; the user's own and those that have it as a member if there is none.
+        group: Option<String>,
+    },
 }
 
 /// What the root folder is.
@@ -133,6 +154,15 @@ pub enum Root {
         /// It is not to be written.
         readonly: bool,
     },
+    /// The EROFS file system on the disk whose serial number is [`IMAGE_SERIAL`], under a layer of memory.
+    Image,
+}
+
+impl Root {
+    /// Whether what is written to it is in memory, and gone with the guest.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self, Self::Share { .. } | Self::Image)
+    }
 }
 
 /// A shared folder.
@@ -228,6 +258,8 @@ pub enum Order {
     },
     /// Nobody reads the output any more.
     HangUp(Output),
+    /// The command gets this signal.
+    Signal(i32),
 }
 
 /// A message as it travels.
@@ -310,7 +342,7 @@ mod tests {
             argv: vec![odd.clone()],
             env: vec![("A".into(), odd.clone())],
             cwd: odd.clone(),
-            cwd_or_root: true,
+            missing_cwd: MissingCwd::Make,
             user: User::Numbers { uid: 1, gid: 2, groups: vec![3] },
             umask: 0o027,
             limits: vec![(0, u64::MAX)],

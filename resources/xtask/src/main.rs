@@ -16,6 +16,7 @@ mod package;
 mod qemu;
 mod recording;
 mod running;
+mod saved_image;
 mod seccomp_coverage;
 mod setup;
 mod step;

@@ -17,8 +17,10 @@ use devices::virtio::block::disk::{Blocks, Disk, SECTOR};
 use devices::virtio::block::{Block, KIND, QUEUE_SIZE, engine};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::image::cache::Root;
 use super::{Backend, Calls, Modules};
 use crate::spec::disk::DiskSpec;
+use crate::spec::wire::IMAGE_SERIAL;
 use crate::vm::memory::GuestRam;
 
 /// Queues that a disk has at most if no option says how many.
@@ -36,6 +38,8 @@ pub struct OpenDisk {
     name: String,
     disk: Arc<Disk>,
     queues: u16,
+    /// The modules of its file system, where kite's own `/init` mounts it.
+    modules: &'static [&'static str],
 }
 
 impl DiskSpec {
@@ -49,8 +53,8 @@ impl DiskSpec {
             let image = open(&self.path, writable, 0)?;
             lock::lock(&image, writable)?;
             let disk = self.disk(image)?;
-            let queues = self.queues.unwrap_or(cpus.clamp(1, DEFAULT_QUEUES) as u16);
-            anyhow::Ok(OpenDisk { name: format!("disk{index}"), disk: Arc::new(disk), queues })
+            let queues = self.queues.unwrap_or(default_queues(cpus));
+            anyhow::Ok(OpenDisk { name: format!("disk{index}"), disk: Arc::new(disk), queues, modules: &[] })
         };
         open().with_context(|| format!("cannot open disk {}", self.path.display()))
     }
@@ -99,6 +103,31 @@ impl DiskSpec {
     }
 }
 
+impl OpenDisk {
+    /// The root file system of an image, read-only, which the guest knows by its serial number.
+    ///
+    /// # Errors
+    /// Its length is not known.
+    pub fn of_image(root: &Root, cpus: u32) -> anyhow::Result<Self> {
+        let file = root.file().try_clone().context("cannot share a descriptor")?;
+        // An io_uring would answer EAGAIN.
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).context("cannot let it wait")?;
+        let bytes = file.metadata().context("cannot look at an image's root file system")?.len();
+        let disk = Disk::new(file, bytes).with_serial(IMAGE_SERIAL).read_only();
+        Ok(Self {
+            name: "image".to_owned(),
+            disk: Arc::new(disk),
+            queues: default_queues(cpus),
+            modules: &["erofs", "overlay"],
+        })
+    }
+}
+
+/// How many queues a disk has unless the user says how many.
+fn default_queues(cpus: u32) -> u16 {
+    cpus.clamp(1, DEFAULT_QUEUES) as u16
+}
+
 impl Backend for OpenDisk {
     fn device(&self, ram: &GuestRam) -> anyhow::Result<Box<dyn VirtioDevice>> {
         let depth = usize::from(self.queues) * usize::from(QUEUE_SIZE);
@@ -112,7 +141,7 @@ impl Backend for OpenDisk {
     }
 
     fn modules(&self) -> Modules {
-        Modules { needed: vec![KIND.module], optional: Vec::new() }
+        Modules { needed: [&[KIND.module], self.modules].concat(), optional: Vec::new() }
     }
 
     fn calls(&self) -> Calls {

@@ -48,6 +48,7 @@ pub(super) fn check(name: &str, words: &[OsString], folder: &Path) -> Result<(),
             "net" => "it gives the guest a network",
             "disk" | "port" => "it opens files of this host",
             "junit" | "kernel-log" | "trace" => "it writes a file of this host",
+            "image" | "insecure-registry" | "pull" => "it gets files from elsewhere",
             "sandbox" => "it may loosen the sandbox",
             _ => "it is about more than the guest",
         };

@@ -1,9 +1,11 @@
 //! The command itself: started with its streams, its user and its environment, and waited for.
 #![expect(unsafe_code, reason = "a child becomes another user before it becomes the command")]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind, pipe};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,28 +16,56 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid, fchown, setgid, setgroups, setsid, setuid};
+use nix::unistd::{Gid, Pid, Uid, fchown, setgid, setgroups, setsid, setuid, write};
 
 use super::ports::Ports;
-use super::root::OPEN_FILES;
+use super::root::{HOST_NAME, OPEN_FILES};
 use super::streams::{Ends, Streams, open_terminal};
 use super::user::User;
-use crate::spec::wire::{End, GuestCommand, LIMITS, Output, Report, Terminal};
+use crate::spec::wire::{self, End, GuestCommand, LIMITS, MissingCwd, Output, Report, Terminal};
+
+/// What the command's process has of the guest.
+pub(super) struct Process {
+    pub user: User,
+    pub env: Vec<(OsString, OsString)>,
+    /// The file of processes of the cgroup that it enters, if it is to leave this one's.
+    pub group: Option<File>,
+}
+
+impl Process {
+    /// That of a command whose user is looked up, in the cgroup of this process.
+    ///
+    /// # Errors
+    /// There is no such user or group.
+    pub fn of(spec: &GuestCommand) -> anyhow::Result<Self> {
+        let user = User::find(&spec.user)?;
+        let env = environment(spec, &user);
+        Ok(Self { user, env, group: None })
+    }
+
+    /// The folder that its environment says is the user's.
+    pub fn home(&self) -> Option<&OsStr> {
+        self.env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| home.as_os_str())
+    }
+}
 
 /// Runs the command to its end, and ends with it all else that it has left running.
 ///
 /// # Errors
 /// It cannot be prepared; what is wrong with the program itself is an [`End`].
-pub(super) fn run(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
-    let user = User::find(&spec.user)?;
+pub(super) fn run(spec: &GuestCommand, process: Process, ports: Ports) -> anyhow::Result<End> {
+    let Process { user, env, group } = process;
     let program = spec.argv.first().context("there is no command")?;
     let mut command = Command::new(program);
-    command.args(&spec.argv[1..]).env_clear().envs(environment(spec, &user));
+    command.args(&spec.argv[1..]).env_clear().envs(env);
     command.current_dir(folder(spec)?);
     let ends = match spec.terminal {
         Some(terminal) => on_terminal(&mut command, terminal, &user)?,
         None => on_pipes(&mut command, &user)?,
     };
+    if let Some(group) = group {
+        enter_group(&mut command, group);
+    }
     inherit(&mut command, spec);
     become_user(&mut command, user, spec.terminal.is_some());
     ports.control.tell(&Report::Started);
@@ -46,8 +76,9 @@ pub(super) fn run(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
         Ok(child) => child,
         Err(error) => return Ok(not_started(program, &error)),
     };
-    let streams = Streams::start(ends, ports)?;
-    let end = wait_for(child.id() as libc::pid_t)?;
+    let command = Pid::from_raw(child.id() as libc::pid_t);
+    let streams = Streams::start(command, ends, ports)?;
+    let end = wait_for(command)?;
     // Fails if there is none.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     streams.finish();
@@ -56,20 +87,45 @@ pub(super) fn run(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
 
 /// The folder to start in.
 fn folder(spec: &GuestCommand) -> anyhow::Result<&Path> {
-    match Path::new(&spec.cwd) {
-        cwd if cwd.is_dir() => Ok(cwd),
-        _ if spec.cwd_or_root => Ok(Path::new("/")),
-        cwd => bail!("the guest has no folder {} to start in: choose one with --cwd", cwd.display()),
+    let cwd = Path::new(&spec.cwd);
+    match spec.missing_cwd {
+        _ if cwd.is_dir() => Ok(cwd),
+        MissingCwd::Root => Ok(Path::new("/")),
+        MissingCwd::Make => {
+            let made = DirBuilder::new().recursive(true).mode(0o755).create(cwd);
+            made.with_context(|| format!("cannot make folder {} to start in", cwd.display()))?;
+            Ok(cwd)
+        }
+        MissingCwd::Fail => {
+            bail!("the guest has no folder {} to start in: choose one with --cwd", cwd.display())
+        }
     }
 }
 
+/// The environment, with what is the user's. A container's own goes before that.
 fn environment(spec: &GuestCommand, user: &User) -> Vec<(OsString, OsString)> {
     let mut env = spec.env.clone();
-    for (name, value) in &user.env {
+    let is_container = matches!(spec.user, wire::User::Container { .. });
+    let host_name = is_container.then(|| ("HOSTNAME", HOST_NAME.to_owned()));
+    for (name, value) in user.env.iter().cloned().chain(host_name) {
+        let is_set = env.iter().any(|(known, _)| known == name);
+        if is_container && is_set {
+            continue;
+        }
         env.retain(|(known, _)| known != name);
         env.push((name.into(), value.into()));
     }
     env
+}
+
+/// Has the child enter a cgroup, by the file of its processes.
+fn enter_group(command: &mut Command, group: File) {
+    let enter = move || -> io::Result<()> {
+        write(&group, b"0")?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls and nothing else: it neither allocates nor locks.
+    unsafe { command.pre_exec(enter) };
 }
 
 pub(super) fn on_pipes(command: &mut Command, user: &User) -> anyhow::Result<Ends> {
@@ -162,15 +218,15 @@ pub(super) fn not_started(program: &OsString, error: &io::Error) -> End {
 }
 
 /// Waits for the command, and for every process that it orphans: they are ours now.
-fn wait_for(command: libc::pid_t) -> anyhow::Result<End> {
+fn wait_for(command: Pid) -> anyhow::Result<End> {
     loop {
         let mut status = 0;
         // SAFETY: the status is written and outlives the call.
         let pid = unsafe { libc::wait(&raw mut status) };
-        if pid == command && libc::WIFEXITED(status) {
+        if pid == command.as_raw() && libc::WIFEXITED(status) {
             return Ok(End::Exited(libc::WEXITSTATUS(status) as u8));
         }
-        if pid == command && libc::WIFSIGNALED(status) {
+        if pid == command.as_raw() && libc::WIFSIGNALED(status) {
             return Ok(End::Signalled(libc::WTERMSIG(status)));
         }
         if pid < 0 && Errno::last() != Errno::EINTR {

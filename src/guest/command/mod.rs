@@ -1,12 +1,15 @@
 //! The guest of `kite run -- COMMAND`: makes the root folder, starts the command with its streams, and tells kite how it
 //! ended.
 
+mod cgroup;
 mod child;
 mod container;
+mod file;
 mod names;
 mod net;
 mod ports;
 mod root;
+mod storage;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -24,6 +27,7 @@ use super::{network, power};
 use crate::spec::container::ContainerSpec;
 use crate::spec::frames;
 use crate::spec::wire::{End, GuestCommand, Report};
+use child::Process;
 use ports::{Control, Ports};
 
 /// How long kite may take to end the machine once it knows how the command ended.
@@ -54,7 +58,16 @@ fn carry_out(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
     let _ = net::bring_up_loopback();
     connect(spec, &ports.control);
     let _ = fs::write("/proc/sys/kernel/printk", LOG_LEVEL);
-    let end = child::run(spec, ports);
+    let mut process = Process::of(spec)?;
+    // Without cgroups the command is in none.
+    process.group = cgroup::delegate(&process.user).unwrap_or_default();
+    if spec.root.is_in_memory()
+        && let Err(error) = storage::mount_memory(&process.user, process.home())
+    {
+        let why = "containers in the guest have no file system of their own: cannot mount one";
+        ports.control.tell(&Report::Lacks(format!("{why}: {error}")));
+    }
+    let end = child::run(spec, process, ports);
     root::leave(spec);
     end
 }
@@ -77,6 +90,11 @@ fn connect(spec: &GuestCommand, control: &Control) {
     let lacks = |what| control.tell(&Report::Lacks(what));
     if let Err(error) = names::add_own(&spec.root, root::HOST_NAME) {
         lacks(format!("the guest does not know its own name: cannot write /etc/hosts in it: {error}"));
+    }
+    if let Err(error) = names::complete_image(&spec.root, root::HOST_NAME) {
+        lacks(format!(
+            "the image lacks names: cannot write /etc/hostname and /etc/resolv.conf in it: {error}"
+        ));
     }
     if spec.networks.is_empty() {
         return;

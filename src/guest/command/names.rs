@@ -11,11 +11,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use super::file;
 use crate::guest::network::Known;
 use crate::spec::wire::Root;
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTNAME: &str = "/etc/hostname";
+/// The first line of a file of resolvers.
+const HEADER: &str = "# Written by kite.\n";
 /// Where files lie that are mounted over others: in memory.
 const FOLDER: &str = "/run/kite";
 /// The guest's own addresses, by the custom of Debian; with the second no name server is asked for it.
@@ -31,7 +35,7 @@ const EMPTY_PATH: libc::c_uint = 4;
 /// # Errors
 /// The file can neither be written nor covered.
 pub(super) fn add_own(root: &Root, name: &str) -> io::Result<()> {
-    let hosts = match fs::read(HOSTS) {
+    let hosts = match file::read(HOSTS) {
         Ok(hosts) => Some(hosts),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
@@ -47,6 +51,20 @@ pub(super) fn add_own(root: &Root, name: &str) -> io::Result<()> {
         },
         None => Ok(()),
     }
+}
+
+/// Has an image's name be the guest's `name`, and gives it a file of resolvers if it has none, be it without any.
+///
+/// # Errors
+/// A file can neither be written nor covered.
+pub(super) fn complete_image(root: &Root, name: &str) -> io::Result<()> {
+    if *root != Root::Image {
+        return Ok(());
+    }
+    if fs::metadata(RESOLV_CONF).is_err() {
+        replace(root, Path::new(RESOLV_CONF), HEADER.as_bytes())?;
+    }
+    replace(root, Path::new(HOSTNAME), format!("{name}\n").as_bytes())
 }
 
 /// A hosts file that knows `name`; nothing if it does already.
@@ -74,7 +92,7 @@ pub(super) fn set_resolvers(root: &Root, known: &Known) -> io::Result<()> {
 }
 
 fn resolv_conf(known: &Known) -> Option<String> {
-    let mut text = "# Written by kite.\n".to_owned();
+    let mut text = HEADER.to_owned();
     if !known.search.is_empty() {
         let _ = writeln!(text, "search {}", known.search.join(" "));
     }
@@ -86,7 +104,7 @@ fn resolv_conf(known: &Known) -> Option<String> {
 /// memory's is mounted over what is there, be it a link that leads nowhere.
 fn replace(root: &Root, path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    let in_memory = matches!(root, Root::Share { .. });
+    let in_memory = root.is_in_memory();
     if in_memory {
         DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
     }

@@ -13,6 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::Winsize;
 use nix::sys::eventfd::EventFd;
+use nix::unistd::Pid;
 
 use super::ports::Ports;
 use crate::host::event::awaited_event;
@@ -67,11 +68,11 @@ impl Stop {
 }
 
 impl Streams {
-    /// Starts to carry.
+    /// Starts to carry, and to do what kite says of the command.
     ///
     /// # Errors
     /// There is no thread or descriptor left.
-    pub fn start(ends: Ends, ports: Ports) -> anyhow::Result<Self> {
+    pub fn start(command: Pid, ends: Ends, ports: Ports) -> anyhow::Result<Self> {
         let Ports { control, orders, stdin, outputs } = ports;
         let (mut carriers, mut stops) = (Vec::new(), Vec::new());
         for ((output, from), port) in Output::ALL.into_iter().zip(ends.outputs).zip(outputs) {
@@ -98,7 +99,7 @@ impl Streams {
         };
         thread::Builder::new().name("stdin".to_owned()).spawn(input).context("cannot start a thread")?;
         let terminal = ends.terminal;
-        let obey = move || obey(orders, terminal.as_deref(), stops);
+        let obey = move || obey(orders, command, terminal.as_deref(), stops);
         thread::Builder::new().name("orders".to_owned()).spawn(obey).context("cannot start a thread")?;
         Ok(Self { outputs: carriers })
     }
@@ -176,7 +177,7 @@ fn read_what_there_is(port: &mut File, buffer: &mut [u8]) -> (usize, bool) {
 }
 
 /// Does what kite says, until it says no more.
-fn obey(mut port: File, terminal: Option<&File>, stops: Vec<(Output, Arc<Stop>)>) {
+fn obey(mut port: File, command: Pid, terminal: Option<&File>, stops: Vec<(Output, Arc<Stop>)>) {
     let mut messages = Messages::default();
     let mut buffer = vec![0; 4096];
     while let Ok(count @ 1..) = port.read(&mut buffer) {
@@ -191,8 +192,16 @@ fn obey(mut port: File, terminal: Option<&File>, stops: Vec<(Output, Arc<Stop>)>
                     stop.stop(true);
                 }
             }
+            Order::Signal(signal) => send(command, signal),
         });
     }
+}
+
+/// Sends a signal, which may be one without a name; to a process that has just ended it goes nowhere.
+#[expect(unsafe_code, reason = "a signal without a name has no safe interface")]
+fn send(process: Pid, signal: i32) {
+    // SAFETY: takes numbers.
+    let _ = unsafe { libc::kill(process.as_raw(), signal) };
 }
 
 /// Sets the size of a terminal, which signals its foreground processes.

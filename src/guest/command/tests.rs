@@ -12,9 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use super::child;
+use super::child::{self, Process};
 use super::ports::{Control, Ports};
-use crate::spec::wire::{self, End, GuestCommand, Messages, Order, Output, Report, Root, Terminal, User};
+use crate::spec::wire::{
+    self, End, GuestCommand, Messages, MissingCwd, Order, Output, Report, Root, Terminal, User,
+};
 
 /// Set for the guest's half: where kite's is.
 const SOCKET: &str = "KITE_SESSION_SOCKET";
@@ -36,7 +38,8 @@ fn the_guest_s_half() {
     let port = || File::from(OwnedFd::from(UnixStream::connect(&socket).unwrap()));
     let (orders, stdin, outputs) = (port(), port(), [port(), port()]);
     let control = Arc::new(Control::new(orders.try_clone().unwrap()));
-    let end = child::run(&command, Ports { control: control.clone(), orders, stdin, outputs });
+    let ports = Ports { control: control.clone(), orders, stdin, outputs };
+    let end = Process::of(&command).and_then(|process| child::run(&command, process, ports));
     control.tell(&Report::Ended(end.unwrap_or_else(|error| End::Failed(format!("{error:#}")))));
     process::exit(0)
 }
@@ -66,7 +69,7 @@ fn command(argv: &[&str]) -> GuestCommand {
         argv: argv.iter().map(OsString::from).collect(),
         env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("A".into(), "b c".into())],
         cwd: "/usr".into(),
-        cwd_or_root: false,
+        missing_cwd: MissingCwd::Fail,
         user: User::Numbers { uid: 0, gid: 0, groups: Vec::new() },
         umask: 0o027,
         limits: Vec::new(),
@@ -214,7 +217,7 @@ fn a_program_that_cannot_be_started_is_told_as_such() {
     let nowhere = GuestCommand { cwd: "/no/such".into(), ..command(&["true"]) };
     let end = Session::start(&nowhere).end(b"").end;
     assert!(matches!(&end, End::Failed(why) if why.contains("has no folder /no/such")), "{end:?}");
-    let root = GuestCommand { cwd_or_root: true, ..nowhere };
+    let root = GuestCommand { missing_cwd: MissingCwd::Root, ..nowhere };
     assert_eq!(Session::start(&root).end(b"").end, End::Exited(0));
 }
 
@@ -255,4 +258,42 @@ fn a_command_is_who_it_is_to_be_at_a_terminal_that_changes_its_size() {
     session.first(8);
     session.order(&Order::Resize { columns: 122, rows: 44 });
     assert_eq!(session.end(b""), came(End::Exited(9), "33 111\r\n44 122\r\n", ""));
+}
+
+#[test]
+fn a_signal_reaches_the_command_and_no_other_process() {
+    if not_root("a_signal_reaches_the_command_and_no_other_process") {
+        return;
+    }
+    let script = "trap 'echo usr1; exit 5' USR1; sleep 1000 & echo on; while true; do wait; done";
+    let mut session = Session::start(&command(&["sh", "-c", script]));
+    session.first(3);
+    session.order(&Order::Signal(10));
+    assert_eq!(session.end(b""), came(End::Exited(5), "on\nusr1\n", ""));
+    let mut session = Session::start(&command(&["sleep", "1000"]));
+    session.report(|report| *report == Report::Started);
+    // A real-time signal has no name, and ends a program that does not know it.
+    session.order(&Order::Signal(40));
+    assert_eq!(session.end(b"").end, End::Signalled(40));
+}
+
+#[test]
+fn a_container_s_command_has_its_folder_made_and_a_home() {
+    if not_root("a_container_s_command_has_its_folder_made_and_a_home") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cwd = folder.path().join("a/b");
+    let user = User::Container { user: "0".to_owned(), group: None };
+    let spec = GuestCommand {
+        cwd: cwd.clone().into(),
+        missing_cwd: MissingCwd::Make,
+        user,
+        ..command(&["sh", "-c", "pwd; echo $HOME $HOSTNAME"])
+    };
+    let expected = format!("{}\n/root kite\n", cwd.display());
+    assert_eq!(Session::start(&spec).end(b""), came(End::Exited(0), &expected, ""));
+    let set = GuestCommand { env: vec![("HOME".into(), "/x".into())], ..spec };
+    let set = GuestCommand { argv: ["/bin/sh", "-c", "echo $HOME"].map(Into::into).into(), ..set };
+    assert_eq!(Session::start(&set).end(b"").stdout, "/x\n");
 }

@@ -1,9 +1,8 @@
 //! Who runs the command: passwd(5) and group(5), read from the guest's own files.
 
-use std::fs;
-
 use anyhow::{Context, bail};
 
+use super::file;
 use crate::spec::wire;
 
 /// Numbers for the kernel, and what the environment says of the user where it was looked up.
@@ -25,13 +24,38 @@ impl User {
                 Ok(Self { uid: *uid, gid: *gid, groups: groups.clone(), env: Vec::new() })
             }
             wire::User::Named { user, group } => {
-                // A root folder without these files has users by numbers alone.
-                let read = |path| fs::read(path).map(|it| String::from_utf8_lossy(&it).into_owned());
+                look_up(user, group.as_deref(), &read("/etc/passwd"), &read("/etc/group"))
+            }
+            wire::User::Container { user, group } => {
                 let (passwd, groups) = (read("/etc/passwd"), read("/etc/group"));
-                look_up(user, group.as_deref(), &passwd.unwrap_or_default(), &groups.unwrap_or_default())
+                look_up_in_container(user, group.as_deref(), &passwd, &groups)
             }
         }
     }
+}
+
+/// A file's text. A root folder without it has nobody but numbers.
+fn read(path: &str) -> String {
+    file::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+/// The same by the rules for containers, with `HOME` as all of the environment.
+fn look_up_in_container(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> anyhow::Result<User> {
+    let found = match look_up(user, group, passwd, groups) {
+        // Of a number that the files do not have, the group is root's.
+        Ok(found) if group.is_none() && !has_entry(found.uid, passwd) => User { gid: 0, ..found },
+        Ok(found) if group.is_some() => User { groups: Vec::new(), ..found },
+        Ok(found) => found,
+        Err(error) => return Err(error),
+    };
+    let mut env = found.env;
+    env.retain(|(name, _)| *name == "HOME");
+    env.iter_mut().filter(|(_, home)| home.is_empty()).for_each(|(_, home)| *home = "/".to_owned());
+    Ok(User { env, ..found })
+}
+
+fn has_entry(uid: u32, passwd: &str) -> bool {
+    passwd.lines().map(fields).any(|it| it.len() >= 6 && it[2].parse() == Ok(uid))
 }
 
 fn look_up(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> anyhow::Result<User> {
@@ -92,6 +116,23 @@ mod tests {
     fn a_number_needs_no_name() {
         let nobody = look_up("4242", None, PASSWD, GROUP).unwrap();
         assert_eq!((nobody.uid, nobody.gid, nobody.groups.len()), (4242, 4242, 0));
+    }
+
+    #[test]
+    fn a_container_s_user_has_a_home_and_the_group_that_is_named_or_all_of_its_own() {
+        let of = |user, group| look_up_in_container(user, group, PASSWD, GROUP).unwrap();
+        let ann = of("ann", None);
+        assert_eq!((ann.uid, ann.gid, ann.groups.as_slice()), (1000, 1001, [104].as_slice()));
+        assert_eq!(ann.env, [("HOME", "/home/ann".to_owned())]);
+        let ann = of("1000", Some("tty"));
+        assert_eq!((ann.uid, ann.gid, ann.groups.as_slice()), (1000, 5, [].as_slice()));
+        let unknown = of("4242", None);
+        assert_eq!((unknown.uid, unknown.gid, &unknown.env[0].1[..]), (4242, 0, "/"));
+        assert_eq!(of("4242", Some("7")).gid, 7);
+        let empty = look_up_in_container("0", None, "", "").unwrap();
+        assert_eq!((empty.uid, empty.gid), (0, 0));
+        assert!(look_up_in_container("eve", None, PASSWD, GROUP).is_err());
+        assert!(look_up_in_container("ann", Some("wheel"), PASSWD, GROUP).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The session of a command: takes what the guest reports, passes on what the user does, and sees to the limits of time.
 
+mod forwarding;
 mod kernel_log;
 pub mod results;
 mod streams;
@@ -13,6 +14,7 @@ use devices::chipset::serial::Host;
 use devices::virtio::console::Port;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::signal::Signal;
 
 use super::{End, Next, Outcome, Progress, Session, Stopped, Wiring, event_loop, rounded_up};
 use crate::host::signals::Signals;
@@ -24,6 +26,7 @@ use crate::observe::trace::{Mark, Timeline};
 use crate::spec::wire::{self, CONTROL, Messages, NO_PORT, Order, Output, Report};
 use crate::vcpu::stop::Exit;
 use crate::vm::machine::Running;
+use forwarding::Forwarding;
 pub use kernel_log::KernelLog;
 use streams::{Event, Inbox, InputStream, OutputStream, Wake};
 
@@ -67,6 +70,9 @@ pub struct CommandSession {
     /// Keys of kite's own are separated from the command's.
     has_keys: bool,
     limits: Limits,
+    /// The signals that are the command's, if it gets any.
+    forwarding: Option<Forwarding>,
+    has_started: bool,
     /// What takes the command's standard output besides kite's own.
     tee: Option<Tee>,
     timeline: Arc<Timeline>,
@@ -102,6 +108,8 @@ impl CommandSession {
             raw: None,
             has_keys: true,
             limits,
+            forwarding: None,
+            has_started: false,
             tee,
             timeline,
         })
@@ -112,12 +120,18 @@ impl CommandSession {
         Self { has_keys: false, ..self }
     }
 
+    /// The same with signals passed on to the command; `stop_signal` is what asks it to end.
+    #[must_use]
+    pub fn forwarding_signals(self, stop_signal: i32) -> Self {
+        Self { forwarding: Some(Forwarding::new(stop_signal)), ..self }
+    }
+
     /// Takes the guest's reports.
     fn take_reports(&mut self) {
         let mut bytes = Vec::new();
         self.control.take_output(&mut bytes);
         let (outputs, stdin, ended) = (&self.outputs, &self.stdin, &mut self.ended);
-        let (timeline, lacks) = (&self.timeline, &mut self.lacks);
+        let (timeline, lacks, has_started) = (&self.timeline, &mut self.lacks, &mut self.has_started);
         self.messages.feed(&bytes, |report| match report {
             Report::Lacks(what) => {
                 if *lacks < LACKS_MAX {
@@ -125,7 +139,10 @@ impl CommandSession {
                 }
                 *lacks = lacks.saturating_add(1);
             }
-            Report::Started => timeline.mark(Mark::CommandStart),
+            Report::Started => {
+                *has_started = true;
+                timeline.mark(Mark::CommandStart);
+            }
             Report::Closed { output, bytes } => outputs[output as usize].close_after(bytes),
             Report::Unread => stdin.stop(),
             Report::Ended(end) => {
@@ -251,7 +268,8 @@ impl Session for CommandSession {
 
     fn timeout(&self) -> Duration {
         let most = if self.ended.is_some() { TICK } else { watchdog::INTERVAL };
-        self.limits.left().map_or(most, |left| left.min(most))
+        let lefts = [self.limits.left(), self.forwarding.as_ref().and_then(Forwarding::left)];
+        lefts.into_iter().flatten().fold(most, Duration::min)
     }
 
     fn idle_timeout(&self) -> Option<Duration> {
@@ -268,7 +286,19 @@ impl Session for CommandSession {
             exit.request(Exit::Command(end));
         } else if self.limits.left() == Some(Duration::ZERO) {
             exit.request(Exit::TimedOut);
+        } else if self.forwarding.as_ref().and_then(Forwarding::left) == Some(Duration::ZERO) {
+            exit.request(Exit::Signal(Signal::SIGTERM as i32));
         }
+    }
+
+    fn take_signal(&mut self, signal: i32) -> bool {
+        let is_running = self.has_started && self.ended.is_none();
+        let passed_on = self.forwarding.as_mut().filter(|_| is_running).and_then(|it| it.take(signal));
+        if let Some(signal) = passed_on {
+            self.order(&Order::Signal(signal));
+            self.send();
+        }
+        passed_on.is_some()
     }
 
     fn resize(&mut self, columns: u16, rows: u16) {

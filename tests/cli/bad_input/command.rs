@@ -41,6 +41,30 @@ fn options_for_a_command_need_one_and_are_looked_at() {
 }
 
 #[test]
+fn an_image_is_named_and_goes_with_no_other_root() {
+    let attempt = Attempt::new();
+    attempt.file("text", b"no image");
+    let kernel = attempt.file("kernel", &elf());
+    let kernel = kernel.to_str().unwrap();
+    for (options, expected) in [
+        (&["--image", ""][..], "--image: it names no image"),
+        (&["--image", "x", "--root", "/"], "--root"),
+        (&["--entrypoint", "sh"], "--image"),
+        (&["--insecure-registry"], "--image"),
+        (&["--pull"], "--image"),
+        (&["--image", "x", "--no-acpi"], "--no-acpi"),
+        (&["--image", "x", "--initrd", kernel], "--initrd"),
+        (&["--image", "x", "--test-devices"], "--test-devices"),
+        (&["--image", "x", "--console", "serial"], "--console"),
+        (&["--image", "./text"], "--image ./text: "),
+        (&["--image", "./missing"], "there is neither a folder nor a file"),
+        (&["--image", "UPPER/case"], "--image UPPER/case"),
+    ] {
+        attempt.refused([&["run", "--kernel", kernel], options].concat(), expected);
+    }
+}
+
+#[test]
 fn what_does_not_go_with_a_command_is_refused() {
     let (attempt, kernel) = Attempt::with(&elf());
     let kernel = kernel.to_str().unwrap();

@@ -100,7 +100,8 @@ const SPECIALS: &[Special] = &[
 ];
 
 /// What is run elsewhere, or cannot be: commands with these words, and why.
-const ELSEWHERE: [(&str, &str); 8] = [
+const ELSEWHERE: [(&str, &str); 9] = [
+    ("kite run --image", "images come from registries, and `image/command` makes its own"),
     ("cargo xtask", "they are parts of the nightly run, and a test of this program's reads each"),
     ("cargo install", "`package` installs from a clone"),
     ("cargo build", "it has built what is tested"),

@@ -7,6 +7,7 @@ mod connected;
 mod disk;
 mod documented;
 mod every;
+mod image;
 mod killed;
 mod limits;
 mod network;
@@ -48,7 +49,8 @@ pub const LIMIT: Duration = Duration::from_secs(2400);
 /// And what one of the others does: a gibibyte there and back, or all that a file can be on a busy machine.
 pub const USUAL_LIMIT: Duration = Duration::from_secs(900);
 /// The programs of the host's that they use, with their packages.
-pub const PROGRAMS: [(&str, &str); 6] = [
+pub const PROGRAMS: [(&str, &str); 7] = [
+    ("busybox", "busybox-static"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("passt", "passt"),
@@ -131,6 +133,8 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("docs/benchmarks", Tiers::NIGHTLY_ALONE, |fixture| {
         documented::page(fixture, "resources/doc/benchmarks.md")
     }),
+    ("image/command", Tiers::USER, |fixture| image::command(fixture, "6.1")),
+    ("image/command/6.12", Tiers::NIGHTLY, |fixture| image::command(fixture, "6.12")),
     ("command/many/3", Tiers::NIGHTLY, |fixture| command::many(fixture, "6.12", 3)),
     ("command/many/200", Tiers::ALL, |fixture| command::many(fixture, "6.1", 200)),
 ];

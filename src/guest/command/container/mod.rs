@@ -59,7 +59,7 @@ pub(super) fn run(
     };
     let own = Pid::from_raw(child.id() as i32);
     let processes = Processes::start(port, own)?;
-    let streams = Streams::start(ends, ports)?;
+    let streams = Streams::start(own, ends, ports)?;
     let end = wait_for(own, &processes)?;
     // Fails if there is none.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);

@@ -1,0 +1,153 @@
+//! `kite run --image`: a command in the image of a container, of which this makes its own.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use super::command::{Ended, ended, kite, wait};
+use super::{Fixture, kernel};
+use crate::host;
+use crate::saved_image;
+
+/// What the image has of a shell and its programs.
+const PROGRAMS: [&str; 14] = [
+    "sh", "cat", "echo", "env", "grep", "hostname", "id", "ls", "mount", "pwd", "sleep", "stat", "test",
+    "touch",
+];
+/// Where a system without them would be of no use, the image has nonsense.
+const NONSENSE: [(&str, &str); 3] = [("proc", "etc"), ("dev", "nowhere"), ("tmp", "/nowhere")];
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001:Ann:/home/ann:/bin/sh\n";
+const GROUP: &str = "root:x:0:\nann:x:1001:\nkvm:x:104:ann\n";
+/// What the image's own command prints.
+const OWN: &str = "hello\nuid=1000(ann) gid=1001(ann) groups=104(kvm)\n/srv/here\n/home/ann\nkite\n";
+/// As root: what kite adds, and that it can be written to.
+const ADDED: &str = "grep -c kite /etc/hosts; cat /etc/hostname; test -e /etc/resolv.conf && echo resolv.conf
+test -c /dev/fuse && test -c /dev/net/tun && test -d /dev/pts && echo nodes
+ls -d /proc/self /sys/class /tmp; test -e /sys/fs/cgroup/cgroup.procs && echo cgroup
+touch /etc/new /tmp/new && echo written; stat -c '%U %a' /bin/busybox; cat /mnt/file; id -u; exit 7";
+const ADDED_PRINTED: &str = "2
+kite
+resolv.conf
+nodes
+/proc/self
+/sys/class
+/tmp
+cgroup
+written
+root 755
+shared
+0
+";
+/// Prints when it is ready for a signal.
+const WAITS: &str = "trap 'echo stopped; exit 3' USR1; echo ready; while true; do sleep 0.1; done";
+
+/// An image as its owner means it, with other words, users and folders, and a signal that asks it to end.
+pub fn command(fixture: &Fixture, name: &str) -> Result<String> {
+    let kernel = kernel(name)?;
+    let archive = archive(fixture)?;
+    let run = |arguments: &[&str]| -> Result<Command> {
+        let mut command = kite(fixture, &kernel)?;
+        // Nothing of the host's is the command's.
+        command.env("XDG_CACHE_HOME", fixture.file("cache")).env("SECRET", "x");
+        command.arg("--image").arg(&archive).args(arguments);
+        Ok(command)
+    };
+    expect(&ended(run(&[])?, b"")?, 0, OWN)?;
+    let shared = fixture.file("shared");
+    fs::create_dir_all(&shared).context("making a folder")?;
+    fs::write(shared.join("file"), "shared\n").context("writing a file")?;
+    let share = format!("{}:/mnt", shared.display());
+    let root = ["--user", "root", "--share", &share, "--", ADDED];
+    expect(&ended(run(&root)?, b"")?, 7, ADDED_PRINTED)?;
+    let other = [
+        "--entrypoint",
+        "env",
+        "--env",
+        "A=b c",
+        "--cwd",
+        "/made",
+        "--",
+        "sh",
+        "-c",
+        "cat; pwd; env | grep -v ^SHLVL",
+    ];
+    let ended = ended(run(&other)?, b"in\0put\n")?;
+    let text = String::from_utf8_lossy(&ended.stdout);
+    let mut lines: Vec<_> = text.lines().collect();
+    let variables = lines.len().min(2);
+    lines[variables..].sort_unstable();
+    let expected = [
+        "in\0put",
+        "/made",
+        "A=b c",
+        "GREETING=hello",
+        "HOME=/home/ann",
+        "HOSTNAME=kite",
+        "PATH=/bin",
+        "PWD=/made",
+    ];
+    ensure!(ended.code == Some(0) && ended.stderr.is_empty() && lines == expected, "{ended:#?}");
+    stopped(run(&["--", WAITS])?)?;
+    Ok("its own command, another, and one that is asked to end".to_owned())
+}
+
+/// SIGTERM becomes the signal that the image names, and kite ends with the command's status.
+fn stopped(mut command: Command) -> Result<()> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("starting kite")?;
+    let mut stdout = child.stdout.take().context("there is an output")?;
+    let mut first = [0; 6];
+    std::io::Read::read_exact(&mut stdout, &mut first).context("waiting for the command")?;
+    // It prints just before it is ready.
+    std::thread::sleep(Duration::from_millis(500));
+    let process = Pid::from_raw(Child::id(&child).cast_signed());
+    kill(process, Signal::SIGTERM).context("asking kite to end")?;
+    let code = wait(&mut child)?;
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut stdout, &mut rest).context("reading what it printed")?;
+    ensure!(code == Some(3) && rest == "stopped\n", "{code:?}: {rest:?}");
+    Ok(())
+}
+
+fn expect(ended: &Ended, code: i32, stdout: &str) -> Result<()> {
+    let printed = String::from_utf8_lossy(&ended.stdout);
+    ensure!(
+        ended.code == Some(code) && printed == stdout && ended.stderr.is_empty(),
+        "{code} and {stdout:?} were expected: {ended:#?}"
+    );
+    Ok(())
+}
+
+/// An archive as `docker save` writes it, with a static shell for all that it holds.
+fn archive(fixture: &Fixture) -> Result<PathBuf> {
+    let tree = fixture.file("tree");
+    for folder in ["bin", "etc", "root", "home/ann"] {
+        fs::create_dir_all(tree.join(folder)).context("making the image's folders")?;
+    }
+    let busybox = host::program("busybox").context("there is no busybox")?;
+    fs::copy(busybox, tree.join("bin/busybox")).context("copying the shell")?;
+    fs::set_permissions(tree.join("bin/busybox"), Permissions::from_mode(0o755)).context("letting it run")?;
+    for program in PROGRAMS {
+        symlink("busybox", tree.join("bin").join(program)).context("naming a program")?;
+    }
+    for (at, to) in NONSENSE {
+        symlink(to, tree.join(at)).context("making a link")?;
+    }
+    fs::write(tree.join("etc/passwd"), PASSWD).context("writing users")?;
+    fs::write(tree.join("etc/group"), GROUP).context("writing groups")?;
+    let (layer, archive) = (fixture.file("layer.tar"), fixture.file("image.tar"));
+    saved_image::pack(&tree, &layer)?;
+    let config = json!({
+        "User": "ann", "WorkingDir": "/srv/here", "Env": ["PATH=/bin", "GREETING=hello"],
+        "Entrypoint": ["sh", "-c"], "Cmd": ["echo $GREETING; id; pwd; echo ~; hostname"],
+        "StopSignal": "SIGUSR1"
+    });
+    saved_image::save(&layer, &config, &archive)?;
+    Ok(archive)
+}
