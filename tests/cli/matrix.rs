@@ -391,7 +391,7 @@ fn files_that_are_wrong_are_refused_in_one_line() {
         (with("x = 1"), "m.toml:1: unknown field `x`, expected one of"),
         (kernel_with("image = 'a'"), "m.toml:4: unknown field `image`"),
         (boot_with("wait = 1"), "unknown field `wait`"),
-        (format!("{kernel}[[command]]\nname = 'x'\n"), "missing field `run`"),
+        (format!("{kernel}[[command]]\nname = 'x'\n"), "command x: run is empty"),
         (with("jobs = 0"), "jobs is 0"),
         (with("jobs = -1"), "m.toml:1: invalid value"),
         (with("jobs = 'two'"), "invalid type"),

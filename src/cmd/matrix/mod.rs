@@ -73,6 +73,10 @@ pub struct Options {
     /// How many guests run at a time [default: the file's, else the host's CPUs / CPUs of a guest]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = number::whole::<u16>(1..))]
     jobs: Option<u16>,
+    /// Run the commands in the image of a container, as `kite run --image` does, unless they name another [default: the
+    /// file's]
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     /// Write the results of all runs into this JUnit file
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
@@ -99,7 +103,7 @@ const ITSELF: &str = "/proc/self/exe";
 /// # Errors
 /// The file or an option is wrong, or the host failed.
 pub fn run(options: &Options, check: Check) -> anyhow::Result<u8> {
-    let mut plan = Plan::read(&options.file, check)?;
+    let mut plan = Plan::read(&options.file, options.image.as_deref(), check)?;
     if let Some(rule) = options.fail_on_ktap {
         plan.cells.iter_mut().for_each(|cell| cell.fail_on_ktap = rule);
     }

@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Deserializer};
 
 use crate::observe::results::FailOnKtap;
+use crate::spec::command::ImageSpec;
 use crate::spec::duration;
 use crate::spec::text::{OneOrList, one_or_list};
 
@@ -26,6 +27,7 @@ mod options {
     pub(super) const MODULES: &str = "--modules";
     pub(super) const TIMEOUT: &str = "--timeout";
     pub(super) const CPUS: &str = "--cpus";
+    pub(super) const IMAGE: &str = "--image";
     /// What else a list of options must not hold: every run would write the one file.
     pub(super) const JUNIT: &str = "--junit";
     /// A matrix says all there is to say of its runs.
@@ -42,6 +44,8 @@ struct Matrix {
     timeout: Option<String>,
     #[serde(default, rename = "fail-on-ktap")]
     fail_on_ktap: FailOnKtap,
+    /// What commands run in that name no image themselves.
+    image: Option<String>,
     #[serde(default)]
     options: Vec<String>,
     #[serde(default)]
@@ -64,7 +68,10 @@ struct Kernel {
 #[serde(deny_unknown_fields)]
 struct Command {
     name: String,
+    /// With an image it may be the image's own.
+    #[serde(default)]
     run: Words,
+    image: Option<String>,
     timeout: Option<String>,
     #[serde(rename = "fail-on-ktap")]
     fail_on_ktap: Option<FailOnKtap>,
@@ -73,6 +80,7 @@ struct Command {
 }
 
 /// A command and its arguments; from a string, what makes a shell run that.
+#[derive(Default)]
 struct Words(Vec<String>);
 
 impl<'de> Deserialize<'de> for Words {
@@ -121,10 +129,11 @@ impl Cell {
 }
 
 impl Plan {
-    /// Reads and checks a file, its options by `check`.
-    pub(super) fn read(path: &Path, check: Check) -> anyhow::Result<Self> {
+    /// Reads and checks a file, its options by `check`. Its commands run in `image`, if there is one, unless they name
+    /// another.
+    pub(super) fn read(path: &Path, image: Option<&str>, check: Check) -> anyhow::Result<Self> {
         let text = read_text(path)?;
-        let matrix = toml::from_str(&text).map_err(|error: toml::de::Error| {
+        let mut matrix: Matrix = toml::from_str(&text).map_err(|error: toml::de::Error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let at =
                 line.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
@@ -132,6 +141,9 @@ impl Plan {
             anyhow::anyhow!("{at}: {}", what.join(" "))
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
+        let of_commands = matrix.command.iter_mut().filter_map(|command| command.image.as_mut());
+        of_commands.chain(&mut matrix.image).for_each(|image| *image = rebased(image, folder));
+        matrix.image = image.map(str::to_owned).or(matrix.image);
         Self::of(&matrix, folder, check).with_context(|| path.display().to_string())
     }
 
@@ -158,7 +170,11 @@ impl Plan {
                 arguments.extend(text.map(|text| format!("{}={text}", options::TIMEOUT).into()));
                 let lists = [&matrix.options, &kernel.options, &command.options];
                 arguments.extend(lists.into_iter().flatten().map(OsString::from));
-                arguments.push(options::END.into());
+                let image = command.image.as_ref().or(matrix.image.as_ref());
+                arguments.extend(image.map(|image| format!("{}={image}", options::IMAGE).into()));
+                let has_command = !command.run.0.is_empty();
+                ensure!(has_command || image.is_some(), "command {}: run is empty", command.name);
+                arguments.extend(has_command.then(|| options::END.into()));
                 arguments.extend(command.run.0.iter().map(OsString::from));
                 cell.arguments = arguments;
                 cells.push(cell);
@@ -221,7 +237,7 @@ impl Command {
         rule: FailOnKtap,
     ) -> anyhow::Result<(Cell, Option<&str>)> {
         check_options(&self.options).context("options")?;
-        ensure!(self.run.0.first().is_some_and(|program| !program.is_empty()), "run is empty");
+        ensure!(self.run.0.first().is_none_or(|program| !program.is_empty()), "run is empty");
         ensure!(!self.run.0.iter().any(|word| word.contains('\0')), "run: no argument can hold a NUL");
         let own = timeout(self.timeout.as_deref())?;
         let (kernel, command) = (kernel.name.clone(), self.name.clone());
@@ -229,6 +245,13 @@ impl Command {
         let cell = Cell { kernel, command, arguments: Vec::new(), timeout: own.or(otherwise), fail_on_ktap };
         Ok((cell, self.timeout.as_deref()))
     }
+}
+
+/// An image, from the file's folder if it is a path.
+fn rebased(reference: &str, folder: &Path) -> String {
+    let mut image = ImageSpec::new(reference);
+    image.rebase(folder);
+    image.reference
 }
 
 /// `OPTION=PATH`, which holds for every path.
@@ -297,11 +320,15 @@ mod tests {
     use super::*;
 
     fn plan(text: &str) -> anyhow::Result<Plan> {
+        plan_in(None, text)
+    }
+
+    fn plan_in(image: Option<&str>, text: &str) -> anyhow::Result<Plan> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("k"), "").unwrap();
         std::fs::create_dir(folder.path().join("m")).unwrap();
         std::fs::write(folder.path().join("matrix.toml"), text).unwrap();
-        Plan::read(&folder.path().join("matrix.toml"), |_| Ok(()))
+        Plan::read(&folder.path().join("matrix.toml"), image, |_| Ok(()))
     }
 
     const SMALL: &str = "[[kernel]]\nname = 'a'\npath = 'k'\n[[command]]\nname = 'c'\nrun = ['true']\n";
@@ -327,6 +354,27 @@ mod tests {
         assert_eq!(words(&plan.cells[3]), "run|k|--no-config|--timeout=30s|--memory|1G|--|sh|-c|echo $HOME");
         assert_eq!(plan.cells[3].timeout, Some(Duration::from_secs(30)));
         assert!(plan.cells[0].arguments[1].to_str().unwrap().starts_with("--kernel=/"));
+    }
+
+    #[test]
+    fn commands_run_in_their_own_image_or_in_the_one_for_all() {
+        let text = "image = 'debian:12'\n[[kernel]]\nname = 'a'\npath = 'k'\n\
+            [[command]]\nname = 'c'\nrun = ['true']\n\
+            [[command]]\nname = 'd'\nimage = 'm:tag'\n";
+        let last = |plan: &Plan, index: usize, count: usize| {
+            let words = plan.cells[index].arguments.iter().map(|word| word.to_str().unwrap().to_owned());
+            words.rev().take(count).collect::<Vec<_>>()
+        };
+        let of_file = plan(text).unwrap();
+        assert_eq!(last(&of_file, 0, 3), ["true", "--", "--image=debian:12"]);
+        let own = &last(&of_file, 1, 1)[0];
+        assert!(own.starts_with("--image=/") && own.ends_with("/m:tag"), "{own}");
+        let of_option = plan_in(Some("x"), text).unwrap();
+        assert_eq!(last(&of_option, 0, 1 + 2), ["true", "--", "--image=x"]);
+        assert_eq!(last(&of_option, 1, 1)[0].rsplit('/').next(), Some("m:tag"));
+        let none = "[[kernel]]\nname = 'a'\npath = 'k'\n[[command]]\nname = 'c'\n";
+        assert!(format!("{:#}", plan(none).unwrap_err()).contains("run is empty"));
+        assert!(plan_in(Some("x"), none).is_ok());
     }
 
     #[test]
