@@ -58,17 +58,17 @@ fn without_a_command_kite_lists_those_that_there_are() {
 #[test]
 fn disks_and_shares_that_are_written_in_another_way_are_answered_with_kite_s() {
     let attempt = Attempt::new();
-    for (option, value, expected) in [
-        ("--disk", "file=", "unknown option 'file='; there are path="),
-        ("--disk", "file=a.img,format=raw", "unknown option 'file=a.img'"),
-        ("--disk", "a.img,readonly", "options need a path by name: path=a.img,readonly"),
-        ("--disk", "a.img:ro", "options need a path by name: path=a.img,readonly"),
-        ("--disk", "path=", "it names no file"),
-        ("--module", "", "'--module <NAME>'"),
-        ("--share", ".:rx", "'rx' is neither rw nor ro"),
-        ("--share", ".:mnt", "'mnt' is neither rw nor ro, nor a folder of the guest's, which begins with /"),
+    for (option, expected) in [
+        ("--disk=file=", "unknown option 'file='; there are path="),
+        ("--disk=file=a.img,format=raw", "unknown option 'file=a.img'"),
+        ("--disk=a.img,readonly", "options need a path by name: path=a.img,readonly"),
+        ("--disk=a.img:ro", "options need a path by name: path=a.img,readonly"),
+        ("--disk=path=", "it names no file"),
+        ("--module=", "'--module <NAME>'"),
+        ("--share=.:rx", "'rx' is neither rw nor ro"),
+        ("--share=.:mnt", "'mnt' is neither rw nor ro, nor a folder of the guest's, which begins with /"),
     ] {
-        attempt.refused(["run", option, value, "--", "true"], expected);
+        attempt.refused(["run", option, "--", "true"], expected);
     }
 }
 
