@@ -34,6 +34,14 @@ fn refused(arguments: &[&str], word: &str) {
     boot(arguments).assert_refusal(word);
 }
 
+/// A folder with a kernel in it, and the kernel's path.
+fn with_kernel(kernel: &[u8]) -> (Folder, String) {
+    let folder = Folder::new();
+    let path = folder.path("kernel");
+    std::fs::write(&path, kernel).unwrap();
+    (folder, path)
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_in_one_line() {
     let folder = Folder::new();
@@ -146,10 +154,8 @@ fn stages_and_end(report: &Value) -> (Vec<&str>, &str) {
 #[test]
 fn a_guest_that_dies_keeps_the_stages_that_it_came_to() {
     needs!(kvm());
-    let folder = Folder::new();
-    let kernel = folder.path("kernel");
     // Its first instruction is undefined.
-    std::fs::write(&kernel, image::elf_of(b"\x0f\x0b")).unwrap();
+    let (folder, kernel) = with_kernel(&image::elf_of(b"\x0f\x0b"));
     let json = folder.path("new.json");
     let end = boot(&["--force", "--kernel", &kernel, "--runs", "3", "--json", &json]);
     assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), ""), "{}", end.text());
@@ -165,9 +171,7 @@ const JUMP: &[u8] = b"\xeb\xfe";
 #[test]
 fn a_guest_that_never_ends_is_ended() {
     needs!(kvm());
-    let folder = Folder::new();
-    let kernel = folder.path("kernel");
-    std::fs::write(&kernel, image::elf_of(JUMP)).unwrap();
+    let (folder, kernel) = with_kernel(&image::elf_of(JUMP));
     let json = folder.path("new.json");
     let more = ["--runs", "3", "--timeout", "300ms", "--json", &json];
     let end = boot(&[&["--force", "--kernel", &kernel][..], &more].concat());
@@ -181,9 +185,7 @@ fn a_guest_that_never_ends_is_ended() {
 #[test]
 fn a_signal_ends_the_guest_and_leaves_nothing() {
     needs!(kvm());
-    let folder = Folder::new();
-    let kernel = folder.path("kernel");
-    std::fs::write(&kernel, image::elf_of(JUMP)).unwrap();
+    let (_folder, kernel) = with_kernel(&image::elf_of(JUMP));
     let scratch = Folder::new();
     let mut command = Command::new(KITE);
     command.args(["bench", "boot", "--force", "--kernel", &kernel]).env("TMPDIR", scratch.0.path());
