@@ -89,10 +89,13 @@ fn prepare(spec: &GuestProcess) -> anyhow::Result<(Command, Ends)> {
 fn wait_for(own: Pid, processes: &Processes) -> anyhow::Result<End> {
     loop {
         match process::wait() {
-            Ok((pid, Some(end))) if pid == own => return Ok(end),
-            Ok((pid, Some(end))) => processes.ended(pid, end),
-            Ok((_, None)) | Err(Errno::EINTR) => {}
+            Ok(()) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("cannot wait for the container's process"),
+        }
+        if let Some((pid, end)) = processes.reap()
+            && pid == own
+        {
+            return Ok(end);
         }
     }
 }

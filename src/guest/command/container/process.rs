@@ -153,19 +153,25 @@ fn take(sets: &Capabilities) -> nix::Result<()> {
     Ok(())
 }
 
-/// Waits for any child: which, and how it ended if it did.
-pub(super) fn wait() -> nix::Result<(Pid, Option<End>)> {
+/// Waits until a child has ended, which is then there to be reaped.
+pub(super) fn wait() -> nix::Result<()> {
+    // SAFETY: the structure is integers and pointers, all of which may be zero.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is written and outlives the call.
+    Errno::result(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOWAIT) })
+        .map(drop)
+}
+
+/// Reaps a child that has ended: which, and how; nothing if there is none.
+pub(super) fn reap() -> Option<(Pid, End)> {
     let mut status = 0;
     // SAFETY: the status is written and outlives the call.
-    let pid = Errno::result(unsafe { libc::wait(&raw mut status) })?;
-    let end = if libc::WIFEXITED(status) {
-        Some(End::Exited(libc::WEXITSTATUS(status) as u8))
-    } else if libc::WIFSIGNALED(status) {
-        Some(End::Signalled(libc::WTERMSIG(status)))
-    } else {
-        None
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    let end = match libc::WIFSIGNALED(status) {
+        true => End::Signalled(libc::WTERMSIG(status)),
+        false => End::Exited(libc::WEXITSTATUS(status) as u8),
     };
-    Ok((Pid::from_raw(pid), end))
+    (pid > 0).then(|| (Pid::from_raw(pid), end))
 }
 
 /// A descriptor of a process (pidfd_open(2)), by which its namespaces are joined whatever is mounted at `/proc`.

@@ -106,12 +106,16 @@ impl Processes {
         Ok(this)
     }
 
-    /// A child of this process has ended.
-    pub fn ended(&self, pid: Pid, end: End) {
-        // What is not there was orphaned by another process.
-        if let Some(joined) = lock(&self.0.table).values().find(|joined| joined.pid == pid) {
-            let _ = joined.end.send(end);
+    /// Reaps a child of this process that has ended, if there is one. While a process is being started there is none: the
+    /// standard library reaps a child that cannot become the program, and panics if another does.
+    pub fn reap(&self) -> Option<(Pid, End)> {
+        let table = lock(&self.0.table);
+        let (pid, end) = process::reap()?;
+        // What is not there is the container's own, or was orphaned by another process.
+        if let Some(joined) = table.values().find(|joined| joined.pid == pid) {
+            let _ = joined.end.send(end.clone());
         }
+        Some((pid, end))
     }
 
     fn send(&self, frame: &Frame) {
