@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use nix::sys::signal::{SigSet, Signal};
@@ -29,6 +30,8 @@ use crate::host::terminal::{self, RawTerminal};
 use crate::spec::frames::{Frame, Frames, GuestProcess, Kind, LONGEST_FROM_GUEST, OWN, PIECE, WINDOW};
 use crate::spec::wire::{End, Terminal};
 
+/// How often something is looked at that does not report.
+const TICK: Duration = Duration::from_millis(2);
 /// How many bytes are read at once.
 const CHUNK: usize = 32 << 10;
 
@@ -110,7 +113,12 @@ pub fn detached(
     let mut command = Command::new("/proc/self/exe");
     command.arg0("kite").args(["oci", "--root"]).arg(root).args(["join", id, &name]);
     command.args(console.into_iter().flat_map(|socket| [Path::new("--console-socket"), socket]));
-    command.spawn().context("cannot start a process")
+    let mut child = command.spawn().context("cannot start a process")?;
+    // The engine looks for the terminal once this process has ended. What fails meanwhile says why itself.
+    while folder.path.join(&name).exists() && child.try_wait()?.is_none() {
+        thread::sleep(TICK);
+    }
+    Ok(child)
 }
 
 /// Does what a process from [`detached`] does; answers the status.
@@ -121,9 +129,7 @@ pub fn join(root: &Path, id: &str, name: &str, console: Option<&Path>) -> anyhow
     let folder = Folder::open(root, id)?;
     ensure!(name.starts_with("join-") && !name.contains('/'), "'{name}' is no file of a container's folder");
     let path = folder.path.join(name);
-    let read: anyhow::Result<GuestProcess> = config::read(&path);
-    let _ = fs::remove_file(&path);
-    let mut process = read?;
+    let mut process: GuestProcess = config::read(&path)?;
     if let Some(socket) = console {
         setsid().context("cannot begin a session")?;
         console::take(socket).with_context(|| format!("cannot use console socket {}", socket.display()))?;
@@ -131,6 +137,8 @@ pub fn join(root: &Path, id: &str, name: &str, console: Option<&Path>) -> anyhow
             (terminal.columns, terminal.rows) = terminal::size();
         }
     }
+    // It says that there is a terminal.
+    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     carry(&folder, process)
 }
 
