@@ -58,7 +58,7 @@ fn an_image_is_named_and_goes_with_no_other_root() {
         (&["--image", "x", "--console", "serial"], "--console"),
         (&["--image", "./text"], "--image ./text: "),
         (&["--image", "./missing"], "there is neither a folder nor a file"),
-        (&["--image", "UPPER/case"], "--image UPPER/case"),
+        (&["--image", "oci:x"], "write an image without 'oci:'"),
     ] {
         attempt.refused([&["run", "--kernel", kernel], options].concat(), expected);
     }

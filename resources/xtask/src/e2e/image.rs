@@ -12,9 +12,10 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::command::{Ended, ended, kite, wait};
-use super::{Fixture, kernel};
+use super::{Fixture, NotHere, kernel};
 use crate::host;
 use crate::saved_image;
+use crate::setup::podman_archive;
 
 /// What the image has of a shell and its programs.
 const PROGRAMS: [&str; 14] = [
@@ -96,6 +97,39 @@ pub fn command(fixture: &Fixture, name: &str) -> Result<String> {
     ensure!(ended.code == Some(0) && ended.stderr.is_empty() && lines == expected, "{ended:#?}");
     stopped(run(&["--", WAITS])?)?;
     Ok("its own command, another, and one that is asked to end".to_owned())
+}
+
+/// A container in the guest, made of one program, with its status; on file systems of its own, and with a network if one can
+/// be had without privileges.
+const PODMAN: &str = "set -e
+mkdir -p /tmp/tree/bin && cp /bin/busybox /tmp/tree/bin/ && ln -s busybox /tmp/tree/bin/sh
+tar -C /tmp/tree -c . | podman --log-level=error import - tiny >/dev/null
+test $(id -u) != 0 || podman info --format '{{.Store.GraphDriverName}}'
+podman run --rm tiny sh -c 'echo inside; exit 7' || echo $?
+podman run --rm tiny sh -c 'read inside outside count </proc/self/uid_map; echo $outside'";
+
+/// podman in an image with it, as root and as a user without privileges.
+pub fn podman(fixture: &Fixture, name: &str) -> Result<String> {
+    let archive = podman_archive()?;
+    if !archive.exists() {
+        return Err(NotHere("there is no image with podman".to_owned()).into());
+    }
+    let kernel = kernel(name)?;
+    // Which driver a user's podman takes is its own choice: Debian's takes vfs unless it is told.
+    for (user, driver, inside) in [("root", "overlay\n", "0"), ("ann", "", "1000")] {
+        let mut command = kite(fixture, &kernel)?;
+        command.env("XDG_CACHE_HOME", fixture.file("cache"));
+        command.args(["--memory", "2G", "--user", user, "--image"]).arg(&archive);
+        command.args(["--", "bash", "-c", PODMAN]);
+        let ended = ended(command, b"")?;
+        let printed = String::from_utf8_lossy(&ended.stdout);
+        let expected = format!("{driver}inside\n7\n{inside}\n");
+        ensure!(
+            ended.code == Some(0) && printed == expected,
+            "{user}: {expected:?} was expected: {ended:#?}"
+        );
+    }
+    Ok("as root and as a user".to_owned())
 }
 
 /// SIGTERM becomes the signal that the image names, and kite ends with the command's status.

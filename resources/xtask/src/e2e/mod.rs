@@ -134,6 +134,7 @@ const TESTS: &[(&str, Tiers, Run)] = &[
         documented::page(fixture, "resources/doc/benchmarks.md")
     }),
     ("image/command", Tiers::USER, |fixture| image::command(fixture, "6.1")),
+    ("image/podman", Tiers::NIGHTLY, |fixture| image::podman(fixture, "6.12")),
     ("image/command/6.12", Tiers::NIGHTLY, |fixture| image::command(fixture, "6.12")),
     ("command/many/3", Tiers::NIGHTLY, |fixture| command::many(fixture, "6.12", 3)),
     ("command/many/200", Tiers::ALL, |fixture| command::many(fixture, "6.1", 200)),

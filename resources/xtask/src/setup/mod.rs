@@ -5,6 +5,7 @@ mod apt;
 mod debian;
 mod glibc;
 mod kernels;
+mod podman;
 mod selftests;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use self::apt::Apt;
 pub use self::debian::{Debian, PASSWORD};
 pub use self::glibc::{other as other_glibc, own as own_glibc};
 pub use self::kernels::{Kernel, LAB, Missing, TODAY};
+pub use self::podman::archive as podman_archive;
 pub use self::selftests::folder as selftests_folder;
 use crate::host::{self, Distribution};
 use crate::qemu;
@@ -127,6 +129,14 @@ impl Setup {
     /// [`Unavailable`] where there is none to be had; or it cannot be made.
     pub fn selftests(&mut self) -> Result<std::path::PathBuf> {
         selftests::ensure(self)
+    }
+
+    /// An archive of an image with podman.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where there is none to be had; or it cannot be made.
+    pub fn podman(&mut self) -> Result<std::path::PathBuf> {
+        podman::ensure(self)
     }
 
     /// A package.

@@ -48,6 +48,8 @@ impl Queue {
     }
 }
 
+/// The test of containers in a guest.
+const PODMAN: &str = "image/podman";
 /// The gates of which each is due in the quick run if what it watches has changed.
 const CALLS: (&str, Tier) = ("calls", Tier::Nightly);
 const INSTRUCTIONS: (&str, Tier) = ("instructions", Tier::Nightly);
@@ -128,6 +130,13 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     setup.programs(&e2e::DOCUMENTED)?;
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
+    }
+    if choice.takes(PODMAN, Tier::Nightly) {
+        match setup.podman() {
+            // The test says so.
+            Err(error) if !error.is::<Unavailable>() => return Err(error),
+            _ => {}
+        }
     }
     if host::hardware_kvm().is_err() {
         match setup.qemu() {
