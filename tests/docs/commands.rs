@@ -8,11 +8,14 @@ use crate::shell::words;
 use crate::{pages, source};
 
 /// What runs kite, or is run in the source tree.
-const STARTERS: [&str; 11] = [
+const STARTERS: [&str; 14] = [
     "kite",
     "git",
     "systemd-run",
     "docker",
+    "podman",
+    "skopeo",
+    "buildah",
     "sudo",
     "cargo",
     "tar",
