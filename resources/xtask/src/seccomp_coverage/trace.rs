@@ -14,6 +14,9 @@ use super::rules::{Kind, Rules};
 pub const STRACE: &str = "strace -DDD -f -qq --decode-pids=comm,pidns -s 4096 -e signal=none \
                           -e raw=!execve,clone,clone3";
 
+/// What strace(1) calls a call that it could not look at.
+const UNKNOWN: &str = "???";
+
 /// clone(2)'s flags, as far as a thread has them.
 const CLONE_FLAGS: [(&str, i32); 9] = [
     ("CLONE_VM", libc::CLONE_VM),
@@ -88,6 +91,10 @@ impl<'a> Reader<'a> {
             return;
         }
         let Some((call, arguments)) = rest.split_once('(') else { return };
+        // The thread was killed before strace had looked at its call, which so was never made.
+        if call == UNKNOWN {
+            return;
+        }
         if call == "execve" {
             self.started(id, arguments);
             return;
@@ -214,6 +221,7 @@ mod tests {
 CLONE_SETTLS|CLONE_PARENT_SETTID|CLONE_CHILD_CLEARTID, parent_tid=[4]) = 4<disk0> /* 11 in strace's PID NS */\n\
             11<disk> read(0x3, 0x1, 0x1) = 0\n\
             9<disk0> open(0x3, 0x1, 0x1) = 0\n\
+            9<disk0> ???()                           = ?\n\
             12<passt> read(0x3, 0x1, 0x1) = 0\n";
         let mut rules = Rules::parse(REPORT).unwrap();
         Reader::new(&mut rules).read(trace.as_bytes()).unwrap();
