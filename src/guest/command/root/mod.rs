@@ -16,6 +16,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{chdir, chroot, sethostname, sync};
 
+use super::storage;
 use crate::spec::wire::{GuestCommand, Root, Share};
 
 /// The guest's own name.
@@ -48,11 +49,13 @@ pub(super) fn enter(spec: &GuestCommand) -> anyhow::Result<()> {
     chroot(".").context("cannot change the root folder")?;
     chdir("/").context("cannot enter the root folder")?;
     // From inside, so that no symbolic link leads elsewhere.
-    pseudo::mount_all(spec.root.is_in_memory())?;
+    pseudo::mount_all(spec.root.is_in_memory(), spec.root == Root::Image)?;
     spec.shares.iter().try_for_each(mount_share)?;
-    // As an init has it: programs that make mount namespaces expect it.
-    let shared = MsFlags::MS_REC | MsFlags::MS_SHARED;
-    mount(None::<&str>, "/", None::<&str>, shared, None::<&str>).context("cannot share the mounts")?;
+    if spec.root == Root::Image || storage::has_tools() {
+        // As an init has it: tools of containers, which make mount namespaces, expect it.
+        let shared = MsFlags::MS_REC | MsFlags::MS_SHARED;
+        mount(None::<&str>, "/", None::<&str>, shared, None::<&str>).context("cannot share the mounts")?;
+    }
     sethostname(HOST_NAME).context("cannot set the host's name")?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
         .context("cannot raise the limit of open files")

@@ -32,11 +32,11 @@ const NO_LINKS: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// Nodes of drivers that the kernel loads when they are opened (`modules.devname` of kmod(8)).
 const NODES: [(&str, u64, u64); 2] = [("/dev/fuse", 10, 229), ("/dev/net/tun", 10, 200)];
 
-/// Mounts all of them in the root folder, which may be changed at will if it `is_in_memory`.
+/// Mounts all of them in the root folder, which may be changed at will if it `is_in_memory`, and /tmp in that of an image.
 ///
 /// # Errors
 /// The kernel lacks one that nothing works without.
-pub(super) fn mount_all(is_in_memory: bool) -> anyhow::Result<()> {
+pub(super) fn mount_all(is_in_memory: bool, is_image: bool) -> anyhow::Result<()> {
     for (kind, at, flags, options, is_needed) in LIST {
         // In /sys the kernel itself has made what it has.
         let made = if at.starts_with("/sys/") { Ok(()) } else { folder(at, 0o755, is_in_memory) };
@@ -46,8 +46,12 @@ pub(super) fn mount_all(is_in_memory: bool) -> anyhow::Result<()> {
         }
     }
     folder("/tmp", 0o1777, is_in_memory)?;
-    // What is there stays visible; programs that want a mount there, to make it private, find one.
-    mount(Some("/tmp"), "/tmp", None::<&str>, MsFlags::MS_BIND, None::<&str>).context("cannot mount /tmp")?;
+    if is_image {
+        // What is there stays visible; programs that want a mount there, to make it private, find one. Elsewhere a file
+        // that is made in /tmp can be renamed to where it belongs.
+        mount(Some("/tmp"), "/tmp", None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .context("cannot mount /tmp")?;
+    }
     for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
     {
         // Some kernels make them themselves.
