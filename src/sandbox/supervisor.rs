@@ -39,6 +39,8 @@ const BATCH: usize = 64;
 
 /// How long the VM process may take to end by a signal that was passed on to it.
 const GRACE: Duration = Duration::from_secs(10);
+/// What a command gets once, and what ends the machine when it comes again.
+const INTERRUPTS: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
 
 /// How the terminal was, if it is ours, for every way out.
 static TERMINAL: OnceLock<Saved> = OnceLock::new();
@@ -61,6 +63,8 @@ pub struct Supervisor {
     signals: SignalFd,
     /// Whether signals are the command's, which may go on after them.
     are_commands: bool,
+    /// Which of [`INTERRUPTS`] have come.
+    interrupted: [bool; INTERRUPTS.len()],
     /// The signal that kite ends by, once the VM process has ended.
     ends_by: Option<i32>,
     /// The first signal that was passed on to end the VM process, and when that has to have ended.
@@ -116,6 +120,7 @@ impl Supervisor {
             files,
             signals,
             are_commands,
+            interrupted: Default::default(),
             ends_by: None,
             passed_on: None,
             end: None,
@@ -270,7 +275,9 @@ impl Supervisor {
             // A question is the machine's to answer, by its own name.
             Signal::SIGUSR1 if signals::are_asked() => _ = kill(self.vm, name),
             _ => {
-                if name == Signal::SIGTERM || !self.are_commands {
+                let interrupt = INTERRUPTS.iter().position(|it| *it == name);
+                let again = interrupt.is_some_and(|at| std::mem::replace(&mut self.interrupted[at], true));
+                if name == Signal::SIGTERM || again || !self.are_commands {
                     self.passed_on.get_or_insert((signal, Instant::now() + GRACE));
                 }
                 let _ = signals::pass_on(self.vm, signal);
