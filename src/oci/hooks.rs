@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -34,8 +34,12 @@ fn run_one(hook: &Hook, state: &str) -> anyhow::Result<()> {
     command.env_clear().envs(variables.filter(|(name, _)| !name.is_empty()));
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().context("cannot be started")?;
-    // One that does not read it does not want it: a state fits into a pipe.
-    let _ = child.stdin.take().map(|mut stdin| stdin.write_all(state.as_bytes()));
+    if let Some(mut stdin) = child.stdin.take() {
+        let state = state.to_owned();
+        // One that does not read it does not want it; the thread ends with it.
+        let write = move || _ = stdin.write_all(state.as_bytes());
+        thread::Builder::new().spawn(write).context("cannot start a thread for the state")?;
+    }
     let since = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().context("cannot be waited for")? {
@@ -71,6 +75,9 @@ mod tests {
         assert!(format!("{error:#}").contains("failed") && !never.exists());
         let late = run(&[hook("exec sleep 100", Some(0))], "state").unwrap_err();
         assert!(format!("{late:#}").contains("longer than it may"));
+        // More than a pipe takes.
+        let long = run(&[hook("exec sleep 100", Some(0))], &"x".repeat(1 << 20)).unwrap_err();
+        assert!(format!("{long:#}").contains("longer than it may"));
         let relative = Hook { path: "sh".into(), ..hook("true", None) };
         assert!(run(&[relative], "").is_err());
     }
