@@ -279,6 +279,9 @@ impl Config {
         if lists.into_iter().chain([self.linux.readonly_paths.len()]).any(|count| count > MOST) {
             return Err(format!("it has more than {MOST} mounts, annotations, sysctls or paths"));
         }
+        if let Some(name) = self.linux.sysctl.keys().find(|name| name.split(['.', '/']).any(str::is_empty)) {
+            return Err(format!("linux.sysctl has '{}', which is no name of one", short(name)));
+        }
         self.process.as_ref().map_or(Ok(()), Process::check)
     }
 }

@@ -58,7 +58,7 @@ pub(in super::super) fn enter(spec: &GuestCommand, container: &ContainerSpec) ->
         }
     }
     for (name, value) in &container.sysctl {
-        let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+        let path = Path::new("/proc/sys").join(sysctl_path(name));
         fs::write(path, value).with_context(|| format!("cannot set sysctl {name} in the guest"))?;
     }
     if container.readonly {
@@ -69,6 +69,17 @@ pub(in super::super) fn enter(spec: &GuestCommand, container: &ContainerSpec) ->
     sethostname(container.hostname.as_deref().unwrap_or("kite")).context("cannot set the host's name")?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
         .context("cannot raise the limit of open files")
+}
+
+/// A sysctl's place below /proc/sys. Where a dot is the first to part its name, a slash is a dot of one part, as in sysctl(8).
+fn sysctl_path(name: &str) -> String {
+    let is_path = name.find(['.', '/']).is_some_and(|at| name[at..].starts_with('/'));
+    let swapped = |char| match char {
+        '.' if !is_path => '/',
+        '/' if !is_path => '.',
+        other => other,
+    };
+    name.chars().map(swapped).collect::<String>().trim_start_matches('/').to_owned()
 }
 
 /// Opens the single files that the container shows, from outside its root folder; nothing for what is none.
@@ -209,4 +220,22 @@ fn call(source: Option<OsString>, at: &Path, kind: Option<&str>, flags: u64) -> 
         flags,
         data: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sysctl_s_place_is_below_its_folder() {
+        for (name, path) in [
+            ("kernel.domainname", "kernel/domainname"),
+            ("net.ipv4.conf.eth0/100.forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+            ("net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/eth0.100/forwarding"),
+            (".etc.passwd", "etc/passwd"),
+            ("/etc/passwd", "etc/passwd"),
+        ] {
+            assert_eq!(sysctl_path(name), path);
+        }
+    }
 }
