@@ -162,7 +162,8 @@ pub fn process_spec(process: &Process) -> anyhow::Result<ProcessSpec> {
         groups: process.user.additional_gids.clone(),
         umask: process.user.umask.map(|umask| umask & 0o777),
         limits: process.rlimits.iter().map(limit).collect::<anyhow::Result<_>>()?,
-        capabilities: process.capabilities.as_ref().map(capabilities),
+        // As runc has it: a process without any in its document has none.
+        capabilities: Some(process.capabilities.as_ref().map(capabilities).unwrap_or_default()),
         no_new_privileges: process.no_new_privileges,
         oom_score: process.oom_score_adj.map(|score| score.clamp(-1000, 1000)),
     })
