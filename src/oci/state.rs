@@ -110,8 +110,15 @@ pub fn check_id(id: &str) -> anyhow::Result<()> {
 
 /// Where containers are if `--root` does not say.
 pub fn default_root() -> PathBuf {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty() && !geteuid().is_root());
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty() && !is_host_root());
     own.map_or_else(|| "/run".into(), PathBuf::from).join("kite-oci")
+}
+
+/// Whether this process is root, and not only in a user namespace, as engines without root have it.
+fn is_host_root() -> bool {
+    const ALL: [&str; 3] = ["0", "0", "4294967295"];
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    geteuid().is_root() && (map.is_empty() || map.split_whitespace().eq(ALL))
 }
 
 /// Whether an error says that there is no such container.
