@@ -1,9 +1,9 @@
 //! `create`: everything is checked, and a monitor waits for `start`.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -131,6 +131,8 @@ fn introduce(
         annotations: config.annotations.clone(),
         network: network.and_then(|it| it.path.clone()),
     };
+    // Whatever becomes of this process, `delete --force` finds the monitor.
+    folder.write_record(&record)?;
     let since = Instant::now();
     while let Err(error) = protocol::ask(folder, &Request::Ping) {
         if monitor.try_wait().context("cannot wait for the monitor")?.is_some() {
@@ -142,7 +144,7 @@ fn introduce(
         }
         sleep(TICK);
     }
-    let state = Record { status: Status::Creating, ..record.clone() }.to_json();
+    let state = record.to_json();
     for list in [&config.hooks.prestart, &config.hooks.create_runtime, &config.hooks.create_container] {
         hooks::run(list, &state)?;
     }
@@ -201,6 +203,9 @@ fn stage(folder: &Folder, path: &Path, writable: bool, number: usize) -> anyhow:
     ensure!(metadata.len() <= LONGEST, "{} is on another file system, and too long to copy", path.display());
     let mut copy = File::options().write(true).create_new(true).open(&to)?;
     std::io::copy(&mut std::io::Read::take(&file, LONGEST), &mut copy)?;
-    copy.set_permissions(metadata.permissions())?;
+    // Who may not give it away keeps it, and no set-user-ID with it.
+    let is_given = fchown(&copy, Some(metadata.uid()), Some(metadata.gid())).is_ok();
+    let mode = metadata.mode() & if is_given { 0o7777 } else { 0o777 };
+    copy.set_permissions(Permissions::from_mode(mode))?;
     Ok(name)
 }

@@ -99,7 +99,11 @@ pub fn delete(root: &Path, id: &str, force: bool) -> anyhow::Result<()> {
     // What is no record is of a container that was being made.
     let record = match folder.record() {
         Ok(record) => record,
-        Err(_) if force => return folder.remove(),
+        Err(_) if force => {
+            // Its monitor may listen all the same.
+            let _ = protocol::ask(&folder, &Request::Signal(Signal::SIGKILL as i32));
+            return folder.remove();
+        }
         Err(error) => return Err(error),
     };
     if record.status != Status::Stopped {
