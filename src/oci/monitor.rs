@@ -251,7 +251,9 @@ impl Machine {
                 this.asking.fetch_sub(1, Ordering::SeqCst);
             };
             // One that gets no thread sees its connection end.
-            let _ = thread::Builder::new().spawn(answer);
+            if thread::Builder::new().spawn(answer).is_err() {
+                self.asking.fetch_sub(1, Ordering::SeqCst);
+            }
         }
     }
 
