@@ -7,6 +7,8 @@
 # Versions: erofs-utils 1.8.6 (Debian 13); 1.9.4 refuses the same, with another errno for the first.
 # Hurt: those who turn a container image's layers into EROFS images one by one.
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/debian.bash
 . "$(dirname "$0")/lib/debian.bash"
 debian "$root" trixie erofs-utils=1.8.6-1

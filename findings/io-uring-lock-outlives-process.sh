@@ -6,6 +6,8 @@
 # Versions: io-uring 0.7.12 (the crate) on Linux 6.18; any kernel that runs this is named in the output.
 # Hurt: programs that lock disk images and use rings for them: `run; run` fails now and then with "in use".
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/crate.bash
 . "$(dirname "$0")/lib/crate.bash"
 dependencies 'io-uring = "=0.7.12"' 'libc = "=0.2.177"'

@@ -6,6 +6,8 @@
 # Versions: skopeo 1.18.0, umoci 0.4.7, erofs-utils 1.8.6 of Debian 13; the same in skopeo 1.22.0, umoci 0.6.0, erofs-utils 1.9.4.
 # Hurt: builders that append to a layer: their images pass with one tool and cannot be pulled with another.
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/storage.bash
 . "$(dirname "$0")/lib/storage.bash"
 debian "$root" trixie umoci=0.4.7+ds-4+b10 skopeo=1.18.0+ds1-1+b5 erofs-utils=1.8.6-1

@@ -6,6 +6,8 @@
 # Versions: runc 1.1.15 and crun 1.21 of Debian 13, shown here; runc 1.3.6 does the same as 1.1.15.
 # Hurt: scripts and shims that call a runtime themselves, and those who write another runtime.
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/debian.bash
 . "$(dirname "$0")/lib/debian.bash"
 debian "$root" trixie runc=1.1.15+ds1-2+b4 crun=1.21-1 busybox-static=1:1.37.0-6+b9 sed

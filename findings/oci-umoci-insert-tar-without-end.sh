@@ -7,6 +7,8 @@
 # Hurt: whoever looks into layers with tar(1), converts them with erofs-utils, or writes a reader of layers after POSIX: an
 # image that podman runs is a damaged archive to them.
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/storage.bash
 . "$(dirname "$0")/lib/storage.bash"
 debian "$root" trixie umoci=0.4.7+ds-4+b10 skopeo=1.18.0+ds1-1+b5 erofs-utils=1.8.6-1

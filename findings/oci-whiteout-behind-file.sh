@@ -6,6 +6,8 @@
 # Versions: umoci 0.4.7, skopeo 1.18.0 (containers/storage) of Debian 13; the same in umoci 0.6.0 and skopeo 1.22.0.
 # Hurt: those who test an image with one tool and ship it for the other.
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/storage.bash
 . "$(dirname "$0")/lib/storage.bash"
 debian "$root" trixie umoci=0.4.7+ds-4+b10 skopeo=1.18.0+ds1-1+b5

@@ -7,6 +7,8 @@
 # Versions: skopeo 1.18.0, zstd 1.5.7 of Debian 13; the same in skopeo 1.22.0.
 # Hurt: builders that put metadata or padding in front of the data, and those who look for the damage.
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/storage.bash
 . "$(dirname "$0")/lib/storage.bash"
 debian "$root" trixie skopeo=1.18.0+ds1-1+b5 zstd=1.5.7+dfsg-1

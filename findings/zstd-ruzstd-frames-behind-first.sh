@@ -6,6 +6,8 @@
 # Versions: ruzstd 0.9.1.
 # Hurt: those who unpack kernel modules, firmware or image layers with it: a file that is short looks whole.
 set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
 # shellcheck source=findings/lib/crate.bash
 . "$(dirname "$0")/lib/crate.bash"
 dependencies 'ruzstd = "=0.9.1"'

@@ -1,7 +1,5 @@
-# A crate in a folder that goes when the script ends: its source goes to `$folder/src/main.rs`. Sourced by findings.
+# A crate in the script's `$folder`: its source goes to `$folder/src/main.rs`. Sourced by findings.
 
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
 export CARGO_HOME=$folder/cargo CARGO_TARGET_DIR=$folder/target
 unset RUSTFLAGS
 mkdir "$folder/src"

@@ -1,10 +1,8 @@
-# Debian packages of pinned versions, unpacked into `$root` in a folder that goes when the script ends. Sourced by findings.
+# Debian packages of pinned versions, unpacked into `$root` in the script's `$folder`. Sourced by findings.
 #
 # Nothing is installed on the machine: apt gets a configuration of its own, whose one source is the machine's first Debian
 # entry under another suite's name, and the packages are unpacked, not configured. Needs root, apt and dpkg.
 
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
 root=$folder/root
 # What findings import.
 PYTHONPATH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
