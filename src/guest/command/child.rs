@@ -190,14 +190,7 @@ fn inherit(command: &mut Command, spec: &GuestCommand) {
 fn become_user(command: &mut Command, user: User, terminal: bool) {
     let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
     let become_it = move || -> io::Result<()> {
-        setsid()?;
-        if terminal {
-            // SAFETY: takes no pointer; standard input is the terminal.
-            let taken = unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) };
-            if taken != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        lead_session(terminal)?;
         setgroups(&groups)?;
         setgid(Gid::from_raw(user.gid))?;
         setuid(Uid::from_raw(user.uid))?;
@@ -205,6 +198,16 @@ fn become_user(command: &mut Command, user: User, terminal: bool) {
     };
     // SAFETY: between fork and exec the closure makes system calls and nothing else: it neither allocates nor locks.
     unsafe { command.pre_exec(become_it) };
+}
+
+/// Begins a session, with the terminal that is standard input if there is one; neither allocates nor locks.
+pub(super) fn lead_session(terminal: bool) -> nix::Result<()> {
+    setsid()?;
+    if terminal {
+        // SAFETY: takes no pointer; standard input is the terminal.
+        Errno::result(unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) })?;
+    }
+    Ok(())
 }
 
 pub(super) fn not_started(program: &OsString, error: &io::Error) -> End {
@@ -217,17 +220,23 @@ pub(super) fn not_started(program: &OsString, error: &io::Error) -> End {
     }
 }
 
+/// How a process ended, by its status from wait(2).
+pub(super) fn end_of(status: libc::c_int) -> End {
+    if libc::WIFSIGNALED(status) {
+        End::Signalled(libc::WTERMSIG(status))
+    } else {
+        End::Exited(libc::WEXITSTATUS(status) as u8)
+    }
+}
+
 /// Waits for the command, and for every process that it orphans: they are ours now.
 fn wait_for(command: Pid) -> anyhow::Result<End> {
     loop {
         let mut status = 0;
         // SAFETY: the status is written and outlives the call.
         let pid = unsafe { libc::wait(&raw mut status) };
-        if pid == command.as_raw() && libc::WIFEXITED(status) {
-            return Ok(End::Exited(libc::WEXITSTATUS(status) as u8));
-        }
-        if pid == command.as_raw() && libc::WIFSIGNALED(status) {
-            return Ok(End::Signalled(libc::WTERMSIG(status)));
+        if pid == command.as_raw() {
+            return Ok(end_of(status));
         }
         if pid < 0 && Errno::last() != Errno::EINTR {
             return Err(Errno::last()).context("cannot wait for the command");

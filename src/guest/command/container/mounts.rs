@@ -11,11 +11,9 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-use nix::unistd::{chdir, chroot, sethostname};
 
-use super::super::root::{NEW, OPEN_FILES, make, mount_share_under_memory, virtiofs};
+use super::super::root::{HOST_NAME, NEW, enter_new, make, mount_share_under_memory, set_up, virtiofs};
 use super::process::{MountCall, mount_tree};
 use crate::spec::container::{ContainerSpec, MountSource, MountSpec};
 use crate::spec::wire::{FILES, GuestCommand, Root};
@@ -46,11 +44,7 @@ pub(in super::super) fn enter(spec: &GuestCommand, container: &ContainerSpec) ->
         false => virtiofs(tag, Path::new(NEW), MsFlags::empty())?,
     }
     let files = single_files(container)?;
-    chdir(NEW).context("cannot enter the root folder")?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-        .context("cannot move the root folder")?;
-    chroot(".").context("cannot change the root folder")?;
-    chdir("/").context("cannot enter the root folder")?;
+    enter_new()?;
     for (spec, file) in container.mounts.iter().zip(files) {
         mount_one(spec, file).with_context(|| format!("cannot mount {} in the guest", spec.at.display()))?;
         if spec.at == Path::new("/dev") {
@@ -66,9 +60,7 @@ pub(in super::super) fn enter(spec: &GuestCommand, container: &ContainerSpec) ->
         mount(None::<&str>, "/", None::<&str>, again, None::<&str>)
             .context("cannot make the root folder read-only")?;
     }
-    sethostname(container.hostname.as_deref().unwrap_or("kite")).context("cannot set the host's name")?;
-    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
-        .context("cannot raise the limit of open files")
+    set_up(container.hostname.as_deref().unwrap_or(HOST_NAME))
 }
 
 /// A sysctl's place below /proc/sys. Where a dot is the first to part its name, a slash is a dot of one part, as in sysctl(8).

@@ -16,8 +16,9 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Pid, Uid, setgid, setgroups, setsid, setuid};
+use nix::unistd::{Gid, Pid, Uid, setgid, setgroups, setuid};
 
+use super::super::child::{end_of, lead_session};
 use super::super::root::OPEN_FILES;
 use crate::spec::container::{Capabilities, ProcessSpec};
 use crate::spec::wire::End;
@@ -26,8 +27,6 @@ use crate::spec::wire::End;
 const VERSION_3: u32 = 0x2008_0522;
 /// The umask of a container whose document names none.
 const UMASK: u32 = 0o022;
-/// RLIMIT_NOFILE, of which the kernel allows no more than `fs.nr_open`.
-const FILES: u32 = 7;
 
 /// A call of mount(2).
 pub(super) struct MountCall {
@@ -78,17 +77,13 @@ pub(super) fn become_process(command: &mut Command, spec: &ProcessSpec, terminal
     let groups: Vec<Gid> = spec.groups.iter().copied().map(Gid::from_raw).collect();
     let score = spec.oom_score.map(|score| score.to_string());
     let become_it = move || -> io::Result<()> {
-        setsid()?;
-        if terminal {
-            // SAFETY: takes no pointer; standard input is the terminal.
-            let taken = unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) };
-            Errno::result(taken)?;
-        }
+        lead_session(terminal)?;
         if let Some(score) = &score {
             File::options().write(true).open("/proc/self/oom_score_adj")?.write_all(score.as_bytes())?;
         }
         for limit in &spec.limits {
-            let most = if limit.resource == FILES { OPEN_FILES.1 } else { u64::MAX };
+            // The kernel refuses more open files than it allows any process (fs.nr_open).
+            let most = if limit.resource == libc::RLIMIT_NOFILE { OPEN_FILES.1 } else { u64::MAX };
             let value = libc::rlimit { rlim_cur: limit.soft.min(most), rlim_max: limit.hard.min(most) };
             // SAFETY: the structure is read and outlives the call.
             Errno::result(unsafe { libc::setrlimit(limit.resource, &raw const value) })?;
@@ -167,11 +162,7 @@ pub(super) fn reap() -> Option<(Pid, End)> {
     let mut status = 0;
     // SAFETY: the status is written and outlives the call.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    let end = match libc::WIFSIGNALED(status) {
-        true => End::Signalled(libc::WTERMSIG(status)),
-        false => End::Exited(libc::WEXITSTATUS(status) as u8),
-    };
-    (pid > 0).then(|| (Pid::from_raw(pid), end))
+    (pid > 0).then(|| (Pid::from_raw(pid), end_of(status)))
 }
 
 /// A descriptor of a process (pidfd_open(2)), by which its namespaces are joined whatever is mounted at `/proc`.

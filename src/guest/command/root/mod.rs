@@ -43,11 +43,7 @@ pub(super) fn enter(spec: &GuestCommand) -> anyhow::Result<()> {
         Root::Image => under_memory(|| disk::mount_image(LOWER))?,
         Root::Disk { readonly } => disk::mount_first(NEW, *readonly)?,
     }
-    chdir(NEW).context("cannot enter the root folder")?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-        .context("cannot move the root folder")?;
-    chroot(".").context("cannot change the root folder")?;
-    chdir("/").context("cannot enter the root folder")?;
+    enter_new()?;
     // From inside, so that no symbolic link leads elsewhere.
     pseudo::mount_all(spec.root.is_in_memory(), spec.root == Root::Image)?;
     spec.shares.iter().try_for_each(mount_share)?;
@@ -56,7 +52,27 @@ pub(super) fn enter(spec: &GuestCommand) -> anyhow::Result<()> {
         let shared = MsFlags::MS_REC | MsFlags::MS_SHARED;
         mount(None::<&str>, "/", None::<&str>, shared, None::<&str>).context("cannot share the mounts")?;
     }
-    sethostname(HOST_NAME).context("cannot set the host's name")?;
+    set_up(HOST_NAME)
+}
+
+/// Makes what is mounted at [`NEW`] the root folder.
+///
+/// # Errors
+/// Nothing is mounted there.
+pub(super) fn enter_new() -> anyhow::Result<()> {
+    chdir(NEW).context("cannot enter the root folder")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .context("cannot move the root folder")?;
+    chroot(".").context("cannot change the root folder")?;
+    chdir("/").context("cannot enter the root folder")
+}
+
+/// Sets the host's name, and how many files processes may open.
+///
+/// # Errors
+/// The kernel refuses the name.
+pub(super) fn set_up(host_name: &str) -> anyhow::Result<()> {
+    sethostname(host_name).context("cannot set the host's name")?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1)
         .context("cannot raise the limit of open files")
 }
