@@ -4,9 +4,8 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +17,7 @@ use super::config::Config;
 use super::log::Log;
 use super::protocol::{self, Request};
 use super::state::{FAILURE, FILES, Folder, PROCESSES, RUN, Record, Status, VERSION, begun};
-use super::{convert, hooks};
+use super::{convert, hooks, this_program};
 use crate::host::atomic_file;
 use crate::spec::RunSpec;
 use crate::spec::device::{DeviceSpec, PortSpec};
@@ -93,12 +92,8 @@ fn note(config: &Config, log: &Log) {
 fn begin(options: &Options<'_>, config: &Config, bundle: &Path, folder: &Folder) -> anyhow::Result<Child> {
     let spec = machine(config, bundle, folder)?;
     atomic_file::write(&folder.path.join(RUN), |file| file.write_all(spec.to_json().as_bytes()))?;
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("kite")
-        .args(["oci", "--root"])
-        .arg(fs::canonicalize(options.root)?)
-        .args(["monitor", options.id]);
+    let mut command = this_program(&fs::canonicalize(options.root)?);
+    command.args(["monitor", options.id]);
     command.args(options.console.into_iter().flat_map(|socket| [Path::new("--console-socket"), socket]));
     command.args(options.foreground.then_some("--foreground"));
     let mut monitor = command.spawn().context("cannot start a monitor")?;

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -21,7 +20,7 @@ use nix::unistd::setsid;
 use super::config::{self, Config, Process};
 use super::protocol::{self, Request};
 use super::state::{Folder, Status};
-use super::{console, convert};
+use super::{console, convert, this_program};
 use crate::host::atomic_file;
 use crate::host::exit_code::{FAILED, NOT_EXECUTABLE, NOT_FOUND};
 use crate::host::lock::lock;
@@ -110,8 +109,8 @@ pub fn detached(
     // The engine's own file may be gone when it is read.
     let json = serde_json::to_vec(process).context("a process cannot be written as JSON")?;
     atomic_file::write(&folder.path.join(&name), |file| file.write_all(&json))?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("kite").args(["oci", "--root"]).arg(root).args(["join", id, &name]);
+    let mut command = this_program(root);
+    command.args(["join", id, &name]);
     command.args(console.into_iter().flat_map(|socket| [Path::new("--console-socket"), socket]));
     let mut child = command.spawn().context("cannot start a process")?;
     // The engine looks for the terminal once this process has ended. What fails meanwhile says why itself.

@@ -15,7 +15,18 @@ mod protocol;
 mod runtime;
 pub mod state;
 
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
 pub use create::{Options as CreateOptions, create, write_pid};
 pub use exec::{Words, carry, detached, join, process, status};
 pub use monitor::{Options as MonitorOptions, run as monitor};
 pub use runtime::{Ask, ask, delete, features, leave_failure, machine, signal_number, start};
+
+/// This program as another process of the runtime, without its command.
+fn this_program(root: &Path) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("kite").args(["oci", "--root"]).arg(root);
+    command
+}

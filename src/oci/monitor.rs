@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
@@ -17,9 +17,9 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, setsid};
 
-use super::console;
 use super::protocol::{self, PATIENCE, Reply, Request};
 use super::state::{Folder, PROCESSES, Status};
+use super::{console, this_program};
 use crate::host::exit_code::FAILED;
 use crate::host::lock::lock;
 use crate::host::messages;
@@ -110,9 +110,8 @@ fn wait_for_start(listener: &UnixListener, options: &Options<'_>) -> anyhow::Res
 /// Starts the machine.
 fn start(options: &Options<'_>) -> anyhow::Result<Child> {
     let folder = Folder::open(options.root, options.id)?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("kite").args(["oci", "--root"]).arg(options.root).args(["machine", options.id]);
-    let child = command.spawn().context("cannot start the machine's process")?;
+    let child = this_program(options.root).args(["machine", options.id]).spawn();
+    let child = child.context("cannot start the machine's process")?;
     let mut record = folder.record()?;
     record.status = Status::Running;
     folder.write_record(&record)?;
