@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Child;
@@ -31,8 +32,6 @@ use crate::spec::wire::{End, Terminal};
 
 /// How often something is looked at that does not report.
 const TICK: Duration = Duration::from_millis(2);
-/// How many bytes are read at once.
-const CHUNK: usize = 32 << 10;
 
 /// The process that a document or the words of a command line describe, in a container as its bundle has it.
 ///
@@ -238,29 +237,23 @@ fn feed(stream: &Mutex<UnixStream>, room: &Room) {
     }
 }
 
-fn receive(mut stream: UnixStream, room: &Room, to: &Sender<Frame>) {
-    let (mut frames, mut buffer) = (Frames::new(LONGEST_FROM_GUEST), vec![0; CHUNK]);
-    while let Ok(count @ 1..) = stream.read(&mut buffer) {
-        frames.feed(&buffer[..count]);
-        loop {
-            match frames.take() {
-                Ok(Some(frame)) if frame.kind == Kind::TakenStdin => {
-                    let mut bytes = lock(&room.bytes);
-                    *bytes = bytes.saturating_add(frame.as_number().unwrap_or_default() as usize).min(WINDOW);
-                    room.more.notify_all();
-                }
-                Ok(Some(frame)) => {
-                    // Of a guest that sends more than it may, no more is taken.
-                    let held = room.held.fetch_add(weight(&frame), Ordering::SeqCst);
-                    if held > 2 * WINDOW || to.send(frame).is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => break,
-                Err(_) => return,
-            }
+fn receive(stream: UnixStream, room: &Room, to: &Sender<Frame>) {
+    let take = |frame: Frame| {
+        if frame.kind == Kind::TakenStdin {
+            let mut bytes = lock(&room.bytes);
+            *bytes = bytes.saturating_add(frame.as_number().unwrap_or_default() as usize).min(WINDOW);
+            room.more.notify_all();
+            return ControlFlow::Continue(());
         }
-    }
+        // Of a guest that sends more than it may, no more is taken.
+        let held = room.held.fetch_add(weight(&frame), Ordering::SeqCst);
+        if held > 2 * WINDOW || to.send(frame).is_err() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    };
+    // A guest that makes no sense is one that has ended: nothing more comes.
+    let _ = Frames::new(LONGEST_FROM_GUEST).read(stream, take);
 }
 
 /// What a frame counts for among those that are held.

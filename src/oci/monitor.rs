@@ -2,8 +2,9 @@
 //! on what is asked of it, and ends as the container does.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
+use std::ops::ControlFlow;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -31,8 +32,6 @@ const GRACE: Duration = Duration::from_secs(3);
 const TICK: Duration = Duration::from_millis(5);
 /// How long a process's reader may not read: what it has not taken is bounded, and waits with it.
 const STUCK: Duration = Duration::from_secs(5);
-/// How many bytes are read at once.
-const CHUNK: usize = 32 << 10;
 /// How many may ask at once.
 const MOST_CLIENTS: usize = 1024;
 /// What a status adds to the number of a signal.
@@ -176,24 +175,16 @@ impl Machine {
                 Err(_) => sleep(TICK),
             }
         };
-        let Ok(mut reader) = stream.try_clone() else { return };
+        let Ok(reader) = stream.try_clone() else { return };
         let _ = stream.set_write_timeout(Some(PATIENCE));
         *lock(&self.guest) = Some(stream);
-        let (mut frames, mut buffer) = (Frames::new(LONGEST_FROM_GUEST), vec![0; CHUNK]);
-        while let Ok(count @ 1..) = reader.read(&mut buffer) {
-            frames.feed(&buffer[..count]);
-            loop {
-                match frames.take() {
-                    Ok(Some(frame)) => self.take(frame),
-                    Ok(None) => break,
-                    Err(_) => {
-                        messages::complain(
-                            "the guest makes no sense to the container's monitor, and is ended",
-                        );
-                        return self.end(Signal::SIGKILL as i32);
-                    }
-                }
-            }
+        let take = |frame| {
+            self.take(frame);
+            ControlFlow::Continue(())
+        };
+        if Frames::new(LONGEST_FROM_GUEST).read(reader, take).is_err() {
+            messages::complain("the guest makes no sense to the container's monitor, and is ended");
+            self.end(Signal::SIGKILL as i32);
         }
     }
 
@@ -326,25 +317,26 @@ impl Machine {
     }
 
     /// Carries what who started a process sends it. A process does not outlive who started it.
-    fn carry(&self, id: u32, mut stream: UnixStream) {
+    fn carry(&self, id: u32, stream: UnixStream) {
         let _ = stream.set_read_timeout(None);
-        let (mut frames, mut buffer) = (Frames::new(LONGEST_FROM_GUEST), vec![0; CHUNK]);
-        while let Ok(count @ 1..) = stream.read(&mut buffer) {
-            frames.feed(&buffer[..count]);
-            while let Ok(Some(frame)) = frames.take() {
-                let is_its = matches!(
-                    frame.kind,
-                    Kind::Stdin
-                        | Kind::StdinEnd
-                        | Kind::TakenStdout
-                        | Kind::TakenStderr
-                        | Kind::Signal
-                        | Kind::Resize
-                );
-                if is_its && self.tell(&Frame { id, ..frame }).is_err() {
-                    return;
-                }
-            }
+        let mut is_heard = true;
+        let pass = |frame: Frame| {
+            let is_its = matches!(
+                frame.kind,
+                Kind::Stdin
+                    | Kind::StdinEnd
+                    | Kind::TakenStdout
+                    | Kind::TakenStderr
+                    | Kind::Signal
+                    | Kind::Resize
+            );
+            is_heard = !is_its || self.tell(&Frame { id, ..frame }).is_ok();
+            if is_heard { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        // One that sends nonsense has gone.
+        let _ = Frames::new(LONGEST_FROM_GUEST).read(stream, pass);
+        if !is_heard {
+            return;
         }
         if lock(&self.clients).remove(&id).is_some() {
             let _ = self.tell(&Frame::number(Kind::Signal, id, Signal::SIGKILL as u32));

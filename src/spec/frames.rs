@@ -5,6 +5,8 @@
 //! So no stream waits for the reader of another, and nobody holds more than a window of it.
 
 use std::ffi::OsString;
+use std::io::Read;
+use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +25,8 @@ pub const PIECE: usize = 16 << 10;
 pub const LONGEST_TO_GUEST: usize = 4 << 20;
 /// The longest frame from the guest.
 pub const LONGEST_FROM_GUEST: usize = PIECE;
+/// How many bytes are read at once.
+pub const CHUNK: usize = 32 << 10;
 /// The bytes before those of a frame.
 const HEADER: usize = 9;
 
@@ -162,6 +166,42 @@ impl Frames {
         let Some(payload) = rest.get(..len).map(<[u8]>::to_vec) else { return Ok(None) };
         self.bytes.drain(..HEADER + len);
         Ok(Some(Frame { kind, id, payload }))
+    }
+
+    /// Takes more bytes, and hands `take` each frame that is whole now, until it has had enough.
+    ///
+    /// # Errors
+    /// One is none, or too long.
+    pub fn cut(
+        &mut self,
+        bytes: &[u8],
+        mut take: impl FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, NoFrame> {
+        self.feed(bytes);
+        while let Some(frame) = self.take()? {
+            if take(frame).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Hands `take` each frame that comes from `from`, until that ends or `take` has had enough.
+    ///
+    /// # Errors
+    /// One is none, or too long.
+    pub fn read(
+        mut self,
+        mut from: impl Read,
+        mut take: impl FnMut(Frame) -> ControlFlow<()>,
+    ) -> Result<(), NoFrame> {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if self.cut(&buffer[..count], &mut take)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -19,11 +20,9 @@ use super::super::child::not_started;
 use super::super::streams::{Ends, resize};
 use super::{prepare, process};
 use crate::host::lock::lock;
-use crate::spec::frames::{Frame, Frames, GuestProcess, Kind, LONGEST_TO_GUEST, OWN, PIECE, WINDOW};
+use crate::spec::frames::{CHUNK, Frame, Frames, GuestProcess, Kind, LONGEST_TO_GUEST, OWN, PIECE, WINDOW};
 use crate::spec::wire::{self, End};
 
-/// How much is read at once, in bytes.
-const CHUNK: usize = 32 << 10;
 /// How often a port is looked at that nobody has opened on the host.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -127,20 +126,17 @@ impl Processes {
         let mut frames = Frames::new(LONGEST_TO_GUEST);
         let mut buffer = vec![0; CHUNK];
         loop {
-            match port.read(&mut buffer) {
-                Ok(count @ 1..) => frames.feed(&buffer[..count]),
-                _ => {
-                    sleep(TICK);
-                    continue;
-                }
-            }
-            loop {
-                match frames.take() {
-                    Ok(Some(frame)) => self.take(frame),
-                    Ok(None) => break,
-                    // kite sends no such thing.
-                    Err(_) => return,
-                }
+            let Ok(count @ 1..) = port.read(&mut buffer) else {
+                sleep(TICK);
+                continue;
+            };
+            let take = |frame| {
+                self.take(frame);
+                ControlFlow::Continue(())
+            };
+            // kite sends no nonsense.
+            if frames.cut(&buffer[..count], take).is_err() {
+                return;
             }
         }
     }
