@@ -16,7 +16,7 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 /// other end.
 ///
 /// # Errors
-/// The host has no terminal left, or nobody listens.
+/// The host has no terminal left, or no engine listens.
 pub fn take(socket: &Path) -> anyhow::Result<()> {
     let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
         .context("there is no terminal left")?;

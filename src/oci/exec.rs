@@ -122,7 +122,7 @@ pub fn detached(
 /// Does what a process from [`detached`] does; answers the status.
 ///
 /// # Errors
-/// Those of [`carry`], or nobody listens at `console`.
+/// Those of [`carry`], or no engine listens at `console`.
 pub fn join(root: &Path, id: &str, name: &str, console: Option<&Path>) -> anyhow::Result<u8> {
     let folder = Folder::open(root, id)?;
     ensure!(name.starts_with("join-") && !name.contains('/'), "'{name}' is no file of a container's folder");
@@ -261,7 +261,7 @@ fn weight(frame: &Frame) -> usize {
     frame.payload.len().max(1)
 }
 
-/// Writes what comes until the process has ended. What nobody reads is taken, too.
+/// Writes what comes until the process has ended. Output without a reader is taken, too.
 fn follow(coming: &Receiver<Frame>, sender: &Mutex<UnixStream>, room: &Room) -> anyhow::Result<End> {
     for frame in coming {
         let taken = match frame.kind {

@@ -211,7 +211,7 @@ impl Machine {
         }
     }
 
-    /// Tells the guest something, once it can be told.
+    /// Sends the guest a frame, once there is a way to it.
     fn tell(&self, frame: &Frame) -> anyhow::Result<()> {
         let since = Instant::now();
         loop {

@@ -63,7 +63,7 @@ impl Status {
     }
 }
 
-/// What is known of a container: what `state` prints, and by what its monitor is told from a later process of that number.
+/// A container's record: what `state` prints, and what distinguishes its monitor from a later process of that number.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {

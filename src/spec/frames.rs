@@ -2,7 +2,7 @@
 //!
 //! A frame is a kind (one byte), the process's number and a length (32 bits each, little-endian), and so many bytes. Each
 //! stream of a process has a window: its sender may send so many bytes more than the receiver has said it has taken.
-//! So no stream waits for the reader of another, and nobody holds more than a window of it.
+//! So no stream waits for the reader of another, and no side holds more than a window of it.
 
 use std::ffi::OsString;
 use std::io::Read;

@@ -51,15 +51,15 @@ const CURRENT_COUNT: std::ops::Range<usize> = 0x390..0x394;
 /// Where the guest's driver has the used ring's index.
 const USED_INDEX: u64 = 0x22_2002;
 
-/// The host's end of a serial line that nobody is at.
-struct Nobody;
+/// The host's end of consoles without a reader.
+struct NoReader;
 
-impl Host for Nobody {
+impl Host for NoReader {
     fn output_ready(&self) {}
     fn input_wanted(&self) {}
 }
 
-impl console::Host for Nobody {
+impl console::Host for NoReader {
     fn output_ready(&self) {}
     fn changed(&self) {}
 }
@@ -93,8 +93,8 @@ impl Backends {
 
     /// A new device of each kind, for a machine with `ram`.
     fn devices(&self, ram: &GuestRam) -> Vec<Box<dyn VirtioDevice>> {
-        let hvc = Arc::new(Port::new("", Box::new(Nobody)).unwrap());
-        let port = Arc::new(Port::new("port", Box::new(Nobody)).unwrap());
+        let hvc = Arc::new(Port::new("", Box::new(NoReader)).unwrap());
+        let port = Arc::new(Port::new("port", Box::new(NoReader)).unwrap());
         let balloon = Balloon::new(Arc::new(Target::new().unwrap()));
         let stream = Stream::new(self.network.0.try_clone().unwrap(), None).unwrap();
         vec![
@@ -110,7 +110,7 @@ impl Backends {
     /// A machine of two vCPUs with every device, and its memory.
     fn machine(&self, kvm: &Kvm) -> (Machine, Arc<GuestRam>) {
         let ram = Arc::new(GuestRam::new(self.memory).unwrap());
-        let (console, devices) = (Box::new(Nobody), self.devices(&ram));
+        let (console, devices) = (Box::new(NoReader), self.devices(&ram));
         let machine =
             Machine::build(kvm, &self.spec(), ram.clone(), console, devices, &Timeline::default()).unwrap();
         (machine, ram)

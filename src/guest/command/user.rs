@@ -34,7 +34,7 @@ impl User {
     }
 }
 
-/// A file's text. A root folder without it has nobody but numbers.
+/// A file's text. A root folder without the file has users by number alone.
 fn read(path: &str) -> String {
     file::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

@@ -115,7 +115,7 @@ pub fn podman(fixture: &Fixture, name: &str) -> Result<String> {
         return Err(NotHere("there is no image with podman".to_owned()).into());
     }
     let kernel = kernel(name)?;
-    // Which driver a user's podman takes is its own choice: Debian's takes vfs unless it is told.
+    // Which driver a user's podman takes is its own choice: Debian's takes vfs by default.
     for (user, driver, inside) in [("root", "overlay\n", "0"), ("ann", "", "1000")] {
         let mut command = kite(fixture, &kernel)?;
         command.env("XDG_CACHE_HOME", fixture.file("cache"));

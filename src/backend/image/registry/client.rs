@@ -154,7 +154,7 @@ impl Client {
 pub(super) enum Trouble {
     /// The server speaks something else.
     NoTls,
-    /// Nobody who is trusted vouches for the server.
+    /// No trusted authority vouches for the server.
     Certificate,
 }
 

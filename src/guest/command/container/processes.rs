@@ -23,7 +23,7 @@ use crate::host::lock::lock;
 use crate::spec::frames::{CHUNK, Frame, Frames, GuestProcess, Kind, LONGEST_TO_GUEST, OWN, PIECE, WINDOW};
 use crate::spec::wire::{self, End};
 
-/// How often a port is looked at that nobody has opened on the host.
+/// How often a port is read that the host has not opened.
 const TICK: Duration = Duration::from_millis(10);
 
 /// The processes of a container.
@@ -118,7 +118,7 @@ impl Processes {
     }
 
     fn send(&self, frame: &Frame) {
-        // If kite does not listen any more, nobody does.
+        // Without kite there is no reader.
         let _ = lock(&self.0.port).write_all(&frame.encode());
     }
 
@@ -262,18 +262,18 @@ impl Processes {
             if stopped && !ready {
                 return;
             }
-            // A terminal that nobody has open any more is EIO.
+            // A terminal without any process reads as EIO.
             let Ok(count @ 1..) = from.read(&mut buffer[..most]) else { return };
             credit.take(count);
             self.send(&Frame { kind, id, payload: buffer[..count].to_vec() });
         }
     }
 
-    /// Feeds standard input until it ends, or nobody reads it.
+    /// Feeds standard input until it ends, or has no reader.
     fn carry_input(&self, id: u32, input: &Receiver<Vec<u8>>, to: OwnedFd) {
         let mut to = Some(File::from(to));
         for piece in input {
-            // What nobody reads is taken, too: its sender is not to wait.
+            // Input without a reader is taken, too: its sender does not wait.
             if to.as_mut().is_some_and(|file| file.write_all(&piece).is_err()) {
                 to = None;
             }
