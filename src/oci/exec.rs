@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Child;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -27,7 +27,9 @@ use crate::host::exit_code::{FAILED, NOT_EXECUTABLE, NOT_FOUND};
 use crate::host::lock::lock;
 use crate::host::messages;
 use crate::host::terminal::{self, RawTerminal};
-use crate::spec::frames::{Frame, Frames, GuestProcess, Kind, LONGEST_FROM_GUEST, OWN, PIECE, WINDOW};
+use crate::spec::frames::{
+    Frame, Frames, GuestProcess, Kind, LONGEST_FROM_GUEST, OWN, PIECE, WINDOW, Window,
+};
 use crate::spec::wire::{End, Terminal};
 
 /// How often something is looked at that does not report.
@@ -150,9 +152,8 @@ pub fn status(mut child: Child) -> anyhow::Result<u8> {
 
 /// What is on its way.
 struct Room {
-    /// How many bytes of standard input may be sent.
-    bytes: Mutex<usize>,
-    more: Condvar,
+    /// The window of standard input.
+    input: Window,
     /// How many bytes of outputs have come and are not written.
     held: AtomicUsize,
 }
@@ -169,7 +170,7 @@ pub fn carry(folder: &Folder, process: GuestProcess) -> anyhow::Result<u8> {
     let stream = protocol::ask(folder, &Request::Exec(Box::new(process)))?;
     stream.set_read_timeout(None)?;
     let sender = Arc::new(Mutex::new(stream.try_clone()?));
-    let room = Arc::new(Room { bytes: Mutex::new(WINDOW), more: Condvar::new(), held: AtomicUsize::new(0) });
+    let room = Arc::new(Room { input: Window::default(), held: AtomicUsize::new(0) });
     let (input, given) = (sender.clone(), room.clone());
     thread::Builder::new().spawn(move || feed(&input, &given)).context("cannot start a thread")?;
     if let Some(sizes) = sizes {
@@ -214,15 +215,10 @@ fn resize(stream: &Mutex<UnixStream>, sizes: &SignalFd) {
 fn feed(stream: &Mutex<UnixStream>, room: &Room) {
     let mut buffer = vec![0; PIECE];
     loop {
-        let mut bytes = lock(&room.bytes);
-        while *bytes == 0 {
-            bytes = room.more.wait(bytes).unwrap_or_else(PoisonError::into_inner);
-        }
-        let most = (*bytes).min(PIECE);
-        drop(bytes);
+        let most = room.input.wait().min(PIECE);
         match io::stdin().read(&mut buffer[..most]) {
             Ok(count @ 1..) => {
-                *lock(&room.bytes) -= count;
+                room.input.take(count);
                 let frame = Frame { kind: Kind::Stdin, id: OWN, payload: buffer[..count].to_vec() };
                 if send(stream, &frame).is_err() {
                     return;
@@ -240,9 +236,7 @@ fn feed(stream: &Mutex<UnixStream>, room: &Room) {
 fn receive(stream: UnixStream, room: &Room, to: &Sender<Frame>) {
     let take = |frame: Frame| {
         if frame.kind == Kind::TakenStdin {
-            let mut bytes = lock(&room.bytes);
-            *bytes = bytes.saturating_add(frame.as_number().unwrap_or_default() as usize).min(WINDOW);
-            room.more.notify_all();
+            room.input.give(frame.as_number().unwrap_or_default() as usize);
             return ControlFlow::Continue(());
         }
         // Of a guest that sends more than it may, no more is taken.

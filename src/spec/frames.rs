@@ -7,11 +7,13 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::ops::ControlFlow;
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
 use super::container::ProcessSpec;
 use super::wire::Terminal;
+use crate::host::lock::lock;
 
 /// The port.
 pub const PORT: &str = "kite.processes";
@@ -127,6 +129,42 @@ impl Frame {
         bytes.extend((self.payload.len() as u32).to_le_bytes());
         bytes.extend(&self.payload);
         bytes
+    }
+}
+
+/// The room in a stream's window: how many bytes its sender may send now.
+pub struct Window {
+    bytes: Mutex<usize>,
+    more: Condvar,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { bytes: Mutex::new(WINDOW), more: Condvar::new() }
+    }
+}
+
+impl Window {
+    /// Waits until there is room; answers how many bytes of it.
+    pub fn wait(&self) -> usize {
+        let mut bytes = lock(&self.bytes);
+        while *bytes == 0 {
+            bytes = self.more.wait(bytes).unwrap_or_else(PoisonError::into_inner);
+        }
+        *bytes
+    }
+
+    /// Takes room for what is sent.
+    pub fn take(&self, bytes: usize) {
+        let mut room = lock(&self.bytes);
+        *room = room.saturating_sub(bytes);
+    }
+
+    /// Gives room back for what the receiver has taken, and never more than a window has.
+    pub fn give(&self, bytes: usize) {
+        let mut room = lock(&self.bytes);
+        *room = room.saturating_add(bytes).min(WINDOW);
+        self.more.notify_all();
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::super::child::not_started;
 use super::super::streams::{Ends, resize};
 use super::{prepare, process};
 use crate::host::lock::lock;
-use crate::spec::frames::{CHUNK, Frame, Frames, GuestProcess, Kind, LONGEST_TO_GUEST, OWN, PIECE, WINDOW};
+use crate::spec::frames::{CHUNK, Frame, Frames, GuestProcess, Kind, LONGEST_TO_GUEST, OWN, PIECE, Window};
 use crate::spec::wire::{self, End};
 
 /// How often a port is read that the host has not opened.
@@ -46,42 +46,10 @@ struct Joined {
     /// What is for its standard input, until that ends.
     stdin: Option<Sender<Vec<u8>>>,
     /// What may be sent of its outputs.
-    credits: [Arc<Credit>; 2],
+    windows: [Arc<Window>; 2],
     /// Gets how it ended.
     end: Sender<End>,
     terminal: Option<Arc<File>>,
-}
-
-/// How many bytes of a stream may be sent.
-struct Credit {
-    bytes: Mutex<usize>,
-    more: Condvar,
-}
-
-impl Credit {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { bytes: Mutex::new(WINDOW), more: Condvar::new() })
-    }
-
-    fn add(&self, bytes: usize) {
-        let mut credit = lock(&self.bytes);
-        *credit = credit.saturating_add(bytes).min(WINDOW);
-        self.more.notify_all();
-    }
-
-    /// Waits until there is some; answers how much.
-    fn some(&self) -> usize {
-        let mut credit = lock(&self.bytes);
-        while *credit == 0 {
-            credit = self.more.wait(credit).unwrap_or_else(PoisonError::into_inner);
-        }
-        *credit
-    }
-
-    fn take(&self, bytes: usize) {
-        let mut credit = lock(&self.bytes);
-        *credit = credit.saturating_sub(bytes);
-    }
 }
 
 impl Processes {
@@ -157,8 +125,8 @@ impl Processes {
         match frame.kind {
             Kind::Stdin => _ = joined.stdin.as_ref().map(|stdin| stdin.send(frame.payload)),
             Kind::StdinEnd => joined.stdin = None,
-            Kind::TakenStdout => joined.credits[0].add(number as usize),
-            Kind::TakenStderr => joined.credits[1].add(number as usize),
+            Kind::TakenStdout => joined.windows[0].give(number as usize),
+            Kind::TakenStderr => joined.windows[1].give(number as usize),
             Kind::Signal => process::send_signal(joined.pid, number as i32),
             Kind::Resize => {
                 if let Some(terminal) = &joined.terminal {
@@ -202,17 +170,17 @@ impl Processes {
         };
         let (stdin, input) = channel();
         let (end, ended) = channel();
-        let credits = [Credit::new(), Credit::new()];
+        let windows = [Arc::<Window>::default(), Arc::<Window>::default()];
         let joined = Joined {
             pid: Pid::from_raw(child.id() as i32),
             stdin: Some(stdin),
-            credits: credits.clone(),
+            windows: windows.clone(),
             end,
             terminal: ends.terminal.clone(),
         };
         table.insert(id, joined);
         drop(table);
-        self.carry(id, ends, input, credits, ended)
+        self.carry(id, ends, input, windows, ended)
     }
 
     fn carry(
@@ -220,17 +188,17 @@ impl Processes {
         id: u32,
         ends: Ends,
         input: Receiver<Vec<u8>>,
-        credits: [Arc<Credit>; 2],
+        windows: [Arc<Window>; 2],
         ended: Receiver<End>,
     ) -> anyhow::Result<()> {
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?;
         let stop = Arc::new(stop);
         let mut outputs: Vec<JoinHandle<()>> = Vec::new();
-        for ((from, kind), credit) in ends.outputs.into_iter().zip([Kind::Stdout, Kind::Stderr]).zip(credits)
+        for ((from, kind), window) in ends.outputs.into_iter().zip([Kind::Stdout, Kind::Stderr]).zip(windows)
         {
             let Some(from) = from else { continue };
             let (this, stop) = (self.clone(), stop.clone());
-            let carry = move || this.carry_output(id, kind, File::from(from), &credit, &stop);
+            let carry = move || this.carry_output(id, kind, File::from(from), &window, &stop);
             outputs.push(thread::Builder::new().spawn(carry).context("cannot start a thread")?);
         }
         let this = self.clone();
@@ -248,10 +216,10 @@ impl Processes {
     }
 
     /// Carries an output to its end, or until `stop` and there is no more for now.
-    fn carry_output(&self, id: u32, kind: Kind, mut from: File, credit: &Credit, stop: &EventFd) {
+    fn carry_output(&self, id: u32, kind: Kind, mut from: File, window: &Window, stop: &EventFd) {
         let mut buffer = vec![0; PIECE];
         loop {
-            let most = credit.some().min(PIECE);
+            let most = window.wait().min(PIECE);
             let mut fds =
                 [PollFd::new(from.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
             let polled = poll(&mut fds, PollTimeout::NONE);
@@ -264,7 +232,7 @@ impl Processes {
             }
             // A terminal without any process reads as EIO.
             let Ok(count @ 1..) = from.read(&mut buffer[..most]) else { return };
-            credit.take(count);
+            window.take(count);
             self.send(&Frame { kind, id, payload: buffer[..count].to_vec() });
         }
     }
