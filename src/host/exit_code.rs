@@ -16,3 +16,8 @@ pub const NOT_EXECUTABLE: u8 = 126;
 pub const NOT_FOUND: u8 = 127;
 /// The guest crashed.
 pub const CRASHED: u8 = 255;
+
+/// What a process that a signal killed ends with: 128 and the signal's number, whatever a guest says that is.
+pub fn of_signal(signal: i32) -> u8 {
+    128 | (signal & 0x7f) as u8
+}

@@ -23,7 +23,7 @@ use super::protocol::{self, Request};
 use super::state::{Folder, Status};
 use super::{console, convert, this_program};
 use crate::host::atomic_file;
-use crate::host::exit_code::{FAILED, NOT_EXECUTABLE, NOT_FOUND};
+use crate::host::exit_code::{FAILED, NOT_EXECUTABLE, NOT_FOUND, of_signal};
 use crate::host::lock::lock;
 use crate::host::messages;
 use crate::host::terminal::{self, RawTerminal};
@@ -283,7 +283,7 @@ fn follow(coming: &Receiver<Frame>, sender: &Mutex<UnixStream>, room: &Room) -> 
 fn code(end: End) -> anyhow::Result<u8> {
     Ok(match end {
         End::Exited(code) => code,
-        End::Signalled(signal) => 128_u8.saturating_add(signal as u8),
+        End::Signalled(signal) => of_signal(signal),
         End::NotFound(why) => complained(&why, NOT_FOUND),
         End::NotExecutable(why) => complained(&why, NOT_EXECUTABLE),
         End::Failed(why) => complained(&why, FAILED),

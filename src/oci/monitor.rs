@@ -21,7 +21,7 @@ use nix::unistd::{Pid, setsid};
 use super::protocol::{self, PATIENCE, Reply, Request};
 use super::state::{Folder, PROCESSES, Status};
 use super::{console, this_program};
-use crate::host::exit_code::FAILED;
+use crate::host::exit_code::{FAILED, of_signal};
 use crate::host::lock::lock;
 use crate::host::messages;
 use crate::spec::frames::{Frame, Frames, GuestProcess, Kind, LONGEST_FROM_GUEST, OWN};
@@ -34,8 +34,6 @@ const TICK: Duration = Duration::from_millis(5);
 const STUCK: Duration = Duration::from_secs(5);
 /// How many may ask at once.
 const MOST_CLIENTS: usize = 1024;
-/// What a status adds to the number of a signal.
-const BY_SIGNAL: i32 = 128;
 
 /// What a monitor is started with.
 pub struct Options<'a> {
@@ -64,7 +62,7 @@ pub fn run(options: &Options<'_>) -> anyhow::Result<u8> {
     let listener = protocol::listen(&folder)?;
     let child = match wait_for_start(&listener, options)? {
         Ok(child) => child,
-        Err(signal) => return Ok((BY_SIGNAL + signal) as u8),
+        Err(signal) => return Ok(of_signal(signal)),
     };
     let machine = Arc::new(Machine::new(folder, child.id() as i32));
     let attended = machine.clone();
@@ -159,7 +157,7 @@ impl Machine {
         }
         let by = self.ended_by.load(Ordering::SeqCst);
         match ended {
-            _ if by != 0 => (BY_SIGNAL + by) as u8,
+            _ if by != 0 => of_signal(by),
             Ok(status) => code(status),
             Err(_) => FAILED,
         }
@@ -346,8 +344,6 @@ impl Machine {
 
 /// A status as a container's.
 fn code(status: ExitStatus) -> u8 {
-    status
-        .code()
-        .or_else(|| status.signal().map(|signal| BY_SIGNAL + signal))
-        .map_or(FAILED, |code| code as u8)
+    let code = status.code().map(|code| code as u8);
+    code.or_else(|| status.signal().map(of_signal)).unwrap_or(FAILED)
 }

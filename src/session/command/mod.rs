@@ -379,7 +379,7 @@ fn ended(end: wire::End) -> Outcome {
         // Whatever the guest says, it is no more than a byte.
         wire::End::Signalled(signal) => {
             let signal = signal & 0x7f;
-            return Outcome::new(128 + signal as u8, Ending::Signalled(signal));
+            return Outcome::new(exit_code::of_signal(signal), Ending::Signalled(signal));
         }
         wire::End::NotFound(what) => (exit_code::NOT_FOUND, Ending::NotFound, what),
         wire::End::NotExecutable(what) => (exit_code::NOT_EXECUTABLE, Ending::NotExecutable, what),
