@@ -181,6 +181,21 @@ fn is_ignored(signal: Signal) -> bool {
     asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
+/// Signals that a command gets once, and that end the machine when they come again.
+const INTERRUPTS: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
+
+/// Which interrupts have come.
+#[derive(Default)]
+pub struct Interrupts([bool; INTERRUPTS.len()]);
+
+impl Interrupts {
+    /// Whether this one has come before; nothing if it is no interrupt.
+    pub fn take(&mut self, signal: Signal) -> Option<bool> {
+        let at = INTERRUPTS.iter().position(|it| *it == signal)?;
+        Some(std::mem::replace(&mut self.0[at], true))
+    }
+}
+
 /// Whether the signal is about files or the terminal, and ends nothing.
 pub fn is_notice(signal: i32) -> bool {
     NOTICES.iter().any(|it| *it as i32 == signal)

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::host::atomic_file;
 use crate::host::messages;
-use crate::host::signals;
+use crate::host::signals::{self, Interrupts};
 use crate::host::terminal::Saved;
 use crate::spec::sandbox::SandboxSpec;
 
@@ -39,8 +39,6 @@ const BATCH: usize = 64;
 
 /// How long the VM process may take to end by a signal that was passed on to it.
 const GRACE: Duration = Duration::from_secs(10);
-/// What a command gets once, and what ends the machine when it comes again.
-const INTERRUPTS: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
 
 /// How the terminal was, if it is ours, for every way out.
 static TERMINAL: OnceLock<Saved> = OnceLock::new();
@@ -63,8 +61,7 @@ pub struct Supervisor {
     signals: SignalFd,
     /// Whether signals are the command's, which may go on after them.
     are_commands: bool,
-    /// Which of [`INTERRUPTS`] have come.
-    interrupted: [bool; INTERRUPTS.len()],
+    interrupts: Interrupts,
     /// The signal that kite ends by, once the VM process has ended.
     ends_by: Option<i32>,
     /// The first signal that was passed on to end the VM process, and when that has to have ended.
@@ -120,7 +117,7 @@ impl Supervisor {
             files,
             signals,
             are_commands,
-            interrupted: Default::default(),
+            interrupts: Interrupts::default(),
             ends_by: None,
             passed_on: None,
             end: None,
@@ -275,9 +272,8 @@ impl Supervisor {
             // A question is the machine's to answer, by its own name.
             Signal::SIGUSR1 if signals::are_asked() => _ = kill(self.vm, name),
             _ => {
-                let interrupt = INTERRUPTS.iter().position(|it| *it == name);
-                let again = interrupt.is_some_and(|at| std::mem::replace(&mut self.interrupted[at], true));
-                if name == Signal::SIGTERM || again || !self.are_commands {
+                let ends = name == Signal::SIGTERM || self.interrupts.take(name) == Some(true);
+                if ends || !self.are_commands {
                     self.passed_on.get_or_insert((signal, Instant::now() + GRACE));
                 }
                 let _ = signals::pass_on(self.vm, signal);

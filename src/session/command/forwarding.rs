@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::host::signals::Interrupts;
+
 /// How long a command may take that was asked to end; less than the supervisor gives the VM process.
 const GRACE: Duration = Duration::from_secs(8);
 /// Those that are passed on whenever they come.
 const ALWAYS: [Signal; 3] = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
-/// Those that are passed on once, and end kite when they come again.
-const ONCE: [Signal; 2] = [Signal::SIGINT, Signal::SIGQUIT];
 
 /// What becomes of signals.
 pub(super) struct Forwarding {
@@ -17,13 +17,12 @@ pub(super) struct Forwarding {
     stop_signal: i32,
     /// When the command was asked to end.
     asked: Option<Instant>,
-    /// Which of [`ONCE`] have come.
-    passed_on: [bool; ONCE.len()],
+    interrupts: Interrupts,
 }
 
 impl Forwarding {
     pub fn new(stop_signal: i32) -> Self {
-        Self { stop_signal, asked: None, passed_on: [false; ONCE.len()] }
+        Self { stop_signal, asked: None, interrupts: Interrupts::default() }
     }
 
     /// What the command gets for a signal, if it gets any.
@@ -34,8 +33,7 @@ impl Forwarding {
             self.asked.get_or_insert_with(Instant::now);
             return is_first.then_some(self.stop_signal);
         }
-        let index = ONCE.iter().position(|it| *it == signal);
-        let is_new = index.is_some_and(|index| !std::mem::replace(&mut self.passed_on[index], true));
+        let is_new = self.interrupts.take(signal) == Some(false);
         (is_new || ALWAYS.contains(&signal)).then_some(signal as i32)
     }
 
