@@ -287,9 +287,7 @@ fn rebase(options: &mut RunOptions, name: &str, folder: &Path) {
         }
         "image" => {
             if let Some(reference) = &mut command.image {
-                let mut image = ImageSpec::new(reference);
-                image.rebase(folder);
-                *reference = image.reference;
+                ImageSpec::rebase(reference, folder);
             }
         }
         "junit" => drop(command.junit.as_mut().map(join)),

@@ -108,13 +108,13 @@ impl ImageSpec {
         Ok(())
     }
 
-    /// Has a path begin at `folder`, if there is something of that name.
-    pub fn rebase(&mut self, folder: &Path) {
-        let colons = self.reference.rmatch_indices(':').map(|(at, _)| at);
-        let mut ends = std::iter::once(self.reference.len()).chain(colons);
-        let is_path = ends.any(|end| end > 0 && folder.join(&self.reference[..end]).exists());
-        if let Some(path) = folder.join(&self.reference).to_str().filter(|_| is_path) {
-            self.reference = path.to_owned();
+    /// Has `reference`, if it is a path of something in `folder`, begin there.
+    pub fn rebase(reference: &mut String, folder: &Path) {
+        let colons = reference.rmatch_indices(':').map(|(at, _)| at);
+        let mut ends = std::iter::once(reference.len()).chain(colons);
+        let is_path = ends.any(|end| end > 0 && folder.join(&reference[..end]).exists());
+        if let Some(path) = folder.join(&*reference).to_str().filter(|_| is_path) {
+            *reference = path.to_owned();
         }
     }
 }
@@ -194,7 +194,7 @@ impl CommandSpec {
     /// Has relative paths of the host's begin at `folder`.
     pub(super) fn rebase(&mut self, folder: &Path) {
         if let Some(RootSpec::Image(image)) = &mut self.root {
-            image.rebase(folder);
+            ImageSpec::rebase(&mut image.reference, folder);
         }
         let root = match &mut self.root {
             Some(RootSpec::Folder(path)) => Some(path),

@@ -142,7 +142,7 @@ impl Plan {
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let of_commands = matrix.command.iter_mut().filter_map(|command| command.image.as_mut());
-        of_commands.chain(&mut matrix.image).for_each(|image| *image = rebased(image, folder));
+        of_commands.chain(&mut matrix.image).for_each(|image| ImageSpec::rebase(image, folder));
         matrix.image = image.map(str::to_owned).or(matrix.image);
         Self::of(&matrix, folder, check).with_context(|| path.display().to_string())
     }
@@ -245,13 +245,6 @@ impl Command {
         let cell = Cell { kernel, command, arguments: Vec::new(), timeout: own.or(otherwise), fail_on_ktap };
         Ok((cell, self.timeout.as_deref()))
     }
-}
-
-/// An image, from the file's folder if it is a path.
-fn rebased(reference: &str, folder: &Path) -> String {
-    let mut image = ImageSpec::new(reference);
-    image.rebase(folder);
-    image.reference
 }
 
 /// `OPTION=PATH`, which holds for every path.
