@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::step::output;
+
 /// The root folder of this tree.
 pub fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
@@ -116,6 +118,15 @@ pub fn program(name: &str) -> Option<PathBuf> {
     let folders = std::env::split_paths(&path);
     let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     folders.chain(more).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// The SHA-256 of a file in hexadecimal digits, by the program that is faster than a build for tests.
+///
+/// # Errors
+/// It cannot be read.
+pub fn sha256(file: &Path) -> Result<String> {
+    let printed = output(Command::new("sha256sum").arg("--").arg(file))?;
+    Ok(printed.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// A command that runs `program` as root: by itself for root, through sudo for others.

@@ -7,7 +7,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::guest;
 use crate::host;
 use crate::qemu;
 use crate::setup::{Kernel, Setup};
+use crate::step::output;
 
 /// What QEMU says when TCG trips over its own lock, which it rarely does in nested runs.
 const TCG_ABORT: &str = "tcg_handle_interrupt: assertion failed: (bql_locked())";
@@ -70,6 +71,21 @@ impl Lab {
         let timeout = Duration::from_secs(600);
         let (silence, append) = (Duration::MAX, String::new());
         Ok(Self { kernel, memory: 6144, cpus: 1, icount: false, out: None, timeout, silence, append })
+    }
+
+    /// Runs a command on this host where its KVM has hardware behind it, or else in the lab; answers its standard output.
+    ///
+    /// # Errors
+    /// Set-up fails, or the command.
+    pub fn captured(setup: &mut Setup, argv: &[OsString]) -> Result<String> {
+        if host::hardware_kvm().is_ok() {
+            return output(Command::new(&argv[0]).args(&argv[1..]));
+        }
+        let mut stdout = Vec::new();
+        let status = Self::new(setup)?.run(argv, &mut stdout, &mut io::stderr())?;
+        let said = String::from_utf8_lossy(&stdout).into_owned();
+        ensure!(status == 0, "the lab ended with {status}: {said}");
+        Ok(said)
     }
 
     /// Runs a command in this process's folder and environment; answers its exit status, 128 and more for a

@@ -2,16 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::host;
 use crate::lab::Lab;
 use crate::setup::{Kernel, Setup};
-use crate::step::{output, step};
+use crate::step::step;
 use crate::test::build_kite;
 
 /// Where the picture is.
@@ -65,13 +64,7 @@ fn said(setup: &mut Setup, kite: &Path, kernel: &Kernel) -> Result<String> {
     let named = format!("KITE_KERNEL={}", kernel.bz_image().display());
     let words = ["env", &path, &named, "bash", "-c", RUN, "bash"].into_iter().chain(COMMANDS);
     let words: Vec<OsString> = words.map(OsString::from).collect();
-    if host::hardware_kvm().is_ok() {
-        return output(Command::new(&words[0]).args(&words[1..]));
-    }
-    let (mut stdout, lab) = (Vec::new(), Lab::new(setup)?);
-    let status = lab.run(&words, &mut stdout, &mut io::stderr())?;
-    ensure!(status == 0, "the lab ended with {status}");
-    Ok(String::from_utf8_lossy(&stdout).replace('\r', ""))
+    Ok(Lab::captured(setup, &words)?.replace('\r', ""))
 }
 
 /// A line of the terminal: when it appears, and whether it is a prompt.

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::host::sha256;
 use crate::step::output;
 
 /// Writes the archive of an image with this layer and configuration.
@@ -23,10 +24,10 @@ pub fn save(layer: &Path, config: &Value, archive: &Path) -> Result<()> {
     fs::hard_link(layer, &inside)
         .or_else(|_| fs::copy(layer, &inside).map(drop))
         .context("adding the layer")?;
-    let rootfs = json!({ "type": "layers", "diff_ids": [digest(layer)?] });
+    let rootfs = json!({ "type": "layers", "diff_ids": [format!("sha256:{}", sha256(layer)?)] });
     let config = json!({ "architecture": "amd64", "os": "linux", "rootfs": rootfs, "config": config });
     fs::write(saved.join("config"), config.to_string()).context("writing the configuration")?;
-    let name = digest(&saved.join("config"))?.replace("sha256:", "") + ".json";
+    let name = sha256(&saved.join("config"))? + ".json";
     fs::rename(saved.join("config"), saved.join(&name)).context("naming the configuration")?;
     let manifest = json!([{ "Config": name, "RepoTags": ["image:latest"], "Layers": ["layer/layer.tar"] }]);
     fs::write(saved.join("manifest.json"), manifest.to_string()).context("writing the manifest")?;
@@ -45,9 +46,4 @@ pub fn pack(folder: &Path, archive: &Path) -> Result<()> {
         .arg(archive)
         .arg(".");
     output(&mut tar).map(drop)
-}
-
-fn digest(file: &Path) -> Result<String> {
-    let printed = output(Command::new("sha256sum").arg(file))?;
-    Ok(format!("sha256:{}", printed.split_whitespace().next().unwrap_or_default()))
 }

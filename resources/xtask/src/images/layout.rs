@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use flate2::Compression;
@@ -11,7 +10,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::step::output;
+use crate::host::sha256;
 
 /// A layer: the archive, and the blob that it is in.
 pub struct Layer {
@@ -68,20 +67,14 @@ pub fn write_stored(folder: PathBuf, layers: &[Stored<'_>]) -> Result<PathBuf> {
     let blobs = make_blobs(&folder)?;
     let (mut described, mut diff_ids) = (Vec::new(), Vec::new());
     for layer in layers {
-        let hex = hex_of(&layer.blob)?;
-        diff_ids.push(format!("sha256:{}", hex_of(&layer.archive)?));
+        let hex = sha256(&layer.blob)?;
+        diff_ids.push(format!("sha256:{}", sha256(&layer.archive)?));
         let size = fs::metadata(&layer.blob).context("looking at a blob")?.len();
         fs::rename(&layer.blob, blobs.join(&hex)).context("moving a blob")?;
         let digest = format!("sha256:{hex}");
         described.push(json!({ "mediaType": media_type(layer.kind), "digest": digest, "size": size }));
     }
     write_documents(folder, &blobs, &described, &diff_ids)
-}
-
-/// The SHA-256 of a file, by the program that is faster than a build for tests.
-fn hex_of(file: &Path) -> Result<String> {
-    let said = output(Command::new("sha256sum").arg("--").arg(file))?;
-    Ok(said.split(' ').next().unwrap_or_default().to_owned())
 }
 
 fn make_blobs(folder: &Path) -> Result<PathBuf> {

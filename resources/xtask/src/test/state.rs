@@ -1,17 +1,13 @@
 //! A Linux guest that is saved and loaded, by a test of the library that is run where KVM can run Linux.
 
 use std::ffi::OsString;
-use std::io;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use super::native::Programs;
 use crate::guest::job;
-use crate::host;
 use crate::lab::Lab;
 use crate::setup::Setup;
-use crate::step::output;
 
 /// The program of the test, and its name.
 const TEST: (&str, &str) =
@@ -47,13 +43,7 @@ pub fn run(setup: &mut Setup) -> Result<()> {
     argv.extend([set("STATE_INITRD", &initrd), set("STATE_DISK", &debian.disk())]);
     argv.push(programs.test(program)?.into());
     argv.extend(["--exact", name].map(OsString::from));
-    let said = if host::hardware_kvm().is_ok() {
-        output(Command::new(&argv[0]).args(&argv[1..]))?
-    } else {
-        let mut stdout = Vec::new();
-        Lab::new(setup)?.run(&argv, &mut stdout, &mut io::stderr())?;
-        String::from_utf8_lossy(&stdout).into_owned()
-    };
+    let said = Lab::captured(setup, &argv)?;
     ensure!(said.contains("test result: ok. 1 passed"), "{name} has not passed: {said}");
     Ok(())
 }
