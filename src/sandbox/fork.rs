@@ -31,19 +31,22 @@ pub(super) struct Apart {
 }
 
 /// What each of the two processes has of the other.
-pub(super) enum Forked {
-    /// The supervisor: the VM process, and what it sends.
-    Supervisor(Pid, Inbox),
+pub(super) enum Forked<T> {
+    /// The supervisor: what it has got ready, the VM process, and what that sends.
+    Supervisor(T, Pid, Inbox),
     /// The VM process: how it is, why not better, and the way to the supervisor.
     Vm(Apart, Option<Errno>, VmEnd),
 }
 
-/// Forks this process, which has one thread; into namespaces if they are `wanted`. The VM process is handed to `place`
-/// before it does anything. Either ends with the other.
+/// Forks this process, which has one thread; into namespaces if they are `wanted`. The supervisor gets `ready` for the VM
+/// process before that does anything, so that of the two only one reports what the host lacks. Either ends with the other.
 ///
 /// # Errors
-/// The host has no process left, or `place` fails.
-pub(super) fn fork(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>) -> anyhow::Result<Forked> {
+/// The host has no process left, or `ready` fails.
+pub(super) fn fork<T>(
+    wanted: bool,
+    ready: impl FnOnce(Pid) -> anyhow::Result<T>,
+) -> anyhow::Result<Forked<T>> {
     let (supervisor, vm) = channel::pair()?;
     // Ignored, as kite may have been started with it, it would have the kernel drop the VM process's exit status.
     reset(Signal::SIGCHLD)?;
@@ -51,10 +54,10 @@ pub(super) fn fork(wanted: bool, place: impl FnOnce(Pid) -> anyhow::Result<()>) 
     match child {
         Some((child, all_users)) => {
             drop(vm);
-            place(child).inspect_err(|_| end(child))?;
+            let ready = ready(child).inspect_err(|_| end(child))?;
             let inbox = Inbox::new(supervisor);
             inbox.reply(&ToVm::Begin { all_users });
-            Ok(Forked::Supervisor(child, inbox))
+            Ok(Forked::Supervisor(ready, child, inbox))
         }
         None => {
             drop(supervisor);

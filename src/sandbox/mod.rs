@@ -77,10 +77,11 @@ pub fn fork(
         let apart = Apart { user: false, others: false, all_users: true };
         return Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks)));
     }
-    match fork::fork(options.wants(Layer::Namespaces), |vm| cleanup.place(vm))? {
-        Forked::Supervisor(vm, inbox) => {
+    let ready = |vm| cleanup.place(vm).and_then(|()| supervisor::take_signals());
+    match fork::fork(options.wants(Layer::Namespaces), ready)? {
+        Forked::Supervisor(signals, vm, inbox) => {
             let cleanup = std::mem::take(cleanup);
-            let supervisor = Supervisor::new(options, inherited, cleanup, vm, inbox)?;
+            let supervisor = Supervisor::new(options, inherited, cleanup, signals, vm, inbox);
             Ok(Fork::Supervisor(Box::new(supervisor)))
         }
         Forked::Vm(apart, refusal, end) => {

@@ -81,33 +81,18 @@ pub enum ProcessEnd {
 }
 
 impl Supervisor {
-    /// Of a process that has one thread: a second one would take signals away.
-    ///
-    /// # Errors
-    /// The host refuses a descriptor.
+    /// Of a process that has one thread and has taken the `signals`.
     pub(super) fn new(
         options: SandboxSpec,
         inherited: InheritedFds,
         cleanup: Cleanup,
+        signals: SignalFd,
         vm: Pid,
         inbox: Inbox,
-    ) -> anyhow::Result<Self> {
+    ) -> Self {
         let files = FileProxy::new(atomic_file::places());
-        let signals = take_signals()?;
-        // Where the host has no such device, a pipe without another end will do.
-        let null = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-        let null = null.or_else(|_| io::pipe().map(|(_, writer)| writer.into()));
-        let null = null.context("cannot let go of standard output")?;
-        // A core dump, where one is wanted, is the VM process's.
-        setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot forbid core dumps")?;
-        if let Some(terminal) = Saved::now() {
-            // A process forks once.
-            let _ = TERMINAL.set(terminal);
-        }
-        // They are the VM process's: a reader at the other end sees when that closes them.
-        dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).context("cannot let go of standard output")?;
         let are_commands = cleanup.passes_signals_on;
-        Ok(Self {
+        Self {
             options,
             inherited,
             cleanup,
@@ -121,7 +106,7 @@ impl Supervisor {
             ends_by: None,
             passed_on: None,
             end: None,
-        })
+        }
     }
 
     /// Attends the VM process to its end, and then removes what the machine had on the host.
@@ -325,8 +310,29 @@ fn needed(needs: seccomp::SupervisorNeeds) -> u64 {
     folders | if needs.groups { KILL } else { 0 }
 }
 
+/// Takes over from the VM process what is the supervisor's, and gives it the rest: standard input and output, and a core
+/// dump, where one is wanted. This process has one thread: a second one would take signals away.
+///
+/// # Errors
+/// The host refuses a descriptor.
+pub(super) fn take_signals() -> anyhow::Result<SignalFd> {
+    let signals = signal_fd()?;
+    // Where the host has no such device, a pipe without another end will do.
+    let null = File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+    let null = null.or_else(|_| io::pipe().map(|(_, writer)| writer.into()));
+    let null = null.context("cannot let go of standard output")?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("cannot forbid core dumps")?;
+    if let Some(terminal) = Saved::now() {
+        // A process forks once.
+        let _ = TERMINAL.set(terminal);
+    }
+    // A reader at the other end sees when the VM process closes them.
+    dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).context("cannot let go of standard output")?;
+    Ok(signals)
+}
+
 /// Takes over the signals that are passed on, and those that stop the machine, too.
-fn take_signals() -> anyhow::Result<SignalFd> {
+fn signal_fd() -> anyhow::Result<SignalFd> {
     let mut waited = signals::ending();
     for signal in [Signal::SIGCHLD, Signal::SIGTSTP, Signal::SIGTTOU] {
         waited.add(signal);
