@@ -194,7 +194,7 @@ struct Exec {
     /// Set a variable, NAME=VALUE; may be given more than once
     #[arg(short, long, value_name = "VARIABLE")]
     env: Vec<String>,
-    /// Who runs it, UID[:GID]
+    /// Who runs it, as UID or UID:GID
     #[arg(short, long, value_name = "USER", value_parser = user)]
     user: Option<(u32, Option<u32>)>,
     /// Is accepted as other runtimes have it: a machine has no descriptors of the host
