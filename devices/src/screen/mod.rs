@@ -23,8 +23,8 @@ pub use input::{ABS_MAX, Button, Input, InputSink};
 pub use pixels::{PixelMemory, Pixels};
 pub use viewer::{Look, Viewer};
 
-/// The most pixels that a row or a column has.
-pub const MOST: u32 = 4096;
+/// The most pixels that a row or a column has: what a detailed timing of EDID has room for.
+pub const MOST: u32 = 4095;
 /// The most viewers at a time.
 const MOST_VIEWERS: usize = 16;
 /// The width and the height of a cursor in pixels (virtio 1.2 §5.7.6.10).
@@ -96,6 +96,11 @@ impl Surface {
         outside.fill(0);
     }
 
+    /// A picture that is black.
+    pub fn black(size: Size) -> Self {
+        Self::new(size, 0, 0, Arc::new(PixelMemory::default()))
+    }
+
     /// The rows in which any of these pixels is.
     fn rows_of(&self, pixels: &Range<usize>) -> Range<u32> {
         let stride = self.stride.max(1);
@@ -127,6 +132,8 @@ pub struct Screen {
 
 /// What is locked for moments only: never while pixels are read.
 struct State {
+    /// What is there before a driver puts up something else, and after it is gone.
+    base: Arc<Surface>,
     surface: Arc<Surface>,
     /// How often something has changed.
     change: u64,
@@ -148,8 +155,10 @@ impl Screen {
     /// # Errors
     /// The process has no descriptor left.
     pub fn new(size: Size) -> io::Result<Self> {
+        let black = Arc::new(Surface::black(size));
         let state = State {
-            surface: Arc::new(Surface::new(size, 0, 0, Arc::new(PixelMemory::new(0)))),
+            base: black.clone(),
+            surface: black,
             change: 0,
             put_up: 0,
             rows: vec![0; size.height as usize],
@@ -161,13 +170,25 @@ impl Screen {
         Ok(Self { state: state.into(), resizable: AtomicBool::new(false), wished: event()? })
     }
 
+    /// Puts up the picture that a machine begins with: the board's side.
+    pub fn begin(&self, surface: Arc<Surface>) {
+        let mut state = self.lock();
+        state.base = surface.clone();
+        state.put_up(surface);
+    }
+
     /// Puts up another picture: a device's side.
     pub fn put_up(&self, surface: Arc<Surface>) {
+        self.lock().put_up(surface);
+    }
+
+    /// Puts up the picture of the beginning again: a device's side.
+    pub fn take_down(&self) {
         let mut state = self.lock();
-        state.put_up = state.next_change();
-        state.rows = vec![0; surface.size.height as usize];
-        state.surface = surface;
-        state.wake();
+        if !Arc::ptr_eq(&state.base, &state.surface) {
+            let base = state.base.clone();
+            state.put_up(base);
+        }
     }
 
     /// Says that `rows` of `surface` have been drawn, if that is up: a device's side.
@@ -217,6 +238,11 @@ impl Screen {
         takes
     }
 
+    /// What is up now, for one look that need not know what has changed.
+    pub fn surface(&self) -> Arc<Surface> {
+        self.lock().surface.clone()
+    }
+
     /// Begins to look.
     ///
     /// # Errors
@@ -234,6 +260,13 @@ impl State {
     fn next_change(&mut self) -> u64 {
         self.change += 1;
         self.change
+    }
+
+    fn put_up(&mut self, surface: Arc<Surface>) {
+        self.put_up = self.next_change();
+        self.rows = vec![0; surface.size.height as usize];
+        self.surface = surface;
+        self.wake();
     }
 
     fn draw(&mut self, ranges: &[Range<u32>]) {

@@ -1,5 +1,6 @@
 //! Where pixels are.
 
+use std::collections::TryReserveError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,23 +20,19 @@ pub trait Pixels: Send + Sync {
 }
 
 /// Pixels in memory of the host.
-#[derive(Debug)]
-pub struct PixelMemory(Box<[AtomicU32]>);
+#[derive(Debug, Default)]
+pub struct PixelMemory(Vec<AtomicU32>);
 
 impl PixelMemory {
     /// So many black pixels.
-    pub fn new(count: usize) -> Self {
-        Self((0..count).map(|_| AtomicU32::new(0)).collect())
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    ///
+    /// # Errors
+    /// The host has no room for them.
+    pub fn new(count: usize) -> Result<Self, TryReserveError> {
+        let mut pixels = Vec::new();
+        pixels.try_reserve_exact(count)?;
+        pixels.resize_with(count, AtomicU32::default);
+        Ok(Self(pixels))
     }
 
     /// Writes pixels from number `at` on; what does not fit is dropped.

@@ -19,7 +19,7 @@ fn readable(fd: BorrowedFd<'_>) -> bool {
 
 /// A picture on which each pixel is its number in the memory, with a stride of 5 from pixel 2 on.
 fn picture() -> Arc<Surface> {
-    let memory = PixelMemory::new(2 + 5 * 8);
+    let memory = PixelMemory::new(2 + 5 * 8).unwrap();
     memory.write(0, 0..100);
     Arc::new(Surface::new(SIZE, 2, 5, Arc::new(memory)))
 }
@@ -61,10 +61,26 @@ fn another_picture_replaces_all_rows() {
     let mut viewer = screen.attach().unwrap();
     viewer.look();
     let small = Size { width: 2, height: 2 };
-    screen.put_up(Arc::new(Surface::new(small, 0, 0, Arc::new(PixelMemory::new(0)))));
+    screen.put_up(Arc::new(Surface::black(small)));
     assert!(readable(viewer.changed()));
     let look = viewer.look();
     assert_eq!((look.replaced, look.rows, look.surface.size()), (true, vec![0..2], small));
+}
+
+#[test]
+fn what_a_driver_puts_up_comes_down_to_what_the_machine_began_with() {
+    let screen = screen();
+    let mut viewer = screen.attach().unwrap();
+    let base = picture();
+    screen.begin(base.clone());
+    screen.take_down();
+    assert!(viewer.look().replaced);
+    screen.take_down();
+    assert!(!viewer.look().replaced);
+    screen.put_up(Arc::new(Surface::black(SIZE)));
+    screen.take_down();
+    let look = viewer.look();
+    assert!(look.replaced && Arc::ptr_eq(&look.surface, &base));
 }
 
 #[test]
@@ -77,7 +93,7 @@ fn pixels_are_read_by_row_and_are_black_outside() {
         picture.read(x, y, &mut row);
         assert_eq!(row, [0; 6], "{x} {y}");
     }
-    let huge = Surface::new(SIZE, usize::MAX, usize::MAX, Arc::new(PixelMemory::new(1)));
+    let huge = Surface::new(SIZE, usize::MAX, usize::MAX, Arc::new(PixelMemory::new(1).unwrap()));
     huge.read(1, 1, &mut row);
     assert_eq!(row, [0; 6]);
 }
@@ -155,8 +171,8 @@ fn a_position_reaches_from_edge_to_edge() {
 }
 
 #[test]
-fn a_size_has_sides_of_1_to_4096() {
-    assert_eq!(Size::new(1, MOST).map(Size::area), Some(4096));
+fn a_size_has_sides_of_1_to_4095() {
+    assert_eq!(Size::new(1, MOST).map(Size::area), Some(4095));
     for (width, height) in [(0, 1), (1, 0), (MOST + 1, 1), (1, u32::MAX)] {
         assert_eq!(Size::new(width, height), None);
     }
