@@ -9,6 +9,7 @@ mod copies;
 mod core;
 mod device;
 pub mod fs;
+pub mod gpu;
 pub mod net;
 pub mod pool;
 pub mod queue;
