@@ -10,6 +10,7 @@ mod core;
 mod device;
 pub mod fs;
 pub mod gpu;
+pub mod input;
 pub mod net;
 pub mod pool;
 pub mod queue;

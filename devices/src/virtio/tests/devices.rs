@@ -6,17 +6,21 @@ use std::io;
 use std::sync::{Arc, OnceLock, Weak};
 
 use crate::GuestMemory;
+use crate::device::{self, State};
+use crate::screen::{Input, InputSink, Screen, Size};
 use crate::virtio::balloon::{Balloon, Target};
 use crate::virtio::block::Block;
 use crate::virtio::block::disk::Disk;
 use crate::virtio::block::engine;
 use crate::virtio::console::{Console, Host, INPUT_LIMIT, Port};
 use crate::virtio::fs::{Fs, Share};
+use crate::virtio::gpu::Gpu;
+use crate::virtio::input::{InputDevice, Inputs};
 use crate::virtio::net::{Backend, HEADER, Net, Room};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::devices::{Echo, Later};
 use crate::virtio::testing::{Driver, every_queue_serves, queue_serves};
-use crate::virtio::{Chain, Source, VirtioDevice};
+use crate::virtio::{Chain, Error, Kind, Queues, Source, VirtioDevice};
 
 /// A device under attack.
 pub struct Device {
@@ -36,7 +40,7 @@ impl Device {
     }
 }
 
-pub const DEVICES: [Device; 8] = [
+pub const DEVICES: [Device; 10] = [
     Device { name: "rng", make: |_| Box::new(Rng), request: every_queue_serves, fills: |room| room },
     Device {
         name: "echo",
@@ -61,6 +65,14 @@ pub const DEVICES: [Device; 8] = [
         make: fs,
         request: every_queue_serves,
         fills: |room| if room < 16 { 0 } else { 16 },
+    },
+    // What is too short to be a command is refused by a header of 24 bytes.
+    Device { name: "gpu", make: gpu, request: every_queue_serves, fills: |room| room.min(24) },
+    Device {
+        name: "input",
+        make: input,
+        request: every_queue_serves,
+        fills: |room| if room < 8 { 0 } else { 8 },
     },
     // No packet's header fits.
     Device { name: "net", make: net, request: every_queue_serves, fills: |_| 0 },
@@ -118,6 +130,74 @@ fn console(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
     let port = Arc::new(Port::new("", Box::new(Typist(Arc::clone(&place)))).expect("the host has files"));
     place.set(Arc::downgrade(&port)).expect("it is set once");
     Box::new(Console::new(Some(port), Vec::new()))
+}
+
+fn gpu(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+    let size = Size::new(1024, 768).expect("a screen can have it");
+    Box::new(Gpu::new(Arc::new(Screen::new(size).expect("the host has files"))))
+}
+
+/// A pointer whose wheel turns whenever it is served.
+struct Turning(InputDevice, Inputs);
+
+impl VirtioDevice for Turning {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn kind(&self) -> Kind {
+        self.0.kind()
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        self.0.queue_sizes()
+    }
+
+    fn config(&self) -> &[u8] {
+        self.0.config()
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.0.write_config(offset, data);
+    }
+
+    fn sources(&self) -> Vec<Source<'_>> {
+        self.0.sources()
+    }
+
+    fn negotiated(&mut self, features: u64) {
+        self.0.negotiated(features);
+    }
+
+    fn serve(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
+        if index == 0 {
+            // Two events each: enough for every buffer that the queue can hold.
+            self.1.send(&[Input::Wheel { vertical: 1, horizontal: 1 }; 32]);
+        }
+        self.0.serve(index, queues)
+    }
+
+    fn serve_source(&mut self, index: usize, queues: &mut Queues<'_>) -> Result<(), Error> {
+        self.0.serve_source(index, queues)
+    }
+
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+
+    fn save(&self) -> Result<State, device::Error> {
+        self.0.save()
+    }
+
+    fn load(&mut self, state: State) -> Result<(), device::Error> {
+        self.0.load(state)
+    }
+}
+
+fn input(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
+    let inputs = Inputs::new().expect("the host has files");
+    let [_, pointer] = inputs.devices();
+    Box::new(Turning(pointer, inputs))
 }
 
 /// Has a packet whenever it is asked for one, and takes all that are sent.
