@@ -53,6 +53,9 @@ pub const VIRTIO_GSI: u32 = 5;
 /// How many virtio devices there can be: the I/O APIC has 24 lines.
 pub const VIRTIO_MAX: u32 = 24 - VIRTIO_GSI;
 
+/// The first pixel of the frame buffer; there is room for 64 MiB.
+pub const FRAME_BUFFER: u64 = 0xe000_0000;
+
 /// The I/O APIC's registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Every local APIC's registers.

@@ -112,6 +112,7 @@ mod tests {
         module: "env",
         rsdp: None,
         ram: 5 * GIB,
+        frame_buffer: None,
     };
 
     #[test]

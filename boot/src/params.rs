@@ -1,12 +1,13 @@
 //! Boot parameters: the memory map, and what tells the kernel where command line, initrd and ACPI tables are.
 
-use linux_loader::bootparam::{boot_e820_entry, boot_params};
+use linux_loader::bootparam::{boot_e820_entry, boot_params, screen_info};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryError};
 
 use crate::kernel::{Image, Protocol};
 use crate::layout::{
-    ACPI_END, CMDLINE, HIGH_MEMORY, HIGH_RAM_START, LOW_RAM_END, LOW_TABLES, PVH_INFO, ZERO_PAGE,
+    ACPI_END, CMDLINE, FRAME_BUFFER, HIGH_MEMORY, HIGH_RAM_START, LOW_RAM_END, LOW_TABLES, PVH_INFO,
+    ZERO_PAGE,
 };
 use crate::{GuestMemory, multiboot};
 
@@ -62,6 +63,53 @@ pub struct Params<'a> {
     pub rsdp: Option<u64>,
     /// The guest's RAM in bytes.
     pub ram: u64,
+    /// What it can draw on from its first line on. The PVH protocol has no room to say so.
+    pub frame_buffer: Option<FrameBuffer>,
+}
+
+/// A linear frame buffer at [`FRAME_BUFFER`], of 32 bits a pixel: blue, green, red, and a byte that is nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameBuffer {
+    /// Pixels of a row, below 16384; rows follow each other without a gap.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+impl FrameBuffer {
+    /// The length in bytes.
+    pub fn len(self) -> u64 {
+        u64::from(self.width) * u64::from(self.height) * 4
+    }
+
+    /// Whether it has no pixel.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// What says so in the zero page (Linux `include/uapi/linux/screen_info.h`): as an EFI's, whose driver asks for no more
+    /// than memory.
+    fn describe(self) -> screen_info {
+        const VIDEO_TYPE_EFI: u8 = 0x70;
+        screen_info {
+            orig_video_isVGA: VIDEO_TYPE_EFI,
+            lfb_width: self.width,
+            lfb_height: self.height,
+            lfb_depth: 32,
+            // Both fit: it ends below 4 GiB.
+            lfb_base: FRAME_BUFFER as u32,
+            lfb_size: self.len() as u32,
+            lfb_linelength: 4 * self.width,
+            blue_size: 8,
+            green_size: 8,
+            green_pos: 8,
+            red_size: 8,
+            red_pos: 16,
+            rsvd_size: 8,
+            rsvd_pos: 24,
+            ..Default::default()
+        }
+    }
 }
 
 impl Params<'_> {
@@ -104,6 +152,7 @@ impl Params<'_> {
             params.hdr.ramdisk_size = len as u32;
         }
         params.acpi_rsdp_addr = self.rsdp.unwrap_or(0);
+        params.screen_info = self.frame_buffer.map(FrameBuffer::describe).unwrap_or_default();
         let map = memory_map(self.ram);
         params.e820_entries = map.len() as u8;
         for (entry, range) in params.e820_table.iter_mut().zip(&map) {
@@ -176,6 +225,7 @@ mod tests {
         module: "",
         rsdp: Some(0xe_0000),
         ram: 5 * GIB,
+        frame_buffer: None,
     };
 
     fn get<T: ByteValued>(memory: &GuestMemory, at: u64) -> T {
@@ -208,6 +258,25 @@ mod tests {
                 assert_eq!(get::<[u64; 2]>(&memory, entry), [range.start, range.len]);
                 assert_eq!(get::<u32>(&memory, entry + 16), range.kind);
             }
+        }
+    }
+
+    #[test]
+    fn the_zero_page_says_where_the_frame_buffer_is() {
+        let [bzimage, elf, _] = crate::kernel::tests::images();
+        for image in [bzimage, elf] {
+            let memory = memory();
+            let page = PARAMS.write(&memory, &image).unwrap();
+            assert_eq!(get::<[u64; 8]>(&memory, page), [0; 8]);
+            let frame_buffer = Some(FrameBuffer { width: 1366, height: 768 });
+            Params { frame_buffer, ..PARAMS }.write(&memory, &image).unwrap();
+            assert_eq!(get::<u8>(&memory, page + 0xf), 0x70);
+            assert_eq!(get::<[u16; 3]>(&memory, page + 0x12), [1366, 768, 32]);
+            assert_eq!(get::<[u32; 2]>(&memory, page + 0x18), [0xe000_0000, 1366 * 768 * 4]);
+            assert_eq!(get::<u16>(&memory, page + 0x24), 4 * 1366);
+            // Sizes and places of red, green, blue and nothing.
+            assert_eq!(get::<[u8; 8]>(&memory, page + 0x26), [8, 16, 8, 8, 8, 0, 8, 24]);
+            assert_eq!(get::<[u16; 5]>(&memory, page + 0x36), [0; 5]);
         }
     }
 

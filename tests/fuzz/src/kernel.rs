@@ -232,7 +232,8 @@ fn load(image: &Image, machine: &Machine, memory: &GuestMemory) {
         return; // It has no place for so many CPUs.
     }
     let cmdline = "x".repeat(image.cmdline_max.min(machine.cmdline.into()));
-    Params { cmdline: &cmdline, initrd, module: &cmdline, rsdp, ram }.write(memory, image).unwrap();
+    let params = Params { cmdline: &cmdline, initrd, module: &cmdline, rsdp, ram, frame_buffer: None };
+    params.write(memory, image).unwrap();
     for (at, bytes) in placed {
         let mut now = vec![0; bytes.len()];
         memory.read_slice(&mut now, GuestAddress(at)).unwrap();
