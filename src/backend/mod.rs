@@ -6,6 +6,7 @@ pub mod image;
 pub mod internal;
 pub mod net;
 pub mod passt;
+pub mod screen;
 pub mod share;
 pub mod socket;
 pub mod tap;

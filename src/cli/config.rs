@@ -294,6 +294,7 @@ fn rebase(options: &mut RunOptions, name: &str, folder: &Path) {
         "kernel-log" => drop(command.kernel_log.as_mut().map(join)),
         "stats" => drop(measure.stats.as_mut().and_then(Option::as_mut).map(join)),
         "trace" => drop(measure.trace.as_mut().map(join)),
+        "screenshot-on-failure" => drop(measure.screenshot_on_failure.as_mut().map(join)),
         _ => {}
     }
 }

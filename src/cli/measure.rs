@@ -28,12 +28,19 @@ pub struct MeasureOptions {
     /// Write when the boot came to what, and the exits until then, as JSON that ui.perfetto.dev shows
     #[arg(long, value_name = "FILE", value_parser = ValueParser::new(file))]
     pub trace: Option<PathBuf>,
+    /// Write what is on the screen as a PNG file when kite ends with another exit code than 0
+    #[arg(long, value_name = "FILE", requires = "screen", value_parser = ValueParser::new(file))]
+    pub screenshot_on_failure: Option<PathBuf>,
 }
 
 impl MeasureOptions {
     pub(super) fn spec(&self) -> MeasureSpec {
         let stats = |file: &Option<PathBuf>| StatsSpec { file: file.clone(), interval: self.stats_interval };
-        MeasureSpec { stats: self.stats.as_ref().map(stats), trace: self.trace.clone() }
+        MeasureSpec {
+            stats: self.stats.as_ref().map(stats),
+            trace: self.trace.clone(),
+            screenshot_on_failure: self.screenshot_on_failure.clone(),
+        }
     }
 }
 

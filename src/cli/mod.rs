@@ -19,7 +19,7 @@ use crate::cmd::image;
 use crate::cmd::inspect;
 use crate::cmd::matrix;
 use crate::cmd::oci;
-use crate::spec::device::PortSpec;
+use crate::spec::device::{PortSpec, ScreenSpec};
 use crate::spec::disk::{self, DiskSpec};
 use crate::spec::limits::{self, CgroupName, Limits};
 use crate::spec::machine::{ConsoleSpec, OnReboot};
@@ -212,6 +212,9 @@ pub struct RunOptions {
     /// Leave out the entropy device
     #[arg(long)]
     pub no_rng: bool,
+    /// Add a screen of WIDTHxHEIGHT pixels, with a keyboard and a pointer [default with --screen: 1024x768]
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "1024x768", value_parser = ValueParser::new(ScreenSpec::parse))]
+    pub screen: Option<ScreenSpec>,
     /// Add what KVM's unit tests expect of a machine: isa-debug-exit, pc-testdev, fw_cfg, a PM timer, pci-testdev
     #[arg(long, conflicts_with = "subject")]
     pub test_devices: bool,

@@ -14,7 +14,7 @@ use crate::spec::machine::{BootSpec, MachineSpec, default_kernel, default_memory
 use crate::spec::sandbox::{self, SandboxSpec};
 
 /// What does not go with `--spec`: every option that says something of the run.
-pub(super) const EXCLUDED: [&str; 41] = [
+pub(super) const EXCLUDED: [&str; 43] = [
     "append",
     "cgroup",
     "clear_env",
@@ -48,6 +48,8 @@ pub(super) const EXCLUDED: [&str; 41] = [
     "pull",
     "root",
     "sandbox",
+    "screen",
+    "screenshot_on_failure",
     "shares",
     "stats",
     "stats_interval",
@@ -114,7 +116,9 @@ impl RunOptions {
         let ports = self.ports.iter().cloned().map(DeviceSpec::Port);
         let balloon = (!self.no_balloon).then_some(DeviceSpec::Balloon {});
         let rng = (!self.no_rng).then_some(DeviceSpec::Rng {});
-        disks.chain(networks).chain(shares).chain(ports).chain(balloon).chain(rng).collect()
+        let screen = self.screen.map(DeviceSpec::Screen);
+        let named = disks.chain(networks).chain(shares).chain(ports);
+        named.chain(balloon).chain(rng).chain(screen).collect()
     }
 
     /// The sandbox: the option's, else the environment's, else whatever the host allows.
@@ -218,6 +222,9 @@ mod tests {
         ("root", "--root=disk --disk=a.img -- true", "--disk=a.img -- true"),
         ("sandbox", "--sandbox=require,no-landlock,no-seccomp", "--sandbox=require"),
         ("sandbox", "--sandbox=none", "--sandbox=auto"),
+        ("screen", "--screen", ""),
+        ("screen", "--screen=800x600", "--screen"),
+        ("screenshot_on_failure", "--screen --screenshot-on-failure=a.png", "--screen"),
         ("shares", "--share=.:rw --share=a:/b:rw,suid -- true", "-- true"),
         ("stats", "--stats", ""),
         ("stats", "--stats=a.json", "--stats"),

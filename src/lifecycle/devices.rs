@@ -10,6 +10,7 @@ use devices::virtio::fs::Share;
 use crate::backend::console::Console;
 use crate::backend::disk::OpenDisk;
 use crate::backend::internal::{Balloon, Rng};
+use crate::backend::screen::Display;
 use crate::backend::share::SharedFolder;
 use crate::backend::socket::Ports;
 use crate::backend::{Backend, Modules};
@@ -37,6 +38,7 @@ const THREADS: usize = 32;
 /// What the host has opened for the guest's devices, in the order of the board.
 pub(super) struct Devices {
     backends: Vec<Box<dyn Backend>>,
+    display: Option<Display>,
     cleanup: Cleanup,
 }
 
@@ -66,13 +68,17 @@ impl Devices {
         if spec.has_rng() {
             backends.push(Box::new(Rng));
         }
+        let display = spec.screen().map(|screen| Display::new(screen.size())).transpose()?;
+        if let Some(display) = display.as_ref().filter(|_| spec.acpi) {
+            backends.extend(display.backends());
+        }
         let mut cleanup = Cleanup::default();
         for backend in &mut backends {
             let leftovers = backend.take_leftovers();
             cleanup.names.extend(leftovers.names);
             cleanup.programs.extend(leftovers.programs);
         }
-        Ok(Self { backends, cleanup })
+        Ok(Self { backends, display, cleanup })
     }
 
     /// What they use on the host, to be removed after the machine.
@@ -99,6 +105,11 @@ impl Devices {
     /// The host has no thread left.
     pub fn start(&mut self) -> Result<()> {
         self.backends.iter_mut().try_for_each(|backend| backend.start())
+    }
+
+    /// The screen, with what its viewers type and point at.
+    pub fn display(&self) -> Option<&Display> {
+        self.display.as_ref()
     }
 
     /// How many devices there are.

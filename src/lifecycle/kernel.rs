@@ -114,7 +114,7 @@ fn command_line(spec: &RunSpec) -> (String, Conventions) {
     let options = &spec.machine.boot;
     let mut line = match &options.cmdline {
         Some(line) => line.clone(),
-        None => format!("{} {CMDLINE}", console(spec)),
+        None => format!("{}{} {CMDLINE}", screen(spec), console(spec)),
     };
     if let Some(more) = &options.append {
         line.push(' ');
@@ -157,6 +157,12 @@ fn console(spec: &RunSpec) -> &'static str {
         ConsoleSpec::Virtio => "earlycon=uart8250,io,0x3f8 console=hvc0",
         ConsoleSpec::None => "console=null",
     }
+}
+
+/// What has the kernel's messages on the screen, too. The last console is where user space is.
+fn screen(spec: &RunSpec) -> &'static str {
+    let shows = spec.machine.screen().is_some() && spec.machine.console != ConsoleSpec::None;
+    if shows { "console=tty0 " } else { "" }
 }
 
 /// Why this host would not get a kernel to user space, if it would not.

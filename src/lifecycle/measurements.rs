@@ -7,18 +7,22 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signalfd::SignalFd;
 
+use crate::backend::screen::Display;
 use crate::host::atomic_file;
 use crate::host::event::awaited_event;
+use crate::host::exit_code;
 use crate::host::signals;
 use crate::host::terminal;
 use crate::host::thread::{self, ThreadKind};
+use crate::observe::screenshot;
 use crate::observe::stats::Stats;
 use crate::observe::trace::{Mark, Samples, Timeline};
+use crate::session::Next;
 use crate::spec::MeasureSpec;
 use crate::vm::machine::Machine;
 
@@ -32,6 +36,8 @@ pub(super) struct Measurements {
     interval: Option<Duration>,
     /// Where the trace goes; nothing once it is written.
     trace: Option<PathBuf>,
+    /// Where a picture of the screen goes if the run fails.
+    picture: Option<PathBuf>,
     timeline: Arc<Timeline>,
     questions: Option<Arc<SignalFd>>,
     watch: Option<Watch>,
@@ -74,15 +80,20 @@ impl Measurements {
     /// A file cannot be written, or the host refuses a descriptor.
     pub fn open(spec: &MeasureSpec, begun: Instant) -> anyhow::Result<Self> {
         let stats = || spec.stats.iter().filter_map(|stats| stats.file.as_ref());
-        let files = || stats().chain(&spec.trace);
+        let picture = &spec.screenshot_on_failure;
         stats().try_for_each(|path| atomic_file::expect(path)).context("--stats")?;
         spec.trace.iter().try_for_each(|path| atomic_file::expect(path)).context("--trace")?;
-        let names: Vec<_> = files().filter_map(|path| path::absolute(path).ok()).collect();
-        ensure!(
-            names.len() < 2 || names[0] != names[1],
-            "--stats and --trace name one file: {}",
-            names[0].display()
-        );
+        picture.iter().try_for_each(|path| atomic_file::expect(path)).context("--screenshot-on-failure")?;
+        let files =
+            stats().map(|path| ("--stats", path)).chain(spec.trace.iter().map(|path| ("--trace", path)));
+        let files = files.chain(picture.iter().map(|path| ("--screenshot-on-failure", path)));
+        let names: Vec<_> =
+            files.filter_map(|(option, path)| Some((option, path::absolute(path).ok()?))).collect();
+        for (at, (option, path)) in names.iter().enumerate() {
+            if let Some((other, _)) = names[..at].iter().find(|(_, other)| other == path) {
+                bail!("{other} and {option} name one file: {}", path.display());
+            }
+        }
         let target = spec.stats.as_ref().map(|stats| Target::of(stats.file.clone()));
         let questions = target.as_ref().map(|_| signals::take_questions()).transpose()?;
         let timeline = Timeline::new(begun);
@@ -91,6 +102,7 @@ impl Measurements {
             target: target.map(Arc::new),
             interval: spec.stats.as_ref().and_then(|stats| stats.interval),
             trace: spec.trace.clone(),
+            picture: picture.clone(),
             timeline: Arc::new(timeline),
             questions: questions.map(Arc::new),
             watch: None,
@@ -130,6 +142,21 @@ impl Measurements {
         Ok(())
     }
 
+    /// Writes what is on the screen, if that is wanted and the run has failed.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn take_picture(
+        &mut self,
+        next: &anyhow::Result<Next>,
+        display: Option<&Display>,
+    ) -> anyhow::Result<()> {
+        match (self.picture.as_ref().filter(|_| has_failed(next)), display) {
+            (Some(path), Some(display)) => screenshot::write(&display.screen().surface(), path),
+            _ => Ok(()),
+        }
+    }
+
     /// Reports what was found out about the machine, which has stopped.
     ///
     /// # Errors
@@ -144,6 +171,15 @@ impl Measurements {
             write(&path, &self.timeline.to_json(&samples.unwrap_or_default()))?;
         }
         told
+    }
+}
+
+/// Whether a run that has come to this is over, and has failed.
+fn has_failed(next: &anyhow::Result<Next>) -> bool {
+    match next {
+        Ok(Next::Restart) => false,
+        Ok(Next::Exit(outcome)) => outcome.code != exit_code::DONE || outcome.signal.is_some(),
+        Err(_) => true,
     }
 }
 

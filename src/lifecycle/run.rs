@@ -97,7 +97,9 @@ fn to_its_end(
             version: boot.image.version(),
             has_modules: boot.modules.is_some(),
         };
-        match session.conclude(end, &stopped)? {
+        let next = session.conclude(end, &stopped);
+        measurements.take_picture(&next, devices.display())?;
+        match next? {
             Next::Restart => {}
             Next::Exit(outcome) => return Ok(Fork::Vm(outcome)),
         }
@@ -133,7 +135,13 @@ impl<'a> Plan<'a> {
     ) -> anyhow::Result<Machine> {
         let Self { spec, boot, kvm, initrd } = self;
         let machine_spec = &spec.machine;
-        let ram = timeline.phase("memory", || GuestRam::new(machine_spec.memory))?;
+        let ram = timeline.phase("memory", || {
+            let ram = GuestRam::new(machine_spec.memory)?;
+            match machine_spec.screen() {
+                Some(screen) => ram.with_frame_buffer(screen.frame_buffer().len()),
+                None => Ok(ram),
+            }
+        })?;
         let ram = Arc::new(ram.relying_on(boot.system.clone()));
         let load = || -> anyhow::Result<_> {
             let initrd = match initrd {
@@ -162,6 +170,9 @@ impl<'a> Plan<'a> {
         let mut machine = machine?;
         let info = info?;
         timeline.phase("registers", || machine.boot(&boot.image, info))?;
+        if let Some(display) = devices.display() {
+            display.begin(machine.vm());
+        }
         Ok(machine)
     }
 }

@@ -3,5 +3,6 @@
 pub mod crash;
 pub mod kvm_stats;
 pub mod results;
+pub mod screenshot;
 pub mod stats;
 pub mod trace;

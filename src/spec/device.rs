@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use boot::params::FrameBuffer;
+use devices::screen::{MOST, Size};
 use devices::virtio::console::NAME_LIMIT;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +27,8 @@ pub enum DeviceSpec {
     Balloon {},
     /// Entropy.
     Rng {},
+    /// A screen, with a keyboard and a pointer.
+    Screen(ScreenSpec),
 }
 
 impl DeviceSpec {
@@ -38,6 +42,7 @@ impl DeviceSpec {
             Self::Net(net) => net.check().map_err(|why| format!("--net: {why}")),
             Self::Share(share) => share.check().map_err(|why| format!("--share: {why}")),
             Self::Port(port) => port.check().map_err(|why| format!("--port: {why}")),
+            Self::Screen(screen) => screen.check().map_err(|why| format!("--screen: {why}")),
             Self::Balloon {} | Self::Rng {} => Ok(()),
         }
     }
@@ -48,11 +53,14 @@ impl DeviceSpec {
             Self::Disk(disk) => &mut disk.path,
             Self::Share(share) => &mut share.folder,
             Self::Port(port) => &mut port.path,
-            Self::Net(_) | Self::Balloon {} | Self::Rng {} => return,
+            Self::Net(_) | Self::Balloon {} | Self::Rng {} | Self::Screen(_) => return,
         };
         *path = folder.join(&*path);
     }
 }
+
+/// The shortest side of a screen in pixels.
+const SHORTEST: u32 = 64;
 
 /// A folder of the host's that the guest sees; as `--share` says it, `DIR[:GUESTDIR][:rw[,suid]]`, where GUESTDIR begins
 /// with a slash.
@@ -154,6 +162,54 @@ impl PortSpec {
     }
 }
 
+/// A screen; as `--screen` says it, `WIDTHxHEIGHT`, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScreenSpec {
+    /// Pixels of a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+}
+
+impl ScreenSpec {
+    /// Reads the value of `--screen`.
+    ///
+    /// # Errors
+    /// What is wrong with it, in one line.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let sides = text.split_once('x').and_then(|(width, height)| Some([side(width)?, side(height)?]));
+        let [width, height] = sides.ok_or("a screen is WIDTHxHEIGHT in pixels, such as 1024x768")?;
+        let screen = Self { width, height };
+        screen.check().map(|()| screen)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let sides = SHORTEST..=MOST;
+        if sides.contains(&self.width) && sides.contains(&self.height) {
+            Ok(())
+        } else {
+            Err(format!("each side of a screen has {SHORTEST} to {MOST} pixels"))
+        }
+    }
+
+    /// The size.
+    pub fn size(self) -> Size {
+        Size::new(self.width, self.height).expect("a spec is checked before it is used")
+    }
+
+    /// The frame buffer as the guest finds it.
+    pub fn frame_buffer(self) -> FrameBuffer {
+        // Neither is cut off: a side is at most `MOST`.
+        FrameBuffer { width: self.width as u16, height: self.height as u16 }
+    }
+}
+
+/// A side in decimal digits and nothing else.
+fn side(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +232,28 @@ mod tests {
         let suid = share("a", Some("/b"), true).map(|share| ShareSpec { suid: true, ..share });
         assert_eq!(ShareSpec::parse("a:/b:rw,suid"), suid);
         assert!(ShareSpec::parse("").is_err() && ShareSpec::parse(":rw").is_err());
+    }
+
+    #[test]
+    fn a_screen_has_two_sides_that_a_monitor_can_have() {
+        assert_eq!(ScreenSpec::parse("1366x768"), Ok(ScreenSpec { width: 1366, height: 768 }));
+        assert_eq!(ScreenSpec::parse("64x4095"), Ok(ScreenSpec { width: 64, height: 4095 }));
+        for wrong in [
+            "",
+            "x",
+            "1024",
+            "1024x",
+            "x768",
+            "1024x768x",
+            "1024X768",
+            "+64x64",
+            "-1x64",
+            "63x64",
+            "64x4096",
+            "64x99999999999",
+        ] {
+            assert!(ScreenSpec::parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

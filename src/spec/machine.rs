@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use super::device::{DeviceSpec, PortSpec, ShareSpec};
+use super::device::{DeviceSpec, PortSpec, ScreenSpec, ShareSpec};
 use super::disk::DiskSpec;
 use super::limits::{CgroupName, Limits};
 use super::net::NetSpec;
@@ -162,6 +162,13 @@ impl MachineSpec {
         self.devices.iter().filter_map(|it| if let DeviceSpec::Port(port) = it { Some(port) } else { None })
     }
 
+    /// Its screen, if it has one.
+    pub fn screen(&self) -> Option<ScreenSpec> {
+        self.devices
+            .iter()
+            .find_map(|it| if let DeviceSpec::Screen(screen) = it { Some(*screen) } else { None })
+    }
+
     /// Whether it has a balloon that the guest finds.
     pub fn has_balloon(&self) -> bool {
         self.acpi && self.devices.contains(&DeviceSpec::Balloon {})
@@ -184,6 +191,9 @@ impl MachineSpec {
             if self.devices.iter().filter(|it| **it == device).count() > 1 {
                 return Err(format!("there is more than one {name}"));
             }
+        }
+        if self.devices.iter().filter(|it| matches!(it, DeviceSpec::Screen(_))).count() > 1 {
+            return Err("there is more than one screen".to_owned());
         }
         let named = self.disks().count() + self.nets().count() + self.ports().count();
         if !self.acpi && named > 0 {

@@ -43,6 +43,9 @@ pub struct MeasureSpec {
     /// The file for when the boot came to what.
     #[serde(skip_serializing_if = "Option::is_none", with = "text::os_option")]
     pub trace: Option<PathBuf>,
+    /// The file for what was on the screen when the run failed.
+    #[serde(skip_serializing_if = "Option::is_none", with = "text::os_option")]
+    pub screenshot_on_failure: Option<PathBuf>,
 }
 
 /// Where statistics go, and when.
@@ -111,7 +114,8 @@ impl RunSpec {
         self.machine.rebase(folder);
         self.command.iter_mut().for_each(|command| command.rebase(folder));
         let stats = self.measure.stats.iter_mut().filter_map(|stats| stats.file.as_mut());
-        stats.chain(&mut self.measure.trace).for_each(|path| *path = folder.join(&*path));
+        let files = stats.chain(&mut self.measure.trace).chain(&mut self.measure.screenshot_on_failure);
+        files.for_each(|path| *path = folder.join(&*path));
     }
 
     /// Whether all of it goes together; what depends on the host is looked at when it is opened.
@@ -120,6 +124,9 @@ impl RunSpec {
     /// What does not, in one line.
     pub fn validate(&self) -> Result<(), String> {
         self.machine.check()?;
+        if self.measure.screenshot_on_failure.is_some() && self.machine.screen().is_none() {
+            return Err("--screenshot-on-failure: it needs --screen".to_owned());
+        }
         match &self.command {
             Some(command) => self.check_with_command(command),
             None => self.check_without_command(),
@@ -248,6 +255,12 @@ mod tests {
             ),
             (r#""machine": {"devices": [{"port": {"name": "a b", "path": "x"}}]}"#, "a port's name"),
             (r#""machine": {"devices": [{"share": {"folder": "x"}}]}"#, "for a command"),
+            (r#""machine": {"devices": [{"screen": {"width": 63, "height": 64}}]}"#, "each side of a screen"),
+            (
+                r#""machine": {"devices": [{"screen": {"width": 64, "height": 64}}, {"screen": {"width": 64, "height": 64}}]}"#,
+                "more than one screen",
+            ),
+            (r#""measure": {"screenshot_on_failure": "x"}"#, "--screenshot-on-failure: it needs --screen"),
             (r#""machine": {"cgroup": "a/b"}"#, "a group's name"),
             (r#""machine": {"limits": {"cpu_us": 1}}"#, "at least 0.01"),
             (r#""machine": {"limits": {"pids": 0}}"#, "more than 0"),

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::host::phases::Phases;
 use crate::spec::MachineSpec;
+use crate::spec::device::ScreenSpec;
 use crate::vm::memory::GuestRam;
 
 /// What [`layout::RESET_WORD`] holds unless the guest has written it. Linux writes 0 or 0x1234 before a reset.
@@ -48,7 +49,9 @@ impl Guest<'_> {
         if spec.test_devices {
             firmware::write(memory).context("cannot write real mode's interrupt vectors")?;
         }
-        let params = Params { cmdline: self.cmdline, initrd, module: self.module, rsdp, ram: spec.memory };
+        let frame_buffer = spec.screen().map(ScreenSpec::frame_buffer);
+        let (cmdline, module) = (self.cmdline, self.module);
+        let params = Params { cmdline, initrd, module, rsdp, ram: spec.memory, frame_buffer };
         params.write(memory, self.image).context("cannot write the boot parameters")
     }
 

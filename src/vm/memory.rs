@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, anyhow, ensure};
-use boot::layout::HIGH_MEMORY;
+use boot::layout::{FRAME_BUFFER, HIGH_MEMORY};
 use boot::{GuestMemory, Piece};
 use devices::virtio::Copies;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
@@ -36,6 +36,8 @@ const WORTH_MAPPING: u64 = 16 * PAGE;
 /// The guest's RAM.
 pub struct GuestRam {
     memory: GuestMemory,
+    /// Memory that the guest has beside its RAM, and no device does.
+    frame_buffer: Option<GuestMemory>,
     system: SystemFiles,
     mapped: Mutex<Vec<Mapped>>,
     copies: Arc<Copies>,
@@ -86,8 +88,13 @@ impl GuestRam {
             regions.push(region.map_err(|error| cannot(&error))?);
         }
         let memory = GuestMemory::from_regions(regions).map_err(|error| cannot(&error))?;
-        let ram =
-            Self { memory, system: SystemFiles::default(), mapped: Mutex::default(), copies: Arc::default() };
+        let ram = Self {
+            memory,
+            frame_buffer: None,
+            system: SystemFiles::default(),
+            mapped: Mutex::default(),
+            copies: Arc::default(),
+        };
         ram.keep_small_pages(0, HIGH_MEMORY)?;
         Ok(ram)
     }
@@ -96,6 +103,22 @@ impl GuestRam {
     pub fn relying_on(mut self, system: SystemFiles) -> Self {
         self.system = system;
         self
+    }
+
+    /// The same, with a frame buffer of at least `len` bytes beside it.
+    ///
+    /// # Errors
+    /// The host has no room for that much address space.
+    pub fn with_frame_buffer(mut self, len: u64) -> anyhow::Result<Self> {
+        let pages = len.next_multiple_of(PAGE) as usize;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(FRAME_BUFFER), pages)]);
+        self.frame_buffer = Some(memory.context("cannot map the frame buffer")?);
+        Ok(self)
+    }
+
+    /// The frame buffer, if there is one.
+    pub fn frame_buffer(&self) -> Option<&GuestMemory> {
+        self.frame_buffer.as_ref()
     }
 
     /// Keeps huge pages out of a range that gets a few small tables: clearing a huge one takes longer than all of them.

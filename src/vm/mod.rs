@@ -2,6 +2,7 @@
 
 pub mod device_thread;
 mod devices;
+pub mod frame_buffer;
 pub mod load;
 pub mod machine;
 pub mod memory;
@@ -18,7 +19,7 @@ use ::devices::irq::Line;
 use anyhow::{Context, bail};
 use boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
+    CpuId, KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
@@ -91,24 +92,33 @@ impl Vm {
 
     #[expect(unsafe_code, reason = "KVM is handed host addresses")]
     fn map_memory(&self) -> anyhow::Result<()> {
-        for (slot, region) in (0..).zip(self.ram.memory().iter()) {
+        let ram = self.ram.memory().iter().map(|region| (self.ram.memory(), region, 0));
+        // What viewers want to know is written down from the start: as long as nobody asks, that costs nothing.
+        let frame_buffer = self.ram.frame_buffer().into_iter();
+        let frame_buffer =
+            frame_buffer.flat_map(|it| it.iter().map(move |region| (it, region, KVM_MEM_LOG_DIRTY_PAGES)));
+        for (slot, (memory, region, flags)) in (0..).zip(ram.chain(frame_buffer)) {
             let start = region.start_addr();
-            let host =
-                self.ram.memory().get_host_address(start).context("guest memory has no host address")?;
+            let host = memory.get_host_address(start).context("guest memory has no host address")?;
             let region = kvm_userspace_memory_region {
                 slot,
                 guest_phys_addr: start.raw_value(),
                 memory_size: region.len(),
                 userspace_addr: host as u64,
-                flags: 0,
+                flags,
             };
-            // SAFETY: the regions of one `GuestMemory` do not overlap, and `self.ram` keeps them mapped for as long as
+            // SAFETY: the regions do not overlap, as the frame buffer is where RAM never is, and `self.ram` keeps them mapped for as long as
             // this VM's descriptor is open.
             unsafe { self.fd.set_user_memory_region(region) }.with_context(|| {
                 format!("cannot give the guest {} MiB of memory", region.memory_size >> 20)
             })?;
         }
         Ok(())
+    }
+
+    /// The number of the frame buffer's memory slot, if there is one.
+    fn frame_buffer_slot(&self) -> u32 {
+        self.ram.memory().num_regions() as u32
     }
 
     /// Local APIC ids from 255 up differ from broadcasts only with this.

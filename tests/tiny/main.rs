@@ -27,6 +27,7 @@ mod power;
 mod process;
 mod rig;
 mod sandbox;
+mod screen;
 mod smp;
 mod state;
 mod stats;

@@ -31,6 +31,11 @@ fn descriptions_of_devices_that_make_no_sense_are_refused() {
         ("--port=agent", "--port"),
         ("--port==/tmp/x", "--port"),
         ("--console=vga", "vga"),
+        ("--screen=", "--screen"),
+        ("--screen=1024", "WIDTHxHEIGHT in pixels, such as 1024x768"),
+        ("--screen=0x768", "64 to 4095 pixels"),
+        ("--screen=5000x768", "64 to 4095 pixels"),
+        ("--screenshot-on-failure=a.png", "--screen"),
     ] {
         attempt.refused(["run", option], expected);
     }
