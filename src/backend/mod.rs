@@ -10,6 +10,7 @@ pub mod screen;
 pub mod share;
 pub mod socket;
 pub mod tap;
+pub mod vnc;
 
 use std::process::Child;
 

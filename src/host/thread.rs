@@ -18,6 +18,8 @@ pub enum ThreadKind {
     Share,
     /// It serves a folder shared with the guest to be read.
     ReadOnlyShare,
+    /// It serves viewers of the screen.
+    Vnc,
     /// It attends the machine.
     Main,
     /// It is the supervisor's, and attends the VM process.
@@ -31,6 +33,7 @@ impl ThreadKind {
             Self::Vcpu => "vcpu",
             Self::Io => "io",
             Self::Share | Self::ReadOnlyShare => "share",
+            Self::Vnc => "vnc",
             Self::Main => "main",
             Self::Supervisor => "supervisor",
         }

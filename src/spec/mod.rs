@@ -13,6 +13,7 @@ pub mod number;
 mod run;
 pub mod sandbox;
 pub mod text;
+pub mod vnc;
 pub mod wire;
 
 pub use command::CommandSpec;

@@ -22,8 +22,8 @@ use nix::sys::eventfd::EventFd;
 use crate::host::event::event;
 use crate::host::thread::{ThreadKind, spawn};
 use crate::spec::device::PortSpec;
-pub use name::Name;
 use name::listen;
+pub use name::{Name, listen_for_owner};
 
 /// How much is read from a client at once, in bytes.
 const CHUNK: usize = 4096;

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, Flock, FlockArg, RenameFlags, renameat2};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use nix::sys::stat::{SFlag, fstatat};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, socket};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use crate::host::atomic_file::open_folder;
@@ -65,13 +65,35 @@ impl Drop for Name {
 /// # Errors
 /// The host's; `AddrInUse` if there is anything else.
 pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
-    let listener = match UnixListener::bind(path) {
+    listen_by(path, |path| UnixListener::bind(path))
+}
+
+/// As [`listen`], for this user's programs alone.
+///
+/// # Errors
+/// The host's; `AddrInUse` if there is anything else.
+pub fn listen_for_owner(path: &Path) -> io::Result<(UnixListener, Name)> {
+    listen_by(path, |path| {
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        // The name gets it when it is made: there is no moment at which others could connect.
+        fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+        nix::sys::socket::listen(&listener, Backlog::MAXCONN)?;
+        Ok(listener.into())
+    })
+}
+
+fn listen_by(
+    path: &Path,
+    bind: impl Fn(&Path) -> io::Result<UnixListener>,
+) -> io::Result<(UnixListener, Name)> {
+    let listener = match bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let _alone = alone(path);
             if !remove_dead(path)? {
                 return Err(error);
             }
-            UnixListener::bind(path)?
+            bind(path)?
         }
         result => result?,
     };

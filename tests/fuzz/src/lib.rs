@@ -17,6 +17,7 @@ mod modules;
 mod net;
 mod serial;
 mod testdev;
+mod vnc;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use devices::virtio::rng::Rng;
@@ -44,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     ("testdev", testdev::run),
     ("erofs", erofs::run),
     ("layers", layers::run),
+    ("vnc", vnc::run),
 ];
 
 /// The target of this name.

@@ -115,6 +115,11 @@ fn any_layers_do_no_harm() {
     seeded("layers", 1000);
 }
 
+#[test]
+fn any_viewer_of_the_screen_does_no_harm() {
+    seeded("vnc", 1000);
+}
+
 /// A target that shows the images it makes.
 type Shown = fn(&[u8], &dyn Fn(&File));
 

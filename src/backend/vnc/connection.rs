@@ -1,0 +1,262 @@
+//! One connection: whether a viewer or a browser has made it, what has come of it, and what has yet to go.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, recv, send};
+
+use super::Site;
+use super::http::{self, Answer};
+use super::session::Session;
+use super::view::Wait;
+use super::websocket::{Control, Unwrapper, wrap};
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 4096;
+/// How many rectangles go at once before another connection's turn.
+const RECTS_AT_ONCE: usize = 4;
+/// More bytes than these wait for room: a browser's question whether the server is there gets no answer.
+const CONTROL_LIMIT: usize = 64 << 10;
+/// How long a browser, which speaks first, is waited for before a viewer is greeted, which does not.
+pub const GREETING: Duration = Duration::from_millis(100);
+/// How long it takes at most to get in, a person's typing of a password included, or to get a page.
+const ENTRANCE: Duration = Duration::from_secs(60);
+/// How long a viewer may take nothing of what is there for it.
+const STALL: Duration = Duration::from_secs(60);
+
+/// What has made the connection.
+enum Face {
+    /// It has said nothing yet.
+    Unknown,
+    /// A browser, which has said so much.
+    Browser(Vec<u8>),
+    /// A viewer, perhaps one in a browser.
+    Viewer { session: Box<Session>, web: Option<Unwrapper> },
+    /// It only gets what is there for it.
+    Leaving,
+}
+
+/// A connection.
+pub struct Connection {
+    socket: OwnedFd,
+    face: Face,
+    output: Vec<u8>,
+    /// How much of the output has gone.
+    written: usize,
+    since: Instant,
+    /// When output last went, or began to wait.
+    progress: Instant,
+}
+
+/// What a connection waits for.
+pub(super) struct Interest<'a> {
+    pub events: PollFlags,
+    /// What else becomes readable.
+    pub changed: Option<BorrowedFd<'a>>,
+    pub until: Option<Instant>,
+}
+
+impl Connection {
+    /// A connection that has just been made.
+    pub fn new(socket: OwnedFd, now: Instant) -> Self {
+        Self { socket, face: Face::Unknown, output: Vec::new(), written: 0, since: now, progress: now }
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether it is a viewer's that has got in.
+    pub(super) fn is_admitted(&self) -> bool {
+        matches!(&self.face, Face::Viewer { session, .. } if session.is_admitted())
+    }
+
+    /// What it waits for.
+    pub(super) fn interest(&self) -> Interest<'_> {
+        let mut interest = Interest { events: PollFlags::empty(), changed: None, until: self.deadline() };
+        interest.events.set(PollFlags::POLLIN, !matches!(self.face, Face::Leaving));
+        interest.events.set(PollFlags::POLLOUT, !self.output.is_empty());
+        let mut wait_until = |at: Instant| interest.until = interest.until.map(|it| it.min(at)).or(Some(at));
+        match &self.face {
+            Face::Unknown => wait_until(self.since + GREETING),
+            // What waits for room is followed when it has gone.
+            Face::Viewer { session, .. } if self.output.is_empty() => match session.wait() {
+                Wait::Never => {}
+                Wait::Until(at) => wait_until(at),
+                Wait::Change(changed) => interest.changed = Some(changed),
+                Wait::Room => interest.events |= PollFlags::POLLOUT,
+            },
+            _ => {}
+        }
+        interest
+    }
+
+    /// When it has had enough time.
+    fn deadline(&self) -> Option<Instant> {
+        let entrance = (!self.is_admitted()).then(|| self.since + ENTRANCE);
+        let stall = (!self.output.is_empty()).then(|| self.progress + STALL);
+        entrance.into_iter().chain(stall).min()
+    }
+
+    /// The screen has changed.
+    pub fn notice_change(&mut self) {
+        if let Face::Viewer { session, .. } = &mut self.face {
+            session.notice_change();
+        }
+    }
+
+    /// Does what can be done now, a bounded part of it; answers whether the connection goes on.
+    pub fn serve(&mut self, readable: bool, now: Instant, site: &Site) -> bool {
+        match self.try_serve(readable, now, site) {
+            Ok(goes_on) => goes_on,
+            Err(why) => {
+                log::debug!(target: "vnc", "a viewer is disconnected: {why}");
+                false
+            }
+        }
+    }
+
+    fn try_serve(&mut self, readable: bool, now: Instant, site: &Site) -> Result<bool, &'static str> {
+        if readable && !self.receive(now, site)? {
+            return Ok(false);
+        }
+        if matches!(self.face, Face::Unknown) && now >= self.since + GREETING {
+            self.greet(site, None);
+        }
+        self.deliver(now)?;
+        if self.deadline().is_some_and(|deadline| now >= deadline) {
+            return Err("it has had enough time");
+        }
+        Ok(!self.output.is_empty() || !matches!(self.face, Face::Leaving))
+    }
+
+    /// Reads what has come; answers whether there may be more.
+    fn receive(&mut self, now: Instant, site: &Site) -> Result<bool, &'static str> {
+        let mut chunk = [0; CHUNK];
+        match recv(self.socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) => Ok(false),
+            Ok(len) => self.take(&chunk[..len], now, site).map(|()| true),
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8], now: Instant, site: &Site) -> Result<(), &'static str> {
+        if matches!(self.face, Face::Unknown) {
+            match bytes[0] {
+                // A viewer that knows what it will be greeted with.
+                b'R' => self.greet(site, None),
+                _ => self.face = Face::Browser(Vec::new()),
+            }
+        }
+        match &mut self.face {
+            Face::Browser(head) => {
+                head.extend(bytes);
+                let Some(len) = http::head_len(head) else {
+                    return if head.len() > http::HEAD_MAX { Err("its request is too long") } else { Ok(()) };
+                };
+                let rest = head.split_off(len);
+                match http::answer(head, &site.pages, site.display.password.is_some()) {
+                    Answer::Last(answer) => {
+                        self.put(&answer, now);
+                        self.face = Face::Leaving;
+                        Ok(())
+                    }
+                    Answer::Upgrade(answer) => {
+                        self.put(&answer, now);
+                        self.greet(site, Some(Unwrapper::default()));
+                        self.hear(&rest, now)
+                    }
+                }
+            }
+            _ => self.hear(bytes, now),
+        }
+    }
+
+    /// From now on it is a viewer's.
+    fn greet(&mut self, site: &Site, web: Option<Unwrapper>) {
+        let mut greeting = Vec::new();
+        let session = Box::new(Session::new(site.display.clone(), &mut greeting));
+        pass(web.is_some(), &mut greeting, &mut self.output);
+        self.face = Face::Viewer { session, web };
+    }
+
+    /// Takes what a viewer says.
+    fn hear(&mut self, bytes: &[u8], now: Instant) -> Result<(), &'static str> {
+        let Face::Viewer { session, web } = &mut self.face else { return Ok(()) };
+        let (mut data, mut closed) = (Vec::new(), false);
+        if let Some(web) = web {
+            let output = &mut self.output;
+            web.take(bytes, &mut data, &mut |control| match control {
+                Control::Ping(answer) if output.len() < CONTROL_LIMIT => output.extend(answer),
+                Control::Ping(_) => {}
+                Control::Close => closed = true,
+            })?;
+        }
+        let mut answer = Vec::new();
+        session.receive(if web.is_some() { &data } else { bytes }, now, &mut answer)?;
+        pass(web.is_some(), &mut answer, &mut self.output);
+        if closed { Err("its page has closed it") } else { Ok(()) }
+    }
+
+    fn put(&mut self, bytes: &[u8], now: Instant) {
+        if self.output.is_empty() {
+            self.progress = now;
+        }
+        self.output.extend_from_slice(bytes);
+    }
+
+    /// Writes what is there, and what comes of it when it has gone.
+    fn deliver(&mut self, now: Instant) -> Result<(), &'static str> {
+        for _ in 0..RECTS_AT_ONCE {
+            if self.output.is_empty() {
+                self.progress = now;
+                self.produce(now);
+            }
+            if !self.write(now)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the session go on.
+    fn produce(&mut self, now: Instant) {
+        let Face::Viewer { session, web } = &mut self.face else { return };
+        let mut made = Vec::new();
+        session.produce(now, &mut made);
+        pass(web.is_some(), &mut made, &mut self.output);
+        if session.is_over() {
+            self.face = Face::Leaving;
+        }
+    }
+
+    /// Writes what the socket takes; answers whether that was all of something.
+    fn write(&mut self, now: Instant) -> Result<bool, &'static str> {
+        let had_some = !self.output.is_empty();
+        while self.written < self.output.len() {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            match send(self.socket.as_raw_fd(), &self.output[self.written..], flags) {
+                Ok(len) => {
+                    self.written += len;
+                    self.progress = now;
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(false),
+                Err(_) => return Err("it has gone"),
+            }
+        }
+        // What was a large rectangle's is the host's again.
+        self.output = Vec::new();
+        self.written = 0;
+        Ok(had_some)
+    }
+}
+
+/// Moves what a session says into the output.
+fn pass(web: bool, from: &mut Vec<u8>, output: &mut Vec<u8>) {
+    if web { wrap(from, output) } else { output.append(from) }
+}
