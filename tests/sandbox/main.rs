@@ -24,11 +24,12 @@ const LAYERS: &str = "KITE_TEST_LAYERS";
 /// Where the shared folders are, of which the second is read-only.
 const FOLDER: &str = "KITE_TEST_FOLDER";
 
-const KINDS: [(&str, Thread); 6] = [
+const KINDS: [(&str, Thread); 7] = [
     ("vcpu", Thread::Vcpu),
     ("io", Thread::Io),
     ("share", Thread::Share),
     ("read-only-share", Thread::ReadOnlyShare),
+    ("vnc", Thread::Vnc),
     ("main", Thread::Main),
     ("supervisor", Thread::Supervisor),
 ];
@@ -233,6 +234,7 @@ fn act_if_told() {
         networks: true,
         ports: true,
         shares: Some(true),
+        vnc: true,
         streams: true,
         test_devices: true,
         threads: 16,

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::rules::{self, Rule};
 use super::{Needs, SupervisorNeeds, Thread};
-use Thread::{Io, Main, ReadOnlyShare, Share, Vcpu};
+use Thread::{Io, Main, ReadOnlyShare, Share, Vcpu, Vnc};
 
 /// Rules, whose they are, and when.
 pub(super) struct Group {
@@ -24,6 +24,7 @@ pub(super) enum When {
     Ports,
     Shares,
     WritableShares,
+    Vnc,
     /// Streams of a command.
     Streams,
     TestDevices,
@@ -45,9 +46,11 @@ impl When {
             Self::Always => return None,
             Self::Disks => "with disks",
             Self::Networks => "with networks",
-            Self::Ports | Self::Names => "with ports",
+            Self::Ports => "with ports",
+            Self::Names => "with ports or --vnc",
             Self::Shares => "with shares",
             Self::WritableShares => "with shares that may be changed",
+            Self::Vnc => "with --vnc",
             Self::Streams => "with a command",
             Self::TestDevices => "with --test-devices",
             Self::Stats => "with --stats",
@@ -65,6 +68,7 @@ impl When {
             Self::Ports => needs.ports,
             Self::Shares => needs.shares.is_some(),
             Self::WritableShares => needs.shares == Some(true),
+            Self::Vnc => needs.vnc,
             Self::Streams => needs.streams,
             Self::TestDevices => needs.test_devices,
             Self::Stats => needs.stats,
@@ -87,7 +91,12 @@ impl When {
 
 /// All of them.
 pub(super) const GROUPS: &[Group] = &[
-    group("every", &[Vcpu, Io, Share, ReadOnlyShare, Main, Thread::Supervisor], When::Always, rules::EVERY),
+    group(
+        "every",
+        &[Vcpu, Io, Share, ReadOnlyShare, Vnc, Main, Thread::Supervisor],
+        When::Always,
+        rules::EVERY,
+    ),
     group("vcpu", &[Vcpu], When::Always, rules::VCPU),
     group("starts-threads", &[Io, Share, ReadOnlyShare], When::Always, rules::STARTS_THREADS),
     group("device", &[Io, Share, ReadOnlyShare], When::Always, rules::DEVICE),
@@ -103,6 +112,7 @@ pub(super) const GROUPS: &[Group] = &[
     group("share-reset", &[Vcpu], When::Shares, rules::SHARE_RESET),
     group("share", &[Share, ReadOnlyShare], When::Shares, rules::SHARE),
     group("writable-share", &[Share], When::WritableShares, rules::WRITABLE_SHARE),
+    group("vnc", &[Vnc], When::Vnc, rules::VNC),
     group("files", &[Io, Main], When::Files, rules::FILES),
     group("main", &[Main], When::Always, rules::MAIN),
     group("rebuild", &[Main], When::Restart, rules::REBUILD),

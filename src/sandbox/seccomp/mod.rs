@@ -33,6 +33,8 @@ pub struct Needs {
     pub ports: bool,
     /// Shares, and whether the guest may change one.
     pub shares: Option<bool>,
+    /// Viewers of the screen.
+    pub vnc: bool,
     /// Streams of a command.
     pub streams: bool,
     /// What KVM's unit tests expect.
@@ -94,6 +96,7 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
         (Thread::Io, compile(Thread::Io)?),
         (Thread::Share, compile(Thread::Share)?),
         (Thread::ReadOnlyShare, compile(Thread::ReadOnlyShare)?),
+        (Thread::Vnc, compile(Thread::Vnc)?),
         (Thread::Main, compile(Thread::Main)?),
     ]);
     Ok(())

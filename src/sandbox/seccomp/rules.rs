@@ -88,6 +88,7 @@ const THREAD: u64 = (CLONE_VM
 
 /// KVM API requests, `_IO`, `_IOR` and `_IOW` of type 0xae (Linux `include/uapi/linux/kvm.h`).
 mod kvm {
+    pub const GET_DIRTY_LOG: u64 = 0x4010_ae42;
     pub const GET_REGS: u64 = 0x8090_ae81;
     pub const GET_SREGS: u64 = 0x8138_ae83;
     pub const GET_LAPIC: u64 = 0x8400_ae8e;
@@ -189,6 +190,19 @@ pub(super) const NETWORK: &[Rule] = &[
 /// The sockets of `--port`.
 pub(super) const PORTS: &[Rule] =
     &[(SYS_accept4, Any), (SYS_ioctl, Request(FIONBIO)), (SYS_recvfrom, Any), (SYS_sendto, Any)];
+
+/// Viewers of the screen, whom it neither looks for nor opens anything for.
+pub(super) const VNC: &[Rule] = &[
+    (SYS_poll, Any),
+    (SYS_read, Any),
+    (SYS_accept4, Any),
+    (SYS_recvfrom, Any),
+    (SYS_sendto, Any),
+    // What wakes a viewer.
+    (SYS_eventfd2, Any),
+    // Which rows the guest has drawn.
+    (SYS_ioctl, Request(kvm::GET_DIRTY_LOG)),
+];
 
 /// linux/fs.h, which libc does not name.
 const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
