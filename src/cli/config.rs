@@ -21,6 +21,7 @@ use toml::{Spanned, Value};
 use super::{Cli, RunOptions, refusal};
 use crate::spec::command::{ImageSpec, RootSpec};
 use crate::spec::machine::KERNEL_VARIABLE;
+use crate::spec::vnc::Address;
 
 mod project;
 
@@ -279,6 +280,13 @@ fn rebase(options: &mut RunOptions, name: &str, folder: &Path) {
         "modules" => drop(options.modules.as_mut().map(join)),
         "disk" => options.disks.iter_mut().for_each(|disk| join(&mut disk.path)),
         "port" => options.ports.iter_mut().for_each(|port| join(&mut port.path)),
+        "vnc" => {
+            if let Some(Address::Unix(path)) = &mut options.vnc {
+                join(path);
+            }
+        }
+        "vnc-password-file" => drop(options.vnc_password_file.as_mut().map(join)),
+        "novnc" => drop(options.novnc.as_mut().map(join)),
         "share" => command.shares.iter_mut().for_each(|share| join(&mut share.folder)),
         "root" => {
             if let Some(RootSpec::Folder(path)) = &mut command.root {

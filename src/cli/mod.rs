@@ -26,6 +26,7 @@ use crate::spec::machine::{ConsoleSpec, OnReboot};
 use crate::spec::net::{self, NetSpec};
 use crate::spec::number::{memory_size, whole};
 use crate::spec::sandbox::{self, SandboxSpec};
+use crate::spec::vnc::Address;
 
 mod command;
 mod config;
@@ -215,6 +216,17 @@ pub struct RunOptions {
     /// Add a screen of WIDTHxHEIGHT pixels, with a keyboard and a pointer [default with --screen: 1024x768]
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "1024x768", value_parser = ValueParser::new(ScreenSpec::parse))]
     pub screen: Option<ScreenSpec>,
+    /// Serve the screen to VNC viewers and browsers, at ADDRESS:PORT of this host or at unix:PATH, a UNIX socket [default
+    /// with --vnc: unix:kite-vnc.sock]
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = Address::DEFAULT, requires = "screen", value_parser = ValueParser::new(Address::parse))]
+    pub vnc: Option<Address>,
+    /// Let in those viewers that know the password in this file's first line, of at most 8 bytes; an address that other
+    /// hosts can reach needs one
+    #[arg(long, value_name = "FILE", requires = "vnc")]
+    pub vnc_password_file: Option<PathBuf>,
+    /// Where noVNC is, which shows the screen in a browser [default: where Debian's package novnc or npm puts it]
+    #[arg(long, value_name = "DIR", requires = "vnc")]
+    pub novnc: Option<PathBuf>,
     /// Add what KVM's unit tests expect of a machine: isa-debug-exit, pc-testdev, fw_cfg, a PM timer, pci-testdev
     #[arg(long, conflicts_with = "subject")]
     pub test_devices: bool,

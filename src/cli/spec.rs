@@ -12,9 +12,10 @@ use crate::spec::device::DeviceSpec;
 use crate::spec::limits::Limits;
 use crate::spec::machine::{BootSpec, MachineSpec, default_kernel, default_memory};
 use crate::spec::sandbox::{self, SandboxSpec};
+use crate::spec::vnc::VncSpec;
 
 /// What does not go with `--spec`: every option that says something of the run.
-pub(super) const EXCLUDED: [&str; 43] = [
+pub(super) const EXCLUDED: [&str; 46] = [
     "append",
     "cgroup",
     "clear_env",
@@ -43,6 +44,7 @@ pub(super) const EXCLUDED: [&str; 43] = [
     "no_acpi",
     "no_balloon",
     "no_rng",
+    "novnc",
     "on_reboot",
     "ports",
     "pull",
@@ -58,6 +60,8 @@ pub(super) const EXCLUDED: [&str; 43] = [
     "trace",
     "user",
     "verbose",
+    "vnc",
+    "vnc_password_file",
 ];
 /// Standard input, as the name of a file.
 const STDIN: &str = "-";
@@ -88,6 +92,7 @@ impl RunOptions {
             acpi: !self.no_acpi,
             console: self.console.unwrap_or_default(),
             devices: self.devices(),
+            vnc: self.vnc(),
             test_devices: self.test_devices,
             on_reboot: self.on_reboot,
             sandbox: self.sandbox()?,
@@ -119,6 +124,11 @@ impl RunOptions {
         let screen = self.screen.map(DeviceSpec::Screen);
         let named = disks.chain(networks).chain(shares).chain(ports);
         named.chain(balloon).chain(rng).chain(screen).collect()
+    }
+
+    fn vnc(&self) -> Option<VncSpec> {
+        let (password_file, novnc) = (self.vnc_password_file.clone(), self.novnc.clone());
+        self.vnc.clone().map(|listen| VncSpec { listen, password_file, novnc })
     }
 
     /// The sandbox: the option's, else the environment's, else whatever the host allows.
@@ -215,6 +225,7 @@ mod tests {
         ("no_acpi", "--no-acpi", ""),
         ("no_balloon", "--no-balloon", ""),
         ("no_rng", "--no-rng", ""),
+        ("novnc", "--screen --vnc=unix:a --novnc=noVNC", "--screen --vnc=unix:a"),
         ("on_reboot", "--on-reboot=restart", ""),
         ("ports", "--port=agent=/tmp/agent.sock", ""),
         ("pull", "--image=debian --pull", "--image=debian"),
@@ -234,6 +245,9 @@ mod tests {
         ("trace", "--trace=a.json", ""),
         ("user", "--user=ann:5 -- true", "-- true"),
         ("verbose", "--verbose", ""),
+        ("vnc", "--screen --vnc=localhost:5901", "--screen"),
+        ("vnc", "--screen --vnc", "--screen"),
+        ("vnc_password_file", "--screen --vnc=[::]:5901 --vnc-password-file=a", "--screen --vnc=[::1]:5901"),
     ];
 
     fn words(line: &str) -> Vec<OsString> {

@@ -13,6 +13,7 @@ use crate::backend::internal::{Balloon, Rng};
 use crate::backend::screen::Display;
 use crate::backend::share::SharedFolder;
 use crate::backend::socket::Ports;
+use crate::backend::vnc::Vnc;
 use crate::backend::{Backend, Modules};
 use crate::sandbox::{Cleanup, Needs};
 use crate::session::Wiring;
@@ -39,6 +40,8 @@ const THREADS: usize = 32;
 pub(super) struct Devices {
     backends: Vec<Box<dyn Backend>>,
     display: Option<Display>,
+    /// What viewers of the screen connect to.
+    vnc: Option<Vnc>,
     cleanup: Cleanup,
 }
 
@@ -72,13 +75,18 @@ impl Devices {
         if let Some(display) = display.as_ref().filter(|_| spec.acpi) {
             backends.extend(display.backends());
         }
+        let vnc = spec.vnc.as_ref().zip(display.as_ref());
+        let mut vnc = vnc
+            .map(|(vnc, display)| Vnc::open(vnc, display.screen().clone(), display.input()))
+            .transpose()?;
         let mut cleanup = Cleanup::default();
+        cleanup.names.extend(vnc.as_mut().and_then(Vnc::take_name));
         for backend in &mut backends {
             let leftovers = backend.take_leftovers();
             cleanup.names.extend(leftovers.names);
             cleanup.programs.extend(leftovers.programs);
         }
-        Ok(Self { backends, display, cleanup })
+        Ok(Self { backends, display, vnc, cleanup })
     }
 
     /// What they use on the host, to be removed after the machine.
@@ -96,6 +104,7 @@ impl Devices {
         let threads: usize = self.backends.iter().map(|backend| 1 + backend.threads()).sum();
         let mut needs = Needs { threads: u64::from(cpus) + (THREADS + threads) as u64, ..Needs::default() };
         self.backends.iter().for_each(|backend| needs.add(backend.calls()));
+        needs.vnc = self.vnc.is_some();
         needs
     }
 
@@ -104,7 +113,8 @@ impl Devices {
     /// # Errors
     /// The host has no thread left.
     pub fn start(&mut self) -> Result<()> {
-        self.backends.iter_mut().try_for_each(|backend| backend.start())
+        self.backends.iter_mut().try_for_each(|backend| backend.start())?;
+        self.vnc.iter_mut().try_for_each(Vnc::start)
     }
 
     /// The screen, with what its viewers type and point at.

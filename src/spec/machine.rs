@@ -12,6 +12,7 @@ use super::net::NetSpec;
 use super::number::{MIB, check_memory};
 use super::sandbox::SandboxSpec;
 use super::text;
+use super::vnc::VncSpec;
 
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,9 @@ pub struct MachineSpec {
     pub console: ConsoleSpec,
     /// The devices beside those that each machine has. A guest without ACPI finds none of them.
     pub devices: Vec<DeviceSpec>,
+    /// How viewers get to the screen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vnc: Option<VncSpec>,
     /// Whether there is what KVM's unit tests expect.
     pub test_devices: bool,
     /// What a guest's reboot does.
@@ -130,6 +134,7 @@ impl Default for MachineSpec {
             acpi: true,
             console: ConsoleSpec::default(),
             devices: vec![DeviceSpec::Balloon {}, DeviceSpec::Rng {}],
+            vnc: None,
             test_devices: false,
             on_reboot: OnReboot::default(),
             sandbox: SandboxSpec::default(),
@@ -195,6 +200,12 @@ impl MachineSpec {
         if self.devices.iter().filter(|it| matches!(it, DeviceSpec::Screen(_))).count() > 1 {
             return Err("there is more than one screen".to_owned());
         }
+        if let Some(vnc) = &self.vnc {
+            vnc.check().map_err(|why| format!("--vnc: {why}"))?;
+            if self.screen().is_none() {
+                return Err("--vnc shows the screen: add --screen".to_owned());
+            }
+        }
         let named = self.disks().count() + self.nets().count() + self.ports().count();
         if !self.acpi && named > 0 {
             return Err("--disk, --net and --port need ACPI: leave out --no-acpi".to_owned());
@@ -209,6 +220,7 @@ impl MachineSpec {
     pub(super) fn rebase(&mut self, folder: &Path) {
         self.boot.rebase(folder);
         self.devices.iter_mut().for_each(|device| device.rebase(folder));
+        self.vnc.iter_mut().for_each(|vnc| vnc.rebase(folder));
         self.limits.rebase(folder);
     }
 }

@@ -37,3 +37,4 @@ mod testdev_pci;
 mod trace;
 mod unit_tests;
 mod virtio;
+mod vnc;

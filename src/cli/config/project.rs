@@ -50,6 +50,7 @@ pub(super) fn check(name: &str, words: &[OsString], folder: &Path) -> Result<(),
             "disk" | "port" => "it opens files of this host",
             "junit" | "kernel-log" | "screenshot-on-failure" | "trace" => "it writes a file of this host",
             "image" | "insecure-registry" | "pull" => "it gets files from elsewhere",
+            "novnc" | "vnc" | "vnc-password-file" => "it lets others use the guest",
             "sandbox" => "it may loosen the sandbox",
             _ => "it is about more than the guest",
         };

@@ -30,6 +30,7 @@ fn descriptions_of_devices_that_make_no_sense_are_refused() {
         ("--net=user,forward=0:80", "forward=0:80"),
         ("--port=agent", "--port"),
         ("--port==/tmp/x", "--port"),
+        ("--vnc=5901", "unix:PATH"),
         ("--console=vga", "vga"),
         ("--screen=", "--screen"),
         ("--screen=1024", "WIDTHxHEIGHT in pixels, such as 1024x768"),
@@ -43,6 +44,21 @@ fn descriptions_of_devices_that_make_no_sense_are_refused() {
         attempt.refused([&["run", "--no-acpi"][..], &device].concat(), "--no-acpi");
     }
     attempt.refused(["run", "--no-acpi", "--console", "virtio", "--kernel", "/dev/null"], "");
+}
+
+#[test]
+fn a_screen_is_shown_to_nobody_who_may_not_see_it() {
+    let (attempt, kernel) = Attempt::with(&elf());
+    let kernel = kernel.to_str().unwrap();
+    attempt.refused(["run", "--vnc"], "--screen");
+    attempt.refused(["run", "--screen", "--novnc=a"], "--vnc");
+    attempt.refused(["run", "--screen", "--vnc=0.0.0.0:5901"], "add --vnc-password-file");
+    let screen = ["run", "--kernel", kernel, "--screen", "--vnc=unix:a"];
+    let long = attempt.file("password", b"longer than eight\n");
+    let long = format!("--vnc-password-file={}", long.display());
+    attempt.refused([&screen[..], &[&long]].concat(), "VNC passwords have at most 8");
+    attempt.refused([&screen[..], &["--vnc-password-file=/missing"]].concat(), "No such file");
+    attempt.refused([&screen[..], &["--novnc=/dev"]].concat(), "no file core/rfb.js");
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Rig {
         let display = Display { screen: screen.clone(), input, password, name: "fuzz".to_owned() };
         let site = Site { display: Arc::new(display), pages: Pages::default() };
         let (viewer, now) = (UnixStream::pair().unwrap().0, Instant::now());
-        let pixels = Arc::new(PixelMemory::new(0));
+        let pixels = Arc::new(PixelMemory::default());
         let surface = Arc::new(Surface::new(size, 0, 0, pixels.clone()));
         let mut rig = Self { screen, surface, pixels, site, now, viewer, connection: None };
         rig.put_up(size);
@@ -95,7 +95,7 @@ impl Rig {
     }
 
     fn put_up(&mut self, size: Size) {
-        self.pixels = Arc::new(PixelMemory::new(size.area()));
+        self.pixels = Arc::new(PixelMemory::new(size.area()).unwrap());
         self.surface = Arc::new(Surface::new(size, 0, size.width as usize, self.pixels.clone()));
         self.screen.put_up(self.surface.clone());
     }

@@ -130,7 +130,7 @@ impl Rig {
 
 fn put_up(screen: &Screen, width: u32, height: u32) -> (Arc<Surface>, Arc<Counted>) {
     let size = Size::new(width, height).unwrap();
-    let pixels = Arc::new(Counted(PixelMemory::new(size.area()), AtomicUsize::new(0)));
+    let pixels = Arc::new(Counted(PixelMemory::new(size.area()).unwrap(), AtomicUsize::new(0)));
     let surface = Arc::new(Surface::new(size, 0, width as usize, pixels.clone()));
     screen.put_up(surface.clone());
     (surface, pixels)
