@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use crate::host::netlink::Netlink;
 use crate::spec::net::LONGEST_NAME;
 
 const DEVICE: &str = "/dev/net/tun";
@@ -54,6 +55,46 @@ pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> anyhow::Result<Tap> {
         bring_up(name).with_context(|| format!("cannot bring up tap {name}"))?;
     }
     Ok(Tap { files, mtu: mtu_of(name).ok() })
+}
+
+/// Opens a tap that has the packets of interface `interface` of this network namespace: what comes in by the one leaves by the
+/// other. The host's own kernel sees none of them, so the guest can have the interface's addresses. The last to open one has
+/// them: a pod's container, and not the one that only holds its namespaces. `mtu` is what the tap's becomes.
+///
+/// # Errors
+/// This user or kernel cannot do that.
+pub fn in_place_of(interface: &str, mtu: Option<u16>) -> anyhow::Result<Tap> {
+    let (tap, own, index) = in_front_of(interface, mtu)?;
+    redirect(interface, index, own)?;
+    Ok(tap)
+}
+
+/// Whether [`in_place_of`] is possible; changes nothing.
+///
+/// # Errors
+/// Why not.
+pub fn can_take_place(interface: &str) -> anyhow::Result<()> {
+    in_front_of(interface, None).map(drop)
+}
+
+/// Opens a tap whose packets leave by an interface; gives the numbers of both.
+fn in_front_of(interface: &str, mtu: Option<u16>) -> anyhow::Result<(Tap, u32, u32)> {
+    let index = if_nametoindex(interface).with_context(|| format!("there is no interface {interface}"))?;
+    let mut names = (0_u32..).map(|number| format!("kite{number}"));
+    let name = names.find(|name| if_nametoindex(name.as_str()).is_err()).context("there is no name left")?;
+    let tap =
+        open(&name, 1, mtu).with_context(|| format!("cannot put a guest in the place of {interface}"))?;
+    // It has no address of its own, which others would see; a kernel without IPv6 has no such switch.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    let own = if_nametoindex(name.as_str()).with_context(|| format!("tap {name} has gone"))?;
+    redirect(interface, own, index)?;
+    Ok((tap, own, index))
+}
+
+fn redirect(interface: &str, from: u32, to: u32) -> anyhow::Result<()> {
+    Netlink::open().and_then(|mut kernel| kernel.redirect(from, to)).with_context(|| {
+        format!("cannot redirect packets of {interface}: the host's kernel needs sch_ingress, cls_u32 and act_mirred")
+    })
 }
 
 /// Whether interface `name` is none that a guest can have, by its `tun_flags`: only taps and TUN devices have them.
@@ -159,7 +200,14 @@ fn ask(what: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use nix::sched::{CloneFlags, unshare};
+
     use super::*;
+    use crate::host::netlink::{ETHERNET, Route};
 
     #[test]
     fn an_interface_of_another_kind_is_none_to_open() {
@@ -182,5 +230,95 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Runs `test` in a network namespace with the interfaces kitea and kiteb at the two ends of one wire.
+    fn with_wire(name: &str, test: impl FnOnce() + Send) {
+        let run = |command: &str| {
+            let words: Vec<_> = command.split(' ').collect();
+            Command::new(words[0]).args(&words[1..]).status().is_ok_and(|status| status.success())
+        };
+        let in_namespace = || {
+            let is_there = unshare(CloneFlags::CLONE_NEWNET).is_ok()
+                && run("ip link add kitea type veth peer name kiteb")
+                && run("ip link set kitea mtu 1400 up")
+                && run("ip link set kiteb mtu 1400 up");
+            match is_there.then(|| can_take_place("kitea")) {
+                Some(Ok(())) => test(),
+                why => println!("skipped: {name}: no network namespace with a wire: {why:?}"),
+            }
+        };
+        std::thread::scope(|scope| scope.spawn(in_namespace).join().unwrap());
+    }
+
+    /// A frame of a protocol that no kernel answers.
+    fn frame(mark: u8) -> Vec<u8> {
+        let mut frame = vec![0; HEADER];
+        frame.extend([2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8, 0x88, 0xb5]);
+        frame.extend([mark; 60]);
+        frame
+    }
+
+    #[test]
+    fn a_guest_in_the_place_of_an_interface_has_its_packets() {
+        with_wire("a_guest_in_the_place_of_an_interface_has_its_packets", || {
+            let mut there = in_place_of("kiteb", None).unwrap();
+            let mut before = Vec::new();
+            // Each takes the place of the one before, which runs on.
+            for mark in 1..4 {
+                let mut here = in_place_of("kitea", Some(1400)).unwrap();
+                assert_eq!(here.mtu, Some(1400));
+                arrives(&mut here, &mut there, mark);
+                arrives(&mut there, &mut here, mark);
+                before.push(here);
+            }
+        });
+    }
+
+    /// Sends a frame from one tap, and waits for it at another.
+    fn arrives(from: &mut Tap, to: &mut Tap, mark: u8) {
+        from.files[0].write_all(&frame(mark)).unwrap();
+        let mut buffer = [0; 2048];
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match to.files[0].read(&mut buffer) {
+                Ok(count) if count == frame(mark).len() && buffer[count - 1] == mark => return,
+                Ok(_) => {}
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+            assert!(Instant::now() < deadline, "no frame arrives");
+        }
+    }
+
+    #[test]
+    fn what_an_interface_has_is_read_as_it_is() {
+        with_wire("what_an_interface_has_is_read_as_it_is", || {
+            for command in [
+                "addr add 192.0.2.7/24 dev kitea",
+                "addr add 2001:db8::7/64 dev kitea nodad",
+                "route add 198.51.100.1 dev kitea",
+                "route add default via 198.51.100.1 dev kitea metric 7",
+                "-6 route add default via fe80::1 dev kitea",
+                "route add blackhole 203.0.113.0/24",
+                "addr add 192.0.2.9/24 dev kiteb",
+            ] {
+                let status = Command::new("ip").args(command.split(' ')).status().unwrap();
+                assert!(status.success(), "{command}");
+            }
+            let mut kernel = Netlink::open().unwrap();
+            let found = kernel.interfaces().unwrap().into_iter().find(|it| it.name == "kitea").unwrap();
+            assert!(found.is_up && found.kind == ETHERNET && found.mtu == 1400 && found.mac.is_some());
+            let addresses = kernel.addresses(found.index).unwrap();
+            let shown: Vec<_> = addresses.iter().map(|it| format!("{}/{}", it.address, it.length)).collect();
+            assert_eq!(shown, ["192.0.2.7/24", "2001:db8::7/64"]);
+            let routes = kernel.routes(found.index).unwrap();
+            let shown =
+                |it: &Route| format!("{}/{} {:?}", it.to, it.length, it.via.map(|via| via.to_string()));
+            let mut shown: Vec<_> = routes.iter().map(shown).collect();
+            shown.sort();
+            let expected =
+                ["0.0.0.0/0 Some(\"198.51.100.1\")", "198.51.100.1/32 None", "::/0 Some(\"fe80::1\")"];
+            assert_eq!(shown, expected);
+        });
     }
 }

@@ -9,6 +9,7 @@ pub mod exit_code;
 pub mod lock;
 pub mod log;
 pub mod messages;
+pub mod netlink;
 pub mod phases;
 pub mod remedy;
 pub mod rss;

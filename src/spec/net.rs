@@ -51,6 +51,11 @@ pub enum NetBackend {
         #[serde(default = "one")]
         queues: u16,
     },
+    /// An interface of this network namespace, whose packets are the guest's instead.
+    Interface {
+        /// Its name.
+        name: String,
+    },
     /// passt, without privileges.
     User {
         /// Ports of the host that lead to the guest's.
@@ -87,12 +92,27 @@ pub enum NetSetup {
         /// Gateways, at most one a family.
         #[serde(default)]
         gateways: Vec<IpAddr>,
+        /// Other routes, each behind those that its gateway is reached by.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        routes: Vec<RouteSpec>,
         /// Resolvers.
         #[serde(default)]
         dns: Vec<IpAddr>,
     },
     /// Not at all: the command may do it.
     None,
+}
+
+/// A network that is reached by an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteSpec {
+    /// The network.
+    pub to: IpAddr,
+    /// The length of its prefix in bits.
+    pub length: u8,
+    /// The gateway, unless it is on the link.
+    pub via: Option<IpAddr>,
 }
 
 /// An address of an interface: `192.0.2.7/24`.
@@ -189,7 +209,9 @@ pub fn parse(text: &str) -> Result<NetSpec, String> {
                 forwards.push(parse_forward(value)?);
             }
             (NetBackend::Tap { .. }, _) => return Err(format!("{option}: {TAP_OPTIONS}")),
-            (NetBackend::User { .. }, _) => return Err(format!("{option}: {USER_OPTIONS}")),
+            (NetBackend::User { .. } | NetBackend::Interface { .. }, _) => {
+                return Err(format!("{option}: {USER_OPTIONS}"));
+            }
         }
     }
     spec.guest = guest.setup()?;
@@ -228,7 +250,7 @@ impl Guest {
         if none {
             return Ok(Some(NetSetup::None));
         }
-        Ok((!nothing || more).then_some(NetSetup::Fixed { addresses, gateways, dns }))
+        Ok((!nothing || more).then_some(NetSetup::Fixed { addresses, gateways, routes: Vec::new(), dns }))
     }
 }
 
@@ -243,6 +265,7 @@ impl NetSpec {
                 check_tap_name(name)?;
                 check_queues(&queues.to_string(), Some(*queues))?;
             }
+            NetBackend::Interface { name } => check_tap_name(name)?,
             NetBackend::User { forwards } => {
                 let is_wrong = |it: &&Forward| it.host == 0 || it.guest == 0;
                 if let Some(Forward { host, guest, .. }) = forwards.iter().find(is_wrong) {
@@ -260,7 +283,13 @@ impl NetSpec {
             check_mac(mac, || mac.map(|byte| format!("{byte:02x}")).join(":"))?;
         }
         match &self.guest {
-            Some(NetSetup::Fixed { addresses, gateways, dns }) => check_fixed(addresses, gateways, dns),
+            Some(NetSetup::Fixed { addresses, gateways, routes, dns }) => {
+                let fits = |it: &RouteSpec| it.length <= if it.to.is_ipv4() { 32 } else { 128 };
+                if let Some(route) = routes.iter().find(|it| !fits(it)) {
+                    return Err(format!("{}/{} is no network", route.to, route.length));
+                }
+                check_fixed(addresses, gateways, dns)
+            }
             Some(NetSetup::None) | None => Ok(()),
         }
     }
@@ -383,7 +412,10 @@ mod tests {
         let ip = |text: &str| text.parse().unwrap();
         let addresses = ["192.0.2.7/24", "2001:db8::7/64"].map(|text| text.parse().unwrap()).to_vec();
         let gateways = vec![ip("192.0.2.1"), ip("fe80::1")];
-        assert_eq!(spec.guest, Some(NetSetup::Fixed { addresses, gateways, dns: vec![ip("::2")] }));
+        assert_eq!(
+            spec.guest,
+            Some(NetSetup::Fixed { addresses, gateways, routes: Vec::new(), dns: vec![ip("::2")] })
+        );
         assert_eq!(spec.mtu, Some(9000));
         assert_eq!(parse("tap=t0,ip=none").unwrap().guest, Some(NetSetup::None));
         assert_eq!(parse("tap=t0,mtu=68").unwrap().guest, None);

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::container::ContainerSpec;
+use super::net::RouteSpec;
 
 /// The command's file in the initrd.
 pub const FILE: &str = "/command";
@@ -105,6 +106,8 @@ pub enum Setup {
         addresses: Vec<(IpAddr, u8)>,
         /// Gateways, at most one a family.
         gateways: Vec<IpAddr>,
+        /// Other routes, in this order.
+        routes: Vec<RouteSpec>,
         /// Resolvers.
         dns: Vec<IpAddr>,
     },

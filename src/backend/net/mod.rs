@@ -38,6 +38,7 @@ impl NetSpec {
     pub fn open(&self, index: usize) -> anyhow::Result<Network> {
         let to = match &self.backend {
             NetBackend::Tap { name, queues } => Open::Tap(tap::open(name, *queues, self.mtu)?),
+            NetBackend::Interface { name } => Open::Tap(tap::in_place_of(name, self.mtu)?),
             NetBackend::User { forwards } => {
                 let (socket, passt) = passt::start(forwards, self.mtu)?;
                 let stream = Stream::new(socket, self.mtu).context("cannot use passt's socket")?;
@@ -50,7 +51,7 @@ impl NetSpec {
     /// The address of the guest's side, if it is the `index`-th network device.
     fn mac(&self, index: usize) -> [u8; 6] {
         let name = match &self.backend {
-            NetBackend::Tap { name, .. } => name,
+            NetBackend::Tap { name, .. } | NetBackend::Interface { name } => name,
             NetBackend::User { .. } => USER,
         };
         self.mac.unwrap_or_else(|| derive_mac(&machine_id(), name, index))
@@ -61,12 +62,13 @@ impl NetSpec {
         let automatic = |alone, dns| wire::Setup::Automatic { alone, dns };
         let setup = match (&self.guest, &self.backend) {
             (Some(NetSetup::None), _) => wire::Setup::None,
-            (Some(NetSetup::Fixed { addresses, gateways, dns }), _) => wire::Setup::Fixed {
+            (Some(NetSetup::Fixed { addresses, gateways, routes, dns }), _) => wire::Setup::Fixed {
                 addresses: addresses.iter().map(|it| (it.address, it.length)).collect(),
                 gateways: gateways.clone(),
+                routes: routes.clone(),
                 dns: dns.clone(),
             },
-            (None, NetBackend::Tap { .. }) => automatic(false, Vec::new()),
+            (None, NetBackend::Tap { .. } | NetBackend::Interface { .. }) => automatic(false, Vec::new()),
             (None, NetBackend::User { .. }) => automatic(true, passt::resolver().into_iter().collect()),
         };
         wire::Network { mac: self.mac(index), setup }

@@ -12,10 +12,10 @@ use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::dhcp::{self, Exchange, Lease, Taken};
-use super::netlink::{Address, Netlink, Route};
 use super::packets::Packets;
 use super::routers::{Routers, solicit};
 use super::{Known, Link};
+use crate::host::netlink::{Address, Netlink, Route};
 
 /// How long a network may take to answer: some servers look for seconds whether an address is taken.
 const LIMIT: Duration = Duration::from_secs(10);

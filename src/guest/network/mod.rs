@@ -4,7 +4,6 @@
 mod client;
 mod dhcp;
 mod names;
-mod netlink;
 mod packets;
 mod routers;
 
@@ -18,8 +17,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::net::if_::if_nametoindex;
 
+use crate::host::netlink::{Address, Netlink, Route};
+use crate::spec::net::RouteSpec;
 use crate::spec::wire::{Network, Setup};
-use netlink::{Address, Netlink, Route};
 
 /// Where the kernel lists interfaces, and their switches for IPv6.
 const INTERFACES: &str = "/sys/class/net";
@@ -85,9 +85,9 @@ pub fn set_up(networks: &[Network]) -> Known {
 fn set_up_one(network: &Network, priority: u32) -> anyhow::Result<Known> {
     match &network.setup {
         Setup::None => Ok(Known::default()),
-        Setup::Fixed { addresses, gateways, dns } => {
+        Setup::Fixed { addresses, gateways, routes, dns } => {
             let link = Link::find(network.mac, priority)?;
-            fix(&link, addresses, gateways)?;
+            fix(&link, addresses, gateways, routes)?;
             Ok(Known { dns: dns.clone(), ..Known::default() })
         }
         Setup::Automatic { alone, dns } => {
@@ -100,7 +100,12 @@ fn set_up_one(network: &Network, priority: u32) -> anyhow::Result<Known> {
 }
 
 /// Sets up an interface as the command line says.
-fn fix(link: &Link, addresses: &[(IpAddr, u8)], gateways: &[IpAddr]) -> anyhow::Result<()> {
+fn fix(
+    link: &Link,
+    addresses: &[(IpAddr, u8)],
+    gateways: &[IpAddr],
+    routes: &[RouteSpec],
+) -> anyhow::Result<()> {
     let mut kernel = Netlink::open().context("the guest's kernel has no networking")?;
     kernel.bring_up(link.index).with_context(|| format!("cannot bring {} up", link.name))?;
     for (address, length) in addresses {
@@ -109,15 +114,19 @@ fn fix(link: &Link, addresses: &[(IpAddr, u8)], gateways: &[IpAddr]) -> anyhow::
             .add_address(link.index, &address)
             .with_context(|| format!("cannot give {} the address {}", link.name, address.address))?;
     }
-    for gateway in gateways {
+    let through = |gateway: &IpAddr| {
         let to = match gateway {
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let route = Route { to, length: 0, via: Some(*gateway), priority: link.priority };
-        kernel
-            .add_route(link.index, &route)
-            .with_context(|| format!("cannot add a route through {gateway} on {}", link.name))?;
+        RouteSpec { to, length: 0, via: Some(*gateway) }
+    };
+    for RouteSpec { to, length, via } in gateways.iter().map(through).chain(routes.iter().copied()) {
+        let route = Route { to, length, via, priority: link.priority };
+        kernel.add_route(link.index, &route).with_context(|| {
+            let via = via.map(|via| format!(" through {via}")).unwrap_or_default();
+            format!("cannot add a route to {to}/{length}{via} on {}", link.name)
+        })?;
     }
     link.wait_for_carrier();
     Ok(())

@@ -10,7 +10,7 @@ use nix::sys::socket::{
 };
 
 use super::names;
-use super::netlink::{self, messages, word};
+use crate::host::netlink::{self, messages, word};
 
 /// Options of routers, by their kinds.
 const RESOLVERS: u8 = 25;
