@@ -7,7 +7,8 @@ mod processes;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
-use std::thread;
+use std::thread::{self, sleep};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use nix::errno::Errno;
@@ -22,9 +23,12 @@ use super::user::User;
 use crate::spec::container::{ContainerSpec, ProcessSpec};
 use crate::spec::frames::GuestProcess;
 use crate::spec::wire::{End, GuestCommand, Report};
-use processes::Processes;
+use processes::{Processes, Reaped};
 
 pub(super) use mounts::enter;
+
+/// How often a child that has ended is looked at, while it may be one that is being started.
+const TICK: Duration = Duration::from_millis(10);
 
 /// Runs a container's process to its end, and those that join it by `port`.
 ///
@@ -60,9 +64,10 @@ pub(super) fn run(
     let own = Pid::from_raw(child.id() as i32);
     let processes = Processes::start(port, own)?;
     let streams = Streams::start(own, ends, ports)?;
-    let end = wait_for(own, &processes)?;
+    let end = wait_for(&processes)?;
     // Fails if there is none.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+    processes.wait_until_ready();
     streams.finish();
     sync();
     Ok(end)
@@ -86,16 +91,16 @@ fn prepare(spec: &GuestProcess) -> anyhow::Result<(Command, Ends)> {
 }
 
 /// Waits for the container's own process, and for every other: they are ours.
-fn wait_for(own: Pid, processes: &Processes) -> anyhow::Result<End> {
+fn wait_for(processes: &Processes) -> anyhow::Result<End> {
     loop {
         match process::wait() {
             Ok(()) | Err(Errno::EINTR) => {}
             Err(error) => return Err(error).context("cannot wait for the container's process"),
         }
-        if let Some((pid, end)) = processes.reap()
-            && pid == own
-        {
-            return Ok(end);
+        match processes.reap() {
+            Reaped::Own(end) => return Ok(end),
+            Reaped::Other => {}
+            Reaped::Nothing => sleep(TICK),
         }
     }
 }

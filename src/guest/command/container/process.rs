@@ -157,11 +157,12 @@ pub(super) fn wait() -> nix::Result<()> {
         .map(drop)
 }
 
-/// Reaps a child that has ended: which, and how; nothing if there is none.
-pub(super) fn reap() -> Option<(Pid, End)> {
+/// Reaps a child that has ended, any or this one: which, and how; nothing if there is none.
+pub(super) fn reap(pid: Option<Pid>) -> Option<(Pid, End)> {
     let mut status = 0;
+    let pid = pid.map_or(-1, Pid::as_raw);
     // SAFETY: the status is written and outlives the call.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    let pid = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
     (pid > 0).then(|| (Pid::from_raw(pid), end_of(status)))
 }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle, sleep};
@@ -25,6 +27,12 @@ use crate::spec::wire::{self, End};
 
 /// How often a port is read that the host has not opened.
 const TICK: Duration = Duration::from_millis(10);
+/// How long the host may take to open the port, when the container ends: the monitor opens it before the guest boots.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// As much of a program as is read to see what it is.
+const HEAD: usize = 256;
+/// How many signals and sizes wait for a process that is being started.
+const MOST_EARLY: usize = 256;
 
 /// The processes of a container.
 #[derive(Clone)]
@@ -37,19 +45,64 @@ struct Shared {
     own: Pid,
     /// It itself, whose PID namespace others join.
     namespace: OwnedFd,
-    table: Mutex<HashMap<u32, Joined>>,
+    table: Mutex<Table>,
+    /// Hears once the host knows that the container's own process is started.
+    ready: Mutex<Receiver<()>>,
 }
 
-/// A process that has joined.
+#[derive(Default)]
+struct Table {
+    joined: HashMap<u32, Joined>,
+    /// How many processes are being started. Which are theirs of those that end meanwhile is not known yet.
+    starting: usize,
+}
+
+/// A process that has joined, or is about to.
 struct Joined {
-    pid: Pid,
+    started: Option<Started>,
+    /// Signals and sizes that came before it was started.
+    early: Vec<Frame>,
     /// What is for its standard input, until that ends.
     stdin: Option<Sender<Vec<u8>>>,
     /// What may be sent of its outputs.
     windows: [Arc<Window>; 2],
     /// Gets how it ended.
     end: Sender<End>,
+}
+
+/// A process that is started.
+struct Started {
+    pid: Pid,
     terminal: Option<Arc<File>>,
+}
+
+impl Started {
+    /// Does what a frame says to be done to it.
+    fn take(&self, frame: &Frame) {
+        let number = frame.as_number().unwrap_or_default();
+        match (frame.kind, &self.terminal) {
+            (Kind::Signal, _) => process::send_signal(self.pid, number as i32),
+            (Kind::Resize, Some(terminal)) => resize(terminal, number as u16, (number >> 16) as u16),
+            _ => {}
+        }
+    }
+}
+
+/// What carries a process's streams has of its place in the table.
+struct Line {
+    input: Receiver<Vec<u8>>,
+    windows: [Arc<Window>; 2],
+    ended: Receiver<End>,
+}
+
+/// What has become of a child that has ended.
+pub(super) enum Reaped {
+    /// It was the container's own process.
+    Own(End),
+    /// It was another one.
+    Other,
+    /// It waits, as it may be one that is being started.
+    Nothing,
 }
 
 impl Processes {
@@ -61,28 +114,48 @@ impl Processes {
         let reader = port.try_clone().context("cannot share a port")?;
         // Until it is waited for, there is one.
         let namespace = process::descriptor(own).context("the guest's kernel has no pidfd_open(2)")?;
-        let shared = Shared { port: Mutex::new(port), own, namespace, table: Mutex::default() };
+        let (is_ready, ready) = channel();
+        let ready = Mutex::new(ready);
+        let shared = Shared { port: Mutex::new(port), own, namespace, table: Mutex::default(), ready };
         let this = Self(Arc::new(shared));
         let server = this.clone();
         let name = || thread::Builder::new().name("processes".to_owned());
         name().spawn(move || server.serve(reader)).context("cannot start a thread")?;
         let sender = this.clone();
         // It waits until the host has opened the port.
-        let ready = move || sender.send(&Frame { kind: Kind::Ready, id: OWN, payload: Vec::new() });
-        name().spawn(ready).context("cannot start a thread")?;
+        let say = move || {
+            sender.send(&Frame { kind: Kind::Ready, id: OWN, payload: Vec::new() });
+            let _ = is_ready.send(());
+        };
+        name().spawn(say).context("cannot start a thread")?;
         Ok(this)
     }
 
-    /// Reaps a child of this process that has ended, if there is one. While a process is being started there is none: the
-    /// standard library reaps a child that cannot become the program, and panics if another does.
-    pub fn reap(&self) -> Option<(Pid, End)> {
+    /// Waits until the host knows that the container's own process was started, if it listens at all.
+    pub fn wait_until_ready(&self) {
+        let _ = lock(&self.0.ready).recv_timeout(PATIENCE);
+    }
+
+    /// Reaps a child of this process that has ended, if it may be. While a process is being started, only those are reaped that
+    /// are known: the standard library reaps a child that cannot become the program, and panics if another does.
+    pub fn reap(&self) -> Reaped {
         let table = lock(&self.0.table);
-        let (pid, end) = process::reap()?;
-        // What is not there is the container's own, or was orphaned by another process.
-        if let Some(joined) = table.values().find(|joined| joined.pid == pid) {
-            let _ = joined.end.send(end.clone());
+        let started = |joined: &Joined| joined.started.as_ref().map(|started| started.pid);
+        let reaped = if table.starting == 0 {
+            process::reap(None)
+        } else {
+            let known = table.joined.values().filter_map(started);
+            known.chain([self.0.own]).find_map(|pid| process::reap(Some(pid)))
+        };
+        let Some((pid, end)) = reaped else { return Reaped::Nothing };
+        if pid == self.0.own {
+            return Reaped::Own(end);
         }
-        Some((pid, end))
+        // What is not there was orphaned by another process.
+        if let Some(joined) = table.joined.values().find(|joined| started(joined) == Some(pid)) {
+            let _ = joined.end.send(end);
+        }
+        Reaped::Other
     }
 
     fn send(&self, frame: &Frame) {
@@ -111,28 +184,24 @@ impl Processes {
 
     fn take(&self, frame: Frame) {
         if frame.kind == Kind::Start {
-            if let Err(error) = self.begin(frame.id, &frame.payload) {
-                self.report(frame.id, End::Failed(format!("{error:#}")));
-            }
-            return;
+            return self.begin(frame);
         }
         if let (Kind::Signal, OWN, Some(signal)) = (frame.kind, frame.id, frame.as_number()) {
             return process::send_signal(self.0.own, signal as i32);
         }
         let mut table = lock(&self.0.table);
-        let Some(joined) = table.get_mut(&frame.id) else { return };
+        let Some(joined) = table.joined.get_mut(&frame.id) else { return };
         let number = frame.as_number().unwrap_or_default();
         match frame.kind {
             Kind::Stdin => _ = joined.stdin.as_ref().map(|stdin| stdin.send(frame.payload)),
             Kind::StdinEnd => joined.stdin = None,
             Kind::TakenStdout => joined.windows[0].give(number as usize),
             Kind::TakenStderr => joined.windows[1].give(number as usize),
-            Kind::Signal => process::send_signal(joined.pid, number as i32),
-            Kind::Resize => {
-                if let Some(terminal) = &joined.terminal {
-                    resize(terminal, number as u16, (number >> 16) as u16);
-                }
-            }
+            Kind::Signal | Kind::Resize => match &joined.started {
+                Some(started) => started.take(&frame),
+                None if joined.early.len() < MOST_EARLY => joined.early.push(frame),
+                None => {}
+            },
             Kind::Start | Kind::Ready | Kind::Stdout | Kind::Stderr | Kind::TakenStdin | Kind::Ended => {}
         }
     }
@@ -148,49 +217,70 @@ impl Processes {
         self.send(&Frame { kind: Kind::Ended, id, payload });
     }
 
+    /// Has a process started by a thread of its own: a file system that does not answer holds up that alone.
+    fn begin(&self, frame: Frame) {
+        let ((stdin, input), (end, ended)) = (channel(), channel());
+        let windows = [Arc::<Window>::default(), Arc::<Window>::default()];
+        let (early, id) = (Vec::new(), frame.id);
+        let joined = Joined { started: None, early, stdin: Some(stdin), windows: windows.clone(), end };
+        lock(&self.0.table).joined.insert(id, joined);
+        let (this, line) = (self.clone(), Line { input, windows, ended });
+        let begin = move || {
+            if let Err(error) = this.start_one(id, &frame.payload, line) {
+                this.finish(id, End::Failed(format!("{error:#}")));
+            }
+        };
+        if let Err(error) = thread::Builder::new().spawn(begin) {
+            self.finish(id, End::Failed(format!("cannot start a thread: {error}")));
+        }
+    }
+
+    /// Forgets a process, and says how it ended.
+    fn finish(&self, id: u32, end: End) {
+        lock(&self.0.table).joined.remove(&id);
+        self.report(id, end);
+    }
+
     /// Starts a process, and the threads that carry its streams.
-    fn begin(&self, id: u32, spec: &[u8]) -> anyhow::Result<()> {
+    fn start_one(&self, id: u32, spec: &[u8], line: Line) -> anyhow::Result<()> {
         let spec: GuestProcess = serde_json::from_slice(spec).context("cannot read what is to be started")?;
+        look_at_program(&spec);
         let (mut command, ends) = prepare(&spec)?;
         process::become_process(&mut command, &spec.process, spec.terminal.is_some());
         let namespace = self.0.namespace.try_clone().context("cannot share a PID namespace")?;
-        // Before it can have ended, it is in the table.
-        let mut table = lock(&self.0.table);
-        let started = thread::spawn(move || -> anyhow::Result<_> {
-            setns(namespace, CloneFlags::CLONE_NEWPID).context("the container's process has ended")?;
-            Ok(command.spawn())
+        lock(&self.0.table).starting += 1;
+        // A thread that has joined a PID namespace can start no other thread.
+        let started = thread::scope(|scope| {
+            let spawn = || -> anyhow::Result<_> {
+                setns(namespace, CloneFlags::CLONE_NEWPID).context("the container's process has ended")?;
+                Ok(command.spawn())
+            };
+            let spawning =
+                thread::Builder::new().spawn_scoped(scope, spawn).context("cannot start a thread")?;
+            spawning.join().map_err(|_| anyhow!("a thread panicked"))?
         });
-        let child = match started.join().map_err(|_| anyhow!("a thread panicked"))?? {
+        let mut table = lock(&self.0.table);
+        // In one step with its place in the table: before, it may have ended, and after, it may be reaped.
+        table.starting -= 1;
+        let child = match started? {
             Ok(child) => child,
             Err(error) => {
                 drop(table);
-                self.report(id, not_started(&spec.argv[0], &error));
+                self.finish(id, not_started(&spec.argv[0], &error));
                 return Ok(());
             }
         };
-        let (stdin, input) = channel();
-        let (end, ended) = channel();
-        let windows = [Arc::<Window>::default(), Arc::<Window>::default()];
-        let joined = Joined {
-            pid: Pid::from_raw(child.id() as i32),
-            stdin: Some(stdin),
-            windows: windows.clone(),
-            end,
-            terminal: ends.terminal.clone(),
-        };
-        table.insert(id, joined);
+        if let Some(joined) = table.joined.get_mut(&id) {
+            let started = Started { pid: Pid::from_raw(child.id() as i32), terminal: ends.terminal.clone() };
+            joined.early.drain(..).for_each(|frame| started.take(&frame));
+            joined.started = Some(started);
+        }
         drop(table);
-        self.carry(id, ends, input, windows, ended)
+        self.carry(id, ends, line)
     }
 
-    fn carry(
-        &self,
-        id: u32,
-        ends: Ends,
-        input: Receiver<Vec<u8>>,
-        windows: [Arc<Window>; 2],
-        ended: Receiver<End>,
-    ) -> anyhow::Result<()> {
+    fn carry(&self, id: u32, ends: Ends, line: Line) -> anyhow::Result<()> {
+        let Line { input, windows, ended } = line;
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?;
         let stop = Arc::new(stop);
         let mut outputs: Vec<JoinHandle<()>> = Vec::new();
@@ -209,8 +299,7 @@ impl Processes {
             let Ok(end) = ended.recv() else { return };
             let _ = stop.write(1);
             outputs.into_iter().for_each(|output| _ = output.join());
-            lock(&this.0.table).remove(&id);
-            this.report(id, end);
+            this.finish(id, end);
         };
         thread::Builder::new().spawn(follow).map(drop).context("cannot start a thread")
     }
@@ -249,3 +338,24 @@ impl Processes {
         }
     }
 }
+
+/// Looks at a process's program as the kernel will. Where its file system does not answer, this thread waits, and not a child,
+/// which would have a copy of all that is open here, other processes' streams among it.
+fn look_at_program(spec: &GuestProcess) {
+    let Some(program) = spec.argv.first() else { return };
+    let places = match program.as_bytes().contains(&b'/') {
+        true => vec![Path::new(&spec.cwd).join(program)],
+        false => {
+            let path = spec.env.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.as_os_str());
+            std::env::split_paths(path.unwrap_or_default()).map(|folder| folder.join(program)).collect()
+        }
+    };
+    // What opening a device does is its program's affair.
+    let is_file = |place: &&PathBuf| place.metadata().is_ok_and(|found| found.is_file());
+    if let Some(file) = places.iter().find(is_file).and_then(|place| File::open(place).ok()) {
+        let _ = (&file).read(&mut [0; HEAD]);
+    }
+}
+
+#[cfg(test)]
+mod tests;
