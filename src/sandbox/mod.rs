@@ -20,10 +20,12 @@ mod shares;
 mod supervisor;
 mod vm_process;
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ::landlock::{AccessFs, Scope};
 use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 
@@ -94,6 +96,19 @@ pub fn fork(
             Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks)))
         }
     }
+}
+
+/// Takes from the monitor of a container, which has one thread and reads what its guest says, what it does not need: rights, what
+/// programs could give of them, and all files but those of the container's `folder` and the kernel's own of processes. A layer
+/// that the host does not allow is missing here as it is around the machine, which says so.
+pub fn confine_monitor(folder: BorrowedFd<'_>) {
+    let reads = AccessFs::ReadFile | AccessFs::ReadDir;
+    let restrict = || -> anyhow::Result<()> {
+        let processes = File::open("/proc").context("cannot open /proc")?;
+        let folders = [(folder, landlock::writes() | reads), (processes.as_fd(), reads)];
+        landlock::restrict(&folders, Scope::AbstractUnixSocket.into())
+    };
+    let _ = no_new_privs().and_then(|()| privileges::drop_capabilities(0, false)).and_then(|()| restrict());
 }
 
 /// Has kite end by `signal` if this is the VM process of two; answers whether it is, and then has to end.

@@ -4,6 +4,7 @@
 //! The supervisor makes the group and stays outside of it, so that it can report a machine that was killed for its memory,
 //! and remove the group.
 
+mod container;
 mod device;
 mod folder;
 mod place;
@@ -22,6 +23,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+pub use container::{ContainerGroup, Setting};
 pub use folder::Folder;
 pub use place::{Place, places};
 
@@ -231,7 +233,7 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         for group in &self.groups {
-            if let Err(errno) = remove(group, self.name.as_str()) {
+            if let Err(errno) = remove(&group.parent, &group.folder, self.name.as_str()) {
                 log::warn!("cannot remove the group {}: {}", group.folder.path().display(), errno.desc());
             }
         }
@@ -241,15 +243,15 @@ impl Drop for Cgroup {
     }
 }
 
-/// Ends the processes of a group and removes it. They leave it only a moment after they have ended.
-fn remove(group: &Group, name: &str) -> Result<(), Errno> {
+/// Ends the processes of the group `name` of `parent`, and removes it. They leave it only a moment after they have ended.
+fn remove(parent: &Folder, group: &Folder, name: &str) -> Result<(), Errno> {
     for _ in 0..TRIES {
-        match group.parent.remove(name) {
+        match parent.remove(name) {
             Ok(()) | Err(Errno::ENOENT) => return Ok(()),
             Err(Errno::EBUSY) => {}
             Err(errno) => return Err(errno),
         }
-        for process in group.folder.processes().unwrap_or_default() {
+        for process in group.processes().unwrap_or_default() {
             // A group lists 0 for who cannot be seen from here, and to kill 0 would be to kill ourselves.
             if process > 0 {
                 let _it_has_gone = kill(Pid::from_raw(process), Signal::SIGKILL);
