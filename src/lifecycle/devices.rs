@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use boot::layout;
 use devices::virtio::VirtioDevice;
 use devices::virtio::fs::Share;
 
@@ -17,7 +18,9 @@ use crate::backend::vnc::Vnc;
 use crate::backend::{Backend, Modules};
 use crate::sandbox::{Cleanup, Needs};
 use crate::session::Wiring;
-use crate::spec::MachineSpec;
+use crate::spec::container::{ContainerSpec, MountSource};
+use crate::spec::wire::FILES;
+use crate::spec::{MachineSpec, RunSpec};
 use crate::vm::memory::GuestRam;
 
 /// Devices that the command line does not name.
@@ -35,6 +38,30 @@ pub(super) struct Extra {
 const PANIC_NOTIFIER: &str = "pvpanic_mmio";
 /// How many threads a machine has at most beside those of vCPUs and devices, KVM's own among them.
 const THREADS: usize = 32;
+
+/// Whether there is room for the devices of a command's run.
+///
+/// # Errors
+/// There is not.
+pub(super) fn check_room(spec: &RunSpec) -> Result<()> {
+    let machine = &spec.machine;
+    let shown = |container: &ContainerSpec| {
+        let folders = container.mounts.iter().filter(|mount| matches!(mount.source, MountSource::Folder(_)));
+        folders.count() + container.files.as_ref().map_or(0, |_| FILES.len())
+    };
+    let container = spec.command.as_ref().and_then(|command| command.container.as_ref());
+    let root = usize::from(spec.command.is_some());
+    let folders = machine.shares().count() + container.map_or(0, shown);
+    let others = machine.disks().count() + machine.nets().count();
+    // The console's ports are one device.
+    let inner = usize::from(machine.has_balloon()) + usize::from(machine.has_rng()) + 1;
+    let room = (layout::VIRTIO_MAX as usize).saturating_sub(root + others + inner);
+    ensure!(
+        folders <= room,
+        "the guest is shown {folders} folders beside its root, and there is room for {room}: show it folders above them"
+    );
+    Ok(())
+}
 
 /// What the host has opened for the guest's devices, in the order of the board.
 pub(super) struct Devices {

@@ -47,21 +47,9 @@ pub(super) struct Boot {
 
 impl Boot {
     pub fn prepare(spec: &RunSpec) -> anyhow::Result<Self> {
-        let (options, has_command) = (&spec.machine.boot, spec.command.is_some());
-        let path = kernel_path(options.kernel.as_deref())?;
-        let image = Image::open(&path).with_context(|| format!("cannot boot {}", path.display()))?;
+        let options = &spec.machine.boot;
+        let (path, image) = open(spec)?;
         let multiboot = image.protocol == Protocol::Multiboot;
-        ensure!(
-            !multiboot || !has_command,
-            "{} is a Multiboot image, and a command needs Linux",
-            path.display()
-        );
-        // Every Linux names its version; what does not would only crash.
-        ensure!(
-            !has_command || options.force || image.version().is_some(),
-            "{} is no Linux kernel, and a command needs one; --force tries it",
-            path.display()
-        );
         let (cmdline, conventions) = match multiboot {
             true => (multiboot_command_line(options, &path), Conventions::None),
             false => command_line(spec),
@@ -85,6 +73,28 @@ impl Boot {
         let system = SystemFiles::among(files);
         Ok(Self { image, symbols, system, cmdline, module, conventions, modules, command: None })
     }
+}
+
+/// The kernel of a run, which has one that fits its command.
+///
+/// # Errors
+/// There is none, or it is another kind of kernel.
+pub(super) fn open(spec: &RunSpec) -> anyhow::Result<(PathBuf, Image)> {
+    let (options, has_command) = (&spec.machine.boot, spec.command.is_some());
+    let path = kernel_path(options.kernel.as_deref())?;
+    let image = Image::open(&path).with_context(|| format!("cannot boot {}", path.display()))?;
+    ensure!(
+        image.protocol != Protocol::Multiboot || !has_command,
+        "{} is a Multiboot image, and a command needs Linux",
+        path.display()
+    );
+    // Every Linux names its version; what does not would only crash.
+    ensure!(
+        !has_command || options.force || image.version().is_some(),
+        "{} is no Linux kernel, and a command needs one; --force tries it",
+        path.display()
+    );
+    Ok((path, image))
 }
 
 /// The initrd's parts: the user's, or one made of kite itself and the kernel's modules.

@@ -33,6 +33,16 @@ pub fn run(spec: &RunSpec, begun: Instant) -> anyhow::Result<u8> {
     supervise::run(spec, begun)
 }
 
+/// Whether a machine can be begun, as far as that is known before anything of it is opened but its kernel.
+///
+/// # Errors
+/// Why not: it has more devices than there is room for, more memory than the host, or no kernel.
+pub fn check(spec: &RunSpec) -> anyhow::Result<()> {
+    check_memory(spec.machine.memory)?;
+    devices::check_room(spec)?;
+    kernel::open(spec).map(drop)
+}
+
 /// More memory than the host has can only end in the host's killing things.
 fn check_memory(size: u64) -> anyhow::Result<()> {
     let info = sysinfo().context("cannot ask how much memory the host has")?;
