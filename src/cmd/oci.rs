@@ -36,7 +36,7 @@ pub struct Options {
     /// How they are written
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log_format: Format,
-    /// Is accepted as other runtimes have it, and changes nothing
+    /// Is accepted as other runtimes have it: a group's path says whether it is in systemd's form
     #[arg(long, hide = true)]
     systemd_cgroup: bool,
     /// Is accepted as other runtimes have it, and changes nothing
@@ -120,12 +120,21 @@ enum Command {
         /// Stay in its caller's session.
         #[arg(long)]
         foreground: bool,
+        /// Join this network namespace.
+        #[arg(long)]
+        network: Option<PathBuf>,
+        /// Make a network namespace.
+        #[arg(long)]
+        own_network: bool,
     },
     /// Run a container's machine.
     #[command(hide = true)]
     Machine {
         /// Which.
         id: String,
+        /// In the network namespace that it is in.
+        #[arg(long)]
+        connected: bool,
     },
     /// Run another process in a container, with a terminal if need be.
     #[command(hide = true)]
@@ -246,22 +255,30 @@ fn carry_out(root: &Path, command: &Command, log: &Log) -> anyhow::Result<u8> {
             }
         }
         Command::Features => print(oci::features()),
-        Command::Run(create) => {
-            let mut monitor = oci::create(&create.options(root, create.console_socket.is_none()), log)?;
-            let started = oci::start(root, &create.id);
-            let ended = started.and_then(|()| Ok(monitor.wait()?));
-            oci::delete(root, &create.id, true)?;
-            Ok(ended?.code().map_or(WRONG, |code| code as u8))
+        Command::Run(create) => oci::run(&create.options(root, create.console_socket.is_none()), log),
+        Command::Monitor { id, console_socket, foreground, network, own_network } => {
+            let options = MonitorOptions {
+                root,
+                id,
+                console: console_socket.as_deref(),
+                foreground: *foreground,
+                network: network.as_deref(),
+                own_network: *own_network,
+            };
+            or_left(root, id, oci::monitor(&options))
         }
-        Command::Monitor { id, console_socket, foreground } => {
-            let options =
-                MonitorOptions { root, id, console: console_socket.as_deref(), foreground: *foreground };
-            oci::monitor(&options).inspect_err(|error| oci::leave_failure(root, id, &format!("{error:#}")))
-        }
-        Command::Machine { id } => oci::machine(root, id),
+        Command::Machine { id, connected } => or_left(root, id, oci::machine(root, id, *connected)),
         Command::Join { id, document, console_socket } => {
             oci::join(root, id, document, console_socket.as_deref())
         }
+    }
+}
+
+/// What became of a container's monitor or machine. Where it fails, the command that waits for it says why.
+fn or_left(root: &Path, id: &str, end: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    match end {
+        Err(error) if oci::leave_failure(root, id, &format!("{error:#}")) => Ok(FAILED),
+        end => end,
     }
 }
 

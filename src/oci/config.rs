@@ -162,6 +162,8 @@ pub struct Linux {
     pub readonly_paths: Vec<PathBuf>,
     /// What it may use.
     pub resources: Resources,
+    /// Its group, as a path or as `SLICE:PREFIX:NAME`.
+    pub cgroups_path: String,
     /// System calls that it may make, which means nothing in a machine.
     pub seccomp: Option<serde::de::IgnoredAny>,
 }
@@ -178,30 +180,81 @@ pub struct Namespace {
 
 /// What a container may use.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Resources {
     /// Memory.
     pub memory: Memory,
     /// Processors.
     pub cpu: Cpu,
+    /// Processes.
+    pub pids: Pids,
+    /// Disks.
+    #[serde(rename = "blockIO")]
+    pub block_io: BlockIo,
+    /// Files of its group, and what is written to them.
+    pub unified: BTreeMap<String, String>,
 }
 
-/// How much memory.
+/// How much memory, in bytes; none or a negative number is no limit.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Memory {
-    /// In bytes; none or a negative number is no limit.
+    /// The most.
     pub limit: Option<i64>,
+    /// What it has before others do.
+    pub reservation: Option<i64>,
+    /// The most of memory and swap together.
+    pub swap: Option<i64>,
 }
 
 /// How much of processors.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Cpu {
+    /// The share among others, 2 to 262144.
+    pub shares: Option<u64>,
     /// Microseconds of each period; none or a negative number is no limit.
     pub quota: Option<i64>,
     /// In microseconds.
     pub period: Option<u64>,
+    /// Which processors, as `0-2,4`.
+    pub cpus: String,
+    /// Which nodes of memory.
+    pub mems: String,
+}
+
+/// How many processes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Pids {
+    /// The most; none, or one that is not positive, is no limit.
+    pub limit: Option<i64>,
+}
+
+/// How much of disks.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the specification has these names")]
+pub struct BlockIo {
+    /// The share among others, 10 to 1000.
+    pub weight: Option<u64>,
+    pub throttle_read_bps_device: Vec<Throttle>,
+    pub throttle_write_bps_device: Vec<Throttle>,
+    #[serde(rename = "throttleReadIOPSDevice")]
+    pub throttle_read_iops_device: Vec<Throttle>,
+    #[serde(rename = "throttleWriteIOPSDevice")]
+    pub throttle_write_iops_device: Vec<Throttle>,
+}
+
+/// How fast a disk is.
+#[derive(Debug, Deserialize)]
+pub struct Throttle {
+    /// Its major number.
+    pub major: u32,
+    /// Its minor number.
+    pub minor: u32,
+    /// Bytes or requests a second.
+    pub rate: u64,
 }
 
 /// Programs that run at points of a container's life.
@@ -250,7 +303,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
 }
 
 /// The beginning of a text that may quote a hostile document.
-fn short(text: &str) -> &str {
+pub(super) fn short(text: &str) -> &str {
     text.char_indices().nth(300).map_or(text, |(end, _)| &text[..end])
 }
 
@@ -275,6 +328,7 @@ impl Config {
             self.linux.sysctl.len(),
             self.linux.masked_paths.len(),
             self.annotations.len(),
+            self.linux.resources.unified.len(),
         ];
         if lists.into_iter().chain([self.linux.readonly_paths.len()]).any(|count| count > MOST) {
             return Err(format!("it has more than {MOST} mounts, annotations, sysctls or paths"));

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use nix::mount::MsFlags;
+use nix::sys::sysinfo::sysinfo;
 
 use super::config::{self, Config, Mount, Process};
+use super::resources;
 use crate::spec::command::{CommandSpec, RootSpec, VariableSpec};
 use crate::spec::container::{
     Capabilities, ContainerSpec, MountSource, MountSpec, ProcessSpec, ResourceLimit, capability, resource,
@@ -111,9 +113,8 @@ pub fn run_spec(config: &Config, bundle: &Path, stage: &mut Stage<'_>) -> anyhow
 /// The machine, as large as annotations or else limits say.
 fn machine(config: &Config) -> anyhow::Result<MachineSpec> {
     let annotation = |name: &str| config.annotations.get(name).map(String::as_str);
-    let cpu = &config.linux.resources.cpu;
-    let quota = cpu.quota.and_then(|quota| u64::try_from(quota).ok()).filter(|quota| *quota > 0);
-    let cpus = match (annotation(CPUS), quota) {
+    let resources = &config.linux.resources;
+    let cpus = match (annotation(CPUS), resources::processors(&resources.cpu)?) {
         (Some(text), _) => {
             text.parse().ok().filter(|cpus| (1..=MOST_CPUS).contains(cpus)).with_context(|| {
                 format!(
@@ -122,22 +123,24 @@ fn machine(config: &Config) -> anyhow::Result<MachineSpec> {
                 )
             })?
         }
-        (None, Some(quota)) => {
-            quota.div_ceil(cpu.period.filter(|it| *it > 0).unwrap_or(100_000)).clamp(1, online())
-        }
+        (None, Some(processors)) => processors.clamp(1, online()),
         (None, None) => 1,
     };
-    let limit = config.linux.resources.memory.limit.and_then(|limit| u64::try_from(limit).ok());
-    let memory = match (annotation(MEMORY), limit.filter(|limit| *limit > 0)) {
+    let memory = match (annotation(MEMORY), resources::bytes(resources.memory.limit)) {
         (Some(text), _) => memory_size(text).map_err(|why| anyhow!("annotation {MEMORY}: {why}"))?,
-        // A limit that is none is often written as the largest number.
-        (None, Some(limit)) if limit < 1 << 50 => limit.saturating_add(KERNEL_MEMORY).next_multiple_of(MIB),
-        (None, _) => default_memory(true),
+        // As with a container, a limit may be more than there is.
+        (None, Some(limit)) => limit.saturating_add(KERNEL_MEMORY).next_multiple_of(MIB).min(most_memory()),
+        (None, None) => default_memory(true),
     };
     let named = std::env::var_os(KERNEL_VARIABLE).filter(|path| !path.is_empty());
     let kernel = annotation(KERNEL).map(PathBuf::from).or_else(|| named.map(PathBuf::from));
     let boot = BootSpec { kernel, ..BootSpec::default() };
     Ok(MachineSpec { cpus: cpus as u32, memory, boot, ..MachineSpec::default() })
+}
+
+/// How much memory this host has, in bytes.
+fn most_memory() -> u64 {
+    sysinfo().map_or(u64::MAX, |info| info.ram_total()) / MIB * MIB
 }
 
 /// How many processors this host has for a machine.
@@ -295,6 +298,49 @@ mod tests {
         {
             let more = format!(r#", "annotations": {{"kite.{name}": "{value}"}}"#);
             assert!(converted(&document(&more)).is_err(), "{more}");
+        }
+    }
+
+    #[test]
+    fn an_annotation_goes_before_a_limit_and_a_limit_before_the_default() {
+        let limits =
+            r#""linux": {"resources": {"memory": {"limit": 1073741825}, "cpu": {"quota": 1, "cpus": "0"}}}"#;
+        let (most, own) = ((1024 + 128 + 1).min(most_memory() / MIB), default_memory(true) / MIB);
+        for (annotations, limits, expected) in [
+            ("", "", (1, own)),
+            ("", limits, (1, most)),
+            (r#""kite.cpus": "3""#, limits, (3, most)),
+            (r#""kite.memory": "256M""#, limits, (1, 256)),
+            (r#""kite.cpus": "2", "kite.memory": "300M""#, limits, (2, 300)),
+            (
+                "",
+                r#""linux": {"resources": {"memory": {"limit": -1}, "cpu": {"quota": 0, "period": 9}}}"#,
+                (1, own),
+            ),
+            ("", r#""linux": {"resources": {"memory": {"limit": 9223372036854771712}}}"#, (1, own)),
+        ] {
+            let limits = if limits.is_empty() { String::new() } else { format!(", {limits}") };
+            let spec =
+                converted(&document(&format!(r#", "annotations": {{{annotations}}}{limits}"#))).unwrap();
+            assert_eq!((spec.machine.cpus, spec.machine.memory / MIB), expected, "{annotations} {limits}");
+        }
+        // A wrong one is not passed over for a limit that would do.
+        assert!(
+            converted(&document(&format!(r#", "annotations": {{"kite.memory": "x"}}, {limits}"#))).is_err()
+        );
+    }
+
+    #[test]
+    fn a_quota_is_rounded_up_to_whole_processors_of_this_host() {
+        for (cpu, most) in [
+            (r#"{"quota": 100001}"#, 2),
+            (r#"{"quota": 3, "period": 1}"#, 3),
+            (r#"{"quota": 9000000, "cpus": "0-1"}"#, 2),
+            (r#"{"quota": 9223372036854775807, "period": 1}"#, u64::MAX),
+        ] {
+            let spec =
+                converted(&document(&format!(r#", "linux": {{"resources": {{"cpu": {cpu}}}}}"#))).unwrap();
+            assert_eq!(u64::from(spec.machine.cpus), online().min(most), "{cpu}");
         }
     }
 

@@ -15,10 +15,12 @@ use nix::unistd::linkat;
 
 use super::config::Config;
 use super::log::Log;
+use super::network::{self, Namespace};
 use super::protocol::{self, Request};
 use super::state::{FAILURE, FILES, Folder, PROCESSES, RUN, Record, Status, VERSION, begun};
-use super::{convert, hooks, this_program};
+use super::{convert, group, hooks, this_program};
 use crate::host::atomic_file;
+use crate::lifecycle;
 use crate::spec::RunSpec;
 use crate::spec::device::{DeviceSpec, PortSpec};
 use crate::spec::{frames, wire};
@@ -57,8 +59,9 @@ pub fn create(options: &Options<'_>, log: &Log) -> anyhow::Result<Child> {
     check_console(&config, options)?;
     note(&config, log);
     let folder = Folder::make(options.root, options.id)?;
-    let made = begin(options, &config, &bundle, &folder);
+    let made = begin(options, &config, &bundle, &folder, log);
     made.inspect_err(|_| {
+        let _ = folder.record().and_then(|record| group::remove(&record));
         // What is missing of it is no reason to say less of why.
         let _ = folder.remove();
     })
@@ -89,15 +92,31 @@ fn note(config: &Config, log: &Log) {
     }
 }
 
-fn begin(options: &Options<'_>, config: &Config, bundle: &Path, folder: &Folder) -> anyhow::Result<Child> {
+fn begin(
+    options: &Options<'_>,
+    config: &Config,
+    bundle: &Path,
+    folder: &Folder,
+    log: &Log,
+) -> anyhow::Result<Child> {
     let spec = machine(config, bundle, folder)?;
+    let network = Namespace::of(&config.linux);
+    check(&spec, &network)?;
     atomic_file::write(&folder.path.join(RUN), |file| file.write_all(spec.to_json().as_bytes()))?;
     let mut command = this_program(&fs::canonicalize(options.root)?);
     command.args(["monitor", options.id]);
     command.args(options.console.into_iter().flat_map(|socket| [Path::new("--console-socket"), socket]));
-    command.args(options.foreground.then_some("--foreground"));
+    // The machine reads the terminal of its session; without one, what is typed there is for this process alone.
+    let has_terminal = config.process.as_ref().is_some_and(|process| process.terminal);
+    command.args((options.foreground && has_terminal).then_some("--foreground"));
+    match &network {
+        Namespace::Host => &mut command,
+        Namespace::At(path) => command.arg("--network").arg(path),
+        Namespace::Own => command.arg("--own-network"),
+    };
     let mut monitor = command.spawn().context("cannot start a monitor")?;
-    let done = introduce(options, config, bundle, folder, &mut monitor);
+    let mut enter = |record: &mut Record| group::enter(config, spec.machine.memory, folder, record, log);
+    let done = introduce(options, config, bundle, folder, &mut monitor, &mut enter);
     done.inspect_err(|_| {
         let _ = monitor.kill();
         let _ = monitor.wait();
@@ -112,9 +131,9 @@ fn introduce(
     bundle: &Path,
     folder: &Folder,
     monitor: &mut Child,
+    enter: &mut dyn FnMut(&mut Record) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let pid = monitor.id() as i32;
-    let network = config.linux.namespaces.iter().find(|it| it.kind == "network");
     let mut record = Record {
         oci_version: VERSION.to_owned(),
         id: options.id.to_owned(),
@@ -124,10 +143,11 @@ fn introduce(
         bundle: bundle.to_owned(),
         created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
         annotations: config.annotations.clone(),
-        network: network.and_then(|it| it.path.clone()),
+        group: None,
     };
     // Whatever becomes of this process, `delete --force` finds the monitor.
     folder.write_record(&record)?;
+    enter(&mut record)?;
     let since = Instant::now();
     while let Err(error) = protocol::ask(folder, &Request::Ping) {
         if monitor.try_wait().context("cannot wait for the monitor")?.is_some() {
@@ -146,6 +166,15 @@ fn introduce(
     record.status = Status::Created;
     folder.write_record(&record)?;
     options.pid_file.map_or(Ok(()), |path| write_pid(path, pid))
+}
+
+/// Whether the machine can be begun, as far as that is known before its network is.
+fn check(spec: &RunSpec, network: &Namespace) -> anyhow::Result<()> {
+    let mut spec = spec.clone();
+    if *network != Namespace::Host {
+        spec.machine.devices.push(DeviceSpec::Net(network::by_passt()));
+    }
+    lifecycle::check(&spec)
 }
 
 /// Writes a process's number as engines read it, without a line break.

@@ -8,10 +8,14 @@ mod console;
 mod convert;
 mod create;
 mod exec;
+mod group;
 mod hooks;
 pub mod log;
 mod monitor;
+mod network;
 mod protocol;
+mod resources;
+mod run;
 mod runtime;
 pub mod state;
 
@@ -22,6 +26,7 @@ use std::process::Command;
 pub use create::{Options as CreateOptions, create, write_pid};
 pub use exec::{Words, carry, detached, join, process, status};
 pub use monitor::{Options as MonitorOptions, run as monitor};
+pub use run::run;
 pub use runtime::{Ask, ask, delete, features, leave_failure, machine, signal_number, start};
 
 /// This program as another process of the runtime, without its command.

@@ -5,25 +5,27 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::net::Shutdown;
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, sleep};
+use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, setsid};
 
 use super::protocol::{self, PATIENCE, Reply, Request};
-use super::state::{Folder, PROCESSES, Status};
-use super::{console, this_program};
-use crate::host::exit_code::{FAILED, of_signal};
+use super::state::{FAILURE, Folder, PROCESSES, Status};
+use super::{console, network, this_program};
+use crate::host::exit_code::{FAILED, NOT_EXECUTABLE, NOT_FOUND, of_signal};
 use crate::host::lock::lock;
 use crate::host::messages;
+use crate::sandbox;
 use crate::spec::frames::{Frame, Frames, GuestProcess, Kind, LONGEST_FROM_GUEST, OWN};
 
 /// How long a machine that was killed may take to clean up after itself.
@@ -45,6 +47,10 @@ pub struct Options<'a> {
     pub console: Option<&'a Path>,
     /// It stays in its caller's session.
     pub foreground: bool,
+    /// The network namespace that it joins.
+    pub network: Option<&'a Path>,
+    /// It makes a network namespace of its own.
+    pub own_network: bool,
 }
 
 /// Runs the monitor to the container's end; answers the container's status.
@@ -53,20 +59,24 @@ pub struct Options<'a> {
 /// The host refuses a socket, a terminal or a process.
 pub fn run(options: &Options<'_>) -> anyhow::Result<u8> {
     let folder = Folder::open(options.root, options.id)?;
+    // What its caller has blocked is its caller's affair.
+    SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     if !options.foreground {
         setsid().context("cannot begin a session")?;
     }
     if let Some(socket) = options.console {
         console::take(socket).with_context(|| format!("cannot use console socket {}", socket.display()))?;
     }
+    network::enter(options.network, options.own_network)?;
     let listener = protocol::listen(&folder)?;
-    let child = match wait_for_start(&listener, options)? {
-        Ok(child) => child,
+    let (child, starter) = match wait_for_start(&listener, options)? {
+        Ok(started) => started,
         Err(signal) => return Ok(of_signal(signal)),
     };
-    let machine = Arc::new(Machine::new(folder, child.id() as i32));
+    sandbox::confine_monitor(folder.handle.as_fd());
+    let machine = Arc::new(Machine::new(folder, child.id() as i32, starter));
     let attended = machine.clone();
-    thread::Builder::new()
+    let attending = thread::Builder::new()
         .name("guest".to_owned())
         .spawn(move || attended.attend_guest())
         .context("cannot start a thread")?;
@@ -75,21 +85,21 @@ pub fn run(options: &Options<'_>) -> anyhow::Result<u8> {
         .name("requests".to_owned())
         .spawn(move || served.serve(&listener))
         .context("cannot start a thread")?;
-    Ok(machine.wait(child))
+    Ok(machine.wait(child, attending))
 }
 
-/// Answers until the machine is to start; the signal that ends the container before, if one does.
-fn wait_for_start(listener: &UnixListener, options: &Options<'_>) -> anyhow::Result<Result<Child, i32>> {
+/// Answers until the machine is started; gives that and who waits for it, or the signal that ends the container before.
+fn wait_for_start(
+    listener: &UnixListener,
+    options: &Options<'_>,
+) -> anyhow::Result<Result<(Child, UnixStream), i32>> {
     loop {
         let (mut stream, _) = listener.accept().context("cannot take a request")?;
         let _ = stream.set_read_timeout(Some(STUCK));
         let reply = match protocol::receive(&stream) {
             Ok(Request::Ping) => Reply::Done,
             Ok(Request::Start) => match start(options) {
-                Ok(child) => {
-                    let _ = protocol::send(&mut stream, &Reply::Done);
-                    return Ok(Ok(child));
-                }
+                Ok(child) => return Ok(Ok((child, stream))),
                 Err(error) => Reply::Failed(format!("{error:#}")),
             },
             Ok(Request::Signal(signal)) => {
@@ -107,8 +117,10 @@ fn wait_for_start(listener: &UnixListener, options: &Options<'_>) -> anyhow::Res
 /// Starts the machine.
 fn start(options: &Options<'_>) -> anyhow::Result<Child> {
     let folder = Folder::open(options.root, options.id)?;
-    let child = this_program(options.root).args(["machine", options.id]).spawn();
-    let child = child.context("cannot start the machine's process")?;
+    let mut command = this_program(options.root);
+    command.args(["machine", options.id]);
+    command.args((options.own_network || options.network.is_some()).then_some("--connected"));
+    let child = command.spawn().context("cannot start the machine's process")?;
     let mut record = folder.record()?;
     record.status = Status::Running;
     folder.write_record(&record)?;
@@ -120,6 +132,8 @@ struct Machine {
     folder: Folder,
     /// Its process.
     pid: i32,
+    /// Who has asked for the start, and waits until the container's process has begun.
+    starter: Mutex<Option<UnixStream>>,
     /// The way to the guest, once there is one.
     guest: Mutex<Option<UnixStream>>,
     /// Those who started processes that run.
@@ -133,10 +147,11 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(folder: Folder, pid: i32) -> Self {
+    fn new(folder: Folder, pid: i32, starter: UnixStream) -> Self {
         Self {
             folder,
             pid,
+            starter: Mutex::new(Some(starter)),
             guest: Mutex::new(None),
             clients: Mutex::default(),
             next: AtomicU32::new(OWN + 1),
@@ -147,20 +162,46 @@ impl Machine {
     }
 
     /// Waits for the machine's end; answers the container's status.
-    fn wait(&self, mut child: Child) -> u8 {
+    fn wait(&self, mut child: Child, attending: JoinHandle<()>) -> u8 {
         let ended = child.wait();
         self.has_ended.store(true, Ordering::SeqCst);
+        // What the guest has said before its end is heard, too.
+        let _ = attending.join();
         if let Ok(mut record) = self.folder.record() {
             record.status = Status::Stopped;
             // What ends without it has stopped, too.
             let _ = self.folder.write_record(&record);
         }
         let by = self.ended_by.load(Ordering::SeqCst);
-        match ended {
+        let code = match ended {
             _ if by != 0 => of_signal(by),
             Ok(status) => code(status),
             Err(_) => FAILED,
+        };
+        self.answer_start(&self.why_not_begun(code));
+        code
+    }
+
+    /// Says whether the container's process has begun to who has asked for it, once.
+    fn answer_start(&self, reply: &Reply) {
+        if let Some(mut starter) = lock(&self.starter).take() {
+            // One that has gone needs no answer.
+            let _ = protocol::send(&mut starter, reply);
         }
+    }
+
+    /// What `start` says of a machine that has ended before its guest has said that the process began.
+    fn why_not_begun(&self, code: u8) -> Reply {
+        if matches!(code, NOT_FOUND | NOT_EXECUTABLE) {
+            // The guest came to it, and that there is no such program is the container's own status.
+            return Reply::Done;
+        }
+        let why = std::fs::read_to_string(self.folder.path.join(FAILURE));
+        Reply::Failed(why.unwrap_or_else(|_| {
+            format!(
+                "the machine has ended before the container's process began, with status {code}: its standard error says why"
+            )
+        }))
     }
 
     /// Takes what the guest says, from when it says something on.
@@ -188,6 +229,9 @@ impl Machine {
 
     /// Hands a frame of the guest's to who started its process.
     fn take(&self, frame: Frame) {
+        if frame.kind == Kind::Ready {
+            return self.answer_start(&Reply::Done);
+        }
         let is_output = matches!(frame.kind, Kind::Stdout | Kind::Stderr);
         if !is_output && !matches!(frame.kind, Kind::TakenStdin | Kind::Ended) {
             return;

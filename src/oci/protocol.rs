@@ -23,7 +23,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 pub enum Request {
     /// Is it there?
     Ping,
-    /// Start the machine.
+    /// Start the machine; the answer comes once the container's process has begun.
     Start,
     /// Send this signal to the container's process; SIGKILL ends the machine.
     Signal(i32),
@@ -63,7 +63,9 @@ pub fn listen(folder: &Folder) -> anyhow::Result<UnixListener> {
 /// The monitor is not there, does not answer, or refuses.
 pub fn ask(folder: &Folder, request: &Request) -> anyhow::Result<UnixStream> {
     let mut stream = UnixStream::connect(path(folder)).context("cannot ask the container's monitor")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    // What a guest needs to boot is not known; the connection ends with the monitor.
+    let limit = Some(PATIENCE).filter(|_| !matches!(request, Request::Start));
+    stream.set_read_timeout(limit)?;
     send(&mut stream, request)?;
     match receive(&stream)? {
         Reply::Done => Ok(stream),

@@ -7,21 +7,17 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use nix::ifaddrs::getifaddrs;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::config::Config;
-use super::hooks;
 use super::protocol::{self, Request};
 use super::state::{FAILURE, Folder, NoContainer, RUN, Record, Status, VERSION};
+use super::{group, hooks, network};
 use crate::host::messages;
 use crate::lifecycle;
 use crate::spec::RunSpec;
-use crate::spec::device::DeviceSpec;
-use crate::spec::net::{NetBackend, NetSpec};
 
 /// How long a container that is killed may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -114,6 +110,7 @@ pub fn delete(root: &Path, id: &str, force: bool) -> anyhow::Result<()> {
         );
         end(&folder, &record)?;
     }
+    group::remove(&record)?;
     folder.remove()?;
     if let Ok(config) = Config::of_bundle(&record.bundle) {
         let state = Record { status: Status::Stopped, ..record }.to_json();
@@ -140,11 +137,12 @@ fn end(folder: &Folder, record: &Record) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs a container's machine in this process, which ends with the monitor that has started it.
+/// Runs a container's machine in this process, which ends with the monitor that has started it; `connected` to the network
+/// namespace that it is in, or to none.
 ///
 /// # Errors
 /// Those of [`lifecycle::run`].
-pub fn machine(root: &Path, id: &str) -> anyhow::Result<u8> {
+pub fn machine(root: &Path, id: &str, connected: bool) -> anyhow::Result<u8> {
     set_pdeathsig(Signal::SIGKILL).context("cannot follow the monitor")?;
     let folder = Folder::open(root, id)?;
     let record: Record = folder.record()?;
@@ -153,8 +151,8 @@ pub fn machine(root: &Path, id: &str) -> anyhow::Result<u8> {
     File::open(folder.path.join(RUN))?.take(LONGEST + 1).read_to_end(&mut json)?;
     ensure!(json.len() as u64 <= LONGEST, "the run's description is too long");
     let mut spec = RunSpec::from_json(&json).map_err(|why| anyhow!("{RUN}: {why}"))?;
-    if let Some(namespace) = &record.network {
-        join_network(namespace, &mut spec)?;
+    if connected {
+        network::connect(&mut spec)?;
     }
     spec.validate().map_err(|why| anyhow!("{RUN}: {why}"))?;
     // What is open when a machine begins is its caller's, and closed.
@@ -162,28 +160,13 @@ pub fn machine(root: &Path, id: &str) -> anyhow::Result<u8> {
     lifecycle::run(&spec, Instant::now())
 }
 
-/// Joins a network namespace; where it has an interface, the machine has one by passt, with the same addresses.
-fn join_network(path: &Path, spec: &mut RunSpec) -> anyhow::Result<()> {
-    let what = || format!("cannot join network namespace {}", path.display());
-    let namespace = File::open(path).with_context(what)?;
-    setns(namespace, CloneFlags::CLONE_NEWNET).with_context(what)?;
-    let is_used = |it: nix::ifaddrs::InterfaceAddress| {
-        it.interface_name != "lo"
-            && it.address.is_some_and(|it| it.as_sockaddr_in().is_some() || it.as_sockaddr_in6().is_some())
-    };
-    if getifaddrs().with_context(what)?.any(is_used) {
-        let backend = NetBackend::User { forwards: Vec::new() };
-        spec.machine.devices.push(DeviceSpec::Net(NetSpec { backend, mac: None, mtu: None, guest: None }));
-    }
-    Ok(())
-}
-
-/// Says in the container's folder why its monitor cannot begin, for `create` to say it.
-pub fn leave_failure(root: &Path, id: &str, why: &str) {
-    if let Ok(folder) = Folder::open(root, id) {
-        // Without it `create` says less.
-        let _ = fs::write(folder.path.join(FAILURE), why);
-    }
+/// Says in the container's folder why its monitor or machine cannot begin, for `create` or `start` to say it; answers whether
+/// `create` will, in whose place this process is as long as the container is being made.
+pub fn leave_failure(root: &Path, id: &str, why: &str) -> bool {
+    let Ok(folder) = Folder::open(root, id) else { return false };
+    // Without it the other says less.
+    let is_left = fs::write(folder.path.join(FAILURE), why).is_ok();
+    is_left && folder.record().map_or(true, |record| record.status == Status::Creating)
 }
 
 /// The number of a signal's name or number, with or without SIG.
@@ -213,7 +196,7 @@ pub fn features() -> String {
         "mountOptions": ["ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "bind", "rbind"],
         "linux": {
             "namespaces": ["ipc", "mount", "network", "pid", "uts"],
-            "cgroup": {"v1": false, "v2": false, "systemd": false, "systemdUser": false},
+            "cgroup": {"v1": false, "v2": true, "systemd": false, "systemdUser": false},
             "seccomp": {"enabled": false}, "apparmor": {"enabled": false}, "selinux": {"enabled": false},
         },
         "annotations": {"kite.version": env!("CARGO_PKG_VERSION")},

@@ -84,9 +84,18 @@ pub struct Record {
     /// What others say of it.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// The network namespace that its machine joins.
+    /// Its group on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network: Option<PathBuf>,
+    pub group: Option<GroupRecord>,
+}
+
+/// A container's group on the host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// Where it is, from the root of the hierarchy.
+    pub path: PathBuf,
+    /// How many of the groups on the way were there already; none while it is being made.
+    pub found: Option<usize>,
 }
 
 /// A container's folder, open.
@@ -115,7 +124,7 @@ pub fn default_root() -> PathBuf {
 }
 
 /// Whether this process is root, and not only in a user namespace, as engines without root have it.
-fn is_host_root() -> bool {
+pub fn is_host_root() -> bool {
     const ALL: [&str; 3] = ["0", "0", "4294967295"];
     let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     geteuid().is_root() && (map.is_empty() || map.split_whitespace().eq(ALL))
@@ -259,7 +268,7 @@ mod tests {
             bundle: "/b".into(),
             created: String::new(),
             annotations: BTreeMap::new(),
-            network: None,
+            group: None,
         }
     }
 

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{KITE, until};
+use crate::support::{KITE, root, until};
 
 /// A root and a bundle.
 struct Place {
@@ -20,6 +20,9 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("bundle/rootfs")).unwrap();
+        // As much of Linux as can be told without running it: it halts.
+        let kernel = boot::testing::kernel(b"\xf4\xeb\xfdLinux version 6.1.0 (", boot::testing::Entry::Long);
+        fs::write(folder.path().join("kernel"), kernel).unwrap();
         let place = Self { folder };
         place.write(&config());
         place
@@ -33,25 +36,23 @@ impl Place {
         fs::write(self.path("bundle/config.json"), config.to_string()).unwrap();
     }
 
-    fn oci(&self, arguments: &[&str]) -> Output {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut kite = Command::new(KITE);
-        kite.args(["oci", "--log-format", "json", "--log"])
-            .arg(self.path("log"))
-            .arg("--root")
-            .arg(self.path("root"));
-        kite.args(arguments).output().unwrap()
+        kite.args(["oci", "--log-format", "json", "--log"]).arg(self.path("log"));
+        kite.arg("--root").arg(self.path("root")).args(arguments).env("KITE_KERNEL", self.path("kernel"));
+        kite
+    }
+
+    fn oci(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
     }
 
     fn create(&self, id: &str) -> Output {
         let (bundle, pid) = (self.path("bundle"), self.path("pid"));
         // A file, as the monitor that stays has the streams, too.
         let stderr = fs::File::create(self.path("stderr")).unwrap();
-        let mut kite = Command::new(KITE);
-        kite.args(["oci", "--log-format", "json", "--log"])
-            .arg(self.path("log"))
-            .arg("--root")
-            .arg(self.path("root"));
-        kite.args(["create", "--bundle"]).arg(bundle).arg("--pid-file").arg(pid).arg(id);
+        let mut kite = self.command(&["create", "--bundle"]);
+        kite.arg(bundle).arg("--pid-file").arg(pid).arg(id);
         let status =
             kite.stdout(fs::File::create(self.path("stdout")).unwrap()).stderr(stderr).status().unwrap();
         Output { status, stdout: Vec::new(), stderr: fs::read(self.path("stderr")).unwrap() }
@@ -150,22 +151,104 @@ fn a_killed_monitor_leaves_what_delete_removes() {
 }
 
 #[test]
-fn a_machine_that_cannot_begin_ends_the_container_with_kite_s_status() {
+fn a_container_whose_process_cannot_begin_is_not_started() {
     let place = Place::new();
-    let mut config = config();
-    config["annotations"] = json!({"kite.kernel": "/no/such/kernel"});
-    place.write(&config);
-    let output = place.oci(&["run", "--bundle", place.path("bundle").to_str().unwrap(), "a"]);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
-    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/kernel"), "{output:?}");
-    assert!(!place.path("root/a").exists());
     done(place.create("a"));
-    done(place.oci(&["start", "a"]));
+    let output = place.oci(&["start", "a"]);
+    refused(&output, "");
+    assert_eq!(place.logged()["msg"].as_str().map(|it| it.contains('\n')), Some(false));
     let pid = place.pid();
     until("the machine's end", || !is_alive(pid));
     assert_eq!(place.state("a")["status"], "stopped");
     refused(&place.oci(&["start", "a"]), "stopped");
     done(place.oci(&["delete", "a"]));
+    let output = place.oci(&["run", "--bundle", place.path("bundle").to_str().unwrap(), "a"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(!place.path("root/a").exists());
+}
+
+#[test]
+fn a_signal_to_run_leaves_no_container() {
+    let place = Place::new();
+    let (waits, go) = (place.path("waits"), place.path("go"));
+    let script = format!("touch {}; until test -e {}; do sleep 0.01; done", waits.display(), go.display());
+    let mut config = config();
+    config["hooks"] = json!({"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+    place.write(&config);
+    let mut run = place.command(&["run", "--bundle", place.path("bundle").to_str().unwrap(), "--pid-file"]);
+    let mut run = run.arg(place.path("pid")).arg("a").stderr(std::process::Stdio::null()).spawn().unwrap();
+    until("the hook", || waits.exists());
+    let pid = nix::unistd::Pid::from_raw(run.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    fs::write(go, "").unwrap();
+    assert!(run.wait().unwrap().code().is_some_and(|code| code != 0), "it ends by itself");
+    assert!(!is_alive(place.pid()));
+    assert_eq!(fs::read_dir(place.path("root")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_monitor_is_in_the_group_that_the_engine_names_and_delete_removes_that() {
+    let place = Place::new();
+    let name = format!("kite-test-{}", std::process::id());
+    let mut config = config();
+    config["linux"] = json!({"cgroupsPath": format!("/{name}/a"), "resources": {"cpu": {"shares": 1024}}});
+    place.write(&config);
+    done(place.create("a"));
+    let groups = || fs::read_to_string(format!("/proc/{}/cgroup", place.pid())).unwrap();
+    if place.path("log").exists() {
+        // A host without the hierarchy, or another user's.
+        let logged = place.logged();
+        assert!(
+            logged["level"] == "warning" && logged["msg"].as_str().unwrap().contains("cgroupsPath"),
+            "{logged}"
+        );
+        assert!(!groups().contains(&name));
+    } else {
+        assert!(groups().lines().any(|line| line == format!("0::/{name}/a")), "{}", groups());
+        refused(&place.create("b"), "in use");
+    }
+    done(place.oci(&["delete", "--force", "a"]));
+    let mut groups = walk("/sys/fs/cgroup".into());
+    assert!(!groups.any(|path| path.file_name().is_some_and(|it| *it == *name)));
+}
+
+/// The folders of a folder, and theirs.
+fn walk(path: PathBuf) -> Box<dyn Iterator<Item = PathBuf>> {
+    let below = move |path: &PathBuf| {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()))
+            .map(|it| it.path())
+            .collect::<Vec<_>>()
+    };
+    let first = below(&path);
+    let second: Vec<_> = first.iter().flat_map(below).collect();
+    Box::new(first.into_iter().chain(second))
+}
+
+#[test]
+fn a_container_has_the_network_namespace_that_its_document_names() {
+    needs!(root());
+    let place = Place::new();
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).unwrap();
+    let mut config = config();
+    config["linux"] = json!({"namespaces": [{"type": "network"}]});
+    place.write(&config);
+    done(place.create("a"));
+    let first = place.pid();
+    let own = namespace(&first.to_string());
+    assert_ne!(own, namespace("self"));
+    config["linux"] = json!({"namespaces": [{"type": "network", "path": format!("/proc/{first}/ns/net")}]});
+    place.write(&config);
+    done(place.create("b"));
+    assert_eq!(namespace(&place.pid().to_string()), own);
+    config["linux"] = json!({"namespaces": [{"type": "network", "path": "/none"}]});
+    place.write(&config);
+    refused(&place.create("c"), "cannot join network namespace /none");
+}
+
+fn bind(number: usize) -> Value {
+    json!({"destination": format!("/{number}"), "type": "bind", "source": "/tmp", "options": ["rbind"]})
 }
 
 #[test]
@@ -179,6 +262,11 @@ fn what_makes_no_sense_is_refused_in_one_line_and_leaves_nothing() {
         ("a", json!({"process": {"args": [], "cwd": "/"}}), "args is empty"),
         ("a", json!({"process": {"args": ["x"], "cwd": "/", "terminal": true}}), "--console-socket"),
         ("a", json!({"mounts": [{"destination": "/x", "type": "bind", "source": "/none"}]}), "/none"),
+        ("a", json!({"annotations": {"kite.kernel": "/no/such/kernel"}}), "/no/such/kernel"),
+        ("a", json!({"annotations": {"kite.kernel": "/bin/sh"}}), "/bin/sh"),
+        ("a", json!({"mounts": (0..17).map(bind).collect::<Vec<_>>()}), "there is room for 15"),
+        ("a", json!({"linux": {"cgroupsPath": "/../x"}}), "linux.cgroupsPath"),
+        ("a", json!({"linux": {"resources": {"cpu": {"cpus": "x"}}}}), "cpu.cpus"),
         ("a", json!({"hooks": {"prestart": [{"path": "/bin/false"}]}}), "hook /bin/false"),
     ] {
         let mut config = config();
