@@ -3,6 +3,7 @@
 
 mod boot;
 mod compare;
+mod containers;
 mod exits;
 mod files;
 pub mod images;
@@ -106,6 +107,24 @@ pub enum Task {
         /// Where the picture goes [default: target/bench/compare.svg]
         #[arg(long, value_name = "FILE")]
         svg: Option<std::path::PathBuf>,
+    },
+    /// A container of podman's in a machine of kite's, and the same command by `kite run --image`
+    ///
+    /// `true` from exec to exit, all in turn, in the same image, and with crun for comparison.
+    Containers {
+        /// Rounds
+        #[arg(long, value_name = "N", default_value_t = 7, value_parser = crate::whole(1, u32::MAX))]
+        rounds: u32,
+    },
+    /// Measure containers where this runs
+    #[command(hide = true)]
+    ContainersHere {
+        #[arg(long)]
+        kite: std::path::PathBuf,
+        #[arg(long)]
+        rounds: u32,
+        /// The kernel's name below target/kernels
+        kernel: String,
     },
     /// Compare where this runs
     #[command(hide = true)]
@@ -214,6 +233,8 @@ pub fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Run { rounds } => run_in_lab(rounds)?,
         Task::Compare { rounds, svg } => compare_somewhere(rounds, svg)?,
+        Task::Containers { rounds } => containers_somewhere(rounds)?,
+        Task::ContainersHere { kite, rounds, kernel } => containers::run(&kite, &kernel, rounds)?,
         Task::CompareHere { kite, probe, rounds, svg, kernel } => {
             let programs = compare::Programs { kite, probe };
             compare::run(&programs, &kernel, rounds, svg.as_deref())?;
@@ -304,14 +325,19 @@ fn io_somewhere(rounds: u32, only: &str) -> Result<()> {
     let mut arguments: Vec<OsString> = vec!["io-here".into(), "--kite".into(), kite.into()];
     arguments.extend(["--rounds".into(), rounds.to_string().into(), "--only".into(), only.into()]);
     arguments.push(kernel.name.into());
+    somewhere(&mut setup, |lab| lab.cpus = 2, arguments)
+}
+
+/// Runs this program's `bench` on this machine where its KVM runs Linux, else in the lab.
+fn somewhere(setup: &mut Setup, fit: impl FnOnce(&mut Lab), arguments: Vec<OsString>) -> Result<()> {
     let Err(reason) = host::hardware_kvm() else {
         let own = std::env::current_exe().context("finding this program")?;
         return shown(Command::new(own).arg("bench").args(arguments));
     };
     println!("In the lab, whose figures are an emulator's: only their ratios mean something. {reason}.");
-    let mut lab = Lab::new(&mut setup)?;
+    let mut lab = Lab::new(setup)?;
     lab.timeout = LIMIT;
-    lab.cpus = 2;
+    fit(&mut lab);
     in_lab(&mut lab, arguments)
 }
 
@@ -340,6 +366,16 @@ fn compare_somewhere(rounds: u32, svg: Option<std::path::PathBuf>) -> Result<()>
     fs::copy(out.path().join("compare.svg"), &svg).with_context(|| format!("writing {}", svg.display()))?;
     println!("the picture: {}", svg.display());
     Ok(())
+}
+
+fn containers_somewhere(rounds: u32) -> Result<()> {
+    let kite = build_kite()?;
+    let mut setup = Setup::new();
+    setup.engines()?;
+    let kernel = setup.kernel()?;
+    let mut arguments: Vec<OsString> = vec!["containers-here".into(), "--kite".into(), kite.into()];
+    arguments.extend(["--rounds".into(), rounds.to_string().into(), kernel.name.into()]);
+    somewhere(&mut setup, |_| (), arguments)
 }
 
 /// virtme-ng installs a kernel to boot it: that is the lab's to forget.

@@ -100,13 +100,15 @@ const SPECIALS: &[Special] = &[
 ];
 
 /// What is run elsewhere, or cannot be: commands with these words, and why.
-const ELSEWHERE: [(&str, &str); 14] = [
+const ELSEWHERE: [(&str, &str); 16] = [
     ("kite run --image", "images come from registries, and `image/command` makes its own"),
     ("kite image", "images come from registries, and a test has one of its own"),
     ("skopeo copy", "it is other software"),
     ("docker save", "it is other software"),
     ("podman save", "it is other software"),
     ("buildah push", "it is other software"),
+    ("kite-oci", "tests of engines have a link of their own"),
+    ("--runtime=kite", "tests of engines have a runtime by that name"),
     ("cargo xtask", "they are parts of the nightly run, and a test of this program's reads each"),
     ("cargo install", "`package` installs from a clone"),
     ("cargo build", "it has built what is tested"),

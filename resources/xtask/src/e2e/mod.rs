@@ -6,10 +6,12 @@ mod command;
 mod connected;
 mod disk;
 mod documented;
+pub mod engines;
 mod every;
 mod image;
 mod killed;
 mod limits;
+mod many;
 mod network;
 mod oci;
 mod output;
@@ -115,6 +117,34 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("command/selftests/6.1", Tiers::NIGHTLY, |fixture| tools::selftests(fixture, "6.1")),
     ("command/selftests/6.12", Tiers::NIGHTLY, |fixture| tools::selftests(fixture, "6.12")),
     ("oci/life", Tiers::ROOT, |fixture| oci::life(fixture, "6.12")),
+    ("oci/podman/process", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::compare(fixture, "6.12", engines::PODMAN, "process/")
+    }),
+    ("oci/podman/files", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::compare(fixture, "6.12", engines::PODMAN, "files/")
+    }),
+    ("oci/podman/life", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::compare(fixture, "6.12", engines::PODMAN, "life/")
+    }),
+    ("oci/podman/pods", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::compare(fixture, "6.12", engines::PODMAN, "pods/")
+    }),
+    ("oci/podman/rootless", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::compare(fixture, "6.12", engines::ROOTLESS, "rootless/")
+    }),
+    ("oci/podman/terminal", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::terminal(fixture, "6.12", engines::PODMAN)
+    }),
+    ("oci/docker/scripts", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::compare(fixture, "6.12", engines::DOCKER, "")
+    }),
+    ("oci/docker/terminal", Tiers::ALL, |fixture| engines::terminal(fixture, "6.12", engines::DOCKER)),
+    ("oci/containerd", Tiers::NIGHTLY_ALONE, |fixture| {
+        engines::compare(fixture, "6.12", engines::CONTAINERD, "")
+    }),
+    ("oci/killed", Tiers::NIGHTLY_ALONE, |fixture| many::killed(fixture, "6.12")),
+    ("oci/many/16", Tiers::NIGHTLY_ALONE, |fixture| many::many(fixture, "6.12", 16)),
+    ("oci/many/50", Tiers::ALL, |fixture| many::many(fixture, "6.12", 50)),
     // These are traced, too: see `seccomp_coverage`.
     ("jail/devices", Tiers::ROOT, every::devices),
     ("jail/share", Tiers::ROOT, |fixture| every::share(fixture, "6.12")),

@@ -18,13 +18,14 @@ const SCRIPT: &str = "trap 'echo asked; exit 7' TERM; echo out; echo err >&2; ho
                       echo written > /mnt/file; while :; do sleep 0.1; done";
 
 /// A bundle whose root folder is this host's, and the runtime's root.
-struct Containers<'a> {
-    program: &'a Path,
-    folder: PathBuf,
+pub(super) struct Containers<'a> {
+    pub program: &'a Path,
+    pub folder: PathBuf,
 }
 
 impl Containers<'_> {
-    fn write(&self, kernel: &Kernel) -> Result<()> {
+    /// Writes the bundle, whose process is a shell with this script.
+    pub fn write(&self, kernel: &Kernel, script: &str) -> Result<()> {
         let capabilities = r#"["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_DAC_OVERRIDE"]"#;
         let bind = |at: &str, name: &str, how: &str| {
             let source = self.folder.join(name);
@@ -42,7 +43,7 @@ impl Containers<'_> {
         ];
         let config = format!(
             r#"{{"ociVersion": "1.2.0", "root": {{"path": "/", "readonly": true}}, "hostname": "box", "mounts": [{}],
-            "process": {{"args": ["/bin/sh", "-c", "{SCRIPT}"], "cwd": "/", "env": ["PATH=/usr/bin:/bin"],
+            "process": {{"args": ["/bin/sh", "-c", "{script}"], "cwd": "/", "env": ["PATH=/usr/bin:/bin"],
             "capabilities": {{"bounding": {capabilities}, "effective": {capabilities}, "permitted": {capabilities}}}}},
             "linux": {{"maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"], "namespaces": [{{"type": "pid"}}]}},
             "annotations": {{"kite.kernel": "{}"}}}}"#,
@@ -54,7 +55,7 @@ impl Containers<'_> {
         fs::write(self.folder.join("config.json"), config).context("writing config.json")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.program);
         command.args(["oci", "--root"]).arg(self.folder.join("root")).args(arguments);
         command
@@ -65,14 +66,14 @@ impl Containers<'_> {
     }
 
     /// Does what has to succeed; answers what it printed.
-    fn done(&self, arguments: &[&str]) -> Result<String> {
+    pub fn done(&self, arguments: &[&str]) -> Result<String> {
         let output = self.oci(arguments)?;
         let stderr = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{arguments:?} ended with {}: {stderr}", output.status);
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    fn create(&self, id: &str) -> Result<()> {
+    pub fn create(&self, id: &str) -> Result<()> {
         let file = |name: &str| File::create(self.folder.join(format!("{id}-{name}")));
         let mut create = self.command(&["create", "--bundle"]);
         create.arg(&self.folder).arg("--pid-file").arg(self.folder.join(format!("{id}-pid"))).arg(id);
@@ -81,11 +82,11 @@ impl Containers<'_> {
         Ok(())
     }
 
-    fn read(&self, name: &str) -> Result<String> {
+    pub fn read(&self, name: &str) -> Result<String> {
         fs::read_to_string(self.folder.join(name)).with_context(|| format!("reading {name}"))
     }
 
-    fn wait_for(&self, what: &str, mut happens: impl FnMut() -> Result<bool>) -> Result<()> {
+    pub fn wait_for(&self, what: &str, mut happens: impl FnMut() -> Result<bool>) -> Result<()> {
         let since = Instant::now();
         while !happens()? {
             if since.elapsed() > LIMIT {
@@ -96,7 +97,7 @@ impl Containers<'_> {
         Ok(())
     }
 
-    fn wait_until_stopped(&self, id: &str) -> Result<()> {
+    pub fn wait_until_stopped(&self, id: &str) -> Result<()> {
         self.wait_for("the container's end", || Ok(self.done(&["state", id])?.contains("\"stopped\"")))
     }
 
@@ -117,7 +118,7 @@ pub fn life(fixture: &Fixture, version: &str) -> Result<String> {
     let folder = fixture.file("oci");
     fs::create_dir_all(&folder)?;
     let containers = Containers { program: fixture.program()?, folder };
-    containers.write(&kernel(version)?)?;
+    containers.write(&kernel(version)?, SCRIPT)?;
     let result = led(&containers).and_then(|()| killed(&containers));
     for id in ["a", "b", "c"] {
         containers.oci(&["delete", "--force", id])?;

@@ -62,7 +62,7 @@ impl Person {
     }
 
     /// Types again and again until the screen shows this.
-    fn types_until(&mut self, keys: &str, wanted: &str) -> Result<()> {
+    pub fn types_until(&mut self, keys: &str, wanted: &str) -> Result<()> {
         let start = Instant::now();
         loop {
             self.types(keys)?;
@@ -99,7 +99,7 @@ impl Person {
     }
 
     #[expect(unsafe_code, reason = "an ioctl")]
-    fn resizes(&self, rows: u16, columns: u16) -> Result<()> {
+    pub fn resizes(&self, rows: u16, columns: u16) -> Result<()> {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: the size is read and outlives the call.
         unsafe { set_size(self.terminal.as_raw_fd(), &raw const size) }.context("resizing")?;

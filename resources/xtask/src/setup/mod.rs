@@ -17,7 +17,7 @@ use self::apt::Apt;
 pub use self::debian::{Debian, PASSWORD};
 pub use self::glibc::{other as other_glibc, own as own_glibc};
 pub use self::kernels::{Kernel, LAB, Missing, TODAY};
-pub use self::podman::archive as podman_archive;
+pub use self::podman::{archive as podman_archive, engines_archive};
 pub use self::selftests::folder as selftests_folder;
 use crate::host::{self, Distribution};
 use crate::qemu;
@@ -137,6 +137,14 @@ impl Setup {
     /// [`Unavailable`] where there is none to be had; or it cannot be made.
     pub fn podman(&mut self) -> Result<std::path::PathBuf> {
         podman::ensure(self)
+    }
+
+    /// An archive of a root folder with engines of containers.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where there is none to be had; or it cannot be made.
+    pub fn engines(&mut self) -> Result<std::path::PathBuf> {
+        podman::ensure_engines(self)
     }
 
     /// A package.

@@ -48,8 +48,9 @@ impl Queue {
     }
 }
 
-/// The test of containers in a guest.
+/// The test of containers in a guest, and those of engines.
 const PODMAN: &str = "image/podman";
+const ENGINES: &str = "oci/";
 /// The gates of which each is due in the quick run if what it watches has changed.
 const CALLS: (&str, Tier) = ("calls", Tier::Nightly);
 const INSTRUCTIONS: (&str, Tier) = ("instructions", Tier::Nightly);
@@ -131,12 +132,16 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
     }
+    // A test says so itself where there is none.
+    let optional = |made: Result<std::path::PathBuf>| match made {
+        Err(error) if !error.is::<Unavailable>() => Err(error),
+        _ => Ok(()),
+    };
     if choice.takes(PODMAN, Tier::Nightly) {
-        match setup.podman() {
-            // The test says so.
-            Err(error) if !error.is::<Unavailable>() => return Err(error),
-            _ => {}
-        }
+        optional(setup.podman())?;
+    }
+    if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.starts_with(ENGINES)) {
+        optional(setup.engines())?;
     }
     if host::hardware_kvm().is_err() {
         match setup.qemu() {
