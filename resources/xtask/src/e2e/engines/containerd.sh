@@ -15,7 +15,7 @@ run --rm --mount "type=bind,src=$D/folder,dst=/folder,options=rbind:rw" localhos
 cat "$D/folder/new"
 
 #: status 127
-run --rm localhost/tiny:latest missing no-such-program
+run --rm localhost/tiny:latest missing no-such-program || echo "status $?" >&2
 
 #: life
 run --detach localhost/tiny:latest life sh -c "$WAITS"

@@ -15,10 +15,10 @@ docker run --rm --read-only --tmpfs /scratch:size=1m -v "$D/folder:/folder" -v "
 cat "$D/folder/new"
 
 #: status 126
-docker run --rm tiny /data
+docker run --rm tiny /data 2>"$D/errors" || echo $?; grep -v ^time= "$D/errors" >&2
 
 #: status 127
-docker run --rm tiny no-such-program
+docker run --rm tiny no-such-program 2>"$D/errors" || echo $?; grep -v ^time= "$D/errors" >&2
 
 #: life
 docker run --detach --name life tiny sh -c "echo ready; echo err >&2; $WAITS" >/dev/null

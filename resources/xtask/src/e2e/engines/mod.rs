@@ -99,7 +99,7 @@ struct Difference {
 
 /// All that differs. A guest's kernel is asked for a program when the container has begun, and what it answers is the
 /// container's own output: before that, nothing of the container's root folder is looked at.
-const DIFFERENCES: [Difference; 4] = [
+const DIFFERENCES: [Difference; 5] = [
     Difference {
         script: "status 126",
         theirs: "ermission denied",
@@ -110,6 +110,8 @@ const DIFFERENCES: [Difference; 4] = [
         theirs: "not found in $PATH",
         ours: "kite: no-such-program: not found in the guest",
     },
+    // containerd's own command has no status of a container that was not created.
+    Difference { script: "status 127", theirs: "status 1", ours: "status 127" },
     Difference {
         script: "exec",
         theirs: "ermission denied",
@@ -285,4 +287,33 @@ fn talk(person: &mut Person) -> Result<()> {
     let code = person.ends()?;
     ensure!(code == Some(9), "it ended with {code:?}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENGINES: [Engine; 3] = [PODMAN, DOCKER, CONTAINERD];
+
+    #[test]
+    fn every_difference_is_of_a_script_that_there_is() {
+        let names: Vec<_> =
+            ENGINES.iter().flat_map(|engine| scripts(engine.scripts, "")).map(|it| it.0).collect();
+        for difference in DIFFERENCES {
+            assert!(names.iter().any(|name| name.ends_with(difference.script)), "{}", difference.script);
+        }
+    }
+
+    #[test]
+    fn every_group_of_podman_s_scripts_is_run() {
+        let tests = super::super::tests(false);
+        let mut count = 0;
+        for (name, script) in scripts(PODMAN.scripts, "") {
+            count += 1;
+            let group = name.split('/').next().unwrap();
+            assert!(tests.iter().any(|(test, _)| test.name == format!("oci/podman/{group}")), "{name}");
+            assert!(script.contains("podman "), "{name}");
+        }
+        assert!(count >= 30, "{count} scripts");
+    }
 }
