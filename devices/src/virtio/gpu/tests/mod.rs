@@ -53,7 +53,7 @@ impl Desk {
         let head = self.driver.add(CONTROL, &[(COMMAND, len, false), (ANSWER, ROOM, true)]);
         self.driver.kick(CONTROL);
         let used = self.driver.used(CONTROL);
-        assert!(matches!(used[..], [(it, len)] if it == head && len >= 24 && len <= ROOM), "{used:?}");
+        assert!(matches!(used[..], [(it, len)] if it == head && (24..=ROOM).contains(&len)), "{used:?}");
         let answer = self.driver.read(ANSWER, used[0].1 as usize);
         answer.chunks(4).map(|it| u32::from_le_bytes(it.try_into().unwrap())).collect()
     }
