@@ -111,7 +111,7 @@ fn a_spec_has_the_fields_of_the_page() {
     let more = ["--initrd=i --net=tap=t0 --sandbox=auto,no-seccomp", "--net=tap=t0,ip=none -- true"];
     let disk = "--root=disk --disk=d -- true";
     let image = "--image=i --entrypoint=e --insecure-registry --pull -- true";
-    let vnc = "--screen --vnc=unix:a --vnc-password-file=p --novnc=n";
+    let vnc = "--screen --vnc=unix:a --vnc-password-file=p --novnc=n --screenshot-on-failure=s";
     let lines = [all, disk, image, vnc, "--screen --vnc=127.0.0.1:5901"].into_iter().chain(more);
     let print = |line: &str| {
         printed(&["run", "--print-spec"].into_iter().chain(line.split_whitespace()).collect::<Vec<_>>())

@@ -10,6 +10,7 @@ mod console;
 mod drive;
 pub mod erofs;
 mod fs;
+mod gpu;
 mod kallsyms;
 mod kernel;
 pub mod layers;
@@ -38,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("fs", fs::run),
     ("console", console::run),
     ("balloon", balloon::run),
+    ("gpu", gpu::run),
     ("serial", serial::run),
     ("kernel", kernel::run),
     ("modules", modules::run),

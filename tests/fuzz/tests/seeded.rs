@@ -86,6 +86,11 @@ fn any_driver_of_the_balloon_does_no_harm() {
 }
 
 #[test]
+fn any_driver_of_the_graphics_card_does_no_harm() {
+    seeded("gpu", 300);
+}
+
+#[test]
 fn any_driver_of_the_serial_port_does_no_harm() {
     seeded("serial", 300);
 }

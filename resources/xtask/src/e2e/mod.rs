@@ -17,6 +17,7 @@ mod oci;
 mod output;
 mod own_files;
 mod rights;
+mod screen;
 mod stats;
 mod terminal;
 mod today;
@@ -106,6 +107,8 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("command/files/6.1", Tiers::NIGHTLY, |fixture| command::files(fixture, "6.1")),
     ("command/files/6.12", Tiers::NIGHTLY_BY_BOTH, |fixture| command::files(fixture, "6.12")),
     ("command/connected", Tiers::USER, |fixture| connected::connected(fixture, "6.12")),
+    ("screen/6.1", Tiers::NIGHTLY, |fixture| screen::frame_buffer(fixture, "6.1")),
+    ("screen/6.12", Tiers::BOTH, |fixture| screen::frame_buffer(fixture, "6.12")),
     ("command/rights", Tiers::BOTH, |fixture| rights::rights(fixture, "6.12")),
     ("command/today", Tiers::ROOT, |fixture| today::command(fixture, TODAY)),
     ("command/own-files", Tiers::NIGHTLY_BY_BOTH, |fixture| own_files::own_files(fixture, "6.12")),
