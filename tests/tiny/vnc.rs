@@ -101,7 +101,7 @@ fn a_viewer_sees_what_a_guest_draws_and_a_browser_gets_an_answer() {
         drop(viewer);
         assert_eq!(update(&mut self::viewer(&path), 0).0, HEIGHT);
         kite.signal(Signal::SIGTERM);
-        kite.end().assert(128 + Signal::SIGTERM as i32, "", "");
+        kite.end().assert_killed_by(Signal::SIGTERM);
         assert!(!path.exists(), "the socket's name goes with the machine");
     });
 }

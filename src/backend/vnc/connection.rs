@@ -120,6 +120,9 @@ impl Connection {
     }
 
     fn try_serve(&mut self, readable: bool, now: Instant, site: &Site) -> Result<bool, &'static str> {
+        if self.output.is_empty() {
+            self.progress = now;
+        }
         if readable && !self.receive(now, site)? {
             return Ok(false);
         }
@@ -161,12 +164,12 @@ impl Connection {
                 let rest = head.split_off(len);
                 match http::answer(head, &site.pages, site.display.password.is_some()) {
                     Answer::Last(answer) => {
-                        self.put(&answer, now);
+                        self.output.extend(answer);
                         self.face = Face::Leaving;
                         Ok(())
                     }
                     Answer::Upgrade(answer) => {
-                        self.put(&answer, now);
+                        self.output.extend(answer);
                         self.greet(site, Some(Unwrapper::default()));
                         self.hear(&rest, now)
                     }
@@ -202,18 +205,10 @@ impl Connection {
         if closed { Err("its page has closed it") } else { Ok(()) }
     }
 
-    fn put(&mut self, bytes: &[u8], now: Instant) {
-        if self.output.is_empty() {
-            self.progress = now;
-        }
-        self.output.extend_from_slice(bytes);
-    }
-
     /// Writes what is there, and what comes of it when it has gone.
     fn deliver(&mut self, now: Instant) -> Result<(), &'static str> {
         for _ in 0..RECTS_AT_ONCE {
             if self.output.is_empty() {
-                self.progress = now;
                 self.produce(now);
             }
             if !self.write(now)? {

@@ -82,6 +82,8 @@ impl Vnc {
                 listener.set_nonblocking(true).with_context(refused)?;
                 // What is accepted has it as well: a key's answer goes at once.
                 setsockopt(&listener, sockopt::TcpNoDelay, &true).with_context(refused)?;
+                // And a viewer's host that has vanished is noticed, however little is drawn.
+                setsockopt(&listener, sockopt::KeepAlive, &true).with_context(refused)?;
                 (Listener::Tcp(listener), None)
             }
             Address::Unix(path) => {

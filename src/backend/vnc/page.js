@@ -12,20 +12,22 @@ const address = new URL("websockify", location.href);
 address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
 const rfb = new RFB(element("screen"), address.href);
 rfb.scaleViewport = true;
+let end = "The connection has ended; load the page again to connect.";
 rfb.addEventListener("connect", () => {
   say("");
   rfb.focus();
 });
-rfb.addEventListener("disconnect", (event) => {
-  say(event.detail.clean ? "The machine has ended." : "The connection is lost; load the page again to connect.");
+rfb.addEventListener("disconnect", () => {
+  element("login").hidden = true;
+  say(end);
 });
 rfb.addEventListener("credentialsrequired", () => {
   say("The screen has a password.");
   element("login").hidden = false;
   element("password").focus();
 });
-rfb.addEventListener("securityfailure", (event) => {
-  say(event.detail.reason || "The password is wrong; load the page again to try another.");
+rfb.addEventListener("securityfailure", () => {
+  end = "The password is wrong; load the page again to try another.";
 });
 rfb.addEventListener("desktopname", (event) => { document.title = event.detail.name; });
 element("login").addEventListener("submit", (event) => {

@@ -131,7 +131,7 @@ impl Session {
                     out.extend([0; 4]);
                     Stage::Init
                 } else {
-                    log::warn!(target: "vnc", "a viewer has the wrong password");
+                    log::debug!(target: "vnc", "a viewer has the wrong password");
                     Stage::Refused { minor: *minor, at: now + REFUSAL }
                 };
                 Ok(())

@@ -94,7 +94,7 @@ pub struct View {
     silent: bool,
     cursor: Option<Arc<Cursor>>,
     /// The size that the viewer knows.
-    told: Size,
+    known: Size,
     /// Which of its rows have changed since they were sent.
     changed: Vec<bool>,
     format: PixelFormat,
@@ -116,15 +116,15 @@ impl View {
     /// A viewer that knows nothing of the picture yet.
     pub fn new(mut viewer: Viewer, input: Arc<dyn InputSink>, now: Instant) -> Self {
         let Look { surface, cursor, silent, .. } = viewer.look();
-        let told = surface.size();
+        let known = surface.size();
         Self {
             controls: Controls::new(input),
             viewer,
             surface,
             silent,
             cursor: cursor.flatten(),
-            told,
-            changed: vec![true; told.height as usize],
+            known,
+            changed: vec![true; known.height as usize],
             format: PixelFormat::OWN,
             encoding: None,
             encodings_left: 0,
@@ -138,9 +138,9 @@ impl View {
         }
     }
 
-    /// Appends what a viewer is told first (§7.3.2).
+    /// Appends what a viewer has to know first (§7.3.2).
     pub fn introduce(&self, name: &str, out: &mut Vec<u8>) {
-        for side in [self.told.width, self.told.height] {
+        for side in [self.known.width, self.known.height] {
             out.extend((side as u16).to_be_bytes());
         }
         out.extend(self.format.to_bytes());
@@ -227,7 +227,7 @@ impl View {
 
     fn request(&mut self, incremental: bool, y: u16, height: u16) {
         let end = u32::from(y) + u32::from(height);
-        let rows = u32::from(y).min(self.told.height)..end.min(self.told.height);
+        let rows = u32::from(y).min(self.known.height)..end.min(self.known.height);
         if !incremental {
             self.changed[rows.start as usize..rows.end as usize].fill(true);
             self.looked = false;
@@ -319,7 +319,7 @@ impl View {
             size: self.due.size.filter(|_| self.takes.extended_size),
         };
         let encoding = self.encoding.unwrap_or(Encoding::Raw);
-        let rects = rects(self.told.width, &self.take_changed(wanted), encoding);
+        let rects = rects(self.known.width, &self.take_changed(wanted), encoding);
         let count = rects.len() + usize::from(due.keys) + usize::from(due.cursor) + due.size.iter().count();
         if count == 0 {
             return;
@@ -332,7 +332,7 @@ impl View {
             encoding::write_cursor(self.cursor.as_deref(), self.format, out);
         }
         if let Some((reason, result)) = due.size {
-            encoding::write_extended_size(self.told, reason, result, out);
+            encoding::write_extended_size(self.known, reason, result, out);
         }
         self.due = Due::default();
         self.wanted = None;
@@ -342,10 +342,10 @@ impl View {
     /// Tells the viewer a new size, if it understands that, as all of an update, which no request is needed for.
     fn tell_size(&mut self, out: &mut Vec<u8>) {
         let size = self.surface.size();
-        if size == self.told || !(self.takes.size || self.takes.extended_size) {
+        if size == self.known || !(self.takes.size || self.takes.extended_size) {
             return;
         }
-        self.told = size;
+        self.known = size;
         begin_update(1, out);
         if self.takes.extended_size {
             let (reason, result) = self.due.size.take().unwrap_or((size::SERVER, size::DONE));

@@ -69,7 +69,7 @@ pub struct Unwrapper {
 
 struct Frame {
     kind: u8,
-    left: u64,
+    remaining: u64,
     mask: [u8; 4],
     /// The mask's byte for the next one of the content.
     at: usize,
@@ -90,7 +90,7 @@ impl Unwrapper {
     ) -> Result<(), &'static str> {
         loop {
             if let Some(frame) = &mut self.frame {
-                let len = frame.left.min(bytes.len() as u64) as usize;
+                let len = frame.remaining.min(bytes.len() as u64) as usize;
                 let (now, later) = bytes.split_at(len);
                 bytes = later;
                 let into = if frame.kind & CLOSE == 0 { &mut *data } else { &mut frame.control };
@@ -98,8 +98,8 @@ impl Unwrapper {
                     into.push(byte ^ frame.mask[frame.at]);
                     frame.at = (frame.at + 1) % 4;
                 }
-                frame.left -= len as u64;
-                if frame.left > 0 {
+                frame.remaining -= len as u64;
+                if frame.remaining > 0 {
                     return Ok(());
                 }
                 match self.frame.take().map(|it| (it.kind, it.control)) {
@@ -152,7 +152,7 @@ impl Unwrapper {
         }
         let mask = [rest[wide], rest[wide + 1], rest[wide + 2], rest[wide + 3]];
         self.head.clear();
-        Ok(Some(Frame { kind, left: len, mask, at: 0, control: Vec::new() }))
+        Ok(Some(Frame { kind, remaining: len, mask, at: 0, control: Vec::new() }))
     }
 }
 

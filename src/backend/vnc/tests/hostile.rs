@@ -86,7 +86,7 @@ fn lists_and_texts_of_any_length_take_no_memory() {
     client.send(&vec![0xff; 1 << 20]);
     client.refresh(false);
     rig.assert_shown(&client);
-    // It says 4 GiB and sends a part: it is heard no more, and holds up nobody.
+    // It says 4 GiB and sends a part: it is heard no more, and holds up no other.
     client.send(&[6, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
     client.send(&vec![3; 1 << 20]);
     Client::new(&rig.path).refresh(false);
