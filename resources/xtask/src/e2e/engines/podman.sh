@@ -34,7 +34,7 @@ podman run --rm --cap-drop all --cap-add chown --security-opt no-new-privileges 
 
 #: process/kernel
 podman run --rm --sysctl kernel.msgmax=9000 tiny sh -c '
-    cat /proc/sys/kernel/msgmax; wc -c </proc/kcore; ls /proc/scsi; echo 1 >/proc/sys/kernel/panic; echo $$
+    cat /proc/sys/kernel/msgmax; wc -c </proc/kcore; ls /sys/firmware; echo 1 >/proc/sys/kernel/panic; echo $$
     for at in null zero full random urandom tty; do test -c /dev/$at && echo $at; done; ls -l /dev/fd /dev/stdin | cut -d / -f 3-'
 
 #: process/status 125
