@@ -5,11 +5,15 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
 use crate::host::{self, Distribution};
 use crate::step::{output, step};
+
+/// Who has it fetches lists. The lanes of a test run are threads of one process, and apt refuses the second of two.
+static FETCHING: Mutex<()> = Mutex::new(());
 
 /// One entry of the host's sources, whichever of the two formats it was in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +43,7 @@ impl Apt {
     /// # Errors
     /// The host's sources name no suite of its own, or the lists cannot be fetched.
     pub fn open(name: &str, distribution: &Distribution, more_suites: &[&str]) -> Result<Self> {
+        let _alone = FETCHING.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = host::target(name)?;
         for part in ["sources.list.d", "state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part)).with_context(|| format!("making {part}"))?;
