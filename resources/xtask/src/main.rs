@@ -154,6 +154,15 @@ enum Task {
         /// Which
         names: Vec<String>,
     },
+    /// Make images of containers that guests are to see as umoci does, as root
+    #[command(hide = true)]
+    ImagesForGuests {
+        /// Where
+        folder: PathBuf,
+    },
+    /// List the root folder of the guest that this runs in
+    #[command(hide = true)]
+    GuestTree,
     /// Become an ordinary user who may use KVM, in a mount namespace, and then this command
     #[command(hide = true)]
     AsUser {
@@ -256,6 +265,8 @@ fn run(task: Task) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Task::Images { kite, names } => images::compare(&kite, &names).map(|()| ExitCode::SUCCESS),
+        Task::ImagesForGuests { folder } => images::guest::make(&folder).map(|()| ExitCode::SUCCESS),
+        Task::GuestTree => images::guest::list().map(|()| ExitCode::SUCCESS),
         Task::AsUser { command } => match user::run(&command)? {},
         Task::LabEnter => Ok(guest::lab::enter()),
     }

@@ -47,6 +47,8 @@ impl Tiers {
     pub const NIGHTLY: Self = Self { root: Tier::Nightly, user: Some(Tier::All) };
     /// Run by root every night, who alone can.
     pub const NIGHTLY_ALONE: Self = Self { root: Tier::Nightly, user: None };
+    /// Run by an ordinary user every night.
+    pub const NIGHTLY_BY_USER: Self = Self { root: Tier::All, user: Some(Tier::Nightly) };
     /// Run by both every night.
     pub const NIGHTLY_BY_BOTH: Self = Self { root: Tier::Nightly, user: Some(Tier::Nightly) };
     /// Run where everything is.

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::command::{Ended, ended, kite, wait};
 use super::{Fixture, NotHere, kernel};
 use crate::host;
+use crate::images::guest;
 use crate::saved_image;
 use crate::setup::podman_archive;
 
@@ -119,17 +120,53 @@ pub fn podman(fixture: &Fixture, name: &str) -> Result<String> {
     for (user, driver, inside) in [("root", "overlay\n", "0"), ("ann", "", "1000")] {
         let mut command = kite(fixture, &kernel)?;
         command.env("XDG_CACHE_HOME", fixture.file("cache"));
-        command.args(["--memory", "2G", "--user", user, "--image"]).arg(&archive);
-        command.args(["--", "bash", "-c", PODMAN]);
-        let ended = ended(command, b"")?;
-        let printed = String::from_utf8_lossy(&ended.stdout);
-        let expected = format!("{driver}inside\n7\n{inside}\n");
-        ensure!(
-            ended.code == Some(0) && printed == expected,
-            "{user}: {expected:?} was expected: {ended:#?}"
-        );
+        command.args(["--user", user, "--image"]).arg(&archive);
+        contained(command, &format!("{driver}inside\n7\n{inside}\n")).with_context(|| user.to_owned())?;
     }
     Ok("as root and as a user".to_owned())
+}
+
+/// Has a guest run the containers.
+fn contained(mut command: Command, expected: &str) -> Result<()> {
+    command.args(["--memory", "2G", "--", "bash", "-c", PODMAN]);
+    let ended = ended(command, b"")?;
+    let printed = String::from_utf8_lossy(&ended.stdout);
+    ensure!(ended.code == Some(0) && printed == expected, "{expected:?} was expected: {ended:#?}");
+    Ok(())
+}
+
+/// Where a guest has this program, which lists its tree: in memory, which is no part of that.
+const LISTER: &str = "/run/lister";
+
+/// Images with all that makes trouble, whose guests see what umoci unpacks.
+pub fn trees(fixture: &Fixture, name: &str, images: &[&'static str]) -> Result<String> {
+    let Some(cases) = guest::cases(images)? else {
+        return Err(NotHere("there are no images for guests".to_owned()).into());
+    };
+    let kernel = kernel(name)?;
+    let lister = fixture.file("lister");
+    fs::create_dir_all(&lister).context("making a folder")?;
+    fs::copy("/proc/self/exe", lister.join("xtask")).context("copying this program")?;
+    let share = format!("{}:{LISTER}", lister.display());
+    let program = format!("{LISTER}/xtask");
+    let seen = |case: &guest::Case| -> Result<usize> {
+        let mut command = kite(fixture, &kernel)?;
+        command.env("XDG_CACHE_HOME", fixture.file("cache")).args(["--share", &share, "--image"]);
+        command.arg(&case.reference).args(["--", &program, "guest-tree"]);
+        let ended = ended(command, b"")?;
+        let is_well = ended.code == Some(0) && ended.stderr.is_empty();
+        ensure!(is_well, "{:?}: {}", ended.code, ended.stderr);
+        case.check(&ended.stdout)
+    };
+    let (mut count, mut failed) = (0, Vec::new());
+    for case in &cases {
+        match seen(case) {
+            Ok(files) => count += files,
+            Err(error) => failed.push(format!("{}: {error:#}", case.name)),
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    Ok(format!("{count} files in {} images", cases.len()))
 }
 
 /// SIGTERM becomes the signal that the image names, and kite ends with the command's status.

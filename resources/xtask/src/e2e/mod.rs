@@ -41,6 +41,7 @@ use tempfile::TempDir;
 pub use self::documented::PROGRAMS as DOCUMENTED;
 pub use self::wire::{GUEST, HERE, TAP, Wire};
 use crate::guest::job::{self, STATUS};
+use crate::images::guest::{BY_HAND, BY_TOOLS};
 use crate::machine::{Access, Machine, Vmm};
 use crate::running::Running;
 use crate::setup::{Debian, Kernel, TODAY};
@@ -167,6 +168,8 @@ const TESTS: &[(&str, Tiers, Run)] = &[
         documented::page(fixture, "resources/doc/benchmarks.md")
     }),
     ("image/command", Tiers::USER, |fixture| image::command(fixture, "6.1")),
+    ("image/trees/by-tools", Tiers::NIGHTLY_BY_USER, |fixture| image::trees(fixture, "6.12", &BY_TOOLS)),
+    ("image/trees/by-hand", Tiers::NIGHTLY_BY_USER, |fixture| image::trees(fixture, "6.12", &BY_HAND)),
     ("image/podman", Tiers::NIGHTLY, |fixture| image::podman(fixture, "6.12")),
     ("image/command/6.12", Tiers::NIGHTLY, |fixture| image::command(fixture, "6.12")),
     ("command/many/3", Tiers::NIGHTLY, |fixture| command::many(fixture, "6.12", 3)),

@@ -344,7 +344,8 @@ fn inserted(folder: &Path) -> Result<PathBuf> {
     run("umoci", ["new", "--image"].map(OsStr::new).into_iter().chain([name.as_os_str()]))?;
     for insert in [
         &["/etc", "/etc"][..],
-        &["/usr/share/zoneinfo", "/usr/share/zoneinfo"],
+        &["/usr/share/zoneinfo/Asia", "/usr/share/zoneinfo/Asia"],
+        &["/usr/share/zoneinfo/Europe", "/usr/share/zoneinfo/Europe"],
         &["/etc/default", "/opt/a/b"],
         &["--whiteout", "/usr/share/zoneinfo/Europe"],
         &["--opaque", "/etc/default", "/etc"],

@@ -1,9 +1,11 @@
 //! Images of containers: what `kite image pull` makes of each, as an ordinary user, is the tree that `umoci unpack` makes
 //! as root.
 //!
-//! And what a pull takes of memory, whatever the layer's size. The images are made by the programs of Debian that people make them with, and by hand where those have no way to.
+//! So is what a guest sees. And what a pull takes of memory, whatever the layer's size. The images are made by the programs
+//! of Debian that people make them with, and by hand where those have no way to.
 
 mod cases;
+pub mod guest;
 mod layout;
 mod memory;
 mod tree;
@@ -41,6 +43,8 @@ const PROGRAMS: [(&str, &str); 7] = [
 const NETAVARK: &str = "/usr/lib/podman/netavark";
 /// A disk's file system: one in memory may lack extended attributes.
 const DISK: &str = "/var/tmp";
+/// The folder that umoci makes.
+const BUNDLE: &str = "bundle";
 /// The folder of a user's caches.
 const CACHE: &str = "cache";
 /// What lines begin with that say what became of a test.
@@ -60,10 +64,7 @@ pub struct Outcome {
 /// # Errors
 /// [`Unavailable`] where the kernel has no EROFS; or what is needed cannot be installed.
 pub fn compare_all(setup: &mut Setup, kite: &Path) -> Result<Outcome> {
-    setup.programs(&PROGRAMS)?;
-    if !Path::new(NETAVARK).exists() {
-        setup.install("netavark")?;
-    }
+    install(setup)?;
     let _ = output(host::as_root("modprobe")?.args(["-q", "-a", "erofs", "loop"]));
     let known = fs::read_to_string("/proc/filesystems").context("reading /proc/filesystems")?;
     if !known.split_whitespace().any(|name| name == "erofs") {
@@ -77,6 +78,15 @@ pub fn compare_all(setup: &mut Setup, kite: &Path) -> Result<Outcome> {
         passed: lines(PASSED).count(),
         failed: lines(FAILED).map(|line| format!("images: {line}")).collect(),
     })
+}
+
+/// Installs what makes images.
+fn install(setup: &mut Setup) -> Result<()> {
+    setup.programs(&PROGRAMS)?;
+    if !Path::new(NETAVARK).exists() {
+        setup.install("netavark")?;
+    }
+    Ok(())
 }
 
 /// Compares images as root, those of these names or all, and prints a line about each.
@@ -119,6 +129,22 @@ impl Image {
     fn layout(folder: PathBuf) -> Self {
         Self { kite: folder.clone(), umoci: folder }
     }
+
+    /// What kite knows it by.
+    fn reference(&self) -> PathBuf {
+        if self.kite.is_dir() { tagged(&self.kite) } else { self.kite.clone() }
+    }
+}
+
+/// Makes an image in a folder, for everybody to read. Returns it, and the root folder that umoci makes of it.
+fn unpacked(folder: &Path, case: Case) -> Result<(Image, PathBuf)> {
+    let image = case(folder).context("making the image")?;
+    // umoci's blobs are its user's.
+    run("chmod", ["-R".as_ref(), "a+rX".as_ref(), folder.as_os_str()])?;
+    let bundle = folder.join(BUNDLE);
+    let name = tagged(&image.umoci);
+    run("umoci", ["unpack".as_ref(), "--image".as_ref(), name.as_os_str(), bundle.as_os_str()])?;
+    Ok((image, bundle.join("rootfs")))
 }
 
 /// A folder where images are made and compared.
@@ -140,18 +166,11 @@ impl Work {
     /// Compares one image. Returns how many files it has.
     fn compare(&self, name: &str, case: Case) -> Result<usize> {
         let folder = self.make_folder(name)?;
-        let image = case(&folder).context("making the image")?;
-        // umoci's blobs are its user's.
-        run("chmod", ["-R".as_ref(), "a+rX".as_ref(), folder.as_os_str()])?;
-        let bundle = folder.join("bundle");
-        run(
-            "umoci",
-            ["unpack".as_ref(), "--image".as_ref(), tagged(&image.umoci).as_os_str(), bundle.as_os_str()],
-        )?;
-        let root = self.pull(&folder, &image.kite).context("kite")?;
+        let (image, expected) = unpacked(&folder, case)?;
+        let root = self.pull(&folder, &image).context("kite")?;
         run("fsck.erofs", [root.as_os_str()])?;
         let mounted = Mounted::new(&root, folder.join("mounted"))?;
-        let count = tree::compare(&bundle.join("rootfs"), &mounted.0)?;
+        let count = tree::compare(&tree::look(&expected)?, tree::look(&mounted.0)?, &[])?;
         drop(mounted);
         fs::remove_dir_all(&folder).context("removing what was compared")?;
         Ok(count)
@@ -175,9 +194,9 @@ impl Work {
     }
 
     /// The root file system that kite makes of an image.
-    fn pull(&self, folder: &Path, image: &Path) -> Result<PathBuf> {
+    fn pull(&self, folder: &Path, image: &Image) -> Result<PathBuf> {
         let mut kite = self.kite(folder, &["pull"])?;
-        output(kite.arg(if image.is_dir() { tagged(image) } else { image.to_owned() }))?;
+        output(kite.arg(image.reference()))?;
         let roots = folder.join(CACHE).join("kite/images/roots");
         let mut files = fs::read_dir(&roots).with_context(|| format!("listing {}", roots.display()))?;
         match (files.next(), files.next()) {

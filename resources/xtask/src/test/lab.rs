@@ -17,6 +17,7 @@ use crate::bench::latency;
 use crate::e2e;
 use crate::guests;
 use crate::host;
+use crate::images;
 use crate::lab_batch::Batch;
 use crate::seccomp_coverage;
 use crate::setup::{Kernel, Setup, Unavailable};
@@ -51,6 +52,8 @@ impl Queue {
 /// The test of containers in a guest, and those of engines.
 const PODMAN: &str = "image/podman";
 const ENGINES: &str = "oci/";
+/// The tests of images' trees in guests.
+const TREES: [&str; 2] = ["image/trees/by-tools", "image/trees/by-hand"];
 /// The gates of which each is due in the quick run if what it watches has changed.
 const CALLS: (&str, Tier) = ("calls", Tier::Nightly);
 const INSTRUCTIONS: (&str, Tier) = ("instructions", Tier::Nightly);
@@ -129,6 +132,9 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     setup.programs(&[("fsck.erofs", "erofs-utils")])?;
     setup.programs(&e2e::PROGRAMS)?;
     setup.programs(&e2e::DOCUMENTED)?;
+    if TREES.iter().any(|name| choice.takes(name, Tier::Nightly)) {
+        images::guest::prepare(setup)?;
+    }
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
     }
