@@ -4,6 +4,7 @@
 mod boot;
 mod compare;
 mod containers;
+mod container;
 mod exits;
 mod files;
 pub mod images;
@@ -95,6 +96,27 @@ pub enum Task {
         /// Rounds
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::whole(1, u32::MAX))]
         rounds: u32,
+    },
+    /// A container's image: the first run and a later one, beside skopeo and umoci, and a plain command
+    ///
+    /// The image is Debian with podman in a file. What counts are the ratios of medians, in the lab.
+    Image {
+        /// Rounds
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = crate::whole(1, u32::MAX))]
+        rounds: u32,
+    },
+    /// Measure an image where this runs, as root
+    #[command(hide = true)]
+    ImageHere {
+        #[arg(long)]
+        kite: std::path::PathBuf,
+        /// The archive
+        #[arg(long)]
+        image: std::path::PathBuf,
+        #[arg(long)]
+        rounds: u32,
+        /// The kernel's name below target/kernels
+        kernel: String,
     },
     /// A command as a process, in a container, in a virtual machine and in a jailed one: start, memory, and reach
     ///
@@ -232,6 +254,8 @@ pub fn run(task: Task) -> Result<ExitCode> {
             }
         }
         Task::Run { rounds } => run_in_lab(rounds)?,
+        Task::Image { rounds } => image_in_lab(rounds)?,
+        Task::ImageHere { kite, image, rounds, kernel } => container::run(&kite, &image, &kernel, rounds)?,
         Task::Compare { rounds, svg } => compare_somewhere(rounds, svg)?,
         Task::Containers { rounds } => containers_somewhere(rounds)?,
         Task::ContainersHere { kite, rounds, kernel } => containers::run(&kite, &kernel, rounds)?,
@@ -389,6 +413,20 @@ fn run_in_lab(rounds: u32) -> Result<()> {
     let mut arguments: Vec<OsString> = vec!["run-here".into(), "--kite".into(), kite.into()];
     arguments.extend(["--tree".into(), run::tree()?.into()]);
     arguments.extend(["--virtme".into(), virtme.into(), "--rounds".into(), rounds.to_string().into()]);
+    in_lab(&mut lab, arguments)
+}
+
+/// In the lab, where this is root.
+fn image_in_lab(rounds: u32) -> Result<()> {
+    let kite = build_kite()?;
+    let mut setup = Setup::new();
+    let (image, kernel) = (container::image(&mut setup)?, setup.kernel()?);
+    let mut lab = Lab::new(&mut setup)?;
+    println!("In the lab, whose times are an emulator's: only their ratios mean something.");
+    lab.timeout = LIMIT;
+    let mut arguments: Vec<OsString> = vec!["image-here".into(), "--kite".into(), kite.into()];
+    arguments.extend(["--image".into(), image.into(), "--rounds".into(), rounds.to_string().into()]);
+    arguments.push(kernel.name.into());
     in_lab(&mut lab, arguments)
 }
 
