@@ -4,9 +4,9 @@
 mod boot;
 mod compare;
 mod containers;
-mod container;
 mod exits;
 mod files;
+mod image_cost;
 pub mod images;
 mod io;
 pub mod latency;
@@ -255,7 +255,7 @@ pub fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Run { rounds } => run_in_lab(rounds)?,
         Task::Image { rounds } => image_in_lab(rounds)?,
-        Task::ImageHere { kite, image, rounds, kernel } => container::run(&kite, &image, &kernel, rounds)?,
+        Task::ImageHere { kite, image, rounds, kernel } => image_cost::run(&kite, &image, &kernel, rounds)?,
         Task::Compare { rounds, svg } => compare_somewhere(rounds, svg)?,
         Task::Containers { rounds } => containers_somewhere(rounds)?,
         Task::ContainersHere { kite, rounds, kernel } => containers::run(&kite, &kernel, rounds)?,
@@ -420,7 +420,7 @@ fn run_in_lab(rounds: u32) -> Result<()> {
 fn image_in_lab(rounds: u32) -> Result<()> {
     let kite = build_kite()?;
     let mut setup = Setup::new();
-    let (image, kernel) = (container::image(&mut setup)?, setup.kernel()?);
+    let (image, kernel) = (image_cost::image(&mut setup)?, setup.kernel()?);
     let mut lab = Lab::new(&mut setup)?;
     println!("In the lab, whose times are an emulator's: only their ratios mean something.");
     lab.timeout = LIMIT;
