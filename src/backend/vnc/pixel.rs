@@ -114,7 +114,7 @@ pub struct PixelWriter {
 impl PixelWriter {
     fn new(format: PixelFormat, bytes: Range<usize>) -> Self {
         let parts = format.channels.map(|Channel { max, shift }| {
-            std::array::from_fn(|value| (value as u32 * u32::from(max) + 127) / 255 << shift)
+            std::array::from_fn(|value| ((value as u32 * u32::from(max) + 127) / 255) << shift)
         });
         Self { parts, big_endian: format.big_endian, bytes }
     }
