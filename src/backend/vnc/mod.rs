@@ -118,9 +118,10 @@ impl Vnc {
 
 impl Drop for Vnc {
     fn drop(&mut self) {
-        // The counter cannot be full: this is the first time.
-        let _ = self.stop.write(1);
+        // The supervisor, which has no thread of it, has the same counter.
         if let Some(thread) = self.thread.take() {
+            // The counter cannot be full: this is the first time.
+            let _ = self.stop.write(1);
             // The panic hook has reported a panic and ended the process.
             let _ = thread.join();
         }
