@@ -51,6 +51,7 @@ const SPECIALS: &[Special] = &[
     Special { words: "out/lib/modules/6.12.0", changes: &[("6.12.0", "$RELEASE")], ..USUAL },
     Special { words: "x86/vmexit.flat", said: "1\n", ..USUAL },
     Special { words: "kvm-unit-tests", said: "PASS", ..USUAL },
+    Special { words: "--screenshot-on-failure", codes: &[1], ..USUAL },
     Special { words: "--stats=", ..USUAL },
     Special { words: "--stats", said: "KVM's own counters", ..USUAL },
     // There may be another kite, or none.

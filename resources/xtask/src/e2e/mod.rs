@@ -163,6 +163,7 @@ const TESTS: &[(&str, Tiers, Run)] = &[
         documented::page(fixture, "resources/doc/reference.md")
     }),
     ("docs/sandbox", Tiers::NIGHTLY_ALONE, |fixture| documented::page(fixture, "resources/doc/sandbox.md")),
+    ("docs/screen", Tiers::NIGHTLY_ALONE, |fixture| documented::page(fixture, "resources/doc/screen.md")),
     ("docs/json", Tiers::NIGHTLY_ALONE, |fixture| documented::page(fixture, "resources/doc/json.md")),
     ("docs/benchmarks", Tiers::NIGHTLY_ALONE, |fixture| {
         documented::page(fixture, "resources/doc/benchmarks.md")
