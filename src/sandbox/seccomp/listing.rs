@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn every_call_is_listed_with_its_thread_and_condition() {
         let text = listing(false).unwrap();
-        assert!(text.starts_with("every (vcpu, io, share, main, supervisor)\n  brk\n"), "{text}");
+        assert!(text.starts_with("every (vcpu, io, share, vnc, main, supervisor)\n  brk\n"), "{text}");
         assert!(text.contains("\ndisk (io, with disks)\n"), "{text}");
         assert!(text.contains("\n  mmap              argument 3 & 0x4 = 0x0\n"), "{text}");
         assert!(text.contains("\n  ioctl             argument 2 = 0xae80\n"), "{text}");
