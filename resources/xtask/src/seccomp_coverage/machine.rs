@@ -30,7 +30,9 @@ impl Machine {
             "ports" => options("--port").count() > 0,
             "names" => ["--port", "--vnc"].iter().any(|name| options(name).count() > 0),
             "vnc" => options("--vnc").count() > 0,
-            "files" => ["--stats", "--trace", "--junit"].iter().any(|name| options(name).count() > 0),
+            "files" => ["--stats", "--trace", "--junit", "--screenshot-on-failure"]
+                .iter()
+                .any(|name| options(name).count() > 0),
             "groups" => ["--cgroup", "--limit"].iter().any(|name| options(name).count() > 0),
             "shares" | "streams" => command.is_some(),
             "writable-shares" => options("--share")

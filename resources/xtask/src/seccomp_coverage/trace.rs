@@ -161,6 +161,7 @@ impl Task {
             _ if self.first => "main",
             _ if name.starts_with("vcpu") => "vcpu",
             _ if name.starts_with("fs") => "share",
+            "vnc" => "vnc",
             _ => "io",
         }
     }
