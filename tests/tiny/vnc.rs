@@ -35,8 +35,13 @@ guest!(
 
 /// Connects to kite, once it listens.
 fn connect(path: &Path) -> UnixStream {
-    until("kite to listen", || path.exists());
-    let stream = UnixStream::connect(path).unwrap();
+    let mut stream = None;
+    // The socket has its name a moment before it takes connections.
+    until("kite to listen", || {
+        stream = UnixStream::connect(path).ok();
+        stream.is_some()
+    });
+    let stream = stream.unwrap();
     stream.set_read_timeout(Some(HANG)).unwrap();
     stream
 }
