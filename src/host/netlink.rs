@@ -221,9 +221,19 @@ impl Netlink {
 
     /// The bodies of all messages of kind `listed` that answer a request of kind `wanted`.
     fn list(&mut self, wanted: u16, listed: u16) -> io::Result<Vec<Vec<u8>>> {
-        self.sequence = self.sequence.wrapping_add(1);
         // Of whatever family; the longest of the heads that kernels take.
         let message = Message::new(wanted, libc::NLM_F_DUMP).bytes(&[0; 16]);
+        self.exchange(message, Some(listed))
+    }
+
+    /// Sends a request and hears whether it was carried out.
+    fn ask(&mut self, message: Message) -> io::Result<()> {
+        self.exchange(message, None).map(drop)
+    }
+
+    /// Sends a request; gives the bodies of messages of kind `listed` that come before the kernel has answered it.
+    fn exchange(&mut self, message: Message, listed: Option<u16>) -> io::Result<Vec<Vec<u8>>> {
+        self.sequence = self.sequence.wrapping_add(1);
         send(self.socket.as_raw_fd(), &message.finish(self.sequence), MsgFlags::empty())?;
         let (mut room, mut found, mut len) = (vec![0; 2 * ROOM], Vec::new(), 0);
         loop {
@@ -237,30 +247,14 @@ impl Netlink {
                     _ if sequence != self.sequence => {}
                     libc::NLMSG_DONE => return Ok(found),
                     libc::NLMSG_ERROR => {
-                        let error = word(body, 0).map_or(libc::EIO, |error| (error as i32).wrapping_neg());
-                        return Err(io::Error::from_raw_os_error(error));
+                        return match word(body, 0) {
+                            Some(0) => Ok(found),
+                            Some(error) => Err(io::Error::from_raw_os_error((error as i32).wrapping_neg())),
+                            None => Err(io::ErrorKind::InvalidData.into()),
+                        };
                     }
-                    _ if kind == listed => found.push(body.to_vec()),
+                    _ if Some(kind) == listed => found.push(body.to_vec()),
                     _ => {}
-                }
-            }
-        }
-    }
-
-    /// Sends a request and hears whether it was carried out.
-    fn ask(&mut self, message: Message) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        send(self.socket.as_raw_fd(), &message.finish(self.sequence), MsgFlags::empty())?;
-        let mut room = [0; ROOM];
-        loop {
-            let count = recv(self.socket.as_raw_fd(), &mut room, MsgFlags::empty())?;
-            for (kind, sequence, body) in messages(&room[..count]) {
-                if kind == libc::NLMSG_ERROR as u16 && sequence == self.sequence {
-                    return match word(body, 0) {
-                        Some(0) => Ok(()),
-                        Some(error) => Err(io::Error::from_raw_os_error((error as i32).wrapping_neg())),
-                        None => Err(io::ErrorKind::InvalidData.into()),
-                    };
                 }
             }
         }
