@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::quartiles;
 use crate::e2e::engines::{Engines, PODMAN};
 use crate::setup::Kernel;
 
@@ -37,14 +38,17 @@ pub fn run(kite: &Path, kernel: &str, rounds: u32) -> Result<()> {
     for times in &mut times {
         times.sort_unstable();
     }
-    let at = |times: &[Duration], part: usize| times[(times.len() - 1) * part / 4].as_secs_f64();
-    let compared = at(&times[COMPARED], 2);
+    let [_, compared, _] = seconds(&times[COMPARED]);
     println!("| `true` in an image | seconds, the middle half | to `kite run` |\n|---|---|---|");
     for ((name, _), times) in WAYS.iter().zip(&times) {
-        let (low, median, high) = (at(times, 1), at(times, 2), at(times, 3));
+        let [low, median, high] = seconds(times);
         println!("| {name} | {median:.2} ({low:.2} to {high:.2}) | {:.2} |", median / compared);
     }
     Ok(())
+}
+
+fn seconds(times: &[Duration]) -> [f64; 3] {
+    quartiles(times).map(|time| time.as_secs_f64())
 }
 
 /// From exec to exit.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use super::quartiles;
 use crate::host;
 use crate::machine::kite_run;
 use crate::setup::{Kernel, Setup};
@@ -83,11 +84,11 @@ fn print(figures: &mut [Vec<f64>; NAMES.len()]) {
     println!("seconds: medians, quartiles");
     for (name, figures) in NAMES.iter().zip(figures.iter_mut()) {
         figures.sort_unstable_by(f64::total_cmp);
-        let at = |part: usize| figures[(figures.len() - 1) * part / 4];
-        let spread = format!("{:.2} to {:.2}", at(1), at(3));
-        println!("{name:<28}{:>8.2}{spread:>20}", at(2));
+        let [low, median, high] = quartiles(figures);
+        let spread = format!("{low:.2} to {high:.2}");
+        println!("{name:<28}{median:>8.2}{spread:>20}");
     }
-    let [plain, unpacked, first, later] = figures.each_ref().map(|it| it[(it.len() - 1) / 2]);
+    let [plain, unpacked, first, later] = figures.each_ref().map(|it| quartiles(it)[1]);
     println!("\nthe first beside unpacking and a plain command: {:.2}", first / (unpacked + plain));
     println!("a later one beside a plain command: {:.2}", later / plain);
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::exits::{ALL, Histograms, TO_USER, hits};
+use super::quartiles;
 use crate::e2e::{Fixture, GUEST, HERE, Started, TAP, Wire, finish, go_alone};
 use crate::machine::{Access, Machine, Net, Vmm};
 use crate::running::Running;
@@ -178,15 +179,15 @@ fn print(works: &[&Work], subjects: &mut [Subject]) {
         for subject in subjects.iter_mut() {
             let figures = &mut subject.figures[index];
             figures.sort_unstable_by(f64::total_cmp);
-            let at = |part: usize| figures[(figures.len() - 1) * part / 4];
-            let kite = *kite.get_or_insert(at(2));
-            let ratio = if work.more { kite / at(2) } else { at(2) / kite };
-            let spread = format!("{:.2} to {:.2}", at(1), at(3));
+            let [low, median, high] = quartiles(figures);
+            let kite = *kite.get_or_insert(median);
+            let ratio = if work.more { kite / median } else { median / kite };
+            let spread = format!("{low:.2} to {high:.2}");
             let exits = subject
                 .exits
                 .get(index)
                 .map_or("not counted".to_owned(), |[user, all]| format!("{user:.2} {all:.2}"));
-            println!("{:<18}{:>12.2}{spread:>26}{ratio:>8.2}{exits:>20}", subject.name, at(2));
+            println!("{:<18}{median:>12.2}{spread:>26}{ratio:>8.2}{exits:>20}", subject.name);
         }
     }
 }

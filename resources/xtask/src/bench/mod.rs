@@ -440,6 +440,11 @@ fn in_lab(lab: &mut Lab, arguments: Vec<OsString>) -> Result<()> {
     }
 }
 
+/// The first quartile, the median and the third of figures in order, of which there is one at least.
+fn quartiles<T: Copy>(sorted: &[T]) -> [T; 3] {
+    [1, 2, 3].map(|part| sorted[(sorted.len() - 1) * part / 4])
+}
+
 /// Builds what is measured, and fetches and makes what it boots.
 fn prepare(setup: &mut Setup) -> Result<(Programs, Kernel)> {
     let kite = build_kite()?;

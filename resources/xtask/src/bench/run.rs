@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::quartiles;
 use crate::host;
 use crate::setup::{Kernel, LAB, Setup};
 use crate::step::{output, step};
@@ -195,10 +196,10 @@ fn print(subjects: &mut [Subject<'_>]) {
         for subject in subjects.iter_mut() {
             let figures = &mut subject.figures[index];
             figures.sort_unstable_by(f64::total_cmp);
-            let at = |part: usize| figures[(figures.len() - 1) * part / 4];
-            let ratio = *kite.get_or_insert(at(2)) / at(2);
-            let spread = format!("{:.2} to {:.2}", at(1), at(3));
-            println!("{:<12}{:>10.2}{spread:>20}{ratio:>8.2}", subject.name, at(2));
+            let [low, median, high] = quartiles(figures);
+            let ratio = *kite.get_or_insert(median) / median;
+            let spread = format!("{low:.2} to {high:.2}");
+            println!("{:<12}{median:>10.2}{spread:>20}{ratio:>8.2}", subject.name);
         }
     }
 }

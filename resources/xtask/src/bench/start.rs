@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::images::{BYTE, Images};
+use super::quartiles;
 use super::vmm::Programs;
 use crate::setup::Kernel;
 
@@ -107,9 +108,9 @@ fn print(guest: &str, subjects: &mut [Subject]) {
     let mut bare = None;
     for Subject { name, times, .. } in subjects {
         times.sort_unstable();
-        let at = |part: usize| times[(times.len() - 1) * part / 4].as_secs_f64() * 1e3;
-        let bare = *bare.get_or_insert(at(2));
-        let spread = format!("{:.2} to {:.2}", at(1), at(3));
-        println!("{name:<26}{:>9.2}{spread:>22}{:>9}{:>9.2}", at(2), times.len(), at(2) / bare);
+        let [low, median, high] = quartiles(times).map(|time| time.as_secs_f64() * 1e3);
+        let bare = *bare.get_or_insert(median);
+        let spread = format!("{low:.2} to {high:.2}");
+        println!("{name:<26}{median:>9.2}{spread:>22}{:>9}{:>9.2}", times.len(), median / bare);
     }
 }

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 
 use self::running::{Inspected, Memory};
 use self::subject::{Subject, subjects};
+use super::quartiles;
 use crate::setup::Kernel;
 
 /// Commands that are timed.
@@ -114,8 +115,8 @@ fn rows(all: &mut [(&Subject, Figures)]) -> Vec<Row> {
         let cell = |figures: &mut Figures| {
             let times = &mut figures.times[index];
             times.sort_unstable();
-            let at = |part: usize| times[(times.len() - 1) * part / 4].as_secs_f64() * 1e3;
-            Cell::Figure(at(2), format!("{} ({} to {})", digits(at(2)), digits(at(1)), digits(at(3))))
+            let [low, median, high] = quartiles(times).map(|time| time.as_secs_f64() * 1e3);
+            Cell::Figure(median, format!("{} ({} to {})", digits(median), digits(low), digits(high)))
         };
         row(&mut rows, format!("`{name}`, exec to exit, ms"), all, cell);
     }
