@@ -23,22 +23,21 @@ impl Machine {
                 value => value.strip_prefix('='),
             })
         };
+        let has = |names: &[&'static str]| names.iter().any(|name| options(name).next().is_some());
         match when {
             "always" => true,
-            "disks" => options("--disk").count() > 0,
-            "networks" => options("--net").count() > 0,
-            "ports" => options("--port").count() > 0,
-            "names" => ["--port", "--vnc"].iter().any(|name| options(name).count() > 0),
-            "vnc" => options("--vnc").count() > 0,
-            "files" => ["--stats", "--trace", "--junit", "--screenshot-on-failure"]
-                .iter()
-                .any(|name| options(name).count() > 0),
-            "groups" => ["--cgroup", "--limit"].iter().any(|name| options(name).count() > 0),
+            "disks" => has(&["--disk"]),
+            "networks" => has(&["--net"]),
+            "ports" => has(&["--port"]),
+            "names" => has(&["--port", "--vnc"]),
+            "vnc" => has(&["--vnc"]),
+            "files" => has(&["--stats", "--trace", "--junit", "--screenshot-on-failure"]),
+            "groups" => has(&["--cgroup", "--limit"]),
             "shares" | "streams" => command.is_some(),
             "writable-shares" => options("--share")
                 .any(|share| [":rw", ":rw,suid", ":rw,nosuid"].iter().any(|end| share.ends_with(end))),
-            "test-devices" => options("--test-devices").count() > 0,
-            "stats" => options("--stats").count() > 0,
+            "test-devices" => has(&["--test-devices"]),
+            "stats" => has(&["--stats"]),
             "restart" => options("--on-reboot").any(|what| what == "restart"),
             _ => false,
         }
