@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use devices::screen::{InputSink, Screen, Size};
 use devices::virtio::gpu::{self, Gpu};
-use devices::virtio::input::{self, Inputs};
+use devices::virtio::input::{self, InputDevice, Inputs};
 use devices::virtio::{Kind, VirtioDevice};
 
 use super::{Backend, Modules};
@@ -49,8 +49,8 @@ impl Display {
 
     /// The devices: graphics card, keyboard, pointer.
     pub fn backends(&self) -> Vec<Box<dyn Backend>> {
-        let inputs = |which| Box::new(InputBackend { inputs: self.inputs.clone(), which });
-        vec![Box::new(GpuBackend(self.screen.clone())), inputs(0), inputs(1)]
+        let input = |device| Box::new(InputBackend { inputs: self.inputs.clone(), device });
+        vec![Box::new(GpuBackend(self.screen.clone())), input(Inputs::keyboard), input(Inputs::pointer)]
     }
 }
 
@@ -69,13 +69,12 @@ impl Backend for GpuBackend {
 /// One of the input devices.
 struct InputBackend {
     inputs: Arc<Inputs>,
-    which: usize,
+    device: fn(&Inputs) -> InputDevice,
 }
 
 impl Backend for InputBackend {
     fn device(&self, _ram: &GuestRam) -> anyhow::Result<Box<dyn VirtioDevice>> {
-        let mut devices = self.inputs.devices().into_iter();
-        Ok(Box::new(devices.nth(self.which).context("there is no such input device")?))
+        Ok(Box::new((self.device)(&self.inputs)))
     }
 
     fn modules(&self) -> Modules {

@@ -98,18 +98,8 @@ impl Drop for Controls {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
-
+    use super::super::tests::Log;
     use super::*;
-
-    #[derive(Default)]
-    struct Log(Mutex<Vec<Input>>);
-
-    impl InputSink for Log {
-        fn send(&self, group: &[Input]) {
-            self.0.lock().unwrap().extend(group);
-        }
-    }
 
     impl Log {
         fn take(&self) -> Vec<Input> {

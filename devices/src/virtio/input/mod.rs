@@ -42,10 +42,14 @@ impl Inputs {
         Ok(Self { keyboard: Arc::new(EventQueue::new()?), pointer: Arc::new(EventQueue::new()?) })
     }
 
-    /// Devices for a machine: the keyboard, and the pointer.
-    pub fn devices(&self) -> [InputDevice; 2] {
-        let keyboard = InputDevice::new(InputKind::Keyboard, self.keyboard.clone());
-        [keyboard, InputDevice::new(InputKind::Pointer, self.pointer.clone())]
+    /// A keyboard for a machine.
+    pub fn keyboard(&self) -> InputDevice {
+        InputDevice::new(InputKind::Keyboard, self.keyboard.clone())
+    }
+
+    /// A pointer for a machine.
+    pub fn pointer(&self) -> InputDevice {
+        InputDevice::new(InputKind::Pointer, self.pointer.clone())
     }
 }
 
@@ -165,7 +169,7 @@ impl VirtioDevice for InputDevice {
         Ok(State::of(&Saved { select, subselect, down: self.queue.down() }))
     }
 
-    /// Keys that were down are released: whoever held them does so no more.
+    /// Keys that were down are released: the viewer that held them is not there any more.
     fn load(&mut self, state: State) -> Result<(), device::Error> {
         let Saved { select, subselect, down } = state.take()?;
         check(down.iter().all(|code| self.kind.has(*code)), "key")?;

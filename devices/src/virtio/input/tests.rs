@@ -9,22 +9,23 @@ use super::*;
 use crate::bus::BusDevice;
 use crate::screen::{ABS_MAX, Button};
 
-const KEYBOARD: usize = 0;
-const POINTER: usize = 1;
+type Which = fn(&Inputs) -> InputDevice;
+const KEYBOARD: Which = Inputs::keyboard;
+const POINTER: Which = Inputs::pointer;
 const STATUS: usize = 1;
 const DOWN: Input = Input::Key { code: 30, down: true };
 const UP: Input = Input::Key { code: 30, down: false };
 const REPORT: [u8; 8] = [0; 8];
 
 /// One of the two devices, which is up.
-fn driver(inputs: &Inputs, which: usize) -> Driver {
+fn driver(inputs: &Inputs, which: Which) -> Driver {
     let mut driver = Driver::new(|_| device(inputs, which));
     driver.start(0);
     driver
 }
 
-fn device(inputs: &Inputs, which: usize) -> Box<dyn VirtioDevice> {
-    Box::new(inputs.devices().into_iter().nth(which).unwrap())
+fn device(inputs: &Inputs, which: Which) -> Box<dyn VirtioDevice> {
+    Box::new(which(inputs))
 }
 
 /// Gives the device a buffer of 8 bytes, at the place that belongs to its descriptor.

@@ -196,8 +196,7 @@ impl VirtioDevice for Turning {
 
 fn input(_memory: &GuestMemory) -> Box<dyn VirtioDevice> {
     let inputs = Inputs::new().expect("the host has files");
-    let [_, pointer] = inputs.devices();
-    Box::new(Turning(pointer, inputs))
+    Box::new(Turning(inputs.pointer(), inputs))
 }
 
 /// Has a packet whenever it is asked for one, and takes all that are sent.

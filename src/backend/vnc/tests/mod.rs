@@ -19,7 +19,7 @@ use client::{Client, Format, Part, XRGB, answer, connect, is_closed, read};
 
 /// Keeps what it is sent.
 #[derive(Default)]
-struct Log(Mutex<Vec<Input>>);
+pub(super) struct Log(pub(super) Mutex<Vec<Input>>);
 
 impl InputSink for Log {
     fn send(&self, group: &[Input]) {
