@@ -1,6 +1,6 @@
 //! The linear frame buffer: memory that the guest writes without an exit, and KVM's record of what it has written.
 //!
-//! The record is read by viewers only. Pages that nobody asks about cost the guest nothing after its first write.
+//! The record is read by viewers only. Without one, a page costs the guest nothing after its first write.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};

@@ -93,7 +93,7 @@ impl Vm {
     #[expect(unsafe_code, reason = "KVM is handed host addresses")]
     fn map_memory(&self) -> anyhow::Result<()> {
         let ram = self.ram.memory().iter().map(|region| (self.ram.memory(), region, 0));
-        // What viewers want to know is written down from the start: as long as nobody asks, that costs nothing.
+        // What viewers want to know is written down from the start: without a viewer, that costs nothing.
         let frame_buffer = self.ram.frame_buffer().into_iter();
         let frame_buffer =
             frame_buffer.flat_map(|it| it.iter().map(move |region| (it, region, KVM_MEM_LOG_DIRTY_PAGES)));

@@ -20,7 +20,7 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("bundle/rootfs")).unwrap();
-        // As much of Linux as can be told without running it: it halts.
+        // As much of Linux as can be seen without running it: it halts.
         let kernel = boot::testing::kernel(b"\xf4\xeb\xfdLinux version 6.1.0 (", boot::testing::Entry::Long);
         fs::write(folder.path().join("kernel"), kernel).unwrap();
         let place = Self { folder };

@@ -25,16 +25,16 @@ const SCREEN: ScreenSpec = ScreenSpec { width: 1024, height: 64 };
 /// Where the guest waits for the host.
 const GO: u64 = RESULTS + 8;
 
-/// The host's end of a serial line that nobody is at.
-struct Nobody;
+/// The host's end of a serial line without a terminal.
+struct Unconnected;
 
-impl Host for Nobody {
+impl Host for Unconnected {
     fn output_ready(&self) {}
     fn input_wanted(&self) {}
 }
 
 guest!(
-    // Each pixel is its number; then, when it is told to, one in row 7 and one in the last.
+    // Each pixel is its number; then, when it is asked to, one in row 7 and one in the last.
     DRAWS,
     map_apics!(),
     "mov ebx, 0x201800
@@ -73,7 +73,7 @@ fn run(display: &Display) -> Running {
     let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
     let info = guest.load(&spec, 0, &ram, &timeline).unwrap();
     let kvm = kite::vm::open_kvm().unwrap();
-    let mut machine = Machine::build(&kvm, &spec, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
+    let mut machine = Machine::build(&kvm, &spec, ram, Box::new(Unconnected), Vec::new(), &timeline).unwrap();
     machine.boot(&image, info).unwrap();
     display.begin(machine.vm());
     let running = machine.start().unwrap();

@@ -2,7 +2,7 @@
 //!
 //! A device and a viewer never wait for each other. A device puts up a [`Surface`], whose pixels are read in pieces while
 //! the guest may change them, and says which rows have changed; each viewer remembers up to which change it has looked.
-//! While nobody looks, a change costs a few stores, and no thread wakes up.
+//! Without a viewer, a change costs a few stores, and no thread wakes up.
 
 mod input;
 mod pixels;

@@ -216,7 +216,7 @@ impl Session {
         }
     }
 
-    /// What [`Self::produce`] is to be called for again.
+    /// What [`Self::produce`] has to be called for again.
     pub fn wait(&self) -> Wait<'_> {
         match &self.stage {
             Stage::Viewing(view) => view.wait(),

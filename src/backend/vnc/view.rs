@@ -251,7 +251,7 @@ impl View {
         self.looked = false;
     }
 
-    /// What [`Self::produce`] is to be called for again.
+    /// What [`Self::produce`] has to be called for again.
     pub fn wait(&self) -> Wait<'_> {
         match (&self.update, &self.wanted) {
             (Some(_), _) => Wait::Room,

@@ -179,7 +179,7 @@ mod tests {
 
     use super::*;
 
-    /// A place in the hierarchy of version 2, whoever has the controllers.
+    /// A place in the hierarchy of version 2, whichever has the controllers.
     fn place(name: &str) -> Option<ContainerGroup> {
         let seen = own_places().ok()?.into_iter().find(|place| place.v1.is_none())?.seen?;
         let path = Path::new(&format!("kite-test-{}-{name}", std::process::id())).join("b/c");

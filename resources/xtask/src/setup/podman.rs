@@ -114,7 +114,7 @@ impl Recipe {
         command.args(LEFT_OUT.map(|files| format!("--dpkgopt=path-exclude={files}")));
         command.arg(format!("--customize-hook={CUSTOMIZE}"));
         output(command.arg(suite).arg(layer).arg(sources))?;
-        // It is root's otherwise, and read by whoever runs this.
+        // It is root's otherwise, and read by the user who runs this.
         let owner =
             fs::metadata(layer.parent().context("a layer is in a folder")?).context("looking at a folder")?;
         let owner = format!("{}:{}", owner.uid(), owner.gid());

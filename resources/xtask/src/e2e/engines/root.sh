@@ -54,5 +54,5 @@ install -d -o ann -g ann -m 700 /run/user/1000
 echo "$pid"
 while :; do
     sleep 1000 &
-    wait # and so take leave of whoever was left to this process
+    wait # and so take leave of processes whose parents have ended
 done
