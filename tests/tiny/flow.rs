@@ -194,6 +194,7 @@ fn a_flood_of_input_to_a_deaf_guest_waits_outside() {
     kite.expect(b"d");
     let mut stdin = kite.stdin();
     fcntl(&stdin, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let before = most_memory(&kite);
     let mut sent = 0;
     while sent < FLOOD {
         match stdin.write(&[b'x'; 4096]) {
@@ -208,7 +209,10 @@ fn a_flood_of_input_to_a_deaf_guest_waits_outside() {
         }
     }
     assert!(sent <= HELD, "kite took {sent} bytes for a guest that takes none");
-    assert!(own_memory(&kite) < 16 << 20, "{} bytes", own_memory(&kite));
+    // The program's own pages that are read for the first time count too, so the bound is not HELD.
+    // Linux counts each CPU's share apart and reads it roughly, so a peak may be read as less than it was before.
+    let grown = most_memory(&kite).saturating_sub(before);
+    assert!(grown < FLOOD / 4, "kite's memory grew by {grown} bytes");
     kite.signal(Signal::SIGTERM);
     kite.end().assert_killed_by(Signal::SIGTERM);
 }
@@ -232,8 +236,8 @@ fn a_large_file_as_input_is_not_read_ahead() {
     kite.end().assert_killed_by(Signal::SIGTERM);
 }
 
-/// How much of the host's memory kite has, its guest's included, in bytes.
-fn own_memory(kite: &Kite) -> usize {
+/// The most of the host's memory that kite has had so far, its guest's and its program's included, in bytes.
+fn most_memory(kite: &Kite) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", kite.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
