@@ -53,6 +53,8 @@ impl Tiers {
     pub const NIGHTLY_BY_BOTH: Self = Self { root: Tier::Nightly, user: Some(Tier::Nightly) };
     /// Run where everything is.
     pub const ALL: Self = Self { root: Tier::All, user: Some(Tier::All) };
+    /// Run by root where everything is, who alone can.
+    pub const ALL_ALONE: Self = Self { root: Tier::All, user: None };
 
     /// Who runs the test, by the marks of names, and in which tier. Where there is but one who could, they run it as early
     /// as anybody would.

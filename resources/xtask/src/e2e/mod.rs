@@ -124,31 +124,29 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("oci/podman/process", Tiers::NIGHTLY_ALONE, |fixture| {
         engines::compare(fixture, "6.12", engines::PODMAN, "process/")
     }),
-    ("oci/podman/files", Tiers::NIGHTLY_ALONE, |fixture| {
+    ("oci/podman/files", Tiers::ALL_ALONE, |fixture| {
         engines::compare(fixture, "6.12", engines::PODMAN, "files/")
     }),
-    ("oci/podman/life", Tiers::NIGHTLY_ALONE, |fixture| {
+    ("oci/podman/life", Tiers::ALL_ALONE, |fixture| {
         engines::compare(fixture, "6.12", engines::PODMAN, "life/")
     }),
-    ("oci/podman/pods", Tiers::NIGHTLY_ALONE, |fixture| {
+    ("oci/podman/pods", Tiers::ALL_ALONE, |fixture| {
         engines::compare(fixture, "6.12", engines::PODMAN, "pods/")
     }),
-    ("oci/podman/rootless", Tiers::NIGHTLY_ALONE, |fixture| {
+    ("oci/podman/rootless", Tiers::ALL_ALONE, |fixture| {
         engines::compare(fixture, "6.12", engines::ROOTLESS, "rootless/")
     }),
-    ("oci/podman/terminal", Tiers::NIGHTLY_ALONE, |fixture| {
-        engines::terminal(fixture, "6.12", engines::PODMAN)
-    }),
-    ("oci/docker/scripts", Tiers::NIGHTLY_ALONE, |fixture| {
+    ("oci/podman/terminal", Tiers::ALL_ALONE, |fixture| engines::terminal(fixture, "6.12", engines::PODMAN)),
+    ("oci/docker/scripts", Tiers::ALL_ALONE, |fixture| {
         engines::compare(fixture, "6.12", engines::DOCKER, "")
     }),
-    ("oci/docker/terminal", Tiers::ALL, |fixture| engines::terminal(fixture, "6.12", engines::DOCKER)),
-    ("oci/containerd", Tiers::NIGHTLY_ALONE, |fixture| {
+    ("oci/docker/terminal", Tiers::ALL_ALONE, |fixture| engines::terminal(fixture, "6.12", engines::DOCKER)),
+    ("oci/containerd", Tiers::ALL_ALONE, |fixture| {
         engines::compare(fixture, "6.12", engines::CONTAINERD, "")
     }),
-    ("oci/killed", Tiers::NIGHTLY_ALONE, |fixture| many::killed(fixture, "6.12")),
-    ("oci/many/16", Tiers::NIGHTLY_ALONE, |fixture| many::many(fixture, "6.12", 16)),
-    ("oci/many/50", Tiers::ALL, |fixture| many::many(fixture, "6.12", 50)),
+    ("oci/killed", Tiers::ALL_ALONE, |fixture| many::killed(fixture, "6.12")),
+    ("oci/many/16", Tiers::ALL_ALONE, |fixture| many::many(fixture, "6.12", 16)),
+    ("oci/many/50", Tiers::ALL_ALONE, |fixture| many::many(fixture, "6.12", 50)),
     // These are traced, too: see `seccomp_coverage`.
     ("jail/devices", Tiers::ROOT, every::devices),
     ("jail/share", Tiers::ROOT, |fixture| every::share(fixture, "6.12")),
