@@ -12,6 +12,7 @@ mod io;
 pub mod latency;
 mod memory;
 mod run;
+mod screen;
 mod start;
 mod vmm;
 
@@ -129,6 +130,12 @@ pub enum Task {
         /// Where the picture goes [default: target/bench/compare.svg]
         #[arg(long, value_name = "FILE")]
         svg: Option<std::path::PathBuf>,
+    },
+    /// How often a viewer sees a screen of 1024 by 768 pixels whose every row changes, on this machine's /dev/kvm
+    Screen {
+        /// How long each encoding is measured
+        #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = crate::whole(1, 3600))]
+        seconds: u32,
     },
     /// A container of podman's in a machine of kite's, and the same command by `kite run --image`
     ///
@@ -257,6 +264,7 @@ pub fn run(task: Task) -> Result<ExitCode> {
         Task::Image { rounds } => image_in_lab(rounds)?,
         Task::ImageHere { kite, image, rounds, kernel } => image_cost::run(&kite, &image, &kernel, rounds)?,
         Task::Compare { rounds, svg } => compare_somewhere(rounds, svg)?,
+        Task::Screen { seconds } => screen::run(&build_kite()?, seconds)?,
         Task::Containers { rounds } => containers_somewhere(rounds)?,
         Task::ContainersHere { kite, rounds, kernel } => containers::run(&kite, &kernel, rounds)?,
         Task::CompareHere { kite, probe, rounds, svg, kernel } => {

@@ -44,7 +44,7 @@ use crate::guest::job::{self, STATUS};
 use crate::images::guest::{BY_HAND, BY_TOOLS};
 use crate::machine::{Access, Machine, Vmm};
 use crate::running::Running;
-use crate::setup::{Debian, Kernel, TODAY};
+use crate::setup::{Debian, Kernel, LAB, TODAY};
 use crate::tier::{Tier, Tiers};
 use crate::user;
 
@@ -110,6 +110,9 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("command/connected", Tiers::USER, |fixture| connected::connected(fixture, "6.12")),
     ("screen/6.1", Tiers::NIGHTLY, |fixture| screen::frame_buffer(fixture, "6.1")),
     ("screen/6.12", Tiers::BOTH, |fixture| screen::frame_buffer(fixture, "6.12")),
+    ("screen/viewers", Tiers::NIGHTLY_ALONE, screen::viewers),
+    ("screen/xorg/fbdev", Tiers::NIGHTLY_ALONE, |fixture| screen::xorg(fixture, "6.12", "fbdev")),
+    ("screen/xorg/modesetting", Tiers::NIGHTLY_ALONE, |fixture| screen::xorg(fixture, LAB, "modesetting")),
     ("command/rights", Tiers::BOTH, |fixture| rights::rights(fixture, "6.12")),
     ("command/today", Tiers::ROOT, |fixture| today::command(fixture, TODAY)),
     ("command/own-files", Tiers::NIGHTLY_BY_BOTH, |fixture| own_files::own_files(fixture, "6.12")),

@@ -7,6 +7,7 @@ mod glibc;
 mod kernels;
 mod podman;
 mod selftests;
+mod viewers;
 
 use std::fmt;
 use std::process::Command;
@@ -19,6 +20,7 @@ pub use self::glibc::{other as other_glibc, own as own_glibc};
 pub use self::kernels::{Kernel, LAB, Missing, TODAY};
 pub use self::podman::{archive as podman_archive, engines_archive};
 pub use self::selftests::folder as selftests_folder;
+pub use self::viewers::python as viewers_python;
 use crate::host::{self, Distribution};
 use crate::qemu;
 
@@ -145,6 +147,14 @@ impl Setup {
     /// [`Unavailable`] where there is none to be had; or it cannot be made.
     pub fn engines(&mut self) -> Result<std::path::PathBuf> {
         podman::ensure_engines(self)
+    }
+
+    /// What looks at a guest's screen, and what a guest shows there.
+    ///
+    /// # Errors
+    /// A package cannot be had.
+    pub fn viewers(&mut self) -> Result<()> {
+        viewers::ensure(self)
     }
 
     /// A package.

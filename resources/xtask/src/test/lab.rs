@@ -54,6 +54,8 @@ const PODMAN: &str = "image/podman";
 const ENGINES: &str = "oci/";
 /// The tests of images' trees in guests.
 const TREES: [&str; 2] = ["image/trees/by-tools", "image/trees/by-hand"];
+/// Those of screens that people look at.
+const VIEWERS: [&str; 3] = ["screen/viewers", "screen/xorg/fbdev", "screen/xorg/modesetting"];
 /// The gates of which each is due in the quick run if what it watches has changed.
 const CALLS: (&str, Tier) = ("calls", Tier::Nightly);
 const INSTRUCTIONS: (&str, Tier) = ("instructions", Tier::Nightly);
@@ -137,6 +139,9 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     }
     if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.contains("selftests")) {
         setup.selftests()?;
+    }
+    if VIEWERS.iter().any(|name| choice.takes(name, Tier::Nightly)) {
+        setup.viewers()?;
     }
     // A test says so itself where there is none.
     let optional = |made: Result<std::path::PathBuf>| match made {

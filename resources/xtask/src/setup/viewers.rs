@@ -1,0 +1,63 @@
+//! What looks at a screen in tests: viewers of VNC and a browser of the distribution's, and two from PyPI, under
+//! `target/viewers`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Setup;
+use crate::host;
+use crate::step::{output, step};
+
+/// Programs with their packages.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("chromedriver", "chromium-driver"),
+    ("xtightvncviewer", "xtightvncviewer"),
+    ("Xvfb", "xvfb"),
+    ("Xorg", "xserver-xorg-core"),
+    ("xterm", "xterm"),
+];
+/// Packages without a program, each with a file that it has.
+const FILES: [(&str, &str); 5] = [
+    ("/usr/share/novnc/core/rfb.js", "novnc"),
+    ("/usr/share/consolefonts/default8x16.psfu.gz", "kbd"),
+    ("/usr/lib/python3/dist-packages/selenium/__init__.py", "python3-selenium"),
+    ("/usr/share/doc/python3-venv", "python3-venv"),
+    ("/usr/lib/xorg/modules/drivers/fbdev_drv.so", "xserver-xorg-video-fbdev"),
+];
+/// What comes from PyPI.
+const FROM_PYPI: [&str; 2] = ["vncdotool==1.4.2", "asyncvnc==1.3.0"];
+
+/// Python's program with all of them.
+///
+/// # Errors
+/// The folder around it cannot be made.
+pub fn python() -> Result<PathBuf> {
+    Ok(host::target("viewers")?.join("bin/python3"))
+}
+
+/// Installs what is missing.
+///
+/// # Errors
+/// A package cannot be had.
+pub fn ensure(setup: &mut Setup) -> Result<()> {
+    setup.programs(&PROGRAMS)?;
+    for (file, package) in FILES {
+        if !fs::exists(file).context("looking for a package")? {
+            setup.install(package)?;
+        }
+    }
+    let python = python()?;
+    let folder = host::target("viewers")?;
+    let recipe = folder.join("recipe");
+    if python.exists() && fs::read_to_string(&recipe).is_ok_and(|text| text == FROM_PYPI.join(" ")) {
+        return Ok(());
+    }
+    step("fetching viewers", || {
+        output(Command::new("python3").args(["-m", "venv", "--system-site-packages"]).arg(&folder))?;
+        output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(FROM_PYPI))?;
+        fs::write(&recipe, FROM_PYPI.join(" ")).context("writing down the recipe")
+    })
+}
