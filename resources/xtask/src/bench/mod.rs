@@ -377,6 +377,7 @@ fn somewhere(setup: &mut Setup, fit: impl FnOnce(&mut Lab), arguments: Vec<OsStr
 fn compare_somewhere(rounds: u32, svg: Option<std::path::PathBuf>) -> Result<()> {
     let kite = build_kite()?;
     let mut setup = Setup::new();
+    setup.programs(&[("busybox", "busybox-static")])?;
     let kernel = setup.kernel()?;
     let svg = svg.map_or_else(compare::default_picture, Ok)?;
     let own = std::env::current_exe().context("finding this program")?;

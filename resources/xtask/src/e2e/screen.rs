@@ -44,7 +44,7 @@ const ADDRESS: [&str; 2] = ["127.0.0.1", "5901"];
 /// What all viewers may take, with an emulated machine's boot.
 const LOOKING: Duration = Duration::from_secs(780);
 /// The font of Linux's console.
-const FONT: &str = "/usr/share/consolefonts/default8x16.psfu.gz";
+const FONT: &str = "/usr/share/consolefonts/Lat15-VGA16.psf.gz";
 
 /// Viewers and a browser show a Debian's login prompt, and what is typed in them logs in.
 pub fn viewers(fixture: &Fixture) -> Result<String> {

@@ -22,7 +22,7 @@ const PROGRAMS: [(&str, &str); 5] = [
 /// Packages without a program, each with a file that it has.
 const FILES: [(&str, &str); 5] = [
     ("/usr/share/novnc/core/rfb.js", "novnc"),
-    ("/usr/share/consolefonts/default8x16.psfu.gz", "kbd"),
+    ("/usr/share/consolefonts/Lat15-VGA16.psf.gz", "console-setup-linux"),
     ("/usr/lib/python3/dist-packages/selenium/__init__.py", "python3-selenium"),
     ("/usr/share/doc/python3-venv", "python3-venv"),
     ("/usr/lib/xorg/modules/drivers/fbdev_drv.so", "xserver-xorg-video-fbdev"),

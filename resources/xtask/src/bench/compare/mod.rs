@@ -55,7 +55,8 @@ enum Around {
 /// A command fails, or the picture cannot be written.
 pub fn run(programs: &Programs, kernel: &str, rounds: u32, picture: Option<&Path>) -> Result<()> {
     let kernel = Kernel::open(kernel)?.with_context(|| format!("no kernel {kernel}"))?;
-    let (subjects, left_out) = subjects(&programs.kite, &kernel)?;
+    let folder = tempfile::tempdir().context("making a folder")?;
+    let (subjects, left_out) = subjects(programs, &kernel, &folder)?;
     let mut all: Vec<(&Subject, Figures)> = subjects.iter().map(|it| (it, Figures::default())).collect();
     for (_, figures) in &mut all {
         figures.times = vec![Vec::new(); COMMANDS.len()];

@@ -5,7 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use serde_json::json;
+use tempfile::TempDir;
 
+use super::Programs;
+use crate::host;
+use crate::saved_image::{pack, save};
 use crate::setup::Kernel;
 use crate::step::output;
 
@@ -65,11 +70,16 @@ impl Drop for Subject {
     }
 }
 
-/// All of them, and why others are left out.
+/// All of them, and why others are left out. An image for one of them is made in `folder`.
 ///
 /// # Errors
-/// kite does not start.
-pub fn subjects(kite: &Path, kernel: &Kernel) -> Result<(Vec<Subject>, Vec<String>)> {
+/// kite does not start, or the image cannot be made.
+pub fn subjects(
+    programs: &Programs,
+    kernel: &Kernel,
+    folder: &TempDir,
+) -> Result<(Vec<Subject>, Vec<String>)> {
+    let kite = &programs.kite;
     let mut left_out = Vec::new();
     let group = group().inspect_err(|error| left_out.push(format!("the container's group: {error:#}"))).ok();
     let help = output(Command::new(kite).args(["run", "--help"]))?;
@@ -78,10 +88,7 @@ pub fn subjects(kite: &Path, kernel: &Kernel) -> Result<(Vec<Subject>, Vec<Strin
     let options = ["--kernel".into(), path(kernel.bz_image()), "--modules".into(), path(kernel.modules())];
     let machine = |name, sandbox: &str| {
         let sandbox = sandboxes.then(|| format!("--sandbox={sandbox}"));
-        Subject {
-            name,
-            kind: Kind::Machine(kite.to_owned(), options.iter().cloned().chain(sandbox).collect()),
-        }
+        Subject { name, kind: Kind::Machine(kite.clone(), options.iter().cloned().chain(sandbox).collect()) }
     };
     let mut subjects = vec![
         Subject { name: "process", kind: Kind::Process },
@@ -92,7 +99,41 @@ pub fn subjects(kite: &Path, kernel: &Kernel) -> Result<(Vec<Subject>, Vec<Strin
         true => subjects.push(machine("jailed virtual machine", "require")),
         false => left_out.push("the jailed virtual machine: this kite has no --sandbox".to_owned()),
     }
+    match help.contains("--image") {
+        true => {
+            let mut contained = machine("container in a jailed machine", "require");
+            if let Kind::Machine(_, options) = &mut contained.kind {
+                let image = image(&programs.probe, folder)?;
+                options.extend(["--image".into(), path(image)]);
+            }
+            subjects.push(contained);
+        }
+        false => left_out.push("the container in a machine: this kite has no --image".to_owned()),
+    }
     Ok((subjects, left_out))
+}
+
+/// An image with what the others run, from programs that need nothing else.
+fn image(probe: &Path, folder: &TempDir) -> Result<PathBuf> {
+    let busybox = host::program("busybox").context("there is no busybox")?;
+    let root = folder.path().join("root");
+    let place = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
+    let write = |path: &Path, text: &str| {
+        fs::create_dir_all(path.parent().unwrap_or(path)).and_then(|()| fs::write(path, text))
+    };
+    write(&root.join("etc/hostname"), "container\n").context("writing a file of an image")?;
+    write(&root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").context("writing a file of an image")?;
+    fs::create_dir_all(root.join("bin")).context("making a folder of an image")?;
+    for to in ["true", "cat"].map(|name| root.join("bin").join(name)) {
+        fs::copy(&busybox, &to).context("adding a program to an image")?;
+    }
+    let own = place(probe);
+    fs::create_dir_all(own.parent().unwrap_or(&root)).context("making a folder of an image")?;
+    fs::copy(probe, own).context("adding the probe to an image")?;
+    let (layer, archive) = (folder.path().join("layer.tar"), folder.path().join("image.tar"));
+    pack(&root, &layer)?;
+    save(&layer, &json!({ "Cmd": ["true"] }), &archive)?;
+    Ok(archive)
 }
 
 /// A group for the container, which limits its memory, as containers' do.
