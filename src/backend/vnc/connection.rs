@@ -19,8 +19,6 @@ const CHUNK: usize = 4096;
 const RECTS_AT_ONCE: usize = 4;
 /// More bytes than these wait for room: a browser's question whether the server is there gets no answer.
 const CONTROL_LIMIT: usize = 64 << 10;
-/// How long a browser, which speaks first, is waited for before a viewer is greeted, which does not.
-pub const GREETING: Duration = Duration::from_millis(100);
 /// How long it takes at most to get in, a person's typing of a password included, or to get a page.
 const ENTRANCE: Duration = Duration::from_secs(60);
 /// How long a viewer may take nothing of what is there for it.
@@ -75,13 +73,13 @@ impl Connection {
     }
 
     /// What it waits for.
-    pub(super) fn interest(&self) -> Interest<'_> {
+    pub(super) fn interest(&self, site: &Site) -> Interest<'_> {
         let mut interest = Interest { events: PollFlags::empty(), changed: None, until: self.deadline() };
         interest.events.set(PollFlags::POLLIN, !matches!(self.face, Face::Leaving));
         interest.events.set(PollFlags::POLLOUT, !self.output.is_empty());
         let mut wait_until = |at: Instant| interest.until = interest.until.map(|it| it.min(at)).or(Some(at));
         match &self.face {
-            Face::Unknown => wait_until(self.since + GREETING),
+            Face::Unknown => wait_until(site.greet_at(self.since)),
             // What waits for room is followed when it has gone.
             Face::Viewer { session, .. } if self.output.is_empty() => match session.wait() {
                 Wait::Never => {}
@@ -109,7 +107,7 @@ impl Connection {
     }
 
     /// Does what can be done now, a bounded part of it; answers whether the connection goes on.
-    pub fn serve(&mut self, readable: bool, now: Instant, site: &Site) -> bool {
+    pub fn serve(&mut self, readable: bool, now: Instant, site: &mut Site) -> bool {
         match self.try_serve(readable, now, site) {
             Ok(goes_on) => goes_on,
             Err(why) => {
@@ -119,14 +117,14 @@ impl Connection {
         }
     }
 
-    fn try_serve(&mut self, readable: bool, now: Instant, site: &Site) -> Result<bool, &'static str> {
+    fn try_serve(&mut self, readable: bool, now: Instant, site: &mut Site) -> Result<bool, &'static str> {
         if self.output.is_empty() {
             self.progress = now;
         }
         if readable && !self.receive(now, site)? {
             return Ok(false);
         }
-        if matches!(self.face, Face::Unknown) && now >= self.since + GREETING {
+        if matches!(self.face, Face::Unknown) && now >= site.greet_at(self.since) {
             self.greet(site, None);
         }
         self.deliver(now)?;
@@ -137,7 +135,7 @@ impl Connection {
     }
 
     /// Reads what has come; answers whether there may be more.
-    fn receive(&mut self, now: Instant, site: &Site) -> Result<bool, &'static str> {
+    fn receive(&mut self, now: Instant, site: &mut Site) -> Result<bool, &'static str> {
         let mut chunk = [0; CHUNK];
         match recv(self.socket.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => Ok(false),
@@ -147,7 +145,7 @@ impl Connection {
         }
     }
 
-    fn take(&mut self, bytes: &[u8], now: Instant, site: &Site) -> Result<(), &'static str> {
+    fn take(&mut self, bytes: &[u8], now: Instant, site: &mut Site) -> Result<(), &'static str> {
         if matches!(self.face, Face::Unknown) {
             match bytes[0] {
                 // A viewer that knows what it will be greeted with.
@@ -164,6 +162,7 @@ impl Connection {
                 let rest = head.split_off(len);
                 match http::answer(head, &site.pages, site.display.password.is_some()) {
                     Answer::Last(answer) => {
+                        site.browsed = Some(now);
                         self.output.extend(answer);
                         self.face = Face::Leaving;
                         Ok(())

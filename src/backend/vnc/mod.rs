@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use devices::screen::{InputSink, Screen};
@@ -49,12 +49,34 @@ const STACK: usize = 1 << 20;
 /// How viewers call the screen.
 const TITLE: &str = "kite";
 
+/// How long a browser, which speaks first, is waited for before a viewer is greeted, which does not.
+const GREETING: Duration = Duration::from_millis(250);
+/// The same while a browser loads the page: it makes connections ahead, and asks on them later.
+const GREETING_BESIDE_BROWSER: Duration = Duration::from_secs(5);
+/// How long after its last request a browser may do so.
+const LOADING: Duration = Duration::from_secs(30);
+
 /// What there is at the address.
 pub struct Site {
     /// The screen.
     pub display: Arc<Display>,
     /// What browsers get.
     pub pages: Pages,
+    /// When one last asked for a part of it.
+    browsed: Option<Instant>,
+}
+
+impl Site {
+    /// A site that no browser has asked for anything yet.
+    pub fn new(display: Arc<Display>, pages: Pages) -> Self {
+        Self { display, pages, browsed: None }
+    }
+
+    /// When one who has made a connection then, and says nothing, is taken for a viewer.
+    fn greet_at(&self, since: Instant) -> Instant {
+        let loading = self.browsed.is_some_and(|browsed| since < browsed + LOADING);
+        since + if loading { GREETING_BESIDE_BROWSER } else { GREETING }
+    }
 }
 
 /// The server, which listens from the beginning. Dropping it ends its thread and all connections.
@@ -93,7 +115,7 @@ impl Vnc {
         };
         let display = Arc::new(Display { screen, input, password, name: TITLE.to_owned() });
         let stop = Arc::new(event()?);
-        let site = Site { display, pages };
+        let site = Site::new(display, pages);
         let server = Server { listener, is_listening: true, site, connections: Vec::new() };
         Ok(Self { stop, server: Some(server), thread: None, name })
     }
@@ -181,7 +203,7 @@ impl Server {
             if changed {
                 connection.notice_change();
             }
-            connection.serve(readable, now, &self.site)
+            connection.serve(readable, now, &mut self.site)
         });
         self.is_listening |= self.connections.len() < count;
         if ready.listener {
@@ -197,7 +219,7 @@ impl Server {
             vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN), PollFd::new(self.listener.as_fd(), listening)];
         let (mut until, mut places) = (None::<Instant>, Vec::new());
         for connection in &self.connections {
-            let interest = connection.interest();
+            let interest = connection.interest(&self.site);
             fds.push(PollFd::new(connection.socket(), interest.events));
             places.push((fds.len() - 1, interest.changed.is_some()));
             fds.extend(interest.changed.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));

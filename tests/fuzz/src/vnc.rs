@@ -77,7 +77,7 @@ impl Rig {
         let password = has_password.then(|| Password::new(b"secret").unwrap());
         let input = Arc::new(Checked);
         let display = Display { screen: screen.clone(), input, password, name: "fuzz".to_owned() };
-        let site = Site { display: Arc::new(display), pages: Pages::default() };
+        let site = Site::new(Arc::new(display), Pages::default());
         let (viewer, now) = (UnixStream::pair().unwrap().0, Instant::now());
         let pixels = Arc::new(PixelMemory::default());
         let surface = Arc::new(Surface::new(size, 0, 0, pixels.clone()));
@@ -120,7 +120,7 @@ impl Rig {
     fn serve(&mut self) {
         if let Some(connection) = &mut self.connection {
             connection.notice_change();
-            if !connection.serve(true, self.now, &self.site) {
+            if !connection.serve(true, self.now, &mut self.site) {
                 self.connection = None;
             }
         }

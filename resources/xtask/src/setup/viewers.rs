@@ -1,5 +1,5 @@
-//! What looks at a screen in tests: viewers of VNC and a browser of the distribution's, and two from PyPI, under
-//! `target/viewers`.
+//! What looks at a screen in tests: viewers of VNC and a browser of the distribution's, and what of PyPI drives them,
+//! under `target/viewers`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,15 +20,14 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("xterm", "xterm"),
 ];
 /// Packages without a program, each with a file that it has.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 4] = [
     ("/usr/share/novnc/core/rfb.js", "novnc"),
     ("/usr/share/consolefonts/Lat15-VGA16.psf.gz", "console-setup-linux"),
-    ("/usr/lib/python3/dist-packages/selenium/__init__.py", "python3-selenium"),
     ("/usr/share/doc/python3-venv", "python3-venv"),
     ("/usr/lib/xorg/modules/drivers/fbdev_drv.so", "xserver-xorg-video-fbdev"),
 ];
 /// What comes from PyPI.
-const FROM_PYPI: [&str; 2] = ["vncdotool==1.4.2", "asyncvnc==1.3.0"];
+const FROM_PYPI: [&str; 3] = ["vncdotool==1.4.2", "asyncvnc==1.3.0", "selenium==4.8.3"];
 
 /// Python's program with all of them.
 ///
@@ -56,7 +55,7 @@ pub fn ensure(setup: &mut Setup) -> Result<()> {
         return Ok(());
     }
     step("fetching viewers", || {
-        output(Command::new("python3").args(["-m", "venv", "--system-site-packages"]).arg(&folder))?;
+        output(Command::new("/usr/bin/python3").args(["-m", "venv"]).arg(&folder))?;
         output(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(FROM_PYPI))?;
         fs::write(&recipe, FROM_PYPI.join(" ")).context("writing down the recipe")
     })

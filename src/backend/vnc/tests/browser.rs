@@ -68,6 +68,20 @@ fn a_browser_gets_the_page_and_novnc() {
 }
 
 #[test]
+fn a_connection_that_a_browser_makes_ahead_is_not_taken_for_a_viewer_s() {
+    let rig = Rig::new(64, 48);
+    assert!(get(&rig, "GET / HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 200 "));
+    let mut ahead = connect(&rig.path);
+    std::thread::sleep(2 * GREETING);
+    ahead.write_all(b"GET /core/rfb.js HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    ahead.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // A viewer that comes then waits a little longer.
+    assert_eq!(read(&mut connect(&rig.path), 12), b"RFB 003.008\n");
+}
+
+#[test]
 fn a_page_in_a_browser_is_a_viewer() {
     let rig = Rig::new(64, 48);
     let mut stream = upgraded(&rig);
