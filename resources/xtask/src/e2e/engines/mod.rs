@@ -103,7 +103,7 @@ const DIFFERENCES: [Difference; 5] = [
     Difference {
         script: "status 126",
         theirs: "ermission denied",
-        ours: "kite: /data: cannot be executed in the guest: Permission denied",
+        ours: "kite: /data: cannot be executed in the guest: Permission denied (os error 13)",
     },
     Difference {
         script: "status 127",
@@ -115,7 +115,7 @@ const DIFFERENCES: [Difference; 5] = [
     Difference {
         script: "exec",
         theirs: "ermission denied",
-        ours: "kite: /data: cannot be executed in the guest: Permission denied",
+        ours: "kite: /data: cannot be executed in the guest: Permission denied (os error 13)",
     },
     Difference {
         script: "exec",
