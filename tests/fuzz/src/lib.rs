@@ -13,6 +13,7 @@ mod fs;
 mod gpu;
 mod kallsyms;
 mod kernel;
+mod ktap;
 pub mod layers;
 mod modules;
 mod net;
@@ -44,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     ("kernel", kernel::run),
     ("modules", modules::run),
     ("kallsyms", kallsyms::run),
+    ("ktap", ktap::run),
     ("testdev", testdev::run),
     ("erofs", erofs::run),
     ("layers", layers::run),

@@ -111,6 +111,11 @@ fn any_table_of_symbols_does_no_harm() {
 }
 
 #[test]
+fn any_output_of_a_command_has_the_same_results_in_whatever_pieces_it_comes() {
+    seeded("ktap", 1000);
+}
+
+#[test]
 fn any_tree_is_an_image_that_is_read_as_it_is() {
     seeded("erofs", 1000);
 }
