@@ -8,6 +8,7 @@ use kite::cmd::bench;
 use kite::cmd::doctor;
 use kite::cmd::image;
 use kite::cmd::inspect;
+use kite::cmd::machines;
 use kite::cmd::matrix;
 use kite::cmd::oci;
 use kite::cmd::run;
@@ -43,6 +44,8 @@ fn main() -> ExitCode {
         Command::Matrix(options) => matrix::run(&options, cli::check),
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),
+        Command::List { json } => machines::list(json),
+        Command::Screenshot { id, file } => machines::screenshot(id.as_ref(), &file),
         Command::Image(command) => image::run(&command),
         Command::Oci(options) => Ok(oci::run(&options)),
         Command::Bench(command) => bench::run(&command),

@@ -44,7 +44,7 @@ const USER: &str = "kite/config.toml";
 /// The options that a `kite run` of a command refuses: as defaults they are for boots.
 const NOT_WITH_COMMAND: [&str; 5] = ["console", "initrd", "no-acpi", "on-reboot", "test-devices"];
 /// The options that no file sets.
-const NOT_IN_FILES: [&str; 4] = ["help", "no-config", "print-spec", "spec"];
+const NOT_IN_FILES: [&str; 5] = ["help", "id", "no-config", "print-spec", "spec"];
 /// How long a file may be, in bytes.
 const LONGEST: u64 = 64 << 10;
 

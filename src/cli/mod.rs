@@ -17,10 +17,12 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::cmd::bench;
 use crate::cmd::image;
 use crate::cmd::inspect;
+use crate::cmd::machines;
 use crate::cmd::matrix;
 use crate::cmd::oci;
 use crate::spec::device::{PortSpec, ScreenSpec};
 use crate::spec::disk::{self, DiskSpec};
+use crate::spec::id::MachineId;
 use crate::spec::limits::{self, CgroupName, Limits};
 use crate::spec::machine::{ConsoleSpec, OnReboot};
 use crate::spec::net::{self, NetSpec};
@@ -121,6 +123,23 @@ pub enum Command {
         /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
+    },
+    /// Show the machines that run and have a name or a screen
+    #[command(after_help = machines::LIST_HELP)]
+    List {
+        /// Print JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write what is on the screen of a machine into a PNG file
+    #[command(after_help = machines::SCREENSHOT_HELP, allow_missing_positional = true)]
+    Screenshot {
+        /// The machine, as `kite list` names it [default: the one that has a screen]
+        #[arg(value_name = "ID", value_parser = ValueParser::new(MachineId::parse))]
+        id: Option<MachineId>,
+        /// The file
+        #[arg(value_name = "FILE", required = true)]
+        file: PathBuf,
     },
     /// Get images of containers, show those that are there, and remove them
     #[command(subcommand, after_help = image::HELP)]
@@ -227,6 +246,10 @@ pub struct RunOptions {
     /// Where noVNC is, which shows the screen in a browser [default: where Debian's package novnc or npm puts it]
     #[arg(long, value_name = "DIR", requires = "vnc")]
     pub novnc: Option<PathBuf>,
+    /// Give the machine a name, by which `kite list` and other commands find it while it runs [default with --screen:
+    /// the number of kite's process; else it has none]
+    #[arg(long, value_name = "NAME", value_parser = ValueParser::new(MachineId::parse))]
+    pub id: Option<MachineId>,
     /// Add what KVM's unit tests expect of a machine: isa-debug-exit, pc-testdev, fw_cfg, a PM timer, pci-testdev
     #[arg(long, conflicts_with = "subject")]
     pub test_devices: bool,

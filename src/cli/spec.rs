@@ -15,7 +15,7 @@ use crate::spec::sandbox::{self, SandboxSpec};
 use crate::spec::vnc::VncSpec;
 
 /// What does not go with `--spec`: every option that says something of the run.
-pub(super) const EXCLUDED: [&str; 46] = [
+pub(super) const EXCLUDED: [&str; 47] = [
     "append",
     "cgroup",
     "clear_env",
@@ -29,6 +29,7 @@ pub(super) const EXCLUDED: [&str; 46] = [
     "env",
     "fail_on_ktap",
     "force",
+    "id",
     "idle_timeout",
     "image",
     "initrd",
@@ -86,6 +87,7 @@ impl RunOptions {
         let command = self.command.spec();
         let memory = self.memory.unwrap_or(default_memory(command.is_some()));
         let machine = MachineSpec {
+            id: self.id.clone(),
             cpus: self.cpus,
             memory,
             boot: self.boot(),
@@ -205,6 +207,7 @@ mod tests {
         ("env", "--env=A=b=c --env=HOME --env=D= -- true", "-- true"),
         ("fail_on_ktap", "--fail-on-ktap=always -- true", "-- true"),
         ("force", "--force", ""),
+        ("id", "--id=a", ""),
         ("idle_timeout", "--idle-timeout=1h -- true", "-- true"),
         ("image", "--image=debian:12", ""),
         ("image", "--image=quay.io/a/b -- true", "-- true"),

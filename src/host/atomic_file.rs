@@ -111,7 +111,10 @@ fn send(
 }
 
 /// Memory that is no program, which a host may demand (Linux `Documentation/userspace-api/mfd_noexec.rst`).
-fn memory() -> nix::Result<File> {
+///
+/// # Errors
+/// The host has no descriptor left.
+pub fn memory() -> nix::Result<File> {
     let make = |flags| memfd_create(c"file", MFdFlags::MFD_CLOEXEC | flags);
     let sealed = make(MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL));
     match sealed {

@@ -30,6 +30,8 @@ const ITSELF: &str = "/proc/self/exe";
 /// What is booted, but for the initrd.
 pub(super) struct Boot {
     pub image: Image,
+    /// The kernel's file.
+    pub path: PathBuf,
     /// Files that may have its symbols.
     pub symbols: Files,
     /// Which of the files that it and the initrd are made of are the system's.
@@ -71,7 +73,7 @@ impl Boot {
         let symbols = Files::of(&path, image.version().as_deref(), modules.as_deref());
         let files = [path.as_path(), Path::new(ITSELF)].into_iter().chain(options.initrd.as_deref());
         let system = SystemFiles::among(files);
-        Ok(Self { image, symbols, system, cmdline, module, conventions, modules, command: None })
+        Ok(Self { image, path, symbols, system, cmdline, module, conventions, modules, command: None })
     }
 }
 

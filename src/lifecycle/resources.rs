@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::check_memory;
 use super::command::{self, Surroundings};
@@ -14,10 +14,13 @@ use crate::guest;
 use crate::host::rss;
 use crate::host::signals::Signals;
 use crate::observe::trace::Timeline;
+use crate::sandbox::Cleanup;
+use crate::sandbox::control::{ControlSocket, Facts, cut};
 use crate::session::Session;
 use crate::session::command::results::Results;
 use crate::session::command::{CommandSession, KernelLog, Limits};
 use crate::session::console::{self, Console};
+use crate::spec::id::MachineId;
 use crate::spec::machine::OnReboot;
 use crate::spec::{RunSpec, wire};
 
@@ -103,7 +106,38 @@ impl Resources {
         let folders = shares.paths();
         let image = image.map(|image| image.disk(spec.machine.cpus)).transpose()?;
         let extra = Extra { wiring: session.wiring(), shares: shares.into_folders(), image };
-        let devices = timeline.phase("open the devices", || Devices::open(&spec.machine, extra))?;
+        let mut devices = timeline.phase("open the devices", || Devices::open(&spec.machine, extra))?;
+        // Who finds the machine finds one that has all that it is made of.
+        open_control(spec, &boot, devices.cleanup())?;
         Ok(Self { boot, signals, session, devices, folders })
+    }
+}
+
+/// Has commands find the machine, if they are to. One that is given no name need not be found.
+fn open_control(spec: &RunSpec, boot: &Boot, cleanup: &mut Cleanup) -> anyhow::Result<()> {
+    let machine = &spec.machine;
+    if !machine.is_found() {
+        return Ok(());
+    }
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let facts = Facts {
+        id: machine.id.clone().unwrap_or_else(MachineId::of_this_process),
+        pid: std::process::id(),
+        since: since.as_secs(),
+        command: spec.command.as_ref().map(|command| cut(&command.to_string_lossy())),
+        kernel: cut(&boot.path.to_string_lossy()),
+        screen: machine.screen().is_some(),
+    };
+    match ControlSocket::open(facts) {
+        Ok((socket, name)) => {
+            cleanup.control = Some(socket);
+            cleanup.names.push(name);
+            Ok(())
+        }
+        Err(error) if machine.id.is_some() => Err(error.context("--id")),
+        Err(error) => {
+            log::warn!("no command finds this machine: {error:#}");
+            Ok(())
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::observe::trace::Timeline;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::{self, Fork, InheritedFds, VmProcess};
 use crate::session::command::results::Results;
-use crate::session::{End, Next, Outcome, Stopped, event_loop};
+use crate::session::{Controls, End, Next, Outcome, Stopped, event_loop};
 use crate::spec::RunSpec;
 use crate::spec::machine::OnReboot;
 use crate::spec::sandbox::SandboxSpec;
@@ -54,7 +54,7 @@ fn to_its_end(
 ) -> anyhow::Result<Fork<Outcome>> {
     let timeline = measurements.timeline().clone();
     let machine_spec = &spec.machine;
-    let parts = machine_spec.sandbox.splits() || group.is_some();
+    let parts = machine_spec.sandbox.splits() || group.is_some() || machine_spec.is_found();
     let Resources { boot, signals, mut session, mut devices, folders } =
         Resources::open(spec, results, parts, &timeline)?;
     devices.cleanup().passes_signals_on = spec.command.as_ref().is_some_and(|it| it.image().is_some());
@@ -80,7 +80,9 @@ fn to_its_end(
         devices.start()?;
         measurements.watch(&mut machine)?;
         let mut running = timeline.phase("start the threads", || machine.start())?;
-        let attended = event_loop::attend(&mut *session, &signals, &running);
+        let screen = devices.display().map(|display| &**display.screen());
+        let controls = Controls::new(process.questions(), screen);
+        let attended = event_loop::attend(&mut *session, &signals, &running, &controls);
         running.stop();
         let finished = attended.and_then(|()| session.finish(&running, &signals));
         let measured = measurements.report();

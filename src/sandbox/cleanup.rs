@@ -7,6 +7,7 @@ use anyhow::Result;
 use nix::unistd::Pid;
 
 use super::cgroup::Cgroup;
+use super::control::ControlSocket;
 use crate::backend::passt;
 use crate::backend::socket::Name;
 
@@ -21,6 +22,8 @@ pub struct Cleanup {
     pub programs: Vec<Child>,
     /// The group that the machine and these programs are in.
     pub group: Option<Cgroup>,
+    /// Where commands ask for the machine.
+    pub control: Option<ControlSocket>,
     /// What ends kite is passed on to the command; only SIGTERM has to end the machine, after a while.
     pub passes_signals_on: bool,
 }
@@ -57,6 +60,7 @@ impl Cleanup {
     pub(super) fn leave(&mut self) {
         self.names.drain(..).for_each(Name::leave);
         self.programs.clear();
+        self.control = None;
         self.group.take().into_iter().for_each(Cgroup::leave);
     }
 

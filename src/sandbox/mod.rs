@@ -9,6 +9,7 @@
 pub mod cgroup;
 mod channel;
 mod cleanup;
+pub mod control;
 mod file_proxy;
 mod fork;
 mod landlock;
@@ -36,6 +37,7 @@ use crate::host::thread;
 pub use crate::host::thread::{Entry, ThreadKind as Thread};
 use crate::spec::sandbox::{Layer, Mode, SandboxSpec, without as left_out};
 use channel::FromVm;
+pub use channel::{Answer, Question, Questions};
 pub use cleanup::{Chores, Cleanup};
 pub(crate) use fork::reset;
 use fork::{Apart, Forked};
@@ -61,7 +63,7 @@ pub enum Fork<T> {
     Vm(T),
 }
 
-/// Forks this process, which has one thread, if there is to be a sandbox or a group. The machine and what it uses are put
+/// Forks this process, which has one thread, if there is to be a sandbox, a group or a control socket. The machine and what it uses are put
 /// into the group before they go on; the supervisor takes over the `cleanup`.
 ///
 /// # Errors
@@ -74,10 +76,10 @@ pub fn fork(
     thread::confine_by(confine);
     terminal::leave_by(leave_terminal);
     let mut lacks = Lacks::new(options);
-    if !options.splits() && cleanup.group.is_none() {
+    if !options.splits() && cleanup.group.is_none() && cleanup.control.is_none() {
         cleanup.watch()?;
         let apart = Apart { user: false, others: false, all_users: true };
-        return Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks)));
+        return Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks, None)));
     }
     let ready = |vm| cleanup.place(vm).and_then(|()| supervisor::take_signals());
     match fork::fork(options.wants(Layer::Namespaces), ready)? {
@@ -89,11 +91,12 @@ pub fn fork(
         Forked::Vm(apart, refusal, end) => {
             channel::connect(end);
             atomic_file::send_to(Box::new(send_file));
+            let questions = cleanup.control.as_ref().and_then(|_| Questions::of_this_process());
             cleanup.leave();
             if let Some(refusal) = refusal {
                 lacks.add(Layer::Namespaces, why_no_namespaces(refusal, apart));
             }
-            Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks)))
+            Ok(Fork::Vm(VmProcess::new(options, inherited, apart, lacks, questions)))
         }
     }
 }

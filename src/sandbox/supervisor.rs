@@ -23,6 +23,7 @@ use nix::unistd::{Pid, dup2_stdin, dup2_stdout, geteuid};
 
 use super::cgroup::Cgroup;
 use super::channel::{FromVm, Inbox, Lie, ToVm};
+use super::control::{Server, Wish};
 use super::file_proxy::FileProxy;
 use super::{
     Chores, Cleanup, InheritedFds, Lacks, Layer, Thread, close_as, landlock, no_new_privs, privileges,
@@ -57,6 +58,8 @@ pub struct Supervisor {
     /// Whether this process is locked in as is required.
     locked: anyhow::Result<()>,
     inbox: Inbox,
+    /// Commands that ask for the machine.
+    control: Option<Server>,
     files: FileProxy,
     signals: SignalFd,
     /// Whether signals are the command's, which may go on after them.
@@ -85,13 +88,14 @@ impl Supervisor {
     pub(super) fn new(
         options: SandboxSpec,
         inherited: InheritedFds,
-        cleanup: Cleanup,
+        mut cleanup: Cleanup,
         signals: SignalFd,
         vm: Pid,
         inbox: Inbox,
     ) -> Self {
         let files = FileProxy::new(atomic_file::places());
         let are_commands = cleanup.passes_signals_on;
+        let control = cleanup.control.take().map(Server::new);
         Self {
             options,
             inherited,
@@ -99,6 +103,7 @@ impl Supervisor {
             vm,
             locked: Ok(()),
             inbox,
+            control,
             files,
             signals,
             are_commands,
@@ -137,6 +142,7 @@ impl Supervisor {
             vm: self.vm,
             files: self.files.folders().next().is_some(),
             names: !chores.names.is_empty(),
+            control: self.control.is_some(),
             groups: !chores.groups.is_empty(),
         };
         let mut lacks = Lacks::new(self.options);
@@ -174,13 +180,25 @@ impl Supervisor {
             // While a file is written, the next message waits.
             let readable = self.inbox.readable().filter(|_| !self.files.is_busy());
             fds.extend(readable.map(|channel| PollFd::new(channel, PollFlags::POLLIN)));
+            self.control.iter().for_each(|control| control.descriptors(&mut fds));
             match poll(&mut fds, self.time_left()) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(anyhow!(error).context("cannot wait for the VM process")),
             }
             self.end_if_late();
+            self.serve_commands();
             while let Ok(Some(info)) = self.signals.read_signal() {
                 self.take_signal(info.ssi_signo as i32);
+            }
+        }
+    }
+
+    /// Does what commands ask for, without waiting for any.
+    fn serve_commands(&mut self) {
+        let wishes = self.control.as_mut().map(|control| control.serve(Instant::now())).unwrap_or_default();
+        for wish in wishes {
+            match wish {
+                Wish::Ask(question) => self.inbox.reply(&ToVm::Ask(question)),
             }
         }
     }
@@ -206,6 +224,9 @@ impl Supervisor {
             FromVm::RestoreTerminal => restore_terminal(),
             FromVm::EndBy(signal) => self.ends_by = Some(signal),
             FromVm::File { index, content } => self.files.begin(index, content)?,
+            FromVm::Answer(answer) => {
+                self.control.as_mut().ok_or(Lie::Unasked)?.pass_on(answer)?;
+            }
         }
         Ok(true)
     }
@@ -226,12 +247,14 @@ impl Supervisor {
         Ok(self.end.clone())
     }
 
-    /// How long to wait for the VM process to end.
+    /// How long to wait, for the VM process to end and for commands.
     fn time_left(&self) -> PollTimeout {
         if self.files.is_busy() {
             return PollTimeout::ZERO;
         }
-        let Some((_, until)) = self.passed_on else { return PollTimeout::NONE };
+        let of_commands = self.control.as_ref().and_then(Server::until);
+        let until = self.passed_on.map(|(_, until)| until).into_iter().chain(of_commands).min();
+        let Some(until) = until else { return PollTimeout::NONE };
         // Rounded up: a wait that is a little short would be repeated without rest.
         let rest = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX)

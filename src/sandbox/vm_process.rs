@@ -14,8 +14,8 @@ use crate::host::atomic_file;
 
 use super::fork::Apart;
 use super::{
-    InheritedFds, KEPT, Lacks, Layer, Mode, Needs, READ, channel, landlock, no_new_privs, privileges,
-    read_only, root, seccomp, shares, with_confinement,
+    InheritedFds, KEPT, Lacks, Layer, Mode, Needs, Questions, READ, channel, landlock, no_new_privs,
+    privileges, read_only, root, seccomp, shares, with_confinement,
 };
 use crate::spec::sandbox::SandboxSpec;
 
@@ -27,12 +27,25 @@ pub struct VmProcess {
     lacks: Lacks,
     /// The folders shared with the guest, and whether they may be changed.
     shares: Vec<(OwnedFd, bool)>,
+    /// What commands may ask of the machine, if they may.
+    questions: Option<Questions>,
     locked: bool,
 }
 
 impl VmProcess {
-    pub(super) fn new(options: SandboxSpec, inherited: InheritedFds, apart: Apart, lacks: Lacks) -> Self {
-        Self { options, apart, inherited, lacks, shares: Vec::new(), locked: false }
+    pub(super) fn new(
+        options: SandboxSpec,
+        inherited: InheritedFds,
+        apart: Apart,
+        lacks: Lacks,
+        questions: Option<Questions>,
+    ) -> Self {
+        Self { options, apart, inherited, lacks, shares: Vec::new(), questions, locked: false }
+    }
+
+    /// By which commands ask for the machine, if they may.
+    pub fn questions(&self) -> Option<Questions> {
+        self.questions
     }
 
     /// Parts the folders shared with the guest, in this order at these `paths`, from the host's other files. Where that is
@@ -88,8 +101,11 @@ impl VmProcess {
     /// # Errors
     /// A layer is required that the host does not allow.
     pub fn lock(&mut self, needs: Needs) -> anyhow::Result<Vec<String>> {
-        if std::mem::replace(&mut self.locked, true) || self.options.mode == Mode::None {
+        if std::mem::replace(&mut self.locked, true) {
             return Ok(Vec::new());
+        }
+        if self.options.mode == Mode::None {
+            return channel::wait_until_locked().map(|()| Vec::new());
         }
         privileges::clear_environment();
         privileges::close(&self.inherited.0);
@@ -113,7 +129,7 @@ impl VmProcess {
             landlock::restrict(&folders, Scope::from_all(landlock::LATEST))
         });
         shares.clear();
-        let needs = Needs { files: atomic_file::are_sent(), ..needs };
+        let needs = Needs { files: atomic_file::are_sent(), control: self.questions.is_some(), ..needs };
         lacks.try_layer(Layer::Seccomp, || seccomp::prepare(needs));
         let lacks = self.lacks.answer()?;
         channel::wait_until_locked()?;

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 
-use super::{Progress, Session, rounded_up};
+use super::{Controls, Progress, Session, rounded_up};
 use crate::host::signals::{self, Signals};
 use crate::host::{messages, terminal};
 use crate::observe::crash::watchdog::{Verdict, Watch};
@@ -16,14 +16,16 @@ use crate::sandbox;
 use crate::vcpu::stop::Exit;
 use crate::vm::machine::Running;
 
-/// The descriptors that are waited for beside a session's own.
-const OWN: usize = 2;
-
 /// Lets the guest begin, and attends the machine until it is asked to stop; it still runs then.
 ///
 /// # Errors
 /// The host refuses a thread, a wait, or the terminal its setting.
-pub fn attend(session: &mut dyn Session, signals: &Signals, machine: &Running) -> anyhow::Result<()> {
+pub fn attend(
+    session: &mut dyn Session,
+    signals: &Signals,
+    machine: &Running,
+    controls: &Controls<'_>,
+) -> anyhow::Result<()> {
     session.start(machine)?;
     sandbox::close();
     machine.release();
@@ -35,6 +37,7 @@ pub fn attend(session: &mut dyn Session, signals: &Signals, machine: &Running) -
                 PollFd::new(exit.event(), PollFlags::POLLIN),
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             ];
+            fds.extend(controls.readable().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             session.descriptors(&mut fds);
             match poll(&mut fds, rounded_up(Some(session.timeout()))) {
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -45,7 +48,11 @@ pub fn attend(session: &mut dyn Session, signals: &Signals, machine: &Running) -
         if ready[1] {
             take_signal(session, signals, machine);
         }
-        session.serve(&ready[OWN..], machine);
+        let own = if controls.readable().is_some() { 3 } else { 2 };
+        if ready[2..own].contains(&true) {
+            controls.serve();
+        }
+        session.serve(&ready[own..], machine);
         let Progress { bytes, panic_seen } = session.progress();
         match watch.check(machine, bytes, panic_seen) {
             Verdict::Alive => {}

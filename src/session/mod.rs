@@ -4,6 +4,7 @@
 
 pub mod command;
 pub mod console;
+mod controls;
 mod end;
 pub mod event_loop;
 
@@ -20,6 +21,7 @@ use crate::host::signals::Signals;
 use crate::observe::crash;
 use crate::vm::machine::Running;
 
+pub use controls::Controls;
 pub use end::{Conventions, End, Next, Outcome};
 
 /// What attends a machine from before its guest begins until kite knows how it ended.

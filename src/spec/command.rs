@@ -155,6 +155,14 @@ pub enum FailOnKtap {
 }
 
 impl CommandSpec {
+    /// What people know it by: its words, or the image whose own command it is.
+    pub fn to_string_lossy(&self) -> String {
+        match self.image().filter(|_| self.argv.is_empty()) {
+            Some(image) => image.reference.clone(),
+            None => self.argv.join(" ".as_ref()).to_string_lossy().into_owned(),
+        }
+    }
+
     /// Whether it can be run.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::device::{DeviceSpec, PortSpec, ScreenSpec, ShareSpec};
 use super::disk::DiskSpec;
+use super::id::MachineId;
 use super::limits::{CgroupName, Limits};
 use super::net::NetSpec;
 use super::number::{MIB, check_memory};
@@ -18,6 +19,9 @@ use super::vnc::VncSpec;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MachineSpec {
+    /// The name by which commands find it while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<MachineId>,
     /// How many vCPUs.
     pub cpus: u32,
     /// RAM in bytes, whole pages.
@@ -128,6 +132,7 @@ pub enum OnReboot {
 impl Default for MachineSpec {
     fn default() -> Self {
         Self {
+            id: None,
             cpus: 1,
             memory: default_memory(false),
             boot: BootSpec::default(),
@@ -172,6 +177,11 @@ impl MachineSpec {
         self.devices
             .iter()
             .find_map(|it| if let DeviceSpec::Screen(screen) = it { Some(*screen) } else { None })
+    }
+
+    /// Whether commands find it while it runs: one with a screen is given a name if it has none.
+    pub fn is_found(&self) -> bool {
+        self.id.is_some() || self.screen().is_some()
     }
 
     /// Whether it has a balloon that the guest finds.

@@ -6,6 +6,7 @@ pub mod device;
 pub mod disk;
 pub mod duration;
 pub mod frames;
+pub mod id;
 pub mod limits;
 pub mod machine;
 pub mod net;

@@ -15,6 +15,7 @@ mod cgroup;
 mod doctor;
 mod exit_codes;
 mod inspect;
+mod machines;
 mod matrix;
 mod oci;
 mod pages;

@@ -112,7 +112,7 @@ fn a_spec_has_the_fields_of_the_page() {
     let disk = "--root=disk --disk=d -- true";
     let image = "--image=i --entrypoint=e --insecure-registry --pull -- true";
     let vnc = "--screen --vnc=unix:a --vnc-password-file=p --novnc=n --screenshot-on-failure=s";
-    let lines = [all, disk, image, vnc, "--screen --vnc=127.0.0.1:5901"].into_iter().chain(more);
+    let lines = [all, disk, image, vnc, "--screen --id=a --vnc=127.0.0.1:5901"].into_iter().chain(more);
     let print = |line: &str| {
         printed(&["run", "--print-spec"].into_iter().chain(line.split_whitespace()).collect::<Vec<_>>())
     };
@@ -145,6 +145,31 @@ fn what_inspect_prints_has_the_fields_of_the_page() {
         std::thread::sleep(Duration::from_millis(20));
     };
     check("inspect/1", &[document]);
+}
+
+#[test]
+fn what_list_prints_has_the_fields_of_the_page() {
+    needs!(kvm());
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = folder.path().join("kernel");
+    // jmp $
+    fs::write(&kernel, elf_of(b"\xeb\xfe")).unwrap();
+    let id = format!("docs-{}", std::process::id());
+    let mut command = Command::new(KITE);
+    command.args(["run", "--no-config", "--force", "--memory", "64M", "--id", &id, "--kernel"]).arg(&kernel);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut kite = Running::spawn(&mut command);
+    let document = loop {
+        let document = printed(&["list", "--json"]);
+        if document.contains(&id) {
+            break document;
+        }
+        assert!(!kite.has_ended(), "kite has ended");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    // Commands need Linux.
+    let with_command = r#"{"machines": [{"command": "true"}]}"#;
+    check("list/1", &[document, with_command.to_owned()]);
 }
 
 /// A folder with an OCI layout of one image, whose one layer is an empty archive.

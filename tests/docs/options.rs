@@ -93,6 +93,8 @@ fn the_reference_has_the_options_of_every_help() {
         [
             "kite run",
             "kite matrix",
+            "kite list",
+            "kite screenshot",
             "kite image list",
             "kite image inspect",
             "kite image pull",

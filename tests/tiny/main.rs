@@ -13,6 +13,7 @@ mod support;
 #[macro_use]
 mod assembly;
 mod console;
+mod control;
 mod crash;
 mod exits;
 mod files;

@@ -23,7 +23,7 @@ use crate::host::event::event;
 use crate::host::thread::{ThreadKind, spawn};
 use crate::spec::device::PortSpec;
 use name::listen;
-pub use name::{Name, listen_for_owner};
+pub use name::{Name, listen_for_owner, listen_for_packets};
 
 /// How much is read from a client at once, in bytes.
 const CHUNK: usize = 4096;

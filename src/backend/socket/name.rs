@@ -73,8 +73,20 @@ pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Name)> {
 /// # Errors
 /// The host's; `AddrInUse` if there is anything else.
 pub fn listen_for_owner(path: &Path) -> io::Result<(UnixListener, Name)> {
+    listen_for_owner_of(SockType::Stream, path)
+}
+
+/// As [`listen_for_owner`], for connections that have packets (unix(7), `SOCK_SEQPACKET`).
+///
+/// # Errors
+/// The host's; `AddrInUse` if there is anything else.
+pub fn listen_for_packets(path: &Path) -> io::Result<(UnixListener, Name)> {
+    listen_for_owner_of(SockType::SeqPacket, path)
+}
+
+fn listen_for_owner_of(kind: SockType, path: &Path) -> io::Result<(UnixListener, Name)> {
     listen_by(path, |path| {
-        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        let listener = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
         // The name gets it when it is made: there is no moment at which others could connect.
         fchmod(&listener, Mode::S_IRUSR | Mode::S_IWUSR)?;
         bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;

@@ -33,6 +33,10 @@ pub(in crate::sandbox) enum Lie {
     UnknownFile(u8),
     #[error("more after it has said how it ends")]
     AfterEnd,
+    #[error("a picture of {0}x{1} pixels, which no screen has")]
+    Size(u32, u32),
+    #[error("an answer to what it was not asked")]
+    Unasked,
     #[error("messages without end")]
     Flood,
 }
@@ -89,7 +93,8 @@ impl Inbox {
                 return Ok(None);
             }
         };
-        self.count += 1;
+        // Answers are bounded by what is asked.
+        self.count += u64::from(!matches!(message, FromVm::Answer(_)));
         if self.count > BURST.saturating_add(RATE.saturating_mul(self.start.elapsed().as_secs())) {
             return Err(Lie::Flood);
         }
@@ -98,7 +103,7 @@ impl Inbox {
             FromVm::RestoreTerminal => {}
             _ if self.is_ending => return Err(Lie::AfterEnd),
             FromVm::EndBy(_) => self.is_ending = true,
-            FromVm::File { .. } => {}
+            FromVm::File { .. } | FromVm::Answer(_) => {}
         }
         Ok(Some(message))
     }
@@ -116,7 +121,7 @@ mod tests {
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
 
-    use super::super::{VmEnd, pair};
+    use super::super::{Answer, VmEnd, pair};
     use super::*;
 
     fn inbox() -> (Inbox, VmEnd) {
@@ -151,9 +156,9 @@ mod tests {
         let null = || Some(File::open("/dev/null").unwrap().into());
         let pipe = || Some(std::io::pipe().unwrap().0.into());
         let long = [3; 4096];
-        let lies: [(&[u8], Option<OwnedFd>, Lie); 14] = [
+        let lies: [(&[u8], Option<OwnedFd>, Lie); 19] = [
             (&[0], None, Lie::Unknown(0)),
-            (&[4], None, Lie::Unknown(4)),
+            (&[6], None, Lie::Unknown(6)),
             (&[0xff, 1, 2], memory().into(), Lie::Unknown(0xff)),
             (&[2], None, Lie::Length(2, 1)),
             (&[3], memory().into(), Lie::Length(3, 1)),
@@ -166,6 +171,11 @@ mod tests {
             (&[3, 0], None, Lie::NoDescriptor),
             (&[3, 0], null(), Lie::WrongDescriptor),
             (&[3, 0], pipe(), Lie::WrongDescriptor),
+            (&[4, 1, 0, 1, 0], None, Lie::NoDescriptor),
+            (&[4, 1, 0, 1, 0], pipe(), Lie::WrongDescriptor),
+            (&[4, 1, 0, 0, 0x10], memory().into(), Lie::Size(1, 4096)),
+            (&[4, 1, 0, 1], memory().into(), Lie::Length(4, 4)),
+            (&[5, b'x'], memory().into(), Lie::ManyDescriptors),
         ];
         for (bytes, descriptor, lie) in lies {
             let (mut inbox, vm) = inbox();
@@ -187,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_message_after_the_last_is_a_lie() {
-        for more in [FromVm::EndBy(2), FromVm::File { index: 0, content: memory() }] {
+        let answer = FromVm::Answer(Answer::Failed(String::new()));
+        for more in [FromVm::EndBy(2), FromVm::File { index: 0, content: memory() }, answer] {
             let (mut inbox, vm) = inbox();
             vm.send(&FromVm::EndBy(15)).unwrap();
             vm.send(&more).unwrap();

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use devices::screen::Size;
+
 use super::socket::LONGEST;
 use super::{Lie, socket};
 use crate::host::signals;
@@ -20,6 +22,29 @@ pub(in crate::sandbox) enum FromVm {
         /// Memory that holds the whole of it (memfd_create(2)).
         content: OwnedFd,
     },
+    /// What it was asked.
+    Answer(Answer),
+}
+
+/// What the supervisor asks the VM process for a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// What is on the screen?
+    Screenshot,
+}
+
+/// What the VM process answers; a command gets it, and believes nothing of it.
+#[derive(Debug)]
+pub enum Answer {
+    /// This is on the screen.
+    Picture {
+        /// How much there is.
+        size: Size,
+        /// Memory that has the pixels row by row, 32 bits each.
+        content: OwnedFd,
+    },
+    /// It cannot, for this reason.
+    Failed(String),
 }
 
 /// What the supervisor lets the VM process know.
@@ -34,16 +59,21 @@ pub(in crate::sandbox) enum ToVm {
     Locked,
     /// It is not, and why.
     NotLocked(String),
+    /// A command asks this.
+    Ask(Question),
 }
 
 /// [`FromVm::RestoreTerminal`], which is all of that message.
 pub(super) const RESTORE_TERMINAL: u8 = 1;
 const END_BY: u8 = 2;
 const FILE: u8 = 3;
+const PICTURE: u8 = 4;
+const FAILED: u8 = 5;
 
 const BEGIN: u8 = 1;
 const LOCKED: u8 = 2;
 const NOT_LOCKED: u8 = 3;
+const SCREENSHOT: u8 = 4;
 
 /// One direction's messages.
 pub(in crate::sandbox) trait Message: Sized {
@@ -66,13 +96,22 @@ impl Message for FromVm {
             Self::RestoreTerminal => bytes.push(RESTORE_TERMINAL),
             Self::EndBy(signal) => bytes.extend([END_BY, *signal as u8]),
             Self::File { index, .. } => bytes.extend([FILE, *index]),
+            Self::Answer(Answer::Picture { size, .. }) => {
+                bytes.push(PICTURE);
+                // A side has 12 bits.
+                bytes
+                    .extend([size.width, size.height].map(|side| (side as u16).to_le_bytes()).as_flattened());
+            }
+            Self::Answer(Answer::Failed(why)) => encode_text(FAILED, why, bytes),
         }
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::File { content, .. } => Some(content.as_fd()),
-            Self::RestoreTerminal | Self::EndBy(_) => None,
+            Self::File { content, .. } | Self::Answer(Answer::Picture { content, .. }) => {
+                Some(content.as_fd())
+            }
+            Self::RestoreTerminal | Self::EndBy(_) | Self::Answer(Answer::Failed(_)) => None,
         }
     }
 
@@ -92,9 +131,22 @@ impl Message for FromVm {
                     Err(Lie::WrongDescriptor)
                 }
             }
-            ([FILE, _], None) => Err(Lie::NoDescriptor),
-            ([RESTORE_TERMINAL] | [END_BY, _], Some(_)) => Err(Lie::ManyDescriptors),
-            ([tag @ (RESTORE_TERMINAL | END_BY | FILE), ..], _) => Err(Lie::Length(*tag, bytes.len())),
+            ([PICTURE, a, b, c, d], Some(content)) => {
+                let side = |low, high| u32::from(u16::from_le_bytes([low, high]));
+                let (width, height) = (side(*a, *b), side(*c, *d));
+                let size = Size::new(width, height).ok_or(Lie::Size(width, height))?;
+                if socket::is_memory(&content) {
+                    Ok(Self::Answer(Answer::Picture { size, content }))
+                } else {
+                    Err(Lie::WrongDescriptor)
+                }
+            }
+            ([FAILED, why @ ..], None) => Ok(Self::Answer(Answer::Failed(decode_text(why)))),
+            ([FILE, _] | [PICTURE, _, _, _, _], None) => Err(Lie::NoDescriptor),
+            ([RESTORE_TERMINAL] | [END_BY, _] | [FAILED, ..], Some(_)) => Err(Lie::ManyDescriptors),
+            ([tag @ (RESTORE_TERMINAL | END_BY | FILE | PICTURE), ..], _) => {
+                Err(Lie::Length(*tag, bytes.len()))
+            }
             _ => Err(Lie::unknown(bytes)),
         }
     }
@@ -105,11 +157,8 @@ impl Message for ToVm {
         match self {
             Self::Begin { all_users } => bytes.extend([BEGIN, u8::from(*all_users)]),
             Self::Locked => bytes.push(LOCKED),
-            Self::NotLocked(why) => {
-                let cut = (0..LONGEST).rev().find(|end| why.is_char_boundary(*end)).unwrap_or_default();
-                bytes.push(NOT_LOCKED);
-                bytes.extend(&why.as_bytes()[..cut]);
-            }
+            Self::NotLocked(why) => encode_text(NOT_LOCKED, why, bytes),
+            Self::Ask(Question::Screenshot) => bytes.push(SCREENSHOT),
         }
     }
 
@@ -124,11 +173,23 @@ impl Message for ToVm {
         match bytes {
             [BEGIN, all_users @ (0 | 1)] => Ok(Self::Begin { all_users: *all_users != 0 }),
             [LOCKED] => Ok(Self::Locked),
-            [NOT_LOCKED, why @ ..] => Ok(Self::NotLocked(String::from_utf8_lossy(why).into_owned())),
-            [tag @ (BEGIN | LOCKED), ..] => Err(Lie::Length(*tag, bytes.len())),
+            [NOT_LOCKED, why @ ..] => Ok(Self::NotLocked(decode_text(why))),
+            [SCREENSHOT] => Ok(Self::Ask(Question::Screenshot)),
+            [tag @ (BEGIN | LOCKED | SCREENSHOT), ..] => Err(Lie::Length(*tag, bytes.len())),
             _ => Err(Lie::unknown(bytes)),
         }
     }
+}
+
+/// Appends a message that is a text: as much of it as there is room for.
+fn encode_text(tag: u8, text: &str, bytes: &mut Vec<u8>) {
+    let cut = (0..LONGEST).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    bytes.push(tag);
+    bytes.extend(&text.as_bytes()[..cut]);
+}
+
+fn decode_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -148,6 +209,7 @@ mod tests {
             ToVm::Begin { all_users: true },
             ToVm::Locked,
             ToVm::NotLocked("why".to_owned()),
+            ToVm::Ask(Question::Screenshot),
         ];
         for message in messages {
             assert_eq!(ToVm::decode(&encoded(&message), None).unwrap(), message);
@@ -156,19 +218,32 @@ mod tests {
         assert!(matches!(end, Ok(FromVm::EndBy(15))), "{end:?}");
         let restore = FromVm::decode(&encoded(&FromVm::RestoreTerminal), None);
         assert!(matches!(restore, Ok(FromVm::RestoreTerminal)), "{restore:?}");
+        let failed = FromVm::decode(&encoded(&FromVm::Answer(Answer::Failed("ä".repeat(2000)))), None);
+        assert!(
+            matches!(&failed, Ok(FromVm::Answer(Answer::Failed(why))) if why.len() == LONGEST - 2),
+            "{failed:?}"
+        );
+        let memory = || nix::sys::memfd::memfd_create(c"x", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
+        let size = Size { width: 4095, height: 1 };
+        let picture = FromVm::Answer(Answer::Picture { size, content: memory() });
+        let picture = FromVm::decode(&encoded(&picture), Some(memory()));
+        let is_same =
+            |it: &FromVm| matches!(it, FromVm::Answer(Answer::Picture { size: it, .. }) if *it == size);
+        assert!(picture.as_ref().is_ok_and(is_same), "{picture:?}");
     }
 
     #[test]
     fn no_bytes_but_those_of_messages_are_any() {
         let known: Vec<_> = (0..=u8::MAX).filter(|tag| FromVm::decode(&[*tag], None).is_ok()).collect();
-        assert_eq!(known, [RESTORE_TERMINAL]);
+        assert_eq!(known, [RESTORE_TERMINAL, FAILED]);
         let pairs = (0..=u8::MAX).flat_map(|tag| (0..=u8::MAX).map(move |byte| [tag, byte]));
+        let pairs = pairs.filter(|[tag, _]| *tag != FAILED);
         let known: Vec<_> = pairs.filter(|bytes| FromVm::decode(bytes, None).is_ok()).collect();
         let ending: Vec<u8> = (0..=u8::MAX).filter(|signal| signals::ends((*signal).into())).collect();
         assert!(known.iter().all(|[tag, signal]| *tag == END_BY && ending.contains(signal)), "{known:?}");
         assert_eq!(known.len(), ending.len());
         for tag in 0..=u8::MAX {
-            assert!(FromVm::decode(&[tag, 0, 0], None).is_err());
+            assert!(FromVm::decode(&[tag, 0, 0], None).is_err() || tag == FAILED);
         }
     }
 }

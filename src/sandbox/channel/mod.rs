@@ -23,8 +23,11 @@ use anyhow::{Context, bail};
 
 pub(super) use inbox::{Inbox, Lie};
 use message::Message;
+pub use message::{Answer, Question};
 pub(super) use message::{FromVm, ToVm};
-use socket::{Packet, Socket};
+#[cfg(test)]
+pub(super) use socket::LONGEST;
+pub(super) use socket::{Packet, Socket};
 
 /// One end of the channel, which sends one kind of message and receives another.
 pub(super) struct Channel<Out, In> {
@@ -135,7 +138,8 @@ impl VmEnd {
         match self.wait()? {
             ToVm::Locked => Ok(()),
             ToVm::NotLocked(why) => bail!(why),
-            other @ ToVm::Begin { .. } => bail!("the supervisor sends {other:?} twice"),
+            // It is asked nothing before it may begin.
+            other => bail!("the supervisor sends {other:?} instead"),
         }
     }
 
@@ -148,6 +152,35 @@ impl VmEnd {
                 bail!(GONE)
             }
         }
+    }
+}
+
+/// The VM process's end, by which it is asked what commands wish.
+#[derive(Clone, Copy)]
+pub struct Questions(&'static VmEnd);
+
+impl Questions {
+    /// Those of this process, if it is the VM process.
+    pub(super) fn of_this_process() -> Option<Self> {
+        VM_END.get().map(Self)
+    }
+
+    /// Readable when there is a question.
+    pub fn readable(&self) -> BorrowedFd<'static> {
+        self.0.as_fd()
+    }
+
+    /// The next question, if there is one. The supervisor is believed, and without it this process ends.
+    pub fn next(&self) -> Option<Question> {
+        match self.0.receive(false) {
+            Ok(Received::Message(ToVm::Ask(question))) => Some(question),
+            _ => None,
+        }
+    }
+
+    /// Answers it. A supervisor that has gone needs no answer.
+    pub fn answer(&self, answer: Answer) {
+        let _ = self.0.send(&FromVm::Answer(answer));
     }
 }
 
@@ -173,7 +206,7 @@ mod tests {
         };
         assert_eq!(answer(Some(ToVm::Locked)), Ok(()));
         assert_eq!(answer(Some(ToVm::NotLocked("no layer".to_owned()))), Err("no layer".to_owned()));
-        assert!(answer(Some(ToVm::Begin { all_users: true })).unwrap_err().ends_with("twice"));
+        assert!(answer(Some(ToVm::Begin { all_users: true })).unwrap_err().ends_with("instead"));
         assert_eq!(answer(None), Err(GONE.to_owned()));
     }
 

@@ -18,16 +18,16 @@ use nix::sys::socket::{
 use super::Lie;
 
 /// The longest packet in bytes.
-pub(super) const LONGEST: usize = 2048;
+pub(in crate::sandbox) const LONGEST: usize = 2048;
 /// The most descriptors that the kernel lets one packet have (Linux `include/net/scm.h`, SCM_MAX_FD). There is room for all,
 /// so that all are closed.
 const MOST: usize = 253;
 
 /// One end.
-pub(super) struct Socket(OwnedFd);
+pub(in crate::sandbox) struct Socket(OwnedFd);
 
 /// What is received.
-pub(super) enum Packet {
+pub(in crate::sandbox) enum Packet {
     /// A packet, and the descriptor that came with it.
     Of(Vec<u8>, Option<OwnedFd>),
     /// Nothing now.
@@ -68,6 +68,17 @@ impl Socket {
         }
     }
 
+    /// Sends one packet now, to a peer that may be anybody.
+    ///
+    /// # Errors
+    /// There is no room, or the peer has gone.
+    pub fn send_now(&self, bytes: &[u8], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let numbers: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+        let control: Vec<_> = descriptor.iter().map(|_| ControlMessage::ScmRights(&numbers)).collect();
+        let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+        Ok(sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], &control, flags, None).map(drop)?)
+    }
+
     /// The next packet; waits for it if that is wanted.
     ///
     /// # Errors
@@ -105,6 +116,12 @@ impl Socket {
             (_, false) => Err(Lie::ManyDescriptors),
             (_, true) => Ok(Packet::Of(bytes[..length].to_vec(), descriptor)),
         }
+    }
+}
+
+impl From<OwnedFd> for Socket {
+    fn from(socket: OwnedFd) -> Self {
+        Self(socket)
     }
 }
 

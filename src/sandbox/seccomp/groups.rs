@@ -33,6 +33,8 @@ pub(super) enum When {
     Restart,
     /// Files that the supervisor writes for the VM process.
     Files,
+    /// Commands that ask for the machine.
+    Control,
     /// Names that it removes.
     Names,
     /// Groups that it removes.
@@ -47,7 +49,8 @@ impl When {
             Self::Disks => "with disks",
             Self::Networks => "with networks",
             Self::Ports => "with ports",
-            Self::Names => "with ports or --vnc",
+            Self::Names => "with ports, --vnc, --id or --screen",
+            Self::Control => "with --id or --screen",
             Self::Shares => "with shares",
             Self::WritableShares => "with shares that may be changed",
             Self::Vnc => "with --vnc",
@@ -74,6 +77,7 @@ impl When {
             Self::Stats => needs.stats,
             Self::Restart => needs.restart,
             Self::Files => needs.files,
+            Self::Control => needs.control,
             Self::Names | Self::Groups => false,
         }
     }
@@ -82,6 +86,7 @@ impl When {
         match self {
             Self::Always => true,
             Self::Files => needs.files,
+            Self::Control => needs.control,
             Self::Names => needs.names,
             Self::Groups => needs.groups,
             _ => false,
@@ -114,10 +119,12 @@ pub(super) const GROUPS: &[Group] = &[
     group("writable-share", &[Share], When::WritableShares, rules::WRITABLE_SHARE),
     group("vnc", &[Vnc], When::Vnc, rules::VNC),
     group("files", &[Io, Main], When::Files, rules::FILES),
+    group("control", &[Main], When::Control, rules::CONTROL),
     group("main", &[Main], When::Always, rules::MAIN),
     group("rebuild", &[Main], When::Restart, rules::REBUILD),
     group("supervisor", &[Thread::Supervisor], When::Always, rules::SUPERVISOR),
     group("supervisor-files", &[Thread::Supervisor], When::Files, rules::SUPERVISOR_FILES),
+    group("supervisor-control", &[Thread::Supervisor], When::Control, rules::SUPERVISOR_CONTROL),
     group("supervisor-names", &[Thread::Supervisor], When::Names, rules::SUPERVISOR_NAMES),
     group("supervisor-groups", &[Thread::Supervisor], When::Groups, rules::SUPERVISOR_GROUPS),
 ];

@@ -43,6 +43,8 @@ pub struct Needs {
     pub stats: bool,
     /// Files that the supervisor writes.
     pub files: bool,
+    /// Commands that ask for the machine.
+    pub control: bool,
     /// The most threads.
     pub threads: u64,
     /// Another machine after this one.
@@ -71,6 +73,8 @@ pub(super) struct SupervisorNeeds {
     pub files: bool,
     /// There are names to be removed.
     pub names: bool,
+    /// Commands ask for the machine.
+    pub control: bool,
     /// There are groups to be ended and removed.
     pub groups: bool,
 }

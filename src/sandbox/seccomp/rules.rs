@@ -329,6 +329,14 @@ pub(super) const FILES: &[Rule] = &[
     (SYS_sendmsg, Any),
 ];
 
+/// What commands ask of the machine: questions that the supervisor passes on, and a picture as memory.
+pub(super) const CONTROL: &[Rule] = &[
+    (SYS_recvmsg, Any),
+    (SYS_memfd_create, Is(1, (MFD_CLOEXEC | MFD_NOEXEC_SEAL) as u64)),
+    (SYS_memfd_create, Is(1, MFD_CLOEXEC as u64)),
+    (SYS_sendmsg, Any),
+];
+
 /// A command's streams: nothing takes the place of one that the command has closed.
 pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any)];
 
@@ -356,6 +364,10 @@ pub(super) const SUPERVISOR_FILES: &[Rule] = &[
     (SYS_renameat, Any),
     (SYS_unlinkat, Any),
 ];
+
+/// The control socket: takes connections, asks, and answers, with what is memory if it has a descriptor.
+pub(super) const SUPERVISOR_CONTROL: &[Rule] =
+    &[(SYS_accept4, Any), (SYS_sendmsg, Any), (SYS_fcntl, Is(1, F_GET_SEALS as u64))];
 
 /// Sockets' names, which are removed.
 pub(super) const SUPERVISOR_NAMES: &[Rule] = &[(SYS_newfstatat, Any), (SYS_unlinkat, Any)];

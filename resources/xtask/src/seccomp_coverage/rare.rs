@@ -7,7 +7,7 @@ const FAULT: &str = "the standard library's handler of a memory fault: tests/san
 const OLD: &str = "a host kernel before Linux 6.3, which knows no memory that is no program";
 
 /// The rule, as reports name it, and when it is made use of.
-const RARE: [(&str, &str); 14] = [
+const RARE: [(&str, &str); 15] = [
     ("every: prctl 1=0x10", "the handler of a refused call asks for the thread's name: tests/sandbox"),
     ("every: rt_sigaction 1=0xb", FAULT),
     ("every: rt_sigaction 1=0x7", FAULT),
@@ -26,6 +26,7 @@ const RARE: [(&str, &str); 14] = [
     ("disk-reset of vcpu: clock_nanosleep", "the kernel has no memory for what a disk is to do"),
     ("files of io: memfd_create 2=0x1", OLD),
     ("files of main: memfd_create 2=0x1", OLD),
+    ("control of main: memfd_create 2=0x1", OLD),
     (
         "supervisor-groups of supervisor: kill 2=0x9",
         "a process that is left in the group when the machine has ended",
