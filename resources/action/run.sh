@@ -91,10 +91,11 @@ run_kite() {
     local options=() status=0
     if [ -n "${INPUT_KERNEL:-}" ]; then options+=("--kernel=$INPUT_KERNEL"); fi
     if [ -n "${INPUT_JUNIT:-}" ]; then options+=("--junit=$INPUT_JUNIT"); fi
+    if [ -n "${INPUT_SCREENSHOT:-}" ]; then options+=("--screenshot-on-failure=$INPUT_SCREENSHOT"); fi
     read_options
     # The inputs are kite's, not its guest's.
     local script="$INPUT_COMMAND"
-    unset INPUT_COMMAND INPUT_KERNEL INPUT_OPTIONS INPUT_JUNIT
+    unset INPUT_COMMAND INPUT_KERNEL INPUT_OPTIONS INPUT_JUNIT INPUT_SCREENSHOT
     kite run "${options[@]}" -- sh -c "$script" </dev/null || status=$?
     printf 'status=%d\n' "$status" >>"${GITHUB_OUTPUT:?is set by the runner}"
     exit "$status"

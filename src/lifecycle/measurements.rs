@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use devices::screen::Surface;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signalfd::SignalFd;
@@ -22,7 +23,7 @@ use crate::host::thread::{self, ThreadKind};
 use crate::observe::screenshot;
 use crate::observe::stats::Stats;
 use crate::observe::trace::{Mark, Samples, Timeline};
-use crate::session::Next;
+use crate::session::Outcome;
 use crate::spec::MeasureSpec;
 use crate::vm::machine::Machine;
 
@@ -36,8 +37,6 @@ pub(super) struct Measurements {
     interval: Option<Duration>,
     /// Where the trace goes; nothing once it is written.
     trace: Option<PathBuf>,
-    /// Where a picture of the screen goes if the run fails.
-    picture: Option<PathBuf>,
     timeline: Arc<Timeline>,
     questions: Option<Arc<SignalFd>>,
     watch: Option<Watch>,
@@ -102,7 +101,6 @@ impl Measurements {
             target: target.map(Arc::new),
             interval: spec.stats.as_ref().and_then(|stats| stats.interval),
             trace: spec.trace.clone(),
-            picture: picture.clone(),
             timeline: Arc::new(timeline),
             questions: questions.map(Arc::new),
             watch: None,
@@ -142,21 +140,6 @@ impl Measurements {
         Ok(())
     }
 
-    /// Writes what is on the screen, if that is wanted and the run has failed.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn take_picture(
-        &mut self,
-        next: &anyhow::Result<Next>,
-        display: Option<&Display>,
-    ) -> anyhow::Result<()> {
-        match (self.picture.as_ref().filter(|_| has_failed(next)), display) {
-            (Some(path), Some(display)) => screenshot::write(&display.screen().surface(), path),
-            _ => Ok(()),
-        }
-    }
-
     /// Reports what was found out about the machine, which has stopped.
     ///
     /// # Errors
@@ -174,12 +157,29 @@ impl Measurements {
     }
 }
 
-/// Whether a run that has come to this is over, and has failed.
-fn has_failed(next: &anyhow::Result<Next>) -> bool {
-    match next {
-        Ok(Next::Restart) => false,
-        Ok(Next::Exit(outcome)) => outcome.code != exit_code::DONE || outcome.signal.is_some(),
-        Err(_) => true,
+/// What a picture is taken of where a run fails: the screen as its last machine has left it.
+#[derive(Default)]
+pub(super) struct LastLook(Option<Arc<Surface>>);
+
+impl LastLook {
+    /// Looks at a machine that has stopped.
+    pub fn look(&mut self, display: Option<&Display>) {
+        self.0 = display.map(|display| display.screen().surface());
+    }
+
+    /// Writes what was there into `file`, if a run with this outcome has failed; answers whether it did.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn take_picture(self, outcome: &anyhow::Result<Outcome>, file: &Path) -> anyhow::Result<bool> {
+        let has_failed = match outcome {
+            Ok(outcome) => outcome.code != exit_code::DONE || outcome.signal.is_some(),
+            Err(_) => true,
+        };
+        match self.0.filter(|_| has_failed) {
+            Some(surface) => screenshot::write(&surface, file).map(|()| true),
+            None => Ok(false),
+        }
     }
 }
 

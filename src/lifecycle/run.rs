@@ -10,7 +10,7 @@ use kvm_ioctls::Kvm;
 
 use super::devices::Devices;
 use super::kernel::{self, Boot};
-use super::measurements::Measurements;
+use super::measurements::{LastLook, Measurements};
 use super::resources::Resources;
 use crate::host::terminal;
 use crate::observe::trace::Timeline;
@@ -35,13 +35,18 @@ pub(super) fn run(
 ) -> anyhow::Result<Fork<Outcome>> {
     let measurements = Measurements::open(&spec.measure, begun)?;
     let results = Results::new(spec.command.as_ref())?;
-    let mut outcome = match to_its_end(spec, &results, measurements, inherited, group) {
+    let mut look = LastLook::default();
+    let mut outcome = match to_its_end(spec, &results, measurements, &mut look, inherited, group) {
         // The VM process writes the results.
         Ok(Fork::Supervisor(supervisor)) => return Ok(Fork::Supervisor(supervisor)),
         Ok(Fork::Vm(outcome)) => Ok(outcome),
         Err(error) => Err(error),
     };
-    results.finish(&mut outcome)?;
+    results.finish(&mut outcome, |outcome| {
+        let Some(file) = &spec.measure.screenshot_on_failure else { return Ok(None) };
+        let is_taken = look.take_picture(outcome, file)?;
+        Ok(is_taken.then(|| file.clone()))
+    })?;
     outcome.map(Fork::Vm)
 }
 
@@ -49,6 +54,7 @@ fn to_its_end(
     spec: &RunSpec,
     results: &Results<'_>,
     mut measurements: Measurements,
+    look: &mut LastLook,
     inherited: InheritedFds,
     group: Option<Cgroup>,
 ) -> anyhow::Result<Fork<Outcome>> {
@@ -99,9 +105,8 @@ fn to_its_end(
             version: boot.image.version(),
             has_modules: boot.modules.is_some(),
         };
-        let next = session.conclude(end, &stopped);
-        measurements.take_picture(&next, devices.display())?;
-        match next? {
+        look.look(devices.display());
+        match session.conclude(end, &stopped)? {
             Next::Restart => {}
             Next::Exit(outcome) => return Ok(Fork::Vm(outcome)),
         }

@@ -75,6 +75,7 @@ fn inputs_reach_kite_as_they_are_whatever_they_hold() {
         ("INPUT_COMMAND", hostile),
         ("INPUT_KERNEL", "-o dd/$(touch pwned) *"),
         ("INPUT_JUNIT", "a b.xml"),
+        ("INPUT_SCREENSHOT", "a $(touch pwned).png"),
         ("INPUT_OPTIONS", options),
     ];
     let output = runner.step("run", &environment);
@@ -83,6 +84,7 @@ fn inputs_reach_kite_as_they_are_whatever_they_hold() {
         "run",
         "--kernel=-o dd/$(touch pwned) *",
         "--junit=a b.xml",
+        "--screenshot-on-failure=a $(touch pwned).png",
         "--memory=1G",
         "--append",
         "quiet $(touch pwned) *",

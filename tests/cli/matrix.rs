@@ -247,6 +247,42 @@ fn one_junit_file_has_a_suite_for_every_run() {
 }
 
 #[test]
+fn a_run_that_fails_leaves_a_picture_that_its_suite_names() {
+    let run = "'case $kernel in a) echo png >\"$picture\"; exit 1;; esac'";
+    let options = "options = ['--screen']\n";
+    let matrix = Matrix::new(&format!("{}{options}", command("c", run)));
+    // It writes the picture where it is told to.
+    let taking = STAND_IN.replacen(
+        "kernel=${2##*/}; export kernel",
+        "picture=${2#--screenshot-on-failure=}; kernel=${3##*/}; export kernel picture",
+        1,
+    );
+    matrix.attempt.file("stand-in", taking.as_bytes());
+    let (logs, path) = (matrix.path("logs"), matrix.path("junit.xml"));
+    let [logs, junit] = [&logs, &path].map(|path| path.to_str().unwrap());
+    fs::create_dir_all(format!("{logs}/B")).unwrap();
+    fs::write(format!("{logs}/B/c.png"), "of before").unwrap();
+    let arguments = ["--output", logs, "--screenshot-on-failure", "--junit", junit];
+    let output = matrix.command(&arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = fs::read_to_string(&path).unwrap();
+    let line = format!("<system-out>[[ATTACHMENT|{logs}/A/c.png]]</system-out>");
+    assert!(text.contains(&line) && text.matches("ATTACHMENT").count() == 1, "{text}");
+    assert!(!Path::new(logs).join("B/c.png").exists());
+}
+
+#[test]
+fn pictures_need_a_screen_and_a_folder() {
+    let matrix = Matrix::new(&command("c", "['true']"));
+    matrix.run(&["--screenshot-on-failure"]).assert_refusal("--output");
+    let logs = matrix.path("logs");
+    let arguments = ["--screenshot-on-failure", "--output", logs.to_str().unwrap()];
+    let output = matrix.command(&arguments).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(125) && stderr.contains("add --screen to options"), "{stderr}");
+}
+
+#[test]
 fn a_junit_path_that_cannot_be_written_is_told_before_anything_runs() {
     let matrix = Matrix::new(&command("c", "'touch ran'"));
     symlink("elsewhere", matrix.path("link")).unwrap();

@@ -1,5 +1,6 @@
 //! One run of the matrix, and what became of it.
 
+use std::fs;
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -71,6 +72,8 @@ impl Runner<'_> {
             shown.take(stream, bytes);
             files.iter_mut().for_each(|files| files.write(stream, bytes));
         };
+        // Only what this run shows is its picture.
+        cell.picture.iter().for_each(|path| _ = fs::remove_file(path));
         let started = Instant::now();
         let limit = cell.timeout.and_then(|timeout| timeout.checked_add(PATIENCE));
         let end = child::run(&mut self.command(cell), self.stop, limit, &mut take);
@@ -85,7 +88,10 @@ impl Runner<'_> {
             Ok(End::Late) => Ending::Failed("kite did not stop it when its time was over".to_owned()),
             Err(error) => Ending::Failed(format!("{error:#}")),
         };
-        let suite = recorder.finish(&ending, elapsed, &stderr);
+        let mut suite = recorder.finish(&ending, elapsed, &stderr);
+        let picture =
+            cell.picture.as_deref().filter(|path| path.symlink_metadata().is_ok_and(|it| it.is_file()));
+        picture.into_iter().for_each(|path| suite.attach(path));
         let outcome = Outcome::new(&ending, stopped, elapsed, suite);
         self.progress.finished(&name, &outcome, [&stdout, &stderr]);
         if let Some(problem) = problem {

@@ -10,7 +10,7 @@ use super::plan::{Cell, Plan};
 use crate::host::atomic_file;
 use crate::host::child::Stream;
 
-/// `--output DIR`: a folder for each kernel, two files for each command.
+/// `--output DIR`: a folder for each kernel, two files for each command, and a picture if it fails.
 pub(super) struct Folder(PathBuf);
 
 impl Folder {
@@ -31,6 +31,11 @@ impl Folder {
         let open =
             |ending: &str| Kept::open(self.0.join(&cell.kernel).join(format!("{}.{ending}", cell.command)));
         Files { stdout: open("stdout"), stderr: open("stderr") }
+    }
+
+    /// The file for what was on the screen of a run that fails.
+    pub(super) fn picture(&self, kernel: &str, command: &str) -> PathBuf {
+        self.0.join(kernel).join(format!("{command}.png"))
     }
 }
 

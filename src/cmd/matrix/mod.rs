@@ -62,7 +62,8 @@ Of two statuses that are equally bad, the greater. Ctrl-C stops all runs; what i
 
 Examples:
   kite matrix kernels.toml
-  kite matrix kernels.toml --jobs 4 --junit results.xml --output logs/";
+  kite matrix kernels.toml --jobs 4 --junit results.xml --output logs/
+  kite matrix kernels.toml --output logs/ --screenshot-on-failure";
 
 /// What to run, and what to tell of it.
 #[derive(Args, Debug)]
@@ -87,6 +88,9 @@ pub struct Options {
     /// Keep all that each run prints, as DIR/KERNEL/COMMAND.stdout and .stderr
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Write what is on the screen of each run that fails, and has one, as DIR/KERNEL/COMMAND.png
+    #[arg(long, requires = "output")]
+    screenshot_on_failure: bool,
     /// Show all that the runs print, not only the last lines of those that fail
     #[arg(short, long)]
     verbose: bool,
@@ -109,6 +113,10 @@ pub fn run(options: &Options, check: Check) -> anyhow::Result<u8> {
     }
     options.junit.as_deref().map_or(Ok(()), atomic_file::check).context("--junit")?;
     let files = options.output.as_deref().map(|folder| keep::Folder::new(folder, &plan)).transpose()?;
+    if let Some(files) = files.as_ref().filter(|_| options.screenshot_on_failure) {
+        let pictures = plan.take_pictures(|kernel, command| files.picture(kernel, command));
+        pictures.context("--screenshot-on-failure")?;
+    }
     // Nobody reads it before the end, so that everybody who waits sees that there is one.
     let ending = signals::ending();
     ending.thread_block().context("cannot block signals")?;

@@ -30,6 +30,9 @@ mod options {
     pub(super) const IMAGE: &str = "--image";
     /// What else a list of options must not hold: every run would write the one file.
     pub(super) const JUNIT: &str = "--junit";
+    /// See [`JUNIT`].
+    pub(super) const SCREENSHOT: &str = "--screenshot-on-failure";
+    pub(super) const SCREEN: &str = "--screen";
     /// A matrix says all there is to say of its runs.
     pub(super) const NO_CONFIG: &str = "--no-config";
     /// What the matrix decides itself.
@@ -119,6 +122,8 @@ pub(super) struct Cell {
     pub timeout: Option<Duration>,
     /// Whether failed cases make it fail.
     pub fail_on_ktap: FailOnKtap,
+    /// Where what was on its screen goes if it fails.
+    pub picture: Option<PathBuf>,
 }
 
 impl Cell {
@@ -189,6 +194,33 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Has each run that has a screen and fails write what was on it to the file that `place` names.
+    ///
+    /// # Errors
+    /// No run has a screen.
+    pub(super) fn take_pictures(&mut self, place: impl Fn(&str, &str) -> PathBuf) -> anyhow::Result<()> {
+        let mut any = false;
+        for cell in &mut self.cells {
+            let end = cell.arguments.iter().position(|word| word == options::END);
+            let own = &cell.arguments[..end.unwrap_or(cell.arguments.len())];
+            let is_screen = |word: &OsString| {
+                let rest = word.to_str().and_then(|word| word.strip_prefix(options::SCREEN));
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            };
+            if own.iter().any(is_screen) {
+                let path = place(&cell.kernel, &cell.command);
+                // The first word is the command.
+                cell.arguments.insert(1, assigned(options::SCREENSHOT, &path));
+                cell.picture = Some(path);
+                any = true;
+            }
+        }
+        ensure!(any, "no run has a screen: add --screen to options");
+        Ok(())
+    }
+}
+
 fn read_text(path: &Path) -> anyhow::Result<String> {
     let what = || format!("cannot read {}", path.display());
     let mut bytes = Vec::new();
@@ -242,7 +274,8 @@ impl Command {
         let own = timeout(self.timeout.as_deref())?;
         let (kernel, command) = (kernel.name.clone(), self.name.clone());
         let fail_on_ktap = self.fail_on_ktap.unwrap_or(rule);
-        let cell = Cell { kernel, command, arguments: Vec::new(), timeout: own.or(otherwise), fail_on_ktap };
+        let (timeout, arguments) = (own.or(otherwise), Vec::new());
+        let cell = Cell { kernel, command, arguments, timeout, fail_on_ktap, picture: None };
         Ok((cell, self.timeout.as_deref()))
     }
 }
@@ -284,7 +317,7 @@ fn check_names(what: &str, names: &[String]) -> anyhow::Result<()> {
 }
 
 fn check_options(list: &[String]) -> anyhow::Result<()> {
-    use options::{END, FAIL_ON_KTAP, JUNIT, KERNEL, MODULES, TIMEOUT};
+    use options::{END, FAIL_ON_KTAP, JUNIT, KERNEL, MODULES, SCREENSHOT, TIMEOUT};
     for option in list {
         let name = option.split('=').next().unwrap_or_default();
         match name {
@@ -292,7 +325,7 @@ fn check_options(list: &[String]) -> anyhow::Result<()> {
             KERNEL | MODULES | TIMEOUT | FAIL_ON_KTAP => {
                 bail!("{name} does not belong here; it has a key of its own")
             }
-            JUNIT => bail!("{name} does not belong here; give it to kite matrix"),
+            JUNIT | SCREENSHOT => bail!("{name} does not belong here; give it to kite matrix"),
             _ => ensure!(!option.contains('\0'), "no option can hold a NUL"),
         }
     }
@@ -368,6 +401,23 @@ mod tests {
         let none = "[[kernel]]\nname = 'a'\npath = 'k'\n[[command]]\nname = 'c'\n";
         assert!(format!("{:#}", plan(none).unwrap_err()).contains("run is empty"));
         assert!(plan_in(Some("x"), none).is_ok());
+    }
+
+    #[test]
+    fn runs_with_a_screen_have_a_file_each_for_its_picture() {
+        let text = "[[kernel]]\nname = 'a'\npath = 'k'\noptions = ['--screen=64x64']\n\
+            [[kernel]]\nname = 'b'\npath = 'k'\n\
+            [[command]]\nname = 'c'\nrun = ['echo', '--screen']\n";
+        let mut pictured = plan(text).unwrap();
+        pictured.take_pictures(|kernel, command| format!("{kernel}/{command}.png").into()).unwrap();
+        let pictures: Vec<_> = pictured.cells.iter().map(|cell| cell.picture.clone()).collect();
+        assert_eq!(pictures, [Some("a/c.png".into()), None]);
+        assert_eq!(pictured.cells[0].arguments[1], "--screenshot-on-failure=a/c.png");
+        assert!(!pictured.cells[1].arguments.iter().any(|word| word == "--screenshot-on-failure=b/c.png"));
+        let none = plan(SMALL).unwrap().take_pictures(|_, _| PathBuf::new()).unwrap_err();
+        assert!(none.to_string().contains("add --screen"));
+        let named = format!("options = ['--screenshot-on-failure=a.png']\n{SMALL}");
+        assert!(format!("{:#}", plan(&named).unwrap_err()).ends_with("give it to kite matrix"));
     }
 
     #[test]

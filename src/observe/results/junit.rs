@@ -45,7 +45,12 @@ fn write_suite<W: Write>(writer: &mut Writer<W>, suite: &Suite, names: &mut Name
                     writer.create_element("property").with_attributes(attributes).write_empty().map(drop)
                 })?;
             }
-            suite.cases.iter().try_for_each(|case| write_case(writer, case, names.of(suite, case)))?;
+            // Readers look for files at cases, and what failed first is what a picture shows best.
+            let mut picture = suite.picture.as_deref();
+            for case in &suite.cases {
+                let attached = if case.is_bad() { picture.take() } else { None };
+                write_case(writer, case, names.of(suite, case), attached)?;
+            }
             for (name, text) in [("system-out", &suite.output), ("system-err", &suite.kernel_log)] {
                 if !text.is_empty() {
                     writer.create_element(name).write_text_content(BytesText::new(&allowed(text)))?;
@@ -97,6 +102,7 @@ fn write_case<W: Write>(
     writer: &mut Writer<W>,
     case: &Case,
     (class, name): (String, String),
+    attached: Option<&Path>,
 ) -> io::Result<()> {
     let time = seconds(case.time);
     let attributes = [("name", &*name), ("classname", &*class), ("time", &*time)];
@@ -114,7 +120,10 @@ fn write_case<W: Write>(
             "" => element.write_empty(),
             details => element.write_text_content(BytesText::new(&allowed(details))),
         }
-        .map(drop)
+        .map(drop)?;
+        let Some(path) = attached else { return Ok(()) };
+        let line = format!("[[ATTACHMENT|{}]]", allowed(&path.to_string_lossy()));
+        writer.create_element("system-out").write_text_content(BytesText::new(&line)).map(drop)
     })?;
     Ok(())
 }
@@ -222,6 +231,19 @@ mod tests {
             }
         }
         text
+    }
+
+    #[test]
+    fn a_picture_is_at_the_case_that_failed_first() {
+        let output = b"TAP version 13\n1..3\nok 1 a\nnot ok 2 b\nnot ok 3 c\n";
+        let mut suite = suite("s", output, &Ending::Exited(1));
+        suite.attach(Path::new("shots/a <b>.png"));
+        let text = written(&[suite]);
+        let line = "<system-out>[[ATTACHMENT|shots/a &lt;b&gt;.png]]</system-out>";
+        assert_eq!(text.matches("ATTACHMENT").count(), 1, "{text}");
+        let (before, after) = text.split_once(line).unwrap();
+        assert!(before.rsplit_once("<testcase ").unwrap().1.starts_with("name=\"b\""), "{text}");
+        assert!(after.trim_start().starts_with("</testcase>"), "{text}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod ktap;
 mod rule;
 mod tail;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -111,7 +111,8 @@ impl Recorder {
             cases.push(Case { group: String::new(), name, time: elapsed, verdict });
         }
         let kernel_log = kernel_log_tail.to_owned();
-        Suite { name: self.name, rule: self.rule, time: elapsed, cases, documents, output, kernel_log }
+        let (name, rule) = (self.name, self.rule);
+        Suite { name, rule, time: elapsed, cases, documents, output, kernel_log, picture: None }
     }
 }
 
@@ -147,6 +148,8 @@ pub struct Suite {
     output: String,
     /// The end of the kernel's log.
     kernel_log: String,
+    /// The file with what was on the screen.
+    picture: Option<PathBuf>,
 }
 
 impl Suite {
@@ -163,6 +166,11 @@ impl Suite {
     /// How many cases failed or could not be run to their end.
     pub fn bad(&self) -> usize {
         self.cases.iter().filter(|case| case.is_bad()).count()
+    }
+
+    /// Has the results name the file with what was on the screen.
+    pub fn attach(&mut self, picture: &Path) {
+        self.picture = Some(picture.to_owned());
     }
 
     /// Writes a JUnit file with these results only; see [`junit::write`].

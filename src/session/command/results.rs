@@ -1,5 +1,6 @@
 //! The results of a command that machines read: recorded while it prints, and written at its end.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -47,7 +48,7 @@ impl<'a> Results<'a> {
     /// # Errors
     /// The file cannot be written.
     pub fn record_failure(command: Option<&'a CommandSpec>, why: &str) -> anyhow::Result<()> {
-        Self::recording(command).finish(&mut Err(anyhow::anyhow!("{why}")))
+        Self::recording(command).finish(&mut Err(anyhow::anyhow!("{why}")), |_| Ok(None))
     }
 
     /// Takes what the command prints.
@@ -56,19 +57,26 @@ impl<'a> Results<'a> {
         Some(Box::new(move |bytes| lock(&recorder).feed(bytes)))
     }
 
-    /// Writes what was recorded, and gives the outcome the exit code that its cases ask for.
+    /// Writes what was recorded, and gives the outcome the exit code that its cases ask for; `picture` writes what was on
+    /// the screen of a run with this outcome, and answers where.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn finish(self, outcome: &mut anyhow::Result<Outcome>) -> anyhow::Result<()> {
-        let Some((recorder, command)) = self.recorder.as_ref().zip(self.command) else { return Ok(()) };
+    /// A file cannot be written.
+    pub fn finish(
+        self,
+        outcome: &mut anyhow::Result<Outcome>,
+        picture: impl FnOnce(&anyhow::Result<Outcome>) -> anyhow::Result<Option<PathBuf>>,
+    ) -> anyhow::Result<()> {
+        let Some((recorder, command)) = self.recorder.as_ref().zip(self.command) else {
+            return picture(outcome).map(drop);
+        };
         let (ending, log) = match outcome {
             Ok(outcome) => (outcome.ending.clone(), outcome.log.as_str()),
             Err(error) => (Ending::Failed(format!("{error:#}")), ""),
         };
         let mut recorder = lock(recorder);
         let recorder = std::mem::replace(&mut *recorder, Recorder::new("", command.fail_on_ktap));
-        let suite = recorder.finish(&ending, self.begun.elapsed(), log);
+        let mut suite = recorder.finish(&ending, self.begun.elapsed(), log);
         // Standard output is the command's.
         let mut annotations = Vec::new();
         suite.annotate(&mut annotations).context("cannot write annotations")?;
@@ -78,10 +86,14 @@ impl<'a> Results<'a> {
             let asked = command.junit.is_some() || command.fail_on_ktap == FailOnKtap::Always;
             suite.remark().filter(|_| asked).into_iter().for_each(messages::complain);
         }
-        match &command.junit {
-            Some(path) => suite.write_junit(path),
-            None => Ok(()),
+        let taken = picture(outcome);
+        if let Ok(Some(path)) = &taken {
+            suite.attach(path);
         }
+        if let Some(path) = &command.junit {
+            suite.write_junit(path)?;
+        }
+        taken.map(drop)
     }
 }
 
@@ -102,7 +114,7 @@ mod tests {
             tee(printed.as_bytes());
         }
         let mut outcome = Ok(ended(end.clone()));
-        results.finish(&mut outcome).unwrap();
+        results.finish(&mut outcome, |_| Ok(None)).unwrap();
         (outcome.unwrap().code, std::fs::read_to_string(path).unwrap_or_default())
     }
 
@@ -120,6 +132,24 @@ mod tests {
             assert_eq!(end(junit, rule, FAILING, &End::Exited(3)).0, 3, "{junit} {rule:?}");
             assert_eq!(end(junit, rule, FAILING, &End::Signalled(9)).0, 137, "{junit} {rule:?}");
         }
+    }
+
+    #[test]
+    fn a_picture_is_taken_of_a_run_whose_cases_failed_and_named_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("junit.xml");
+        let command =
+            CommandSpec { argv: vec!["c".into()], junit: Some(path.clone()), ..CommandSpec::default() };
+        let results = Results::new(Some(&command)).unwrap();
+        results.tee().unwrap()(FAILING.as_bytes());
+        let mut outcome = Ok(ended(End::Exited(0)));
+        let picture = |outcome: &anyhow::Result<Outcome>| {
+            assert_eq!(outcome.as_ref().unwrap().code, 1);
+            Ok(Some("a.png".into()))
+        };
+        results.finish(&mut outcome, picture).unwrap();
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains("<system-out>[[ATTACHMENT|a.png]]</system-out>"), "{text}");
     }
 
     #[test]
