@@ -9,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
@@ -22,6 +23,7 @@ use crate::cmd::matrix;
 use crate::cmd::oci;
 use crate::spec::device::{PortSpec, ScreenSpec};
 use crate::spec::disk::{self, DiskSpec};
+use crate::spec::duration;
 use crate::spec::id::MachineId;
 use crate::spec::limits::{self, CgroupName, Limits};
 use crate::spec::machine::{ConsoleSpec, OnReboot};
@@ -140,6 +142,30 @@ pub enum Command {
         /// The file
         #[arg(value_name = "FILE", required = true)]
         file: PathBuf,
+    },
+    /// Pause a machine that runs
+    #[command(after_help = machines::PAUSE_HELP)]
+    Pause {
+        /// The machine, as `kite list` names it
+        #[arg(value_name = "ID", value_parser = ValueParser::new(MachineId::parse))]
+        id: MachineId,
+    },
+    /// Let a machine go on that is paused
+    #[command(after_help = machines::RESUME_HELP)]
+    Resume {
+        /// The machine, as `kite list` names it
+        #[arg(value_name = "ID", value_parser = ValueParser::new(MachineId::parse))]
+        id: MachineId,
+    },
+    /// End a machine that runs
+    #[command(after_help = machines::STOP_HELP)]
+    Stop {
+        /// The machine, as `kite list` names it
+        #[arg(value_name = "ID", value_parser = ValueParser::new(MachineId::parse))]
+        id: MachineId,
+        /// Kill it if it takes longer than this: 90, 90s, 5m, 1h30m
+        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = ValueParser::new(duration::parse))]
+        timeout: Duration,
     },
     /// Get images of containers, show those that are there, and remove them
     #[command(subcommand, after_help = image::HELP)]

@@ -1,4 +1,4 @@
-//! The commands for machines that run: what there are, and what is on the screen of one.
+//! The commands for machines that run: what there are, what is on the screen of one, and how it is paused and ended.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -33,8 +33,32 @@ Exit status: 0, or 125 if something went wrong.
 Examples:
   kite screenshot screen.png
   kite screenshot installer screen.png";
+/// What `kite pause --help` ends with.
+pub const PAUSE_HELP: &str = "\
+Its vCPUs stop between two instructions, and use no processor time until `kite resume`. Viewers see what is on the screen.
+--timeout of its command goes on.
+
+Exit status: 0, or 125 if something went wrong.
+
+Example:
+  kite pause build";
+/// What `kite resume --help` ends with.
+pub const RESUME_HELP: &str = "\
+Exit status: 0, or 125 if something went wrong.
+
+Example:
+  kite resume build";
+/// What `kite stop --help` ends with.
+pub const STOP_HELP: &str = "\
+The machine ends as it does when its kite gets SIGTERM, and this waits until it has.
+
+Exit status: 0, or 125 if something went wrong.
+
+Examples:
+  kite stop build
+  kite stop build --timeout 1m                 for a command that takes long to end";
 /// The columns of the list.
-const COLUMNS: [&str; 5] = ["ID", "PID", "SINCE", "SCREEN", "COMMAND OR KERNEL"];
+const COLUMNS: [&str; 6] = ["ID", "PID", "SINCE", "STATE", "SCREEN", "COMMAND OR KERNEL"];
 
 /// A machine in the list's JSON.
 #[derive(Serialize)]
@@ -42,6 +66,7 @@ struct Line<'a> {
     id: &'a str,
     pid: u32,
     since: String,
+    state: &'static str,
     screen: bool,
     command: Option<&'a str>,
     kernel: &'a str,
@@ -65,6 +90,7 @@ impl<'a> Line<'a> {
             id: facts.id.as_str(),
             pid: facts.pid,
             since: humantime::format_rfc3339_seconds(since).to_string(),
+            state: if machine.paused { "paused" } else { "running" },
             screen: facts.screen,
             command: facts.command.as_deref(),
             kernel: &facts.kernel,
@@ -74,7 +100,8 @@ impl<'a> Line<'a> {
     fn cells(&self) -> [String; COLUMNS.len()] {
         let what = printable(self.command.unwrap_or(self.kernel));
         let screen = if self.screen { "yes" } else { "no" };
-        [self.id.to_owned(), self.pid.to_string(), self.since.clone(), screen.to_owned(), what]
+        let (id, pid, state) = (self.id.to_owned(), self.pid.to_string(), self.state.to_owned());
+        [id, pid, self.since.clone(), state, screen.to_owned(), what]
     }
 }
 
@@ -126,6 +153,22 @@ pub fn screenshot(id: Option<&MachineId>, file: &Path) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
+/// Pauses a machine, or lets it go on. Returns the exit status.
+///
+/// # Errors
+/// There is no such machine, or it cannot or does not answer.
+pub fn pause(id: &MachineId, pause: bool) -> anyhow::Result<u8> {
+    control::pause(id, pause).map(|()| DONE)
+}
+
+/// Ends a machine, and kills it after `timeout`. Returns the exit status.
+///
+/// # Errors
+/// There is no such machine, or it does not end.
+pub fn stop(id: &MachineId, timeout: Duration) -> anyhow::Result<u8> {
+    control::stop(id, timeout).map(|()| DONE)
+}
+
 /// The machine that is meant where none is named.
 fn the_one_with_a_screen(machines: Vec<Description>) -> anyhow::Result<MachineId> {
     let mut ids: Vec<_> =
@@ -154,7 +197,7 @@ mod tests {
             kernel: "/boot/vmlinuz".to_owned(),
             screen: command.is_none(),
         };
-        Description { facts }
+        Description { facts, paused: command.is_none() }
     }
 
     #[test]
@@ -164,9 +207,9 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "ID         PID   SINCE                 SCREEN  COMMAND OR KERNEL",
-                "a          4242  2026-01-02T03:04:05Z  yes     /boot/vmlinuz",
-                "long-name  4242  2026-01-02T03:04:05Z  no      sh\\u{1b}[2J",
+                "ID         PID   SINCE                 STATE    SCREEN  COMMAND OR KERNEL",
+                "a          4242  2026-01-02T03:04:05Z  paused   yes     /boot/vmlinuz",
+                "long-name  4242  2026-01-02T03:04:05Z  running  no      sh\\u{1b}[2J",
             ]
         );
     }

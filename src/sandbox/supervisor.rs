@@ -67,9 +67,16 @@ pub struct Supervisor {
     interrupts: Interrupts,
     /// The signal that kite ends by, once the VM process has ended.
     ends_by: Option<i32>,
-    /// The first signal that was passed on to end the VM process, and when that has to have ended.
-    passed_on: Option<(i32, Instant)>,
+    /// The first signal that was passed on to end the VM process, and until when that has to have ended.
+    passed_on: Option<PassedOn>,
     end: Option<ProcessEnd>,
+}
+
+/// A signal that was passed on, which has to end the VM process.
+struct PassedOn {
+    signal: i32,
+    grace: Duration,
+    until: Instant,
 }
 
 /// How the VM process ended.
@@ -199,6 +206,10 @@ impl Supervisor {
         for wish in wishes {
             match wish {
                 Wish::Ask(question) => self.inbox.reply(&ToVm::Ask(question)),
+                Wish::Stop(grace) => {
+                    self.expect_end(Signal::SIGTERM as i32, grace);
+                    let _ = signals::pass_on(self.vm, Signal::SIGTERM as i32);
+                }
             }
         }
     }
@@ -253,7 +264,7 @@ impl Supervisor {
             return PollTimeout::ZERO;
         }
         let of_commands = self.control.as_ref().and_then(Server::until);
-        let until = self.passed_on.map(|(_, until)| until).into_iter().chain(of_commands).min();
+        let until = self.passed_on.as_ref().map(|it| it.until).into_iter().chain(of_commands).min();
         let Some(until) = until else { return PollTimeout::NONE };
         // Rounded up: a wait that is a little short would be repeated without rest.
         let rest = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -262,11 +273,12 @@ impl Supervisor {
 
     /// Ends the VM process if it has not ended by the signal that was passed on to it; kite ends by that signal then.
     fn end_if_late(&mut self) {
-        if let Some((signal, _)) = self.passed_on.take_if(|(_, until)| Instant::now() >= *until) {
+        if let Some(PassedOn { signal, grace, .. }) = self.passed_on.take_if(|it| Instant::now() >= it.until)
+        {
             self.ends_by.get_or_insert(signal);
             let _ = kill(self.vm, Signal::SIGKILL);
             let name = Signal::try_from(signal).map_or("the signal", Signal::as_str);
-            let seconds = GRACE.as_secs();
+            let seconds = grace.as_secs_f32();
             let why = format!("kite: the machine did not end within {seconds} s of {name}, and was killed\n");
             messages::say_if_read(why.as_bytes());
         }
@@ -282,10 +294,21 @@ impl Supervisor {
             _ => {
                 let ends = name == Signal::SIGTERM || self.interrupts.take(name) == Some(true);
                 if ends || !self.are_commands {
-                    self.passed_on.get_or_insert((signal, Instant::now() + GRACE));
+                    self.expect_end(signal, GRACE);
                 }
                 let _ = signals::pass_on(self.vm, signal);
             }
+        }
+    }
+
+    /// Has the VM process end by a signal within `grace`, unless it has to earlier.
+    fn expect_end(&mut self, signal: i32, grace: Duration) {
+        // A time that no clock has is never.
+        let Some(until) = Instant::now().checked_add(grace) else { return };
+        match &mut self.passed_on {
+            Some(known) if until < known.until => (known.until, known.grace) = (until, grace),
+            Some(_) => {}
+            none => *none = Some(PassedOn { signal, grace, until }),
         }
     }
 

@@ -1,13 +1,16 @@
-//! What commands ask of a machine that runs: a picture of its screen. The main thread answers, between what it attends.
+//! What commands ask of a machine that runs: a picture of its screen, a pause. The main thread answers, between what it
+//! attends.
 
 use std::io::{BufWriter, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use devices::screen::Screen;
 
 use crate::host::atomic_file;
 use crate::sandbox::{Answer, Question, Questions};
+use crate::vcpu::PausedVcpus;
+use crate::vm::machine::Running;
 
 /// What answers.
 pub struct Controls<'a> {
@@ -26,12 +29,20 @@ impl<'a> Controls<'a> {
         self.questions.map(|questions| questions.readable())
     }
 
-    /// Answers one question, if there is one.
-    pub(super) fn serve(&self) {
+    /// Answers one question, if there is one. The vCPUs of `machine` are `paused` while that is there.
+    pub(super) fn serve<'m>(&self, machine: &'m Running, paused: &mut Option<PausedVcpus<'m>>) {
         let Some(questions) = self.questions else { return };
         let Some(question) = questions.next() else { return };
         let answer = match question {
             Question::Screenshot => self.picture(),
+            Question::Pause => pause(machine, paused),
+            Question::Resume => {
+                if paused.is_some() {
+                    machine.note_pause();
+                }
+                *paused = None;
+                Ok(Answer::Done)
+            }
         };
         questions.answer(answer.unwrap_or_else(|error| Answer::Failed(format!("{error:#}"))));
     }
@@ -50,4 +61,16 @@ impl<'a> Controls<'a> {
         let content = OwnedFd::from(memory.into_inner().context(what)?);
         Ok(Answer::Picture { size, content })
     }
+}
+
+/// Pauses the vCPUs. Devices finish what they have in flight, take what the host sends, and wait for the guest.
+fn pause<'a>(machine: &'a Running, paused: &mut Option<PausedVcpus<'a>>) -> anyhow::Result<Answer> {
+    if paused.is_none() {
+        let vcpus = machine.pause_vcpus();
+        if !vcpus.is_complete() {
+            bail!("a vCPU waits for the host, and cannot be paused");
+        }
+        *paused = Some(vcpus);
+    }
+    Ok(Answer::Done)
 }

@@ -13,6 +13,7 @@ use crate::host::signals::{self, Signals};
 use crate::host::{messages, terminal};
 use crate::observe::crash::watchdog::{Verdict, Watch};
 use crate::sandbox;
+use crate::vcpu::PausedVcpus;
 use crate::vcpu::stop::Exit;
 use crate::vm::machine::Running;
 
@@ -31,6 +32,8 @@ pub fn attend(
     machine.release();
     let exit = machine.exit();
     let mut watch = Watch::new(session.idle_timeout());
+    // While a command has them paused.
+    let mut paused = None;
     while exit.reason().is_none() {
         let ready = {
             let mut fds = vec![
@@ -46,13 +49,21 @@ pub fn attend(
             fds.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<_>>()
         };
         if ready[1] {
-            take_signal(session, signals, machine);
+            take_signal(session, signals, machine, &mut paused);
         }
         let own = if controls.readable().is_some() { 3 } else { 2 };
         if ready[2..own].contains(&true) {
-            controls.serve();
+            let was_paused = paused.is_some();
+            controls.serve(machine, &mut paused);
+            if was_paused && paused.is_none() {
+                watch = Watch::new(session.idle_timeout());
+            }
         }
         session.serve(&ready[own..], machine);
+        if paused.is_some() {
+            // It is neither dead nor idle.
+            continue;
+        }
         let Progress { bytes, panic_seen } = session.progress();
         match watch.check(machine, bytes, panic_seen) {
             Verdict::Alive => {}
@@ -60,10 +71,17 @@ pub fn attend(
             Verdict::Idle => exit.request(Exit::Idle(session.idle_timeout().unwrap_or_default())),
         }
     }
+    // What is about to be stopped does not run before that.
+    paused.into_iter().for_each(PausedVcpus::forget);
     Ok(())
 }
 
-fn take_signal(session: &mut dyn Session, signals: &Signals, machine: &Running) {
+fn take_signal<'a>(
+    session: &mut dyn Session,
+    signals: &Signals,
+    machine: &'a Running,
+    paused: &mut Option<PausedVcpus<'a>>,
+) {
     let Some(signal) = signals.next() else { return };
     if signal == Signal::SIGWINCH as i32 {
         let (columns, rows) = terminal::size();
@@ -73,9 +91,17 @@ fn take_signal(session: &mut dyn Session, signals: &Signals, machine: &Running) 
             return;
         }
         machine.exit().request(Exit::Signal(signal));
-    } else if let Err(error) = machine.detach_files() {
-        let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");
-        machine.exit().request(Exit::Failed(error));
+    } else {
+        let detached = machine.detach_files();
+        if let Some(vcpus) = paused.take() {
+            // What was paused for a moment has gone on after it.
+            vcpus.forget();
+            *paused = Some(machine.pause_vcpus());
+        }
+        if let Err(error) = detached {
+            let error = anyhow!(error).context("cannot keep a copy of a file that is about to change");
+            machine.exit().request(Exit::Failed(error));
+        }
     }
 }
 

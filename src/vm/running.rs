@@ -122,6 +122,14 @@ impl Running {
         paused
     }
 
+    /// Has the guest's clock know of a pause of the vCPUs, which are paused, so that its watchdogs do not take it for a hang.
+    pub fn note_pause(&self) {
+        for vcpu in &self.vcpus {
+            // A guest without kvmclock has nothing to know it by.
+            vcpu.ask(|vcpu| _ = vcpu.kvmclock_ctrl());
+        }
+    }
+
     /// Pauses every vCPU and every device.
     ///
     /// # Errors

@@ -28,6 +28,11 @@ fn a_machine_that_does_not_run_is_named() {
     attempt.refused(["screenshot", &id, path], &format!("no machine named {id} runs: `kite list`"));
     attempt.refused(["screenshot", &id, "/missing/a.png"], "there is no folder /missing");
     attempt.refused(["screenshot"], "FILE");
+    for command in ["pause", "resume", "stop"] {
+        attempt.refused([command, &id], &format!("no machine named {id} runs: `kite list`"));
+        attempt.refused([command], "ID");
+    }
+    attempt.refused(["stop", &id, "--timeout=soon"], "--timeout");
 }
 
 #[test]
@@ -43,7 +48,7 @@ fn a_folder_of_machines_that_others_can_use_is_refused_and_a_link_not_followed()
         command.arg("list").env("XDG_RUNTIME_DIR", runtime.path()).uid(NOBODY).gid(NOBODY);
         attempt.end_of(&mut command)
     };
-    let empty = "ID  PID  SINCE  SCREEN  COMMAND OR KERNEL\n";
+    let empty = "ID  PID  SINCE  STATE  SCREEN  COMMAND OR KERNEL\n";
     list().assert(0, empty, "");
     DirBuilder::new().mode(0o700).create(&folder).unwrap();
     list().assert_refusal("Permission denied");

@@ -1,6 +1,7 @@
 //! The control socket: commands that find machines that run, and what they do to them.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -149,3 +150,90 @@ guest!(
     "3: pause
      jmp 3b"
 );
+
+guest!(
+    // It counts, in the first pixel.
+    SHOWS_A_COUNT,
+    map_apics!(),
+    "mov ebx, 0x201800
+     mov dword ptr [rbx], 0xe0000083
+     mov edi, 0xe0000000",
+    say!("'C'"),
+    "mov edi, 0xe0000000
+     2: inc dword ptr [rdi]
+     and dword ptr [rdi], 0xffffff
+     jmp 2b"
+);
+
+/// A machine that counts in its first pixel.
+fn counting(id: &str) -> Kite {
+    let id = format!("--id={id}");
+    let mut kite = Kite::run(&SHOWS_A_COUNT, &["--screen=64x64", &id]);
+    kite.expect(b"C");
+    kite
+}
+
+#[track_caller]
+fn done(arguments: &[&str]) {
+    let output = command(arguments);
+    assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {}", text(&output.stderr));
+}
+
+#[test]
+fn a_paused_machine_stays_where_it_is_and_goes_on_there() {
+    needs!(kvm());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("screen.png");
+    let id = name("paused");
+    let kite = counting(&id);
+    let count = || {
+        done(&["screenshot", &id, path.to_str().unwrap()]);
+        pixels(&path)[0]
+    };
+    let first = count();
+    until("the guest to count", || count() != first);
+    for _ in 0..3 {
+        // Twice is once.
+        done(&["pause", &id]);
+        done(&["pause", &id]);
+        assert_eq!(listed(&id).unwrap()["state"], "paused");
+        let paused = count();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(count(), paused);
+        done(&["resume", &id]);
+        assert_eq!(listed(&id).unwrap()["state"], "running");
+        until("the guest to go on", || count() != paused);
+    }
+    done(&["resume", &id]);
+    kite.signal(Signal::SIGTERM);
+    kite.end().assert_killed_by(Signal::SIGTERM);
+}
+
+#[test]
+fn a_machine_is_stopped_whether_it_runs_or_is_paused() {
+    needs!(kvm());
+    for is_paused in [false, true] {
+        let id = name("stopped");
+        let kite = counting(&id);
+        if is_paused {
+            done(&["pause", &id]);
+        }
+        done(&["stop", &id]);
+        assert_eq!(listed(&id), None);
+        kite.end().assert_killed_by(Signal::SIGTERM);
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_end_is_killed() {
+    needs!(kvm());
+    let id = name("stuck");
+    let kite = counting(&id);
+    // A process that is stopped takes no signal but the last one.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(kite.id() as i32), Signal::SIGSTOP).unwrap();
+    done(&["stop", &id, "--timeout=1s"]);
+    assert_eq!(listed(&id), None);
+    let end = kite.end();
+    assert_eq!(end.status.signal(), Some(Signal::SIGTERM as i32));
+    assert_eq!(end.stderr, "kite: the machine did not end within 1 s of SIGTERM, and was killed\n");
+}

@@ -158,7 +158,7 @@ mod tests {
         let long = [3; 4096];
         let lies: [(&[u8], Option<OwnedFd>, Lie); 19] = [
             (&[0], None, Lie::Unknown(0)),
-            (&[6], None, Lie::Unknown(6)),
+            (&[7], None, Lie::Unknown(7)),
             (&[0xff, 1, 2], memory().into(), Lie::Unknown(0xff)),
             (&[2], None, Lie::Length(2, 1)),
             (&[3], memory().into(), Lie::Length(3, 1)),

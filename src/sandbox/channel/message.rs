@@ -31,6 +31,10 @@ pub(in crate::sandbox) enum FromVm {
 pub enum Question {
     /// What is on the screen?
     Screenshot,
+    /// Pause the vCPUs.
+    Pause,
+    /// Let them go on.
+    Resume,
 }
 
 /// What the VM process answers; a command gets it, and believes nothing of it.
@@ -43,6 +47,8 @@ pub enum Answer {
         /// Memory that has the pixels row by row, 32 bits each.
         content: OwnedFd,
     },
+    /// It is done.
+    Done,
     /// It cannot, for this reason.
     Failed(String),
 }
@@ -69,11 +75,14 @@ const END_BY: u8 = 2;
 const FILE: u8 = 3;
 const PICTURE: u8 = 4;
 const FAILED: u8 = 5;
+const DONE: u8 = 6;
 
 const BEGIN: u8 = 1;
 const LOCKED: u8 = 2;
 const NOT_LOCKED: u8 = 3;
 const SCREENSHOT: u8 = 4;
+const PAUSE: u8 = 5;
+const RESUME: u8 = 6;
 
 /// One direction's messages.
 pub(in crate::sandbox) trait Message: Sized {
@@ -102,6 +111,7 @@ impl Message for FromVm {
                 bytes
                     .extend([size.width, size.height].map(|side| (side as u16).to_le_bytes()).as_flattened());
             }
+            Self::Answer(Answer::Done) => bytes.push(DONE),
             Self::Answer(Answer::Failed(why)) => encode_text(FAILED, why, bytes),
         }
     }
@@ -111,7 +121,7 @@ impl Message for FromVm {
             Self::File { content, .. } | Self::Answer(Answer::Picture { content, .. }) => {
                 Some(content.as_fd())
             }
-            Self::RestoreTerminal | Self::EndBy(_) | Self::Answer(Answer::Failed(_)) => None,
+            Self::RestoreTerminal | Self::EndBy(_) | Self::Answer(Answer::Failed(_) | Answer::Done) => None,
         }
     }
 
@@ -141,10 +151,11 @@ impl Message for FromVm {
                     Err(Lie::WrongDescriptor)
                 }
             }
+            ([DONE], None) => Ok(Self::Answer(Answer::Done)),
             ([FAILED, why @ ..], None) => Ok(Self::Answer(Answer::Failed(decode_text(why)))),
             ([FILE, _] | [PICTURE, _, _, _, _], None) => Err(Lie::NoDescriptor),
-            ([RESTORE_TERMINAL] | [END_BY, _] | [FAILED, ..], Some(_)) => Err(Lie::ManyDescriptors),
-            ([tag @ (RESTORE_TERMINAL | END_BY | FILE | PICTURE), ..], _) => {
+            ([RESTORE_TERMINAL | DONE] | [END_BY, _] | [FAILED, ..], Some(_)) => Err(Lie::ManyDescriptors),
+            ([tag @ (RESTORE_TERMINAL | END_BY | FILE | PICTURE | DONE), ..], _) => {
                 Err(Lie::Length(*tag, bytes.len()))
             }
             _ => Err(Lie::unknown(bytes)),
@@ -159,6 +170,8 @@ impl Message for ToVm {
             Self::Locked => bytes.push(LOCKED),
             Self::NotLocked(why) => encode_text(NOT_LOCKED, why, bytes),
             Self::Ask(Question::Screenshot) => bytes.push(SCREENSHOT),
+            Self::Ask(Question::Pause) => bytes.push(PAUSE),
+            Self::Ask(Question::Resume) => bytes.push(RESUME),
         }
     }
 
@@ -175,7 +188,9 @@ impl Message for ToVm {
             [LOCKED] => Ok(Self::Locked),
             [NOT_LOCKED, why @ ..] => Ok(Self::NotLocked(decode_text(why))),
             [SCREENSHOT] => Ok(Self::Ask(Question::Screenshot)),
-            [tag @ (BEGIN | LOCKED | SCREENSHOT), ..] => Err(Lie::Length(*tag, bytes.len())),
+            [PAUSE] => Ok(Self::Ask(Question::Pause)),
+            [RESUME] => Ok(Self::Ask(Question::Resume)),
+            [tag @ (BEGIN | LOCKED | SCREENSHOT | PAUSE | RESUME), ..] => Err(Lie::Length(*tag, bytes.len())),
             _ => Err(Lie::unknown(bytes)),
         }
     }
@@ -210,6 +225,8 @@ mod tests {
             ToVm::Locked,
             ToVm::NotLocked("why".to_owned()),
             ToVm::Ask(Question::Screenshot),
+            ToVm::Ask(Question::Pause),
+            ToVm::Ask(Question::Resume),
         ];
         for message in messages {
             assert_eq!(ToVm::decode(&encoded(&message), None).unwrap(), message);
@@ -235,7 +252,7 @@ mod tests {
     #[test]
     fn no_bytes_but_those_of_messages_are_any() {
         let known: Vec<_> = (0..=u8::MAX).filter(|tag| FromVm::decode(&[*tag], None).is_ok()).collect();
-        assert_eq!(known, [RESTORE_TERMINAL, FAILED]);
+        assert_eq!(known, [RESTORE_TERMINAL, FAILED, DONE]);
         let pairs = (0..=u8::MAX).flat_map(|tag| (0..=u8::MAX).map(move |byte| [tag, byte]));
         let pairs = pairs.filter(|[tag, _]| *tag != FAILED);
         let known: Vec<_> = pairs.filter(|bytes| FromVm::decode(bytes, None).is_ok()).collect();

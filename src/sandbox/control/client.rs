@@ -86,6 +86,33 @@ impl Picture {
     }
 }
 
+/// Pauses a machine, or lets it go on.
+///
+/// # Errors
+/// No such machine runs, or it cannot or does not answer.
+pub fn pause(id: &MachineId, pause: bool) -> anyhow::Result<()> {
+    match ask(id, if pause { &Request::Pause } else { &Request::Resume })? {
+        (Reply::Done, None) => Ok(()),
+        _ => bail!("machine {id} makes no sense"),
+    }
+}
+
+/// Ends a machine as SIGTERM does, and waits until it has ended; its supervisor kills it after `timeout`.
+///
+/// # Errors
+/// No such machine runs, or it does not end.
+pub fn stop(id: &MachineId, timeout: Duration) -> anyhow::Result<()> {
+    let folder = folder()?.ok_or_else(|| absent(id))?;
+    let connection = Connection::new(&folder, id)?.ok_or_else(|| absent(id))?;
+    let milliseconds = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    let timeout = Duration::from_millis(milliseconds.into());
+    match connection.ask_for_packet(&Request::Stop(milliseconds), timeout + TO_ANSWER + MARGIN)? {
+        None => Ok(()),
+        Some((Reply::Failed(why), _)) => bail!(why),
+        Some(_) => bail!("machine {id} makes no sense"),
+    }
+}
+
 /// Asks a machine's supervisor for something.
 fn ask(id: &MachineId, request: &Request) -> anyhow::Result<(Reply, Option<OwnedFd>)> {
     let folder = folder()?.ok_or_else(|| absent(id))?;
@@ -120,6 +147,16 @@ impl Connection {
 
     /// Asks, and waits so long for the answer.
     fn ask(&self, request: &Request, patience: Duration) -> anyhow::Result<(Reply, Option<OwnedFd>)> {
+        let answer = self.ask_for_packet(request, patience)?;
+        answer.with_context(|| format!("machine {} has ended", self.id))
+    }
+
+    /// Asks, and waits so long for the answer; nothing if the supervisor ends instead.
+    fn ask_for_packet(
+        &self,
+        request: &Request,
+        patience: Duration,
+    ) -> anyhow::Result<Option<(Reply, Option<OwnedFd>)>> {
         let id = &self.id;
         self.socket.send_now(&encode(request), None).map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => absent(id),
@@ -130,10 +167,10 @@ impl Connection {
             match self.socket.receive(false) {
                 Ok(Packet::Of(bytes, content)) => {
                     let reply = decode(&bytes).with_context(|| format!("machine {id} makes no sense"))?;
-                    return Ok((reply, content));
+                    return Ok(Some((reply, content)));
                 }
                 Ok(Packet::Nothing) => {}
-                Ok(Packet::End) => bail!("machine {id} has ended"),
+                Ok(Packet::End) => return Ok(None),
                 Err(lie) => bail!("machine {id} sends {lie}"),
             }
             let left = until.saturating_duration_since(Instant::now());

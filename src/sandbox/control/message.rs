@@ -32,6 +32,8 @@ pub struct Description {
     /// What it is.
     #[serde(flatten)]
     pub facts: Facts,
+    /// Whether it is paused.
+    pub paused: bool,
 }
 
 /// What a command asks.
@@ -41,6 +43,13 @@ pub(super) enum Request {
     Describe,
     /// What is on its screen?
     Screenshot,
+    /// Pause it.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// End it, as SIGTERM does, and kill it if that takes longer than so many milliseconds. The answer is the end of the
+    /// connection.
+    Stop(u32),
 }
 
 /// What the supervisor answers.
@@ -50,6 +59,8 @@ pub(super) enum Reply {
     Description(Description),
     /// The descriptor that goes with this is memory with a picture of this size.
     Picture(Size),
+    /// It is done.
+    Done,
     /// It cannot, for this reason.
     Failed(String),
 }
@@ -89,7 +100,7 @@ mod tests {
             kernel: text.clone(),
             screen: false,
         };
-        let reply = Reply::Description(Description { facts });
+        let reply = Reply::Description(Description { facts, paused: false });
         let bytes = encode(&reply);
         assert!(bytes.len() <= PACKET, "{}", bytes.len());
         assert_eq!(decode(&bytes), Some(reply));

@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow};
 
 use crate::backend::socket::{Name, listen_for_packets};
 use crate::spec::id::MachineId;
-pub use client::{Picture, list, screenshot};
+pub use client::{Picture, list, pause, screenshot, stop};
 use folder::Folder;
 pub use message::{Description, Facts, cut};
 pub(super) use server::{Server, Wish};

@@ -13,6 +13,8 @@ use crate::sandbox::channel::{Answer, Lie, Packet, Question, Socket};
 
 /// The most clients at a time; others wait until one has gone.
 const MOST: usize = 8;
+/// The number of no client.
+const NONE: u64 = u64::MAX;
 /// How long a client may take to ask.
 const TO_ASK: Duration = Duration::from_secs(2);
 /// How long the VM process may take to answer: longer than it may take to pause.
@@ -26,6 +28,8 @@ pub(in crate::sandbox) struct Server {
     clients: Vec<Client>,
     /// What the VM process was asked, in the order of its answers.
     asked: VecDeque<Asked>,
+    /// Whether the VM process has paused the machine.
+    is_paused: bool,
     /// How many clients there were.
     count: u64,
     /// When the next one is taken.
@@ -37,8 +41,8 @@ struct Client {
     number: u64,
     socket: Socket,
     waits: Waits,
-    /// When it is over.
-    until: Instant,
+    /// When that is over; nothing if never.
+    until: Option<Instant>,
 }
 
 /// What a client waits for.
@@ -48,6 +52,8 @@ enum Waits {
     ToAsk,
     /// For what the VM process answers.
     ForAnswer,
+    /// For the machine's end.
+    ForEnd,
 }
 
 /// A question on its way, and which client's it is, who may have gone.
@@ -61,6 +67,8 @@ struct Asked {
 pub(in crate::sandbox) enum Wish {
     /// Ask the VM process.
     Ask(Question),
+    /// End the machine, and kill it after this time.
+    Stop(Duration),
 }
 
 /// What becomes of a client.
@@ -76,7 +84,8 @@ enum Next {
 impl Server {
     /// That of a socket.
     pub fn new(socket: ControlSocket) -> Self {
-        Self { socket, clients: Vec::new(), asked: VecDeque::new(), count: 0, rests_until: None }
+        let (clients, asked) = (Vec::new(), VecDeque::new());
+        Self { socket, clients, asked, is_paused: false, count: 0, rests_until: None }
     }
 
     /// Adds the descriptors that are waited for.
@@ -88,7 +97,7 @@ impl Server {
 
     /// When something is due though no descriptor is ready.
     pub fn until(&self) -> Option<Instant> {
-        self.clients.iter().map(|client| client.until).chain(self.rests_until).min()
+        self.clients.iter().filter_map(|client| client.until).chain(self.rests_until).min()
     }
 
     /// Does what there is to do now, without waiting; answers what clients wish of the supervisor.
@@ -114,7 +123,8 @@ impl Server {
             match self.socket.listener.accept() {
                 Ok((stream, _)) => {
                     let (socket, waits) = (Socket::from(OwnedFd::from(stream)), Waits::ToAsk);
-                    self.clients.push(Client { number: self.count, socket, waits, until: now + TO_ASK });
+                    let until = Some(now + TO_ASK);
+                    self.clients.push(Client { number: self.count, socket, waits, until });
                     self.count += 1;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -131,7 +141,7 @@ impl Server {
             Ok(Packet::Of(bytes, None)) if client.waits == Waits::ToAsk => {
                 self.answer_request(client, decode(&bytes), now, wishes)
             }
-            Ok(Packet::Nothing) if now < client.until => Next::Stays,
+            Ok(Packet::Nothing) if client.until.is_none_or(|until| now < until) => Next::Stays,
             Ok(Packet::Nothing) if client.waits == Waits::ForAnswer => {
                 Next::Gets(Reply::Failed(format!("machine {} does not answer", self.socket.facts.id)))
             }
@@ -151,13 +161,28 @@ impl Server {
         let question = match request {
             None => return Next::Gets(Reply::Failed("this kite knows no such request".to_owned())),
             Some(Request::Describe) => {
-                return Next::Gets(Reply::Description(Description { facts: facts.clone() }));
+                return Next::Gets(Reply::Description(Description {
+                    facts: facts.clone(),
+                    paused: self.is_paused,
+                }));
             }
             Some(Request::Screenshot) if !facts.screen => {
                 let why = format!("machine {} has no screen: it was started without --screen", facts.id);
                 return Next::Gets(Reply::Failed(why));
             }
             Some(Request::Screenshot) => Question::Screenshot,
+            Some(Request::Pause) => Question::Pause,
+            Some(Request::Resume) => Question::Resume,
+            Some(Request::Stop(milliseconds)) => {
+                // What runs in it may have to end by itself.
+                if self.is_paused && self.asked.len() < MOST {
+                    self.asked.push_back(Asked { client: NONE, question: Question::Resume });
+                    wishes.push(Wish::Ask(Question::Resume));
+                }
+                wishes.push(Wish::Stop(Duration::from_millis(milliseconds.into())));
+                (client.waits, client.until) = (Waits::ForEnd, None);
+                return Next::Stays;
+            }
         };
         // The VM process may answer none, and what it is asked waits in the channel.
         if self.asked.len() >= MOST {
@@ -165,7 +190,7 @@ impl Server {
         }
         self.asked.push_back(Asked { client: client.number, question });
         wishes.push(Wish::Ask(question));
-        (client.waits, client.until) = (Waits::ForAnswer, now + TO_ANSWER);
+        (client.waits, client.until) = (Waits::ForAnswer, Some(now + TO_ANSWER));
         Next::Stays
     }
 
@@ -180,6 +205,11 @@ impl Server {
             (Question::Screenshot, Answer::Picture { size, content }) => {
                 (Reply::Picture(size), Some(content))
             }
+            (question @ (Question::Pause | Question::Resume), Answer::Done) => {
+                self.is_paused = question == Question::Pause;
+                (Reply::Done, None)
+            }
+            _ => return Err(Lie::Unasked),
         };
         if let Some(at) = self.clients.iter().position(|client| client.number == asked.client) {
             let client = self.clients.swap_remove(at);

@@ -96,7 +96,7 @@ fn a_machine_describes_itself_and_its_client_goes() {
     let client = rig.ask(&Request::Describe);
     assert_eq!(rig.serve(), []);
     let (answer, _) = reply(&client).unwrap();
-    assert_eq!(answer, Reply::Description(Description { facts: facts(true) }));
+    assert_eq!(answer, Reply::Description(Description { facts: facts(true), paused: false }));
     assert!(has_gone(&client));
 }
 
@@ -215,4 +215,53 @@ fn a_machine_that_does_not_answer_is_asked_a_few_times_and_reported() {
     assert_eq!(rig.serve().len(), 1);
     rig.server.serve(Instant::now() + LONG);
     assert_eq!(failure(&client), "machine a does not answer");
+}
+
+#[test]
+fn a_pause_is_described_until_the_machine_goes_on() {
+    let mut rig = Rig::new();
+    let describe = |rig: &mut Rig| {
+        let client = rig.ask(&Request::Describe);
+        rig.serve();
+        match reply(&client) {
+            Some((Reply::Description(machine), None)) => machine.paused,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (request, question, is_paused) in
+        [(Request::Pause, Question::Pause, true), (Request::Resume, Question::Resume, false)]
+    {
+        let client = rig.ask(&request);
+        assert_eq!(rig.serve(), [Wish::Ask(question)]);
+        assert_ne!(describe(&mut rig), is_paused);
+        rig.server.pass_on(Answer::Done).unwrap();
+        assert!(matches!(reply(&client), Some((Reply::Done, None))));
+        assert_eq!(describe(&mut rig), is_paused);
+    }
+    let _client = rig.ask(&Request::Pause);
+    rig.serve();
+    assert_eq!(rig.server.pass_on(picture(Size { width: 1, height: 1 }, &[0; 4])), Err(Lie::Unasked));
+}
+
+#[test]
+fn who_stops_a_machine_waits_for_its_end_and_no_longer() {
+    let mut rig = Rig::new();
+    let client = rig.ask(&Request::Stop(1500));
+    assert_eq!(rig.serve(), [Wish::Stop(Duration::from_millis(1500))]);
+    rig.server.serve(Instant::now() + LONG);
+    assert!(reply(&client).is_none() && !has_gone(&client));
+    drop(rig);
+    assert!(has_gone(&client));
+}
+
+#[test]
+fn a_paused_machine_goes_on_to_its_end() {
+    let mut rig = Rig::new();
+    let _pauses = rig.ask(&Request::Pause);
+    rig.serve();
+    rig.server.pass_on(Answer::Done).unwrap();
+    let client = rig.ask(&Request::Stop(0));
+    assert_eq!(rig.serve(), [Wish::Ask(Question::Resume), Wish::Stop(Duration::ZERO)]);
+    rig.server.pass_on(Answer::Done).unwrap();
+    assert!(reply(&client).is_none() && !has_gone(&client));
 }

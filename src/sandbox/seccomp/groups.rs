@@ -119,6 +119,7 @@ pub(super) const GROUPS: &[Group] = &[
     group("writable-share", &[Share], When::WritableShares, rules::WRITABLE_SHARE),
     group("vnc", &[Vnc], When::Vnc, rules::VNC),
     group("files", &[Io, Main], When::Files, rules::FILES),
+    group("pauses", &[Vcpu], When::Control, rules::PAUSES),
     group("control", &[Main], When::Control, rules::CONTROL),
     group("main", &[Main], When::Always, rules::MAIN),
     group("rebuild", &[Main], When::Restart, rules::REBUILD),

@@ -118,6 +118,7 @@ mod kvm {
     pub const SET_LAPIC: u64 = 0x4400_ae8f;
     pub const SET_CPUID2: u64 = 0x4008_ae90;
     pub const GET_STATS_FD: u64 = 0xaece;
+    pub const KVMCLOCK_CTRL: u64 = 0xaead;
 }
 
 /// Runs a vCPU, tells how it stands, and carries out what devices at ports do on its thread.
@@ -336,6 +337,9 @@ pub(super) const CONTROL: &[Rule] = &[
     (SYS_memfd_create, Is(1, MFD_CLOEXEC as u64)),
     (SYS_sendmsg, Any),
 ];
+
+/// A vCPU's clock knows of the pauses that commands ask for.
+pub(super) const PAUSES: &[Rule] = &[(SYS_ioctl, Request(kvm::KVMCLOCK_CTRL))];
 
 /// A command's streams: nothing takes the place of one that the command has closed.
 pub(super) const STREAMS: &[Rule] = &[(SYS_dup2, Any)];
