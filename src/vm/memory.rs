@@ -121,6 +121,11 @@ impl GuestRam {
         self.frame_buffer.as_ref()
     }
 
+    /// All memory that the guest has written, and that is saved with a machine: its RAM, and the frame buffer if there is one.
+    pub fn saved(&self) -> impl Iterator<Item = &GuestMemory> {
+        std::iter::once(&self.memory).chain(&self.frame_buffer)
+    }
+
     /// Keeps huge pages out of a range that gets a few small tables: clearing a huge one takes longer than all of them.
     fn keep_small_pages(&self, at: u64, len: u64) -> anyhow::Result<()> {
         let slice =

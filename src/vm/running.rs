@@ -53,7 +53,7 @@ pub struct Paused<'a> {
 }
 
 impl Paused<'_> {
-    /// Saves the state of devices, vCPUs, interrupt controllers, timer and clock; the memory is [`Running::ram`]'s.
+    /// Saves the state of devices, vCPUs, interrupt controllers, timer and clock; the memory is [`GuestRam::saved`].
     ///
     /// # Errors
     /// A device has something that cannot be saved, a vCPU has ended, or the host's KVM refuses a part.

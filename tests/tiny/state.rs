@@ -19,8 +19,10 @@ use devices::virtio::net::{Net, Stream};
 use devices::virtio::rng::Rng;
 use kite::backend::Backend;
 use kite::backend::disk::OpenDisk;
+use kite::backend::screen::Display;
 use kite::backend::share::SharedFolder;
 use kite::observe::trace::Timeline;
+use kite::spec::device::{DeviceSpec, ScreenSpec};
 use kite::spec::{MachineSpec, disk};
 use kite::vm::load::Guest;
 use kite::vm::machine::{Machine, Running};
@@ -29,15 +31,17 @@ use kite::vm::snapshot::MachineState;
 use kvm_ioctls::Kvm;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::support::guest::{Elf, RESULTS};
 use crate::support::{guarded, kvm, skipped, until};
 use crate::virtio::ASKS_FOR_ENTROPY_FOR_EVER;
 
 const RAM: u64 = 64 << 20;
+/// The screen that a machine has.
+const SCREEN: ScreenSpec = ScreenSpec { width: 64, height: 64 };
 /// How many virtio devices a machine has.
-const DEVICES: u32 = 6;
+const DEVICES: u32 = 9;
 /// How many devices its chipset has: serial port, clock, keyboard controller, power management, pvpanic.
 const CHIPSET: usize = 5;
 /// MSRs that go on while a machine is still: the TSC, and Hyper-V's run time and reference counter, which KVM always has.
@@ -68,6 +72,7 @@ impl console::Host for NoReader {
 struct Backends {
     disk: OpenDisk,
     share: SharedFolder,
+    display: Display,
     /// The host's end of the network's socket is never read.
     network: (UnixStream, UnixStream),
     /// What their memory has, in bytes.
@@ -88,7 +93,8 @@ impl Backends {
         let disk = disk::parse(disk).unwrap().open(0, 2).unwrap();
         let share = Share::new("share", File::open(files.path()).unwrap().into(), true);
         let share = SharedFolder::new(0, Arc::new(share));
-        Self { disk, share, network: UnixStream::pair().unwrap(), memory, _files: files }
+        let (display, network) = (Display::new(SCREEN.size()).unwrap(), UnixStream::pair().unwrap());
+        Self { disk, share, display, network, memory, _files: files }
     }
 
     /// A new device of each kind, for a machine with `ram`.
@@ -97,19 +103,22 @@ impl Backends {
         let port = Arc::new(Port::new("port", Box::new(NoReader)).unwrap());
         let balloon = Balloon::new(Arc::new(Target::new().unwrap()));
         let stream = Stream::new(self.network.0.try_clone().unwrap(), None).unwrap();
-        vec![
+        let mut devices = vec![
             self.disk.device(ram).unwrap(),
             Box::new(Net::new("net0", Box::new(stream), [2, 0, 0, 0, 0, 1])),
             self.share.device(ram).unwrap(),
             Box::new(Console::new(Some(hvc), vec![port])),
             Box::new(balloon),
             Box::new(Rng),
-        ]
+        ];
+        devices.extend(self.display.backends().iter().map(|backend| backend.device(ram).unwrap()));
+        devices
     }
 
     /// A machine of two vCPUs with every device, and its memory.
     fn machine(&self, kvm: &Kvm) -> (Machine, Arc<GuestRam>) {
-        let ram = Arc::new(GuestRam::new(self.memory).unwrap());
+        let ram = GuestRam::new(self.memory).unwrap();
+        let ram = Arc::new(ram.with_frame_buffer(SCREEN.frame_buffer().len()).unwrap());
         let (console, devices) = (Box::new(NoReader), self.devices(&ram));
         let machine =
             Machine::build(kvm, &self.spec(), ram.clone(), console, devices, &Timeline::default()).unwrap();
@@ -117,7 +126,8 @@ impl Backends {
     }
 
     fn spec(&self) -> MachineSpec {
-        MachineSpec { cpus: 2, memory: self.memory, ..MachineSpec::default() }
+        let devices = vec![DeviceSpec::Screen(SCREEN)];
+        MachineSpec { cpus: 2, memory: self.memory, devices, ..MachineSpec::default() }
     }
 
     /// Boots `guest`.
@@ -133,6 +143,7 @@ impl Backends {
         let guest = Guest { image: &image, initrd, cmdline, module: "" };
         let info = guest.load(&self.spec(), DEVICES, &ram, &Timeline::default()).unwrap();
         machine.boot(&image, info).unwrap();
+        self.display.begin(machine.vm());
         let running = machine.start().unwrap();
         running.release();
         running
@@ -141,9 +152,14 @@ impl Backends {
     /// A new machine that goes on where `state` and the memory of `from` are.
     fn load(&self, kvm: &Kvm, state: &MachineState, from: &Running) -> Running {
         let (mut machine, ram) = self.machine(kvm);
-        let mut all = vec![0; self.memory as usize];
-        from.ram().memory().read_slice(&mut all, GuestAddress(0)).unwrap();
-        ram.memory().write_slice(&all, GuestAddress(0)).unwrap();
+        for (from, to) in from.ram().saved().zip(ram.saved()) {
+            for region in from.iter() {
+                let mut all = vec![0; region.len() as usize];
+                from.read_slice(&mut all, region.start_addr()).unwrap();
+                to.write_slice(&all, region.start_addr()).unwrap();
+            }
+        }
+        self.display.begin(machine.vm());
         machine.load(state).unwrap();
         machine.start().unwrap()
     }
@@ -279,6 +295,59 @@ fn a_driver_s_requests_go_on_in_loaded_machines() {
         }
         let before = used(&running);
         until("the last machine's requests to be answered", || used(&running) != before);
+        assert!(running.exit().reason().is_none(), "{:?}", running.exit().reason());
+    });
+}
+
+guest!(
+    // Each pixel is its number; then it counts in the first.
+    COUNTS_ON_THE_SCREEN,
+    map_apics!(),
+    "mov ebx, 0x201800
+     mov dword ptr [rbx], 0xe0000083
+     mov edi, 0xe0000000
+     xor eax, eax
+     2: mov [rdi + rax * 4], eax
+     inc eax
+     cmp eax, 4096
+     jb 2b
+     mov ebx, 0x200000
+     3: inc dword ptr [rdi]
+     mov eax, [rdi]
+     mov [rbx], rax
+     jmp 3b"
+);
+
+#[test]
+fn a_loaded_machine_shows_what_was_on_the_screen_and_draws_on() {
+    needs!(kvm());
+    guarded(|| {
+        let kvm = kite::vm::open_kvm().unwrap();
+        let backends = Backends::new();
+        let mut running = backends.boot(&kvm, &COUNTS_ON_THE_SCREEN);
+        let shown = || {
+            let (surface, mut pixels) = (backends.display.screen().surface(), vec![0; 64 * 64]);
+            (0..64).zip(pixels.chunks_mut(64)).for_each(|(y, row)| surface.read(0, y, row));
+            pixels
+        };
+        for _ in 0..3 {
+            let before = counter(&running);
+            until("the guest to count", || counter(&running) > before + 1000);
+            let mut paused = running.pause().unwrap();
+            let saved = paused.save(&kvm).unwrap();
+            let picture = shown();
+            assert!(picture[1..].iter().copied().eq(1..4096), "{picture:x?}");
+            let next = backends.load(&kvm, &saved, &running);
+            drop(paused);
+            drop(running);
+            assert!(shown() == picture, "the picture is another");
+            let mut viewer = backends.display.screen().attach().unwrap();
+            assert!(viewer.look().replaced);
+            next.release();
+            // What is known of changes is pages.
+            until("the loaded guest to draw", || viewer.look().rows == [0..16]);
+            running = next;
+        }
         assert!(running.exit().reason().is_none(), "{:?}", running.exit().reason());
     });
 }
