@@ -3,14 +3,14 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use super::{Fixture, kernel};
@@ -40,7 +40,8 @@ pub(super) fn kite(fixture: &Fixture, kernel: &Kernel) -> Result<Command> {
 
 /// Runs a command to its end, with this input.
 pub(super) fn ended(mut command: Command, input: &[u8]) -> Result<Ended> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // In a group of its own, so that a shell that is ended takes what it has started along.
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("starting kite")?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     std::thread::scope(|scope| {
@@ -50,7 +51,10 @@ pub(super) fn ended(mut command: Command, input: &[u8]) -> Result<Ended> {
         });
         let stdout = scope.spawn(|| all(stdout));
         let stderr = scope.spawn(|| all(stderr));
-        let code = wait(&mut child)?;
+        let code = wait(&mut child).inspect_err(|_| {
+            // Whoever holds its streams would be waited for.
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+        })?;
         let stdout = stdout.join().unwrap_or_default();
         let stderr = String::from_utf8_lossy(&stderr.join().unwrap_or_default()).into_owned();
         Ok(Ended { code, stdout, stderr })
