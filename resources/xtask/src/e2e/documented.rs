@@ -40,6 +40,8 @@ const BEFORE_BOOT: &str = "kite bench boot --runs 3 --json before.json && kite b
 
 /// The first that fits counts.
 const SPECIALS: &[Special] = &[
+    // A manual of a benchmark is none.
+    Special { words: "kite man", ..USUAL },
     Special { words: "-- uname", said: "deb", ..USUAL },
     Special { words: "git bisect run", said: "is the first bad commit", ..USUAL },
     Special { words: "cat /etc/os-release", said: "Debian", ..USUAL },
