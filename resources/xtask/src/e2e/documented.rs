@@ -93,11 +93,11 @@ const SPECIALS: &[Special] = &[
         codes: &[0, 1],
         ..USUAL
     },
-    Special { words: "--runs 30", changes: &[("--runs 30", "--runs 3")], said: "power_off", ..USUAL },
+    Special { words: "--runs 30", changes: &[("--runs 30", "--runs 3")], said: "power off", ..USUAL },
     Special {
         words: "bench boot",
         changes: &[("bench boot", "bench boot --runs 3")],
-        said: "power_off",
+        said: "power off",
         ..USUAL
     },
 ];

@@ -111,7 +111,7 @@ podman exec exec no-such-program; echo $?
 podman exec exec /data; echo $?
 podman exec exec sh -c 'kill -KILL $$'; echo $?
 podman exec exec sh -c 'cat /proc/1/comm; echo $(($$ > 1)); echo to the rest >/made'
-podman exec --detach exec sh -c 'cp /made /made-too'
+podman exec --detach exec sh -c 'cp /made /made-too' >/dev/null
 for _ in $(seq 100); do podman exec exec cat /made-too 2>/dev/null && break; done
 for n in 1 2 3 4 5 6; do podman exec exec sh -c "sleep 1; echo $n" & done | sort; wait
 podman exec exec head -c 2000000 /dev/zero | sha256sum
