@@ -12,6 +12,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getegid, geteuid};
 
 use super::channel::{self, Inbox, ToVm, VmEnd};
+use crate::host::exit_code;
 
 /// The namespaces beside the user's.
 const OTHERS: i32 =
@@ -62,6 +63,10 @@ pub(super) fn fork<T>(
         None => {
             drop(supervisor);
             set_pdeathsig(Signal::SIGKILL).context("cannot follow the supervisor")?;
+            if vm.is_alone() {
+                // It has gone before that: no signal comes any more, and there is no one to say it to.
+                std::process::exit(exit_code::FAILED.into());
+            }
             let all_users = vm.wait_to_begin()?;
             let (user, others) = (flags & libc::CLONE_NEWUSER != 0, flags & OTHERS != 0);
             let apart = Apart { user, others, all_users };

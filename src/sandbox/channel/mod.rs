@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 pub(super) use inbox::{Inbox, Lie};
 use message::Message;
@@ -119,6 +120,13 @@ const MOMENT: Duration = if cfg!(test) { Duration::from_millis(10) } else { Dura
 const GONE: &str = "the supervisor has gone";
 
 impl VmEnd {
+    /// Whether the supervisor has gone, whatever it has sent before.
+    pub fn is_alone(&self) -> bool {
+        let mut socket = [PollFd::new(self.as_fd(), PollFlags::empty())];
+        poll(&mut socket, PollTimeout::ZERO).is_ok()
+            && socket[0].revents().is_some_and(|it| it.contains(PollFlags::POLLHUP))
+    }
+
     /// Waits until this process's namespaces are set up; answers whether every user of the host is a user there.
     ///
     /// # Errors
@@ -208,6 +216,17 @@ mod tests {
         assert_eq!(answer(Some(ToVm::NotLocked("no layer".to_owned()))), Err("no layer".to_owned()));
         assert!(answer(Some(ToVm::Begin { all_users: true })).unwrap_err().ends_with("instead"));
         assert_eq!(answer(None), Err(GONE.to_owned()));
+    }
+
+    #[test]
+    fn a_supervisor_that_has_gone_is_noticed_whatever_it_has_sent() {
+        let (supervisor, vm) = pair().unwrap();
+        assert!(!vm.is_alone());
+        supervisor.send(&ToVm::Begin { all_users: false }).unwrap();
+        assert!(!vm.is_alone());
+        drop(supervisor);
+        assert!(vm.is_alone());
+        assert_eq!(vm.wait_to_begin().ok(), Some(false));
     }
 
     #[test]
