@@ -49,8 +49,9 @@ const RUNNING_MSRS: [u64; 3] = [0x10, 0x4000_0010, 0x4000_0020];
 /// SYSENTER_ESP and SYSENTER_EIP: on AMD's processors, whose 64-bit mode has no SYSENTER, KVM answers with 64 bits what a
 /// guest has set, and takes 32.
 const SYSENTER_MSRS: [u64; 2] = [0x175, 0x176];
-/// The registers of the local APIC that its timer counts down.
-const CURRENT_COUNT: std::ops::Range<usize> = 0x390..0x394;
+/// Registers of the local APIC that change by themselves: the count that its timer counts down, and the processor's priority,
+/// which follows from others and which KVM computes when it needs it (Intel SDM volume 3, §11.8.3.1).
+const CHANGING: [std::ops::Range<usize>; 2] = [0x390..0x394, 0xa0..0xa4];
 
 /// Where the guest's driver has the used ring's index.
 const USED_INDEX: u64 = 0x22_2002;
@@ -181,7 +182,7 @@ fn settled(state: &MachineState) -> Value {
             (format!("{index:#x}"), json!(value))
         });
         vcpu["msrs"] = settled.collect();
-        for byte in CURRENT_COUNT {
+        for byte in CHANGING.into_iter().flatten() {
             vcpu["lapic"][byte] = json!(0);
         }
     }
