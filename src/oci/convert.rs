@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use nix::mount::MsFlags;
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::sys::sysinfo::sysinfo;
 
 use super::config::{self, Config, Mount, Process};
@@ -196,7 +197,7 @@ fn mount_spec(mount: &Mount, bundle: &Path, stage: &mut Stage<'_>) -> anyhow::Re
     let at = &mount.destination;
     let what = || format!("mounts: {}", at.display());
     ensure!(at.is_absolute() && !at.to_string_lossy().contains('\0'), "{}: it does not begin with /", what());
-    let (flags, data) = options(&mount.options);
+    let (flags, mut data) = options(&mount.options);
     let is_bind = mount.options.iter().any(|option| option == "bind" || option == "rbind");
     let kind = mount.kind.as_deref().unwrap_or_default();
     let source = if is_bind || kind == "bind" {
@@ -204,7 +205,10 @@ fn mount_spec(mount: &Mount, bundle: &Path, stage: &mut Stage<'_>) -> anyhow::Re
             bundle.join(mount.source.as_deref().with_context(|| format!("{}: it has no source", what()))?);
         // What a program shares by memory would not be shared: a folder's files are not mapped in two kernels at once.
         match at == Path::new("/dev/shm") {
-            true => MountSource::Kernel("tmpfs".to_owned()),
+            true => {
+                data = shared_memory(&source);
+                MountSource::Kernel("tmpfs".to_owned())
+            }
             false => bind(&source, !flags.contains(MsFlags::MS_RDONLY), stage).with_context(what)?,
         }
     } else {
@@ -212,8 +216,15 @@ fn mount_spec(mount: &Mount, bundle: &Path, stage: &mut Stage<'_>) -> anyhow::Re
         ensure!(!kind.is_empty() && kind.bytes().all(fits), "{}: it has no type of file system", what());
         MountSource::Kernel(if kind == "cgroup" { "cgroup2".to_owned() } else { kind.to_owned() })
     };
-    let data = if matches!(source, MountSource::Kernel(_)) && !is_bind { data } else { String::new() };
+    let data = if matches!(source, MountSource::Kernel(_)) { data } else { String::new() };
     Ok(MountSpec { source, at: at.clone(), flags: flags.bits(), data })
+}
+
+/// The options of the guest's own shared memory in the place of the engine's, which is as large.
+fn shared_memory(source: &Path) -> String {
+    let engines = statfs(source).ok().filter(|it| it.filesystem_type() == TMPFS_MAGIC);
+    let size = engines.map(|it| it.blocks().saturating_mul(it.block_size() as u64)).filter(|size| *size > 0);
+    format!("mode=1777{}", size.map(|size| format!(",size={size}")).unwrap_or_default())
 }
 
 fn bind(source: &Path, writable: bool, stage: &mut Stage<'_>) -> anyhow::Result<MountSource> {
