@@ -6,6 +6,7 @@ pub mod bus;
 pub mod chipset;
 pub mod device;
 pub mod irq;
+pub mod pci;
 pub mod screen;
 #[cfg(test)]
 mod testing;
