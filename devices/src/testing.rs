@@ -52,7 +52,7 @@ const WIDTHS: [usize; 7] = [0, 1, 2, 3, 4, 8, 64];
 
 /// Every register and some beyond, with every width and every value, then a long random walk over the same;
 /// `check` looks at the device after each access.
-pub fn storm<D: BusDevice>(device: &mut D, len: u64, seed: u64, mut check: impl FnMut(&mut D)) {
+pub fn storm<D: BusDevice + ?Sized>(device: &mut D, len: u64, seed: u64, mut check: impl FnMut(&mut D)) {
     let offsets: Vec<u64> = (0..len + 2).chain([1 << 32, u64::MAX]).collect();
     let mut data = [0; 64];
     for offset in &offsets {

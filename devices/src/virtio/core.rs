@@ -118,6 +118,11 @@ impl Virtio {
         self.selected.queue = index;
     }
 
+    /// The index of the selected queue, which need not exist.
+    pub fn selected_index(&self) -> u32 {
+        self.selected.queue
+    }
+
     /// The selected queue, if it exists.
     pub fn selected_queue(&self) -> Option<&Queue> {
         self.queue(self.selected.queue as usize)
@@ -138,6 +143,11 @@ impl Virtio {
         self.selected.device_features = page;
     }
 
+    /// Which 32 of the offered features are selected.
+    pub fn selected_device_features(&self) -> u32 {
+        self.selected.device_features
+    }
+
     /// The selected features that are offered.
     pub fn device_features(&self) -> u32 {
         self.features().checked_shr(self.selected.device_features.saturating_mul(32)).unwrap_or(0) as u32
@@ -146,6 +156,16 @@ impl Virtio {
     /// The driver selects which 32 features it accepts next.
     pub fn select_driver_features(&mut self, page: u32) {
         self.selected.driver_features = page;
+    }
+
+    /// Which 32 of the accepted features are selected.
+    pub fn selected_driver_features(&self) -> u32 {
+        self.selected.driver_features
+    }
+
+    /// The selected features that the driver has accepted.
+    pub fn driver_features(&self) -> u32 {
+        self.driver_features.checked_shr(self.selected.driver_features.saturating_mul(32)).unwrap_or(0) as u32
     }
 
     /// The driver accepts features of the selected page. What is not offered is not taken, and then FEATURES_OK is not

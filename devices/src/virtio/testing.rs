@@ -6,6 +6,7 @@
 
 mod contract;
 pub mod devices;
+mod face;
 #[cfg(test)]
 pub mod heap;
 mod ram;
@@ -13,7 +14,6 @@ mod watch;
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -22,14 +22,16 @@ use virtio_bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::transport::mmio::{InterruptLine, Mmio};
+use super::transport::pci::VirtioFunction;
 use super::{Notify, Virtio, VirtioDevice};
 use crate::GuestMemory;
 use crate::bus::BusDevice;
 use crate::device::{Device, Error, State};
-use crate::irq::Line;
+use crate::pci::testing::Sent;
+use face::Face;
 
 pub use contract::{INDIRECT, every_queue_serves, queue_serves};
+pub use face::{REGION_BASE, Transport};
 pub use ram::{CANARY, RAM, fill, memory};
 pub use watch::{alone, files_and_threads, lines_logged, watched};
 
@@ -50,16 +52,6 @@ pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 pub const UP: u32 = 0xf;
 /// DEVICE_NEEDS_RESET.
 pub const NEEDS_RESET: u32 = 0x40;
-
-/// Counts edges.
-#[derive(Clone, Default)]
-struct Edges(Arc<AtomicU64>);
-
-impl Line for Edges {
-    fn pulse(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 /// Remembers kicks until they are served.
 #[derive(Default)]
@@ -93,22 +85,22 @@ impl Notify for Kicks {
 /// A device, its transport, and what the host sees of both.
 struct Board {
     virtio: Arc<Mutex<Virtio>>,
-    mmio: Mmio,
-    edges: Edges,
+    face: Box<dyn Face>,
     kicks: Arc<Kicks>,
     sources: usize,
 }
 
 impl Board {
-    fn new(memory: &GuestMemory, make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
+    fn new(
+        transport: Transport,
+        memory: &GuestMemory,
+        make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>,
+    ) -> Self {
         let device = make(memory);
         let sources = device.sources().len();
-        let (edges, kicks) = (Edges::default(), Arc::<Kicks>::default());
-        let line = Arc::new(InterruptLine::new(Box::new(edges.clone())));
-        let virtio = Virtio::new(device, memory.clone(), line.clone(), kicks.clone());
-        let virtio = Arc::new(Mutex::new(virtio));
-        let mmio = Mmio::new(virtio.clone(), line, kicks.clone());
-        Self { virtio, mmio, edges, kicks, sources }
+        let kicks = Arc::<Kicks>::default();
+        let (virtio, face) = face::board(transport, device, memory, &kicks);
+        Self { virtio, face, kicks, sources }
     }
 }
 
@@ -120,8 +112,8 @@ pub struct Driver {
     pub virtio: Arc<Mutex<Virtio>>,
     /// What RAM should hold.
     account: RefCell<ram::Account>,
-    mmio: Mmio,
-    edges: Edges,
+    transport: Transport,
+    face: Box<dyn Face>,
     kicks: Arc<Kicks>,
     sources: usize,
     /// The size that [`Self::set_up`] gives queues, at most.
@@ -140,16 +132,20 @@ pub struct Driver {
 pub type Raw = (u64, u32, u16, u16);
 
 impl Driver {
-    /// A driver of the device that `make` makes for its memory.
+    /// A driver of the device that `make` makes for its memory, over MMIO.
     pub fn new(make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
-        Self::within(memory(), make)
+        Self::over(Transport::Mmio, memory(), make)
     }
 
-    /// A driver in `memory`, which is as [`memory`] makes it.
-    pub fn within(memory: GuestMemory, make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Self {
+    /// A driver over `transport` in `memory`, which is as [`memory`] makes it.
+    pub fn over(
+        transport: Transport,
+        memory: GuestMemory,
+        make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>,
+    ) -> Self {
         watch::count_lines();
         lines_logged();
-        let Board { virtio, mmio, edges, kicks, sources } = Board::new(&memory, make);
+        let Board { virtio, face, kicks, sources } = Board::new(transport, &memory, make);
         let (count, id) = {
             let virtio = virtio.lock().unwrap_or_else(PoisonError::into_inner);
             (virtio.queue_count(), virtio.device().kind().id)
@@ -161,8 +157,8 @@ impl Driver {
             memory,
             virtio,
             account: account.into(),
-            mmio,
-            edges,
+            transport,
+            face,
             kicks,
             sources,
             size: 64,
@@ -182,9 +178,11 @@ impl Driver {
         make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>,
     ) -> Result<State, Error> {
         let saved = self.lock().save()?;
-        let Board { virtio, mmio, edges, kicks, sources } = Board::new(&self.memory, make);
-        (self.virtio, self.mmio, self.kicks, self.sources) = (virtio, mmio, kicks, sources);
-        self.edges = edges;
+        let face = self.face.save();
+        let board = Board::new(self.transport, &self.memory, make);
+        (self.virtio, self.face, self.kicks, self.sources) =
+            (board.virtio, board.face, board.kicks, board.sources);
+        self.face.load(face);
         self.lock().load(saved.clone()).expect("a device loads what it saved");
         assert_eq!(self.interrupts(), 0, "a device that is loaded waits for its resumption");
         assert_eq!(self.lock().save().expect("it has just been loaded"), saved);
@@ -198,33 +196,47 @@ impl Driver {
         self.virtio.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads a register.
+    /// Reads a register, which goes by its name over MMIO whatever the transport.
     pub fn get(&mut self, register: u32) -> u32 {
-        let mut data = [0; 4];
-        self.mmio.read(register.into(), &mut data);
-        u32::from_le_bytes(data)
+        self.face.get(register)
     }
 
     /// Writes a register. A kick waits for [`Self::serve`].
     pub fn set(&mut self, register: u32, value: u32) {
-        self.mmio.write(register.into(), &value.to_le_bytes());
+        self.face.set(register, value);
     }
 
     /// The register window, for accesses of any kind.
-    pub fn window(&mut self) -> &mut Mmio {
-        &mut self.mmio
+    pub fn window(&mut self) -> &mut dyn BusDevice {
+        self.face.as_mut()
+    }
+
+    /// Where in the window the device's own configuration begins.
+    pub fn config_start(&self) -> u64 {
+        self.face.config_start()
+    }
+
+    /// What is between driver and device.
+    pub fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    /// The PCI function, and what it has sent.
+    pub fn function(&mut self) -> (&mut VirtioFunction, &Sent) {
+        self.face.function().expect("a test asks for it over PCI")
     }
 
     /// Reads `len` bytes of the configuration space from `offset` on.
     pub fn config(&mut self, offset: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
-        self.mmio.read(u64::from(VIRTIO_MMIO_CONFIG) + offset, &mut data);
+        let start = self.config_start();
+        self.window().read(start + offset, &mut data);
         data
     }
 
     /// How many interrupts there were since the last call.
     pub fn interrupts(&mut self) -> u64 {
-        self.edges.0.swap(0, Ordering::SeqCst)
+        self.face.take_interrupts()
     }
 
     /// What is offered (register DeviceFeatures).
@@ -240,6 +252,7 @@ impl Driver {
     pub fn negotiate(&mut self, features: u64) -> bool {
         self.set(VIRTIO_MMIO_STATUS, 0);
         self.account.borrow_mut().settle(&self.memory);
+        self.face.prepare();
         self.set(VIRTIO_MMIO_STATUS, 1);
         self.set(VIRTIO_MMIO_STATUS, 3);
         for page in [0, 1] {
@@ -265,6 +278,7 @@ impl Driver {
             self.set(register, address as u32);
             self.set(register + 4, (address >> 32) as u32);
         }
+        self.face.assign(index);
         self.set(VIRTIO_MMIO_QUEUE_READY, 1);
         (self.avail[index], self.next[index], self.seen[index]) = (0, 0, 0);
         self.sizes[index] = size;

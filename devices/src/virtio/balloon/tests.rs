@@ -8,7 +8,6 @@ use virtio_bindings::virtio_mmio::{
 
 use super::super::testing::{BUFFERS, CANARY, Driver, RAM, UP};
 use super::*;
-use crate::bus::BusDevice;
 
 /// Where the guest writes its lists.
 const LIST: u64 = BUFFERS + 0xf_0000;

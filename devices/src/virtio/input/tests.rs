@@ -6,7 +6,6 @@ use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 
 use super::super::testing::{BUFFERS, Driver, heap};
 use super::*;
-use crate::bus::BusDevice;
 use crate::screen::{ABS_MAX, Button};
 
 type Which = fn(&Inputs) -> InputDevice;

@@ -19,7 +19,7 @@ use crate::virtio::input::{InputDevice, Inputs};
 use crate::virtio::net::{Backend, HEADER, Net, Room};
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::devices::{Echo, Later};
-use crate::virtio::testing::{Driver, every_queue_serves, queue_serves};
+use crate::virtio::testing::{Driver, Transport, every_queue_serves, memory, queue_serves};
 use crate::virtio::{Chain, Error, Kind, Queues, Source, VirtioDevice};
 
 /// A device under attack.
@@ -35,8 +35,8 @@ pub struct Device {
 
 impl Device {
     /// A driver of a new one, which is not up.
-    pub fn driver(&self) -> Driver {
-        Driver::new(self.make)
+    pub fn driver(&self, transport: Transport) -> Driver {
+        Driver::over(transport, memory(), self.make)
     }
 }
 

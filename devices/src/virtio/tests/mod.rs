@@ -1,9 +1,10 @@
-//! A hostile driver against the core: every case through the real transport, with every device behind it, and the
+//! A hostile driver against the core: every case through each real transport, with every device behind it, and the
 //! contract checked after each ([`Driver::assert_contract`]).
 
 mod chains;
 mod devices;
 mod features;
+mod pci;
 mod queues;
 mod race;
 mod registers;
@@ -14,7 +15,7 @@ mod status;
 
 use virtio_bindings::virtio_mmio::*;
 
-use super::testing::{Driver, MODERN, NEEDS_RESET, UP, heap, watched};
+use super::testing::{Driver, MODERN, NEEDS_RESET, Transport, UP, heap, watched};
 use devices::{DEVICES, Device};
 
 /// What the device may allocate in one case: the harness's own lists are in it.
@@ -32,17 +33,27 @@ const QUEUE_REGISTERS: [u32; 8] = [
     VIRTIO_MMIO_QUEUE_READY,
 ];
 
-/// Runs `attack` against each device, which is up, and holds it to its contract.
+/// Each device over each transport.
+fn every() -> impl Iterator<Item = (Device, Transport)> {
+    Transport::ALL.into_iter().flat_map(|transport| DEVICES.into_iter().map(move |it| (it, transport)))
+}
+
+/// Runs `attack` against each device over each transport, which is up, and holds it to its contract.
 fn attack(name: &str, attack: impl Fn(&mut Driver)) {
     attack_each(name, |_, driver| attack(driver));
 }
 
-/// As [`attack`], which is told what the device is.
+/// As [`attack`], which is given the device too.
 fn attack_each(name: &str, attack: impl Fn(&Device, &mut Driver)) {
+    Transport::ALL.into_iter().for_each(|transport| attack_over(transport, name, &attack));
+}
+
+/// As [`attack_each`], over one transport.
+fn attack_over(transport: Transport, name: &str, attack: impl Fn(&Device, &mut Driver)) {
     for device in DEVICES {
-        let name = format!("{name} of {}", device.name);
+        let name = format!("{name} of {} over {transport:?}", device.name);
         watched(&name, || {
-            let mut driver = device.driver();
+            let mut driver = device.driver(transport);
             driver.start(0);
             let ((), peak) = heap::peak(|| attack(&device, &mut driver));
             assert!(peak <= MOST_HEAP, "{name}: {peak} bytes");

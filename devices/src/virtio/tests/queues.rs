@@ -1,8 +1,9 @@
 //! Queues that are not there, or are set up as no driver would (virtio 1.2 §4.2.2 and §4.2.3.2).
 
 use virtio_bindings::virtio_mmio::*;
+use virtio_queue::QueueT;
 
-use super::{DEVICES, QUEUE_REGISTERS, assert_needs_reset, attack, start_with};
+use super::{QUEUE_REGISTERS, assert_needs_reset, attack, every, start_with};
 use crate::virtio::testing::{BUFFERS, Driver, MODERN, UP, lines_logged, watched};
 
 #[test]
@@ -29,8 +30,7 @@ fn a_queue_that_is_not_there_reads_as_nothing() {
 #[test]
 fn a_size_that_is_none_is_not_taken() {
     attack("QueueNum", |driver| {
-        driver.set(VIRTIO_MMIO_QUEUE_SEL, 0);
-        let max = driver.get(VIRTIO_MMIO_QUEUE_NUM_MAX);
+        let max = driver.lock().queue(0).map_or(0, |queue| queue.max_size().into());
         for size in [0, 3, 17, max + 1, max * 2, 0xffff, 0x1_0000, 0x1_0010, 0x8000_0000, u32::MAX] {
             start_with(driver, |driver| driver.set(VIRTIO_MMIO_QUEUE_NUM, size));
             assert_eq!(driver.status(), UP);
@@ -45,9 +45,9 @@ fn a_size_that_is_none_is_not_taken() {
 
 #[test]
 fn a_queue_of_one_entry_works() {
-    for device in DEVICES {
+    for (device, transport) in every() {
         watched(device.name, || {
-            let mut driver = device.driver();
+            let mut driver = device.driver(transport);
             driver.size = 1;
             driver.start(0);
             for _ in 0..5 {
@@ -149,9 +149,9 @@ fn rings_that_overlap_do_no_harm() {
 
 #[test]
 fn rings_at_the_ends_of_ram_work() {
-    for device in DEVICES {
+    for (device, transport) in every() {
         watched(device.name, || {
-            let mut driver = device.driver();
+            let mut driver = device.driver(transport);
             // 16 entries: 256 bytes of descriptors, 38 of avail ring, 134 of used ring.
             let [desc, avail, used] = [0xf_ff00, 0x20_0000, 0x2f_ff78];
             start_with(&mut driver, |driver| {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{Bytes, GuestAddress};
 
-use super::devices::DEVICES;
+use super::every;
 use crate::GuestMemory;
 use crate::testing::Random;
 use crate::virtio::testing::devices::Later;
@@ -39,9 +39,9 @@ fn scribble(memory: &GuestMemory, [desc, avail, _]: [u64; 3], seed: u64, stop: &
 
 #[test]
 fn a_processor_that_rewrites_the_rings_meanwhile_does_no_harm() {
-    for device in DEVICES {
+    for (device, transport) in every() {
         watched(device.name, || {
-            let mut driver = device.driver();
+            let mut driver = device.driver(transport);
             let (memory, rings, stop) = (driver.memory.clone(), driver.rings(0), AtomicBool::new(false));
             driver.start(0);
             std::thread::scope(|scope| {

@@ -2,11 +2,10 @@
 
 use virtio_bindings::virtio_mmio::*;
 
-use super::{DEVICES, QUEUE_REGISTERS, attack};
-use crate::bus::BusDevice;
+use super::{QUEUE_REGISTERS, attack, attack_over, every};
 use crate::testing::{Random, storm};
 use crate::virtio::testing::devices::Echo;
-use crate::virtio::testing::{Driver, UP, lines_logged, watched};
+use crate::virtio::testing::{Driver, Transport, UP, lines_logged, watched};
 
 const READ_ONLY: [u32; 13] = [
     VIRTIO_MMIO_MAGIC_VALUE,
@@ -36,7 +35,7 @@ const WRITE_ONLY: [u32; 6] = [
 
 #[test]
 fn registers_keep_to_their_direction() {
-    attack("direction", |driver| {
+    attack_over(Transport::Mmio, "direction", |_, driver| {
         for register in READ_ONLY {
             let before = driver.get(register);
             driver.set(register, !before);
@@ -51,7 +50,7 @@ fn registers_keep_to_their_direction() {
 
 #[test]
 fn registers_are_four_bytes_wide_and_aligned() {
-    attack("width", |driver| {
+    attack_over(Transport::Mmio, "width", |_, driver| {
         let mut wide = [0xee; 8];
         for width in [0, 1, 2, 3, 5, 8] {
             driver.window().write(VIRTIO_MMIO_STATUS.into(), &[0; 8][..width]);
@@ -71,7 +70,7 @@ fn registers_are_four_bytes_wide_and_aligned() {
 fn the_configuration_space_ends_where_it_does() {
     attack("config", |driver| {
         let len = driver.lock().device().config().len() as u64;
-        let start = u64::from(VIRTIO_MMIO_CONFIG);
+        let start = driver.config_start();
         for at in [0, len.saturating_sub(1), len, len + 1, 0xeff, 0xfff, 1 << 32, u64::MAX - start - 1] {
             let mut data = [0xee; 8];
             driver.window().write(start + at, &[0x55; 8]);
@@ -98,8 +97,8 @@ fn the_driver_writes_what_the_device_leaves_it_of_the_configuration_space() {
 
 #[test]
 fn any_access_anywhere_does_no_harm() {
-    for device in DEVICES {
-        let mut driver = device.driver();
+    for (device, transport) in every() {
+        let mut driver = device.driver(transport);
         driver.start(0);
         watched(device.name, || {
             // With the rings where RAM begins: what the storm sets up is no queue, or one in the driver's own RAM.
@@ -115,8 +114,8 @@ fn any_access_anywhere_does_no_harm() {
 /// Registers in any order, most of the values such as have a meaning.
 #[test]
 fn registers_in_any_order_do_no_harm() {
-    for device in DEVICES {
-        let mut driver = device.driver();
+    for (device, transport) in every() {
+        let mut driver = device.driver(transport);
         let mut random = Random::new(11);
         for _ in 0..100 {
             watched(device.name, || {

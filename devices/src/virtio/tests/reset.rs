@@ -2,7 +2,7 @@
 
 use virtio_bindings::virtio_mmio::*;
 
-use super::{DEVICES, attack};
+use super::{attack, every};
 use crate::virtio::testing::{BUFFERS, alone, files_and_threads, heap};
 
 #[test]
@@ -59,8 +59,8 @@ fn settling_completes_what_is_in_flight() {
 #[test]
 fn a_thousand_resets_leave_no_file_thread_or_memory_behind() {
     alone("virtio::tests::reset::a_thousand_resets_leave_no_file_thread_or_memory_behind", || {
-        for device in DEVICES {
-            let mut driver = device.driver();
+        for (device, transport) in every() {
+            let mut driver = device.driver(transport);
             let mut cycle = |count: usize| {
                 driver.start(0);
                 (0..count % 5).for_each(|_| _ = driver.add(0, &[(BUFFERS, 64, true)]));

@@ -4,9 +4,9 @@
 use serde_json::{Value, json};
 use virtio_bindings::virtio_mmio::*;
 
-use super::{DEVICES, Device, attack_each, watched};
+use super::{DEVICES, Device, attack_each, every, watched};
 use crate::device::{Device as _, Error, State};
-use crate::virtio::testing::{BUFFERS, Driver, MODERN, NEEDS_RESET, UP, lines_logged};
+use crate::virtio::testing::{BUFFERS, Driver, MODERN, NEEDS_RESET, Transport, UP, lines_logged};
 
 /// Reloads the driver's device, which can be saved.
 fn reload(device: &Device, driver: &mut Driver) -> Value {
@@ -15,8 +15,8 @@ fn reload(device: &Device, driver: &mut Driver) -> Value {
 
 #[test]
 fn a_device_is_the_same_after_it_was_saved_and_loaded_at_any_stage_of_its_driver() {
-    for device in DEVICES {
-        let mut driver = device.driver();
+    for (device, transport) in every() {
+        let mut driver = device.driver(transport);
         for status in [0, 1, 3, 0xb] {
             driver.set(VIRTIO_MMIO_STATUS, status);
             for selector in
@@ -131,10 +131,10 @@ fn mutations(value: &Value) -> Vec<Value> {
 
 #[test]
 fn whatever_a_file_says_is_refused_or_a_state_that_the_device_can_have() {
-    for device in DEVICES {
-        let name = format!("loading anything into {}", device.name);
+    for (device, transport) in every() {
+        let name = format!("loading anything into {} over {transport:?}", device.name);
         watched(&name, || {
-            let mut driver = device.driver();
+            let mut driver = device.driver(transport);
             driver.start(0);
             (device.request)(&mut driver);
             let saved: Value = driver.lock().save().unwrap().take().unwrap();
@@ -169,11 +169,11 @@ fn whatever_a_file_says_is_refused_or_a_state_that_the_device_can_have() {
 #[test]
 fn a_device_is_loaded_from_one_of_its_own_kind_only() {
     for (index, device) in DEVICES.iter().enumerate() {
-        let mut driver = device.driver();
+        let mut driver = device.driver(Transport::Pci);
         driver.start(0);
         let saved = driver.lock().save().unwrap();
         for (other, _) in DEVICES.iter().enumerate().filter(|(other, _)| *other != index) {
-            let driver = DEVICES[other].driver();
+            let driver = DEVICES[other].driver(Transport::Pci);
             let refused = driver.lock().load(saved.clone());
             assert!(matches!(refused, Err(Error::Invalid("device id"))), "{}", DEVICES[other].name);
         }

@@ -1,14 +1,14 @@
 //! Virtio over MMIO (virtio 1.2 §4.2): the registers and the one interrupt line. There is no legacy interface.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 
-use super::{Cause, Interrupt, Notify};
+use super::{Cause, Interrupt, Notify, half, lock, set_size};
 use crate::bus::BusDevice;
 use crate::device::{Error, State, check};
 use crate::irq::Line;
@@ -154,13 +154,16 @@ impl Mmio {
             VIRTIO_MMIO_INTERRUPT_ACK => self.line.acknowledge(value),
             VIRTIO_MMIO_STATUS => self.virtio().set_status(value),
             VIRTIO_MMIO_QUEUE_DESC_LOW | VIRTIO_MMIO_QUEUE_DESC_HIGH => self.configure(|queue| {
-                let _refused = queue.try_set_desc_table_address(half(queue.desc_table(), register, value));
+                let _refused =
+                    queue.try_set_desc_table_address(GuestAddress(half(queue.desc_table(), register, value)));
             }),
             VIRTIO_MMIO_QUEUE_AVAIL_LOW | VIRTIO_MMIO_QUEUE_AVAIL_HIGH => self.configure(|queue| {
-                let _refused = queue.try_set_avail_ring_address(half(queue.avail_ring(), register, value));
+                let _refused =
+                    queue.try_set_avail_ring_address(GuestAddress(half(queue.avail_ring(), register, value)));
             }),
             VIRTIO_MMIO_QUEUE_USED_LOW | VIRTIO_MMIO_QUEUE_USED_HIGH => self.configure(|queue| {
-                let _refused = queue.try_set_used_ring_address(half(queue.used_ring(), register, value));
+                let _refused =
+                    queue.try_set_used_ring_address(GuestAddress(half(queue.used_ring(), register, value)));
             }),
             _ => {}
         }
@@ -169,25 +172,6 @@ impl Mmio {
     fn configure(&self, set: impl FnOnce(&mut Queue)) {
         self.virtio().configure(set);
     }
-}
-
-/// Checked before it is narrowed: 0x1_0000 is not 0.
-fn set_size(queue: &mut Queue, value: u32) {
-    if let Ok(size) = u16::try_from(value) {
-        let _refused = queue.try_set_size(size);
-    }
-}
-
-/// The address with the half that `register` holds, which is the lower one at a multiple of 8, replaced. A misaligned one
-/// is refused in silence; the queue's own setters for halves log each.
-fn half(address: u64, register: u32, value: u32) -> GuestAddress {
-    let shift = register % 8 * 8;
-    GuestAddress(address & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift)
-}
-
-/// A device that panicked under its lock ends the process by the panic hook; in tests it is one device less.
-fn lock(virtio: &Mutex<Virtio>) -> MutexGuard<'_, Virtio> {
-    virtio.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BusDevice for Mmio {

@@ -4,7 +4,6 @@ use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 
 use super::super::super::testing::{UP, heap};
 use super::*;
-use crate::bus::BusDevice;
 
 #[test]
 fn a_driver_learns_of_every_port_in_the_order_of_the_protocol() {

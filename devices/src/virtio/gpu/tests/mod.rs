@@ -9,7 +9,6 @@ use virtio_bindings::virtio_mmio::{
 
 use super::super::testing::{BUFFERS, Driver};
 use super::*;
-use crate::bus::BusDevice;
 use crate::screen::Viewer;
 
 /// Where the guest has its commands, the answers, and what it draws.
