@@ -5,6 +5,7 @@
 
 use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -35,8 +36,8 @@ const OEM_REVISION: u32 = 1;
 
 /// The RSDP is 36 bytes; the XSDT follows it on the next 8-byte boundary.
 const XSDT_ADDRESS: u64 = layout::RSDP + 40;
-/// The XSDT is a header of 36 bytes and two addresses; everything else follows it.
-const TABLES: u64 = XSDT_ADDRESS + 56;
+/// The XSDT is a header of 36 bytes and three addresses at most; everything else follows it.
+const TABLES: u64 = XSDT_ADDRESS + 64;
 
 /// Where a PC's BIOS is entered to reset, f000:fff0.
 const RESET_VECTOR: u64 = layout::ACPI_END - 16;
@@ -57,15 +58,25 @@ const FIRST_X2APIC_ID: u32 = 255;
 /// The length of the MADT in front of its interrupt controller structures.
 const MADT_HEADER: usize = 44;
 
-/// Writes the tables of a board with `cpus` CPUs, whose APIC ids are their indices, and `virtio` virtio devices, at most
-/// [`layout::VIRTIO_MAX`], and returns the RSDP's address. `pm_timer` is the port of the PM timer, if there is one.
+/// How a guest finds the virtio devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Virtio {
+    /// There are so many register windows, at most [`layout::VIRTIO_MAX`].
+    Mmio(u32),
+    /// There is a PCI bus.
+    Pci,
+}
+
+/// Writes the tables of a board with `cpus` CPUs, whose APIC ids are their indices, and `virtio` devices, and returns the
+/// RSDP's address. `pm_timer` is the port of the PM timer, if there is one.
 ///
 /// # Errors
 /// [`Error::TooLong`] from about 8,000 CPUs on; [`Error::Memory`] if there is no RAM from [`layout::RSDP`].
-pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32, pm_timer: Option<u16>) -> Result<u64, Error> {
+pub fn write(memory: &GuestMemory, cpus: u32, virtio: Virtio, pm_timer: Option<u16>) -> Result<u64, Error> {
     let mut tables = Tables(vec![0; (TABLES - layout::RSDP) as usize]);
     let dsdt = tables.push(dsdt(virtio).as_slice());
     let fadt = tables.push(&bytes_of(&fadt(dsdt, pm_timer)));
+    let mcfg = (virtio == Virtio::Pci).then(|| tables.push(&bytes_of(&mcfg())));
     let end = tables.next() + madt_len(cpus);
     if end > END {
         return Err(Error::TooLong { cpus, end });
@@ -75,6 +86,9 @@ pub fn write(memory: &GuestMemory, cpus: u32, virtio: u32, pm_timer: Option<u16>
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if let Some(mcfg) = mcfg {
+        xsdt.add_entry(mcfg);
+    }
     let rsdt = pm_timer.map_or(0, |_| tables.push(rsdt(&[fadt, madt]).as_slice()));
     tables.put(layout::RSDP, &rsdp(rsdt));
     tables.put(XSDT_ADDRESS, &bytes_of(&xsdt));
@@ -138,12 +152,15 @@ fn rsdt(tables: &[u64]) -> Sdt {
 }
 
 /// The definition block: the devices that cannot be discovered, and the sleep type that powers off.
-fn dsdt(virtio: u32) -> Sdt {
+fn dsdt(virtio: Virtio) -> Sdt {
     let mut body = Vec::with_capacity(1024);
     serial(&mut body);
     real_time_clock(&mut body);
     pvpanic(&mut body);
-    (0..virtio).for_each(|index| virtio_mmio(&mut body, index));
+    match virtio {
+        Virtio::Mmio(count) => (0..count).for_each(|index| virtio_mmio(&mut body, index)),
+        Virtio::Pci => pci::describe(&mut body),
+    }
     let s5 = aml::Package::new(vec![&S5_SLEEP_TYPE, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
     aml::Name::new("_S5_".into(), &s5).to_aml_bytes(&mut body);
     sdt(*b"DSDT", 2, &body)
@@ -254,6 +271,13 @@ fn reset_code() -> [u8; 7] {
     [0xba, low, high, 0xb0, layout::RESET_VALUE, 0xee, 0xf4]
 }
 
+/// Where the configuration space of PCI bus 0 is (PCI Firmware 3.3 §4.1.2).
+fn mcfg() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(layout::PCI_CONFIG, 0, 0, 0);
+    mcfg
+}
+
 /// The length in bytes of [`madt`]'s table.
 fn madt_len(cpus: u32) -> u64 {
     let apics = u64::from(cpus.min(FIRST_X2APIC_ID));
@@ -286,5 +310,6 @@ fn madt(cpus: u32) -> Sdt {
     sdt(*b"APIC", 6, &body)
 }
 
+mod pci;
 #[cfg(test)]
 mod tests;

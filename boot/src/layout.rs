@@ -53,6 +53,20 @@ pub const VIRTIO_GSI: u32 = 5;
 /// How many virtio devices there can be: the I/O APIC has 24 lines.
 pub const VIRTIO_MAX: u32 = 24 - VIRTIO_GSI;
 
+/// The configuration space of PCI bus 0, a MiB; there is no other bus.
+pub const PCI_CONFIG: u64 = 0xd800_0000;
+/// The length of [`PCI_CONFIG`] in bytes.
+pub const PCI_CONFIG_LEN: u64 = 1 << 20;
+/// Where PCI functions have their memory; the guest may move it about in here.
+pub const PCI_MEMORY: u64 = 0xd900_0000;
+/// The length of [`PCI_MEMORY`] in bytes.
+pub const PCI_MEMORY_LEN: u64 = 16 << 20;
+/// How many virtio devices there can be on the PCI bus: it has 32, of which the first is the host bridge and the last is
+/// absent.
+pub const PCI_MAX: u32 = 30;
+/// The first interrupt that is a message's and no line's.
+pub const FIRST_MESSAGE_GSI: u32 = 24;
+
 /// The first pixel of the frame buffer; there is room for 64 MiB.
 pub const FRAME_BUFFER: u64 = 0xe000_0000;
 

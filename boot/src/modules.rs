@@ -18,8 +18,10 @@ pub mod zstd;
 
 pub use folder::of_kernel;
 
-/// The module that finds the board's devices.
+/// The module that finds the board's virtio devices.
 pub const TRANSPORT: &str = "virtio_mmio";
+/// The module that finds virtio devices on a PCI bus.
+pub const PCI_TRANSPORT: &str = "virtio_pci";
 /// The list of a folder's modules, which `depmod` writes.
 const LIST: &str = "modules.dep";
 /// What a line may measure. The longest of a distribution's are a tenth of it.

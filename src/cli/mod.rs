@@ -26,7 +26,7 @@ use crate::spec::disk::{self, DiskSpec};
 use crate::spec::duration;
 use crate::spec::id::MachineId;
 use crate::spec::limits::{self, CgroupName, Limits};
-use crate::spec::machine::{ConsoleSpec, OnReboot};
+use crate::spec::machine::{ConsoleSpec, OnReboot, TransportSpec};
 use crate::spec::net::{self, NetSpec};
 use crate::spec::number::{memory_size, whole};
 use crate::spec::sandbox::{self, SandboxSpec};
@@ -252,6 +252,9 @@ pub struct RunOptions {
     /// more than once
     #[arg(long = "port", value_name = "PORT", value_parser = ValueParser::new(PortSpec::parse), conflicts_with = "no_acpi")]
     pub ports: Vec<PortSpec>,
+    /// What is between the guest and its virtio devices: auto is mmio for now
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub transport: TransportSpec,
     /// Leave out the balloon, which gives memory that the guest has freed back to the host
     #[arg(long)]
     pub no_balloon: bool,

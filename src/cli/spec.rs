@@ -15,7 +15,7 @@ use crate::spec::sandbox::{self, SandboxSpec};
 use crate::spec::vnc::VncSpec;
 
 /// What does not go with `--spec`: every option that says something of the run.
-pub(super) const EXCLUDED: [&str; 47] = [
+pub(super) const EXCLUDED: [&str; 48] = [
     "append",
     "cgroup",
     "clear_env",
@@ -59,6 +59,7 @@ pub(super) const EXCLUDED: [&str; 47] = [
     "test_devices",
     "timeout",
     "trace",
+    "transport",
     "user",
     "verbose",
     "vnc",
@@ -92,6 +93,7 @@ impl RunOptions {
             memory,
             boot: self.boot(),
             acpi: !self.no_acpi,
+            transport: self.transport,
             console: self.console.unwrap_or_default(),
             devices: self.devices(),
             vnc: self.vnc(),
@@ -246,6 +248,8 @@ mod tests {
         ("test_devices", "--test-devices", ""),
         ("timeout", "--timeout=1h30m -- true", "-- true"),
         ("trace", "--trace=a.json", ""),
+        ("transport", "--transport=pci", ""),
+        ("transport", "--transport=mmio", ""),
         ("user", "--user=ann:5 -- true", "-- true"),
         ("verbose", "--verbose", ""),
         ("vnc", "--screen --vnc=localhost:5901", "--screen"),

@@ -29,7 +29,7 @@ impl BootPlan {
         let path = kernel::kernel_path(machine.boot.kernel.as_deref())?;
         let boot = Boot::prepare(spec)?;
         let devices = Devices::open(machine, Extra::default())?;
-        let pieces = kernel::initrd(&machine.boot, &boot, &devices)?;
+        let pieces = kernel::initrd(machine, &boot, &devices)?;
         let len = pieces.iter().map(Piece::len).sum();
         Ok(Self { path, boot, initrd: Archive { pieces, len } })
     }

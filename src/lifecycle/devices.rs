@@ -55,7 +55,8 @@ pub(super) fn check_room(spec: &RunSpec) -> Result<()> {
     let others = machine.disks().count() + machine.nets().count();
     // The console's ports are one device.
     let inner = usize::from(machine.has_balloon()) + usize::from(machine.has_rng()) + 1;
-    let room = (layout::VIRTIO_MAX as usize).saturating_sub(root + others + inner);
+    let most = if machine.has_pci() { layout::PCI_MAX } else { layout::VIRTIO_MAX };
+    let room = (most as usize).saturating_sub(root + others + inner);
     ensure!(
         folders <= room,
         "the guest is shown {folders} folders beside its root, and there is room for {room}: show it folders above them"

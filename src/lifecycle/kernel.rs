@@ -18,12 +18,16 @@ use super::modules;
 use crate::host::messages;
 use crate::session::Conventions;
 use crate::spec::machine::{BootSpec, ConsoleSpec};
-use crate::spec::{RunSpec, wire};
+use crate::spec::{MachineSpec, RunSpec, wire};
 use crate::vm::memory::SystemFiles;
 
 /// kite's own command line behind the console: a panic ends the guest at once, by a warm reset, which [`super`] tells
-/// from a reboot; and there are no PCI and no other serial ports to look for.
-const CMDLINE: &str = "panic=-1 reboot=panic_warm pci=off 8250.nr_uarts=1";
+/// from a reboot; and there are no other serial ports to look for.
+const CMDLINE: &str = "panic=-1 reboot=panic_warm";
+/// What is behind it: that there is no PCI to look for, or else none at ports; and one serial port.
+const NO_PCI: &str = " pci=off";
+const NO_PCI_PORTS: &str = " pci=noearly";
+const UARTS: &str = " 8250.nr_uarts=1";
 /// kite itself, whatever has become of its file.
 const ITSELF: &str = "/proc/self/exe";
 
@@ -100,12 +104,12 @@ pub(super) fn open(spec: &RunSpec) -> anyhow::Result<(PathBuf, Image)> {
 }
 
 /// The initrd's parts: the user's, or one made of kite itself and the kernel's modules.
-pub(super) fn initrd(options: &BootSpec, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
-    match &options.initrd {
+pub(super) fn initrd(spec: &MachineSpec, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
+    match &spec.boot.initrd {
         Some(path) => read_initrd(path),
         // Only Linux runs `/init`.
         None if boot.image.protocol == Protocol::Multiboot => Ok(Vec::new()),
-        None => build_initrd(options, boot, devices),
+        None => build_initrd(spec, boot, devices),
     }
 }
 
@@ -126,7 +130,10 @@ fn command_line(spec: &RunSpec) -> (String, Conventions) {
     let options = &spec.machine.boot;
     let mut line = match &options.cmdline {
         Some(line) => line.clone(),
-        None => format!("{}{} {CMDLINE}", screen(spec), console(spec)),
+        None => {
+            let pci = if spec.machine.has_pci() { NO_PCI_PORTS } else { NO_PCI };
+            format!("{}{} {CMDLINE}{pci}{UARTS}", screen(spec), console(spec))
+        }
     };
     if let Some(more) = &options.append {
         line.push(' ');
@@ -240,8 +247,8 @@ fn needs_loader(program: &File) -> io::Result<bool> {
 }
 
 /// kite's own executable as `/init`, with the kernel's modules.
-fn build_initrd(options: &BootSpec, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
-    let modules = modules::to_load(options, &boot.image, boot.modules.as_deref(), devices)?;
+fn build_initrd(spec: &MachineSpec, boot: &Boot, devices: &Devices) -> anyhow::Result<Vec<Piece>> {
+    let modules = modules::to_load(spec, &boot.image, boot.modules.as_deref(), devices)?;
     let files: Vec<_> = boot.command.iter().map(|command| (wire::FILE, command.as_slice())).collect();
     let init = own_program().context("cannot open kite's own executable")?;
     ensure!(
@@ -255,6 +262,21 @@ fn build_initrd(options: &BootSpec, boot: &Boot, devices: &Devices) -> anyhow::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::MeasureSpec;
+    use crate::spec::machine::TransportSpec;
+
+    #[test]
+    fn pci_is_off_where_there_is_no_bus() {
+        let line = |transport| {
+            let machine = MachineSpec { transport, ..MachineSpec::default() };
+            command_line(&RunSpec::new(machine, None, MeasureSpec::default(), false)).0
+        };
+        for transport in [TransportSpec::Auto, TransportSpec::Mmio] {
+            assert!(line(transport).contains(" pci=off "), "{}", line(transport));
+        }
+        let line = line(TransportSpec::Pci);
+        assert!(line.contains(" pci=noearly ") && !line.contains("pci=off"), "{line}");
+    }
 
     #[test]
     fn a_program_with_a_loader_is_told_from_a_static_one() {

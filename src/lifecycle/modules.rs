@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use boot::kernel::Image;
-use boot::modules::{self, ModuleFile, Modules, TRANSPORT};
+use boot::modules::{self, ModuleFile, Modules, PCI_TRANSPORT, TRANSPORT};
 
 use super::devices::Devices;
+use crate::spec::MachineSpec;
 use crate::spec::machine::BootSpec;
 
 /// The folder of the kernel's modules: the one that is named, or the kernel's own.
@@ -20,11 +21,12 @@ pub(super) fn folder(options: &BootSpec, kernel: &Path, version: Option<&str>) -
 /// # Errors
 /// A module that is needed is missing, or the user has named some and there is no folder.
 pub(super) fn to_load(
-    options: &BootSpec,
+    spec: &MachineSpec,
     image: &Image,
     folder: Option<&Path>,
     devices: &Devices,
 ) -> anyhow::Result<Vec<ModuleFile>> {
+    let options = &spec.boot;
     let Some(folder) = folder else {
         let name = options.extra_modules.first();
         ensure!(
@@ -36,7 +38,7 @@ pub(super) fn to_load(
         return Ok(Vec::new());
     };
     let modules = devices.modules();
-    let mut names = vec![TRANSPORT];
+    let mut names = vec![if spec.has_pci() { PCI_TRANSPORT } else { TRANSPORT }];
     names.extend(modules.needed);
     names.extend(options.extra_modules.iter().map(String::as_str));
     Modules::open(folder)

@@ -76,6 +76,7 @@ fn to_its_end(
         let needs = sandbox::Needs {
             streams: spec.command.is_some(),
             test_devices: machine_spec.test_devices,
+            pci: machine_spec.has_pci(),
             restart: machine_spec.on_reboot == OnReboot::Restart,
             stats: measurements.are_read(),
             ..devices.needs(machine_spec.cpus)
@@ -143,19 +144,22 @@ impl<'a> Plan<'a> {
         let Self { spec, boot, kvm, initrd } = self;
         let machine_spec = &spec.machine;
         let ram = timeline.phase("memory", || {
-            let ram = GuestRam::new(machine_spec.memory)?;
-            match machine_spec.screen() {
-                Some(screen) => ram.with_frame_buffer(screen.frame_buffer().len()),
-                None => Ok(ram),
+            let mut ram = GuestRam::new(machine_spec.memory)?;
+            if let Some(screen) = machine_spec.screen() {
+                ram = ram.with_frame_buffer(screen.frame_buffer().len())?;
             }
+            if machine_spec.has_pci() {
+                ram = ram.with_config_space(devices.count())?;
+            }
+            anyhow::Ok(ram)
         })?;
         let ram = Arc::new(ram.relying_on(boot.system.clone()));
         let load = || -> anyhow::Result<_> {
             let initrd = match initrd {
                 Some(initrd) => initrd,
                 None => {
-                    let made = timeline
-                        .phase("make the initrd", || kernel::initrd(&machine_spec.boot, boot, devices));
+                    let made =
+                        timeline.phase("make the initrd", || kernel::initrd(machine_spec, boot, devices));
                     initrd.insert(made?)
                 }
             };

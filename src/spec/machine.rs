@@ -31,6 +31,8 @@ pub struct MachineSpec {
     pub boot: BootSpec,
     /// Whether the guest finds ACPI tables, or else an MP table.
     pub acpi: bool,
+    /// What is between the guest and its virtio devices.
+    pub transport: TransportSpec,
     /// Where the guest's console is.
     pub console: ConsoleSpec,
     /// The devices beside those that each machine has. A guest without ACPI finds none of them.
@@ -102,6 +104,19 @@ pub struct BootSpec {
     pub force: bool,
 }
 
+/// What is between the guest and its virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum TransportSpec {
+    /// What is known to be better: mmio
+    #[default]
+    Auto,
+    /// Registers in memory space, and an interrupt line for each device
+    Mmio,
+    /// A PCI bus, and interrupts by message (MSI-X)
+    Pci,
+}
+
 /// Where the guest's console is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -137,6 +152,7 @@ impl Default for MachineSpec {
             memory: default_memory(false),
             boot: BootSpec::default(),
             acpi: true,
+            transport: TransportSpec::default(),
             console: ConsoleSpec::default(),
             devices: vec![DeviceSpec::Balloon {}, DeviceSpec::Rng {}],
             vnc: None,
@@ -184,6 +200,11 @@ impl MachineSpec {
         self.id.is_some() || self.screen().is_some()
     }
 
+    /// Whether it has a PCI bus, with its virtio devices.
+    pub fn has_pci(&self) -> bool {
+        self.acpi && self.transport == TransportSpec::Pci
+    }
+
     /// Whether it has a balloon that the guest finds.
     pub fn has_balloon(&self) -> bool {
         self.acpi && self.devices.contains(&DeviceSpec::Balloon {})
@@ -219,6 +240,12 @@ impl MachineSpec {
         let named = self.disks().count() + self.nets().count() + self.ports().count();
         if !self.acpi && named > 0 {
             return Err("--disk, --net and --port need ACPI: leave out --no-acpi".to_owned());
+        }
+        if !self.acpi && self.transport == TransportSpec::Pci {
+            return Err("--transport pci needs ACPI: leave out --no-acpi".to_owned());
+        }
+        if self.test_devices && self.transport == TransportSpec::Pci {
+            return Err("--test-devices has another PCI bus: leave out --transport pci".to_owned());
         }
         if !self.acpi && self.console == ConsoleSpec::Virtio {
             return Err("--console virtio needs ACPI: leave out --no-acpi".to_owned());

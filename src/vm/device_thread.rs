@@ -21,7 +21,6 @@ use crate::host::event::kvm_event;
 use crate::host::lock::lock;
 use crate::host::thread::{ThreadKind, spawn};
 use crate::vcpu::LONGEST_STEP;
-use crate::vm::Registers;
 
 /// The events of one device's queues, which its driver sends to the thread that serves it.
 pub struct QueueEvents {
@@ -38,6 +37,22 @@ impl QueueEvents {
         let kicks = (0..count).map(|_| kvm_event()).collect::<anyhow::Result<_>>()?;
         Ok(Self { kicks, driver_ok: kvm_event()? })
     }
+
+    /// One for each queue, which its driver kicks.
+    pub fn kicks(&self) -> &[EventFd] {
+        &self.kicks
+    }
+
+    /// Has the thread connect the kicks, and serve every queue and source once.
+    pub fn driver_ok(&self) {
+        let _ = self.driver_ok.write(1);
+    }
+}
+
+/// Has KVM write a device's events where the driver kicks.
+pub trait Kicks: Send {
+    /// From now on KVM writes them instead of an exit. Where it refuses, exits go on.
+    fn enable(&mut self, events: &QueueEvents);
 }
 
 /// The vCPUs' side of [`QueueEvents`].
@@ -51,7 +66,7 @@ impl Notify for Notifier {
     }
 
     fn driver_ok(&self) {
-        let _ = self.0.driver_ok.write(1);
+        self.0.driver_ok();
     }
 }
 
@@ -61,8 +76,8 @@ pub struct IoDevice {
     pub virtio: Arc<Mutex<Virtio>>,
     /// Where kicks come.
     pub events: Arc<QueueEvents>,
-    /// Where the guest writes to kick and to acknowledge.
-    pub registers: Registers,
+    /// What connects them with where the guest kicks.
+    pub connect: Box<dyn Kicks>,
     /// What its thread may do.
     pub confinement: ThreadKind,
 }
@@ -178,7 +193,7 @@ impl IoDevice {
 
     /// The driver is up, perhaps after work had come for it.
     fn start(&mut self) {
-        self.registers.enable(&self.events.kicks);
+        self.connect.enable(&self.events);
         let mut virtio = lock(&self.virtio);
         for source in 0..virtio.device().sources().len() {
             virtio.serve_source(source);

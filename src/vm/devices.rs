@@ -10,6 +10,7 @@ use devices::chipset::power::Power;
 use devices::chipset::pvpanic::PvPanic;
 use devices::chipset::serial::Serial;
 use devices::device::{Device, State};
+use devices::pci::Root;
 use devices::virtio::Virtio;
 
 use crate::host::lock::lock;
@@ -26,19 +27,23 @@ pub(super) struct Devices {
     pub power: Arc<Mutex<Power>>,
     /// What a kernel reports of its panic.
     pub pvpanic: Arc<Mutex<PvPanic>>,
+    /// The PCI bus, if there is one.
+    pub pci: Option<Arc<Mutex<Root>>>,
     /// The virtio devices, in the order of the board.
     pub virtio: Vec<Arc<Mutex<Virtio>>>,
 }
 
 impl Devices {
     /// Those of the chipset, in the order in which several are locked.
-    pub fn chipset(&self) -> [&Mutex<dyn Device>; 5] {
-        [&*self.serial, &*self.cmos, &*self.i8042, &*self.power, &*self.pvpanic]
+    pub fn chipset(&self) -> impl Iterator<Item = &Mutex<dyn Device>> {
+        let always: [&Mutex<dyn Device>; 5] =
+            [&*self.serial, &*self.cmos, &*self.i8042, &*self.power, &*self.pvpanic];
+        always.into_iter().chain(self.pci.as_deref().map(|bus| bus as &Mutex<dyn Device>))
     }
 
     /// All of them: the chipset's, then those of virtio.
     pub fn all(&self) -> impl Iterator<Item = &Mutex<dyn Device>> {
-        self.chipset().into_iter().chain(self.virtio.iter().map(|it| &**it as &Mutex<dyn Device>))
+        self.chipset().chain(self.virtio.iter().map(|it| &**it as &Mutex<dyn Device>))
     }
 
     /// Loads the state of every device, which is new. Interrupts and notifications are sent by [`Self::resume`].

@@ -96,6 +96,7 @@ impl Guest<'_> {
 fn tables(spec: &MachineSpec, virtio: u32, ram: &GuestRam) -> anyhow::Result<Option<u64>> {
     if spec.acpi {
         let pm_timer = spec.test_devices.then_some(layout::PM_TIMER_PORT);
+        let virtio = if spec.has_pci() { acpi::Virtio::Pci } else { acpi::Virtio::Mmio(virtio) };
         return Ok(Some(acpi::write(ram.memory(), spec.cpus, virtio, pm_timer)?));
     }
     mptable::write(ram.memory(), spec.cpus)?;

@@ -17,6 +17,7 @@ use devices::chipset::i8042::I8042;
 use devices::chipset::power::Power;
 use devices::chipset::pvpanic::{self, PvPanic};
 use devices::chipset::serial::{Host, Serial};
+use devices::pci::Root;
 use devices::virtio::transport::mmio::{self, InterruptLine, Mmio};
 use devices::virtio::{Thread, Virtio, VirtioDevice};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
@@ -32,6 +33,7 @@ use crate::vcpu::{Shared, Vcpu};
 use crate::vm::device_thread::{IoDevice, IoThread, Notifier, QueueEvents};
 use crate::vm::devices::Devices;
 use crate::vm::memory::GuestRam;
+use crate::vm::pci::PciBus;
 use crate::vm::pit::Ports;
 pub use crate::vm::running::{Paused, ResetWord, Running};
 use crate::vm::snapshot::MachineState;
@@ -56,7 +58,7 @@ pub struct Machine {
     shared: Shared,
     devices: Devices,
     vcpus: Vec<VcpuFd>,
-    virtio: Vec<(String, IoDevice)>,
+    virtio: Vec<Added>,
     /// What counts the exits of each vCPU; empty if they are not counted.
     counters: Vec<Arc<Counters>>,
 }
@@ -101,6 +103,7 @@ impl Machine {
             i8042: new(I8042::new(exit.clone())),
             power: new(Power(exit.clone())),
             pvpanic: new(PvPanic(exit.clone())),
+            pci: None,
             virtio: Vec::new(),
         };
         let mut ports = port_bus(spec, &vm, &owned, &exit).context("two devices share a port")?;
@@ -108,10 +111,8 @@ impl Machine {
         if spec.test_devices {
             testdev::add(spec, &vm, &exit, &mut ports, &mut mmio)?;
         }
-        let places = (0..).zip(devices);
-        let virtio = places
-            .map(|(index, device)| add_virtio(&vm, &coalesced, &mut mmio, index, device))
-            .collect::<Result<Vec<_>, _>>()?;
+        let (virtio, pci) = add_devices(&vm, &coalesced, &mut mmio, devices)?;
+        owned.pci = pci;
         owned.virtio = virtio.iter().map(|(_, served)| served.virtio.clone()).collect();
         let shared = Shared { ports: Arc::new(ports), mmio: Arc::new(mmio), coalesced, exit };
         let mut machine = Self {
@@ -224,14 +225,32 @@ impl Machine {
     }
 }
 
+/// The PCI bus, as its owner and memory space share it.
+type SharedRoot = Arc<Mutex<Root>>;
+
+/// A virtio device that is put on the board: the thread that serves it, and what that knows of it.
+type Added = (String, IoDevice);
+
+/// The thread that serves a device, and what that may do.
+fn thread_of(device: &dyn VirtioDevice) -> (String, ThreadKind) {
+    let name = device.name();
+    let (thread, confinement) = match device.thread() {
+        Thread::Shared => (SHARED_THREAD, ThreadKind::Io),
+        Thread::Own => (name, ThreadKind::Io),
+        Thread::Files { writable: true } => (name, ThreadKind::Share),
+        Thread::Files { writable: false } => (name, ThreadKind::ReadOnlyShare),
+    };
+    (thread.to_owned(), confinement)
+}
+
 /// Puts a virtio device into the window and on the line of its `index`.
-fn add_virtio(
+fn add_mmio(
     vm: &Vm,
     coalesced: &Arc<Coalesced>,
     bus: &mut Bus,
     index: u32,
     device: Box<dyn VirtioDevice>,
-) -> anyhow::Result<(String, IoDevice)> {
+) -> anyhow::Result<Added> {
     ensure!(
         index < layout::VIRTIO_MAX,
         "there is room for {} devices: use fewer disks and networks",
@@ -239,13 +258,7 @@ fn add_virtio(
     );
     let line = Arc::new(InterruptLine::new(Box::new(vm.line(layout::VIRTIO_GSI + index)?)));
     let name = device.name().to_owned();
-    let (thread, confinement) = match device.thread() {
-        Thread::Shared => (SHARED_THREAD, ThreadKind::Io),
-        Thread::Own => (name.as_str(), ThreadKind::Io),
-        Thread::Files { writable: true } => (name.as_str(), ThreadKind::Share),
-        Thread::Files { writable: false } => (name.as_str(), ThreadKind::ReadOnlyShare),
-    };
-    let thread = thread.to_owned();
+    let (thread, confinement) = thread_of(&*device);
     let events = Arc::new(QueueEvents::new(device.queue_sizes().len())?);
     let notify = Arc::new(Notifier(events.clone()));
     let virtio = Virtio::new(device, vm.ram().memory().clone(), line.clone(), notify.clone());
@@ -255,7 +268,39 @@ fn add_virtio(
     bus.insert(address, layout::VIRTIO_WINDOW, window).context("two devices share an address")?;
     bus.set_name(address, name);
     let registers = vm.registers(address + mmio::NOTIFY, address + mmio::ACKNOWLEDGE, coalesced.clone());
-    Ok((thread, IoDevice { virtio, events, registers, confinement }))
+    Ok((thread, IoDevice { virtio, events, connect: Box::new(registers), confinement }))
+}
+
+/// Makes a virtio device the bus's next function.
+fn add_function(vm: &Vm, bus: &mut PciBus, device: Box<dyn VirtioDevice>) -> anyhow::Result<Added> {
+    let name = device.name().to_owned();
+    let (thread, confinement) = thread_of(&*device);
+    let queues = device.queue_sizes().len();
+    let events = Arc::new(QueueEvents::new(queues)?);
+    let notify = Arc::new(Notifier(events.clone()));
+    let vectors = bus.vectors(queues)?;
+    let virtio = Virtio::new(device, vm.ram().memory().clone(), vectors.clone(), notify);
+    let virtio = Arc::new(Mutex::new(virtio));
+    let kicks = bus.add(name, virtio.clone(), vectors, events.clone())?;
+    Ok((thread, IoDevice { virtio, events, connect: Box::new(kicks), confinement }))
+}
+
+/// Puts the virtio devices on the PCI bus, if there is one, or each into a window of its own.
+fn add_devices(
+    vm: &Vm,
+    coalesced: &Arc<Coalesced>,
+    mmio: &mut Bus,
+    devices: Vec<Box<dyn VirtioDevice>>,
+) -> anyhow::Result<(Vec<Added>, Option<SharedRoot>)> {
+    let Some(pages) = vm.ram().config_space() else {
+        let places = (0..).zip(devices);
+        let added = places.map(|(index, device)| add_mmio(vm, coalesced, mmio, index, device));
+        return Ok((added.collect::<Result<_, _>>()?, None));
+    };
+    let mut bus = PciBus::new(vm, pages);
+    let added = devices.into_iter().map(|device| add_function(vm, &mut bus, device));
+    let added = added.collect::<Result<_, _>>()?;
+    Ok((added, Some(bus.finish(mmio)?)))
 }
 
 /// The devices at I/O ports.

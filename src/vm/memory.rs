@@ -17,12 +17,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use anyhow::{Context, anyhow, ensure};
-use boot::layout::{FRAME_BUFFER, HIGH_MEMORY};
+use boot::layout::{FRAME_BUFFER, HIGH_MEMORY, PCI_MAX};
 use boot::{GuestMemory, Piece};
 use devices::virtio::Copies;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestRegionMmap};
 
 use crate::host::lock::lock;
+use crate::vm::config_space::ConfigSpace;
 use crate::vm::truncated;
 
 const PAGE: u64 = 4096;
@@ -38,6 +39,8 @@ pub struct GuestRam {
     memory: GuestMemory,
     /// Memory that the guest has beside its RAM, and no device does.
     frame_buffer: Option<GuestMemory>,
+    /// What the guest only reads.
+    config_space: Option<Arc<ConfigSpace>>,
     system: SystemFiles,
     mapped: Mutex<Vec<Mapped>>,
     copies: Arc<Copies>,
@@ -91,6 +94,7 @@ impl GuestRam {
         let ram = Self {
             memory,
             frame_buffer: None,
+            config_space: None,
             system: SystemFiles::default(),
             mapped: Mutex::default(),
             copies: Arc::default(),
@@ -114,6 +118,21 @@ impl GuestRam {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(FRAME_BUFFER), pages)]);
         self.frame_buffer = Some(memory.context("cannot map the frame buffer")?);
         Ok(self)
+    }
+
+    /// The same, with the configuration space of a PCI bus that has so many devices and a host bridge.
+    ///
+    /// # Errors
+    /// There are too many, or the host has no room for that much address space.
+    pub fn with_config_space(mut self, devices: u32) -> anyhow::Result<Self> {
+        let count = devices.min(PCI_MAX) as usize + 1;
+        self.config_space = Some(Arc::new(ConfigSpace::new(count)?));
+        Ok(self)
+    }
+
+    /// PCI's configuration space, if there is a bus.
+    pub(super) fn config_space(&self) -> Option<&Arc<ConfigSpace>> {
+        self.config_space.as_ref()
     }
 
     /// The frame buffer, if there is one.

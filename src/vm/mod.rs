@@ -1,11 +1,13 @@
 //! A KVM virtual machine: memory slots, interrupt controllers, lines.
 
+mod config_space;
 pub mod device_thread;
 mod devices;
 pub mod frame_buffer;
 pub mod load;
 pub mod machine;
 pub mod memory;
+mod pci;
 pub mod pic;
 pub mod pit;
 pub mod running;
@@ -17,10 +19,10 @@ use std::sync::Arc;
 
 use ::devices::irq::Line;
 use anyhow::{Context, bail};
-use boot::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use boot::layout::{KVM_IDENTITY_MAP, KVM_TSS, PCI_CONFIG, PCI_CONFIG_LEN};
 use kvm_bindings::{
     CpuId, KVM_API_VERSION, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    KVM_MEM_READONLY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -30,6 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::host::event::kvm_event;
 use crate::vcpu::coalesced::Coalesced;
 use crate::vcpu::stop::ExitRequest;
+use crate::vm::device_thread::{Kicks, QueueEvents};
 use crate::vm::memory::GuestRam;
 use crate::vm::pit::{Pit, Ports};
 use crate::vm::testdev::{Ioeventfd, Levels};
@@ -90,7 +93,6 @@ impl Vm {
         Ok(vm)
     }
 
-    #[expect(unsafe_code, reason = "KVM is handed host addresses")]
     fn map_memory(&self) -> anyhow::Result<()> {
         let ram = self.ram.memory().iter().map(|region| (self.ram.memory(), region, 0));
         // What viewers want to know is written down from the start: without a viewer, that costs nothing.
@@ -100,20 +102,38 @@ impl Vm {
         for (slot, (memory, region, flags)) in (0..).zip(ram.chain(frame_buffer)) {
             let start = region.start_addr();
             let host = memory.get_host_address(start).context("guest memory has no host address")?;
-            let region = kvm_userspace_memory_region {
+            self.map(kvm_userspace_memory_region {
                 slot,
                 guest_phys_addr: start.raw_value(),
                 memory_size: region.len(),
                 userspace_addr: host as u64,
                 flags,
-            };
-            // SAFETY: the regions do not overlap, as the frame buffer is where RAM never is, and `self.ram` keeps them mapped for as long as
-            // this VM's descriptor is open.
-            unsafe { self.fd.set_user_memory_region(region) }.with_context(|| {
-                format!("cannot give the guest {} MiB of memory", region.memory_size >> 20)
             })?;
         }
-        Ok(())
+        self.map_config_space()
+    }
+
+    /// Has the guest read PCI's configuration space without exits, where the host can do that.
+    fn map_config_space(&self) -> anyhow::Result<()> {
+        let Some(space) = self.ram.config_space().filter(|_| self.has(Cap::ReadonlyMem)) else {
+            return Ok(());
+        };
+        let frame_buffers = self.ram.frame_buffer().map_or(0, GuestMemoryBackend::num_regions);
+        self.map(kvm_userspace_memory_region {
+            slot: self.frame_buffer_slot() + frame_buffers as u32,
+            guest_phys_addr: PCI_CONFIG,
+            memory_size: PCI_CONFIG_LEN,
+            userspace_addr: space.host_address(),
+            flags: KVM_MEM_READONLY,
+        })
+    }
+
+    #[expect(unsafe_code, reason = "KVM is handed host addresses")]
+    fn map(&self, region: kvm_userspace_memory_region) -> anyhow::Result<()> {
+        // SAFETY: the regions do not overlap, as the frame buffer and PCI's configuration space are where RAM never is, and
+        // `self.ram` keeps them mapped for as long as this VM's descriptor is open.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .with_context(|| format!("cannot give the guest {} MiB of memory", region.memory_size >> 20))
     }
 
     /// The number of the frame buffer's memory slot, if there is one.
@@ -230,15 +250,14 @@ pub struct Registers {
     enabled: bool,
 }
 
-impl Registers {
-    /// From now on KVM writes `events[n]` when the guest writes `n`, and keeps acknowledgements, instead of exits. Where it
-    /// refuses, exits go on.
-    pub fn enable(&mut self, events: &[EventFd]) {
+impl Kicks for Registers {
+    /// The event of queue `n` is written when the guest writes `n`. Acknowledgements are coalesced from now on.
+    fn enable(&mut self, events: &QueueEvents) {
         if std::mem::replace(&mut self.enabled, true) {
             return;
         }
         self.coalesced.add_register(self.acknowledge);
-        for (index, event) in (0u32..).zip(events) {
+        for (index, event) in (0u32..).zip(events.kicks()) {
             if let Err(error) = self.vm.register_ioevent(event, &IoEventAddress::Mmio(self.notify), index) {
                 log::debug!("KVM refuses an ioeventfd: {error}");
                 return;

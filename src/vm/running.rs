@@ -1,7 +1,7 @@
 //! A machine that runs: how it is paused, saved and stopped.
 //!
-//! Lock order: the ring of coalesced writes, then a virtio device's registers, then one device. Only while every vCPU is
-//! paused are several devices locked at once, in the order of the board.
+//! Lock order: the ring of coalesced writes, then the PCI bus, then a virtio device's registers, then one device, then its
+//! interrupt vectors. Only while every vCPU is paused are several devices locked at once, in the order of the board.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -145,7 +145,7 @@ impl Running {
         let vcpus = self.pause_vcpus();
         let until = Instant::now() + LONGEST_STEP;
         let chipset = self.devices.chipset().map(|device| lock_by(device, until));
-        let chipset = chipset.into_iter().collect::<Option<_>>();
+        let chipset = chipset.collect::<Option<_>>();
         let virtio = self.devices.virtio.iter().map(|device| lock_by(device, until)).collect::<Option<_>>();
         match (vcpus.is_complete(), chipset, virtio) {
             (true, Some(chipset), Some(virtio)) => {

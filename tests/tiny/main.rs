@@ -24,6 +24,7 @@ mod interrupts;
 mod multiboot;
 mod output;
 mod pause;
+mod pci;
 mod power;
 mod process;
 mod rig;

@@ -23,6 +23,7 @@ use kite::backend::screen::Display;
 use kite::backend::share::SharedFolder;
 use kite::observe::trace::Timeline;
 use kite::spec::device::{DeviceSpec, ScreenSpec};
+use kite::spec::machine::TransportSpec;
 use kite::spec::{MachineSpec, disk};
 use kite::vm::load::Guest;
 use kite::vm::machine::{Machine, Running};
@@ -33,6 +34,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::pci::ASKS_OVER_PCI_FOR_EVER;
 use crate::support::guest::{Elf, RESULTS};
 use crate::support::{guarded, kvm, skipped, until};
 use crate::virtio::ASKS_FOR_ENTROPY_FOR_EVER;
@@ -78,6 +80,7 @@ struct Backends {
     network: (UnixStream, UnixStream),
     /// What their memory has, in bytes.
     memory: u64,
+    transport: TransportSpec,
     _files: TempDir,
 }
 
@@ -95,7 +98,14 @@ impl Backends {
         let share = Share::new("share", File::open(files.path()).unwrap().into(), true);
         let share = SharedFolder::new(0, Arc::new(share));
         let (display, network) = (Display::new(SCREEN.size()).unwrap(), UnixStream::pair().unwrap());
-        Self { disk, share, display, network, memory, _files: files }
+        let transport = TransportSpec::Mmio;
+        Self { disk, share, display, network, memory, transport, _files: files }
+    }
+
+    /// The same on a PCI bus.
+    fn on_pci(mut self) -> Self {
+        self.transport = TransportSpec::Pci;
+        self
     }
 
     /// A new device of each kind, for a machine with `ram`.
@@ -119,7 +129,11 @@ impl Backends {
     /// A machine of two vCPUs with every device, and its memory.
     fn machine(&self, kvm: &Kvm) -> (Machine, Arc<GuestRam>) {
         let ram = GuestRam::new(self.memory).unwrap();
-        let ram = Arc::new(ram.with_frame_buffer(SCREEN.frame_buffer().len()).unwrap());
+        let mut ram = ram.with_frame_buffer(SCREEN.frame_buffer().len()).unwrap();
+        if self.spec().has_pci() {
+            ram = ram.with_config_space(DEVICES).unwrap();
+        }
+        let ram = Arc::new(ram);
         let (console, devices) = (Box::new(NoReader), self.devices(&ram));
         let machine =
             Machine::build(kvm, &self.spec(), ram.clone(), console, devices, &Timeline::default()).unwrap();
@@ -127,8 +141,9 @@ impl Backends {
     }
 
     fn spec(&self) -> MachineSpec {
+        let Self { memory, transport, .. } = *self;
         let devices = vec![DeviceSpec::Screen(SCREEN)];
-        MachineSpec { cpus: 2, memory: self.memory, devices, ..MachineSpec::default() }
+        MachineSpec { cpus: 2, memory, transport, devices, ..MachineSpec::default() }
     }
 
     /// Boots `guest`.
@@ -272,10 +287,20 @@ fn a_loaded_machine_has_the_saved_state_and_goes_on() {
 #[test]
 fn a_driver_s_requests_go_on_in_loaded_machines() {
     needs!(kvm());
-    guarded(|| {
+    requests_go_on(Backends::new(), &ASKS_FOR_ENTROPY_FOR_EVER, CHIPSET);
+}
+
+#[test]
+fn requests_on_a_pci_bus_go_on_in_loaded_machines() {
+    needs!(kvm());
+    requests_go_on(Backends::new().on_pci(), &ASKS_OVER_PCI_FOR_EVER, CHIPSET + 1);
+}
+
+/// Saves and loads machines of `guest`, which asks a device, and have so many devices beside those of virtio.
+fn requests_go_on(backends: Backends, guest: &'static Code, others: usize) {
+    guarded(move || {
         let kvm = kite::vm::open_kvm().unwrap();
-        let backends = Backends::new();
-        let mut running = backends.boot(&kvm, &ASKS_FOR_ENTROPY_FOR_EVER);
+        let mut running = backends.boot(&kvm, guest);
         let used =
             |running: &Running| running.ram().memory().read_obj::<u16>(GuestAddress(USED_INDEX)).unwrap();
         for _ in 0..5 {
@@ -286,7 +311,7 @@ fn a_driver_s_requests_go_on_in_loaded_machines() {
             let next = backends.load(&kvm, &saved, &running);
             let mut paused_next = next.pause().unwrap();
             let again = paused_next.save(&kvm).unwrap();
-            assert_eq!(saved.devices.len(), CHIPSET + DEVICES as usize);
+            assert_eq!(saved.devices.len(), others + DEVICES as usize);
             assert_eq!(saved.devices, again.devices);
             drop(paused_next);
             next.release();

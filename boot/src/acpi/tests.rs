@@ -4,7 +4,7 @@ use super::*;
 
 fn written(cpus: u32) -> GuestMemory {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-    assert_eq!(write(&memory, cpus, 3, None).unwrap(), layout::RSDP);
+    assert_eq!(write(&memory, cpus, Virtio::Mmio(3), None).unwrap(), layout::RSDP);
     memory
 }
 
@@ -88,7 +88,7 @@ fn the_fadt_is_hardware_reduced_and_names_the_power_ports() {
 #[test]
 fn a_pm_timer_is_found_through_either_table_of_tables() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-    write(&memory, 2, 0, Some(0x608)).unwrap();
+    write(&memory, 2, Virtio::Mmio(0), Some(0x608)).unwrap();
     let [fadt, madt, _] = walk(&memory);
     assert_eq!((u32_at(&fadt, 76), fadt[91]), (0x608, 4));
     assert_eq!((fadt[208..212].to_vec(), u64_at(&fadt, 212)), (vec![1, 32, 0, 3], 0x608));
@@ -139,11 +139,34 @@ fn the_dsdt_describes_each_virtio_device() {
 }
 
 #[test]
+fn a_pci_bus_is_described_and_its_configuration_space_is_no_device_s() {
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+    write(&memory, 2, Virtio::Pci, None).unwrap();
+    let xsdt = table(&memory, XSDT_ADDRESS);
+    assert_eq!(xsdt.len(), 60);
+    let mcfg = table(&memory, u64_at(&xsdt, 52));
+    assert_eq!((&mcfg[..4], mcfg.len()), (&b"MCFG"[..], 60));
+    assert_eq!((u64_at(&mcfg, 44), u64_at(&mcfg, 52)), (layout::PCI_CONFIG, 0), "bus 0 alone");
+    let dsdt = table(&memory, u64_at(&table(&memory, u64_at(&xsdt, 36)), 140));
+    let count = |bytes: &[u8]| dsdt.windows(bytes.len()).filter(|window| *window == bytes).count();
+    assert_eq!(count(b"PCI0\x08_HID\x0c\x41\xd0\x0a\x08"), 1, "PNP0A08");
+    assert_eq!(count(b"ECAM\x08_HID\x0c\x41\xd0\x0c\x02"), 1, "PNP0C02");
+    assert_eq!(count(&[0x86, 9, 0, 1, 0, 0, 0, 0xd8, 0, 0, 0x10, 0]), 1, "its configuration space");
+    let window = [0, 0, 0, 0xd9, 0xff, 0xff, 0xff, 0xd9, 0, 0, 0, 0, 0, 0, 0, 1];
+    assert_eq!(count(&window), 1, "where functions have memory");
+    assert_eq!((count(b"_OSC\x04"), count(b"LNRO0005")), (1, 0));
+    let (window, config) = (layout::PCI_MEMORY, layout::PCI_CONFIG);
+    assert!(
+        config + layout::PCI_CONFIG_LEN <= window && window + layout::PCI_MEMORY_LEN <= layout::FRAME_BUFFER
+    );
+}
+
+#[test]
 fn more_cpus_than_fit_are_refused_before_any_work() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-    assert!(write(&memory, 8000, layout::VIRTIO_MAX, None).is_ok());
+    assert!(write(&memory, 8000, Virtio::Mmio(layout::VIRTIO_MAX), None).is_ok());
     for cpus in [8400, u32::MAX] {
-        assert!(matches!(write(&memory, cpus, 3, None), Err(Error::TooLong { .. })));
+        assert!(matches!(write(&memory, cpus, Virtio::Mmio(3), None), Err(Error::TooLong { .. })));
     }
     assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::ACPI_END)).unwrap(), 0);
 }
@@ -151,5 +174,5 @@ fn more_cpus_than_fit_are_refused_before_any_work() {
 #[test]
 fn memory_that_ends_below_the_tables_is_an_error() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
-    assert!(matches!(write(&memory, 1, 0, None), Err(Error::Memory(_))));
+    assert!(matches!(write(&memory, 1, Virtio::Mmio(0), None), Err(Error::Memory(_))));
 }

@@ -34,6 +34,7 @@ const ALLOWED: &[&str] = &[
     "stats-interval",
     "test-devices",
     "timeout",
+    "transport",
     // As anybody, a guest can do what its kernel can.
     "user",
     "verbose",

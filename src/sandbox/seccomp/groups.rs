@@ -28,6 +28,7 @@ pub(super) enum When {
     /// Streams of a command.
     Streams,
     TestDevices,
+    Pci,
     Stats,
     /// Another machine after this one.
     Restart,
@@ -56,6 +57,7 @@ impl When {
             Self::Vnc => "with --vnc",
             Self::Streams => "with a command",
             Self::TestDevices => "with --test-devices",
+            Self::Pci => "with --transport pci",
             Self::Stats => "with --stats",
             Self::Restart => "with --on-reboot restart",
             Self::Files => "with files to write",
@@ -74,6 +76,7 @@ impl When {
             Self::Vnc => needs.vnc,
             Self::Streams => needs.streams,
             Self::TestDevices => needs.test_devices,
+            Self::Pci => needs.pci,
             Self::Stats => needs.stats,
             Self::Restart => needs.restart,
             Self::Files => needs.files,
@@ -114,6 +117,7 @@ pub(super) const GROUPS: &[Group] = &[
     group("streams", &[Io], When::Streams, rules::STREAMS),
     group("stats", &[Io], When::Stats, rules::STATS),
     group("test-devices", &[Vcpu], When::TestDevices, rules::TEST_DEVICES),
+    group("pci", &[Vcpu], When::Pci, rules::PCI),
     group("share-reset", &[Vcpu], When::Shares, rules::SHARE_RESET),
     group("share", &[Share, ReadOnlyShare], When::Shares, rules::SHARE),
     group("writable-share", &[Share], When::WritableShares, rules::WRITABLE_SHARE),

@@ -39,6 +39,8 @@ pub struct Needs {
     pub streams: bool,
     /// What KVM's unit tests expect.
     pub test_devices: bool,
+    /// A PCI bus.
+    pub pci: bool,
     /// Statistics.
     pub stats: bool,
     /// Files that the supervisor writes.

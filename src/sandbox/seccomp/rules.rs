@@ -111,6 +111,7 @@ mod kvm {
     pub const CREATE_IRQCHIP: u64 = 0xae60;
     pub const SET_IRQCHIP: u64 = 0x8208_ae63;
     pub const IRQFD: u64 = 0x4020_ae76;
+    pub const SET_GSI_ROUTING: u64 = 0x4008_ae6a;
     pub const ENABLE_CAP: u64 = 0x4068_aea3;
     pub const SET_REGS: u64 = 0x4090_ae82;
     pub const SET_SREGS: u64 = 0x4138_ae84;
@@ -151,6 +152,11 @@ pub(super) const TAP: &[Rule] = &[(SYS_ioctl, Request(TUNSETOFFLOAD)), (SYS_ioct
 /// What a vCPU's thread does for the devices of `--test-devices`.
 pub(super) const TEST_DEVICES: &[Rule] =
     &[(SYS_ioctl, Request(kvm::IRQ_LINE)), (SYS_ioctl, Request(kvm::IOEVENTFD))];
+
+/// What a vCPU's thread does for PCI: messages get their routes when the guest unmasks them, and where a function was
+/// kicked is disconnected when the guest moves it.
+pub(super) const PCI: &[Rule] =
+    &[(SYS_ioctl, Request(kvm::SET_GSI_ROUTING)), (SYS_ioctl, Request(kvm::IOEVENTFD))];
 
 /// Waits for a device's driver.
 pub(super) const DEVICE: &[Rule] = &[

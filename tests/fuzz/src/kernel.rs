@@ -224,7 +224,11 @@ fn load(image: &Image, machine: &Machine, memory: &GuestMemory) {
         put(start + len - 1, vec![0xaa]);
         initrd = Some((start, len));
     }
-    let (cpus, virtio) = (u32::from(machine.cpus) + 1, u32::from(machine.virtio) % (VIRTIO_MAX + 1));
+    let cpus = u32::from(machine.cpus) + 1;
+    let virtio = match u32::from(machine.virtio) % (VIRTIO_MAX + 2) {
+        count @ 0..=VIRTIO_MAX => acpi::Virtio::Mmio(count),
+        _ => acpi::Virtio::Pci,
+    };
     let mut rsdp = None;
     if machine.acpi {
         rsdp = Some(acpi::write(memory, cpus, virtio, machine.pm_timer.then_some(PM_TIMER_PORT)).unwrap());

@@ -37,6 +37,7 @@ impl Machine {
             "shares" | "streams" => command.is_some(),
             "writable-shares" => options("--share")
                 .any(|share| [":rw", ":rw,suid", ":rw,nosuid"].iter().any(|end| share.ends_with(end))),
+            "pci" => options("--transport").any(|what| what == "pci"),
             "test-devices" => has(&["--test-devices"]),
             "stats" => has(&["--stats"]),
             "restart" => options("--on-reboot").any(|what| what == "restart"),
