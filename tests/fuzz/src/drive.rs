@@ -5,11 +5,11 @@ use std::cell::RefCell;
 
 use arbitrary::Arbitrary;
 use devices::GuestMemory;
-use devices::bus::BusDevice;
 use devices::device::Device;
 use devices::virtio::VirtioDevice;
 use devices::virtio::testing::{
-    BUFFERS, Driver, INDIRECT, MODERN, NEXT, RINGS, RINGS_STEP, Raw, WRITE, fill, lines_logged, memory,
+    BUFFERS, Driver, INDIRECT, MODERN, NEXT, RINGS, RINGS_STEP, Raw, Transport, WRITE, fill, lines_logged,
+    memory,
 };
 
 use crate::{bytes, each, list};
@@ -141,14 +141,24 @@ thread_local! {
     static MEMORY: RefCell<Option<GuestMemory>> = const { RefCell::new(None) };
 }
 
-/// A driver of the device that `make` makes, in memory that nobody has written.
+/// A driver over MMIO of the device that `make` makes, in memory that nobody has written.
 pub fn driver(make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Driver {
-    let memory = MEMORY.with_borrow_mut(|kept| kept.get_or_insert_with(memory).clone());
-    fill(&memory);
-    Driver::within(memory, make)
+    driver_over(Transport::Mmio, make)
 }
 
-/// Drives the device that `make` makes with `data`. `host` sends bytes to where the device listens; `request` asks the
+fn driver_over(transport: Transport, make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Driver {
+    let memory = blank_memory();
+    Driver::over(transport, memory, make)
+}
+
+/// Memory that nobody has written; it is the same for all inputs.
+pub fn blank_memory() -> GuestMemory {
+    let memory = MEMORY.with_borrow_mut(|kept| kept.get_or_insert_with(memory).clone());
+    fill(&memory);
+    memory
+}
+
+/// Drives the device that `make` makes with `data`, over the transport that its last byte chooses. `host` sends bytes to where the device listens; `request` asks the
 /// device for something that it has to serve after all this, as
 /// [`every_queue_serves`](devices::virtio::testing::every_queue_serves) does.
 pub fn drive(
@@ -157,7 +167,8 @@ pub fn drive(
     mut host: impl FnMut(&[u8]),
     request: impl FnOnce(&mut Driver),
 ) {
-    let mut drive = Drive { driver: driver(make), used: [0; 3] };
+    let transport = Transport::ALL[usize::from(data.last().is_some_and(|last| last % 2 != 0))];
+    let mut drive = Drive { driver: driver_over(transport, make), used: [0; 3] };
     drive.driver.start(0);
     let mut lines = 0;
     for op in each(data, MOST_OPS) {

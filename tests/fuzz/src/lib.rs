@@ -17,6 +17,7 @@ mod ktap;
 pub mod layers;
 mod modules;
 mod net;
+mod pci;
 mod serial;
 mod testdev;
 mod vnc;
@@ -41,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     ("console", console::run),
     ("balloon", balloon::run),
     ("gpu", gpu::run),
+    ("pci", pci::run),
     ("serial", serial::run),
     ("kernel", kernel::run),
     ("modules", modules::run),

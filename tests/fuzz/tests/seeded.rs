@@ -91,6 +91,11 @@ fn any_driver_of_the_graphics_card_does_no_harm() {
 }
 
 #[test]
+fn any_configuration_of_a_bus_does_no_harm() {
+    seeded("pci", 500);
+}
+
+#[test]
 fn any_driver_of_the_serial_port_does_no_harm() {
     seeded("serial", 300);
 }
