@@ -60,6 +60,8 @@ pub struct Machine {
     pub disks: Vec<(PathBuf, Access)>,
     /// Network interfaces.
     pub nets: Vec<Net>,
+    /// Which transport kite gives its devices, if not the usual one.
+    pub transport: Option<&'static str>,
     /// Which console kite gives it, if not the usual one.
     pub console: Option<&'static str>,
     /// The file that kite is to tell of its exits in.
@@ -71,8 +73,9 @@ impl Machine {
     pub fn new(kernel: &Path, initrd: &Path) -> Self {
         let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
         let (disks, nets) = (Vec::new(), Vec::new());
-        let (console, stats) = (None, None);
-        Self { cpus: 1, memory: 512, kernel, initrd, append: String::new(), disks, nets, console, stats }
+        let (transport, console, stats) = (None, None, None);
+        let (cpus, memory, append) = (1, 512, String::new());
+        Self { cpus, memory, kernel, initrd, append, disks, nets, transport, console, stats }
     }
 
     /// The command that runs it.
@@ -88,6 +91,9 @@ impl Machine {
         command.arg("--initrd").arg(&self.initrd);
         command.args(["--cpus", &self.cpus.to_string(), "--memory", &format!("{}M", self.memory)]);
         command.args(["--append", &self.append]);
+        if let Some(transport) = self.transport {
+            command.args(["--transport", transport]);
+        }
         if let Some(console) = self.console {
             command.args(["--console", console]);
         }

@@ -113,6 +113,27 @@ fn check(fixture: &Fixture, kernel: &Kernel, case: &Case) -> Result<()> {
     Ok(())
 }
 
+/// What a command finds on a PCI bus: the entropy device and the balloon, the folders and the console, each by messages
+/// alone.
+const LOOK: &str = "
+cd /sys/bus/pci/devices
+echo $(cat */vendor | sort | uniq -c)
+echo $(for it in */virtio*; do readlink $it/driver; done | sed 's,.*/,,; s/^virtio_//' | sort)
+ls -d */msi_irqs | wc -l
+grep -c PCI-MSI /proc/interrupts >/dev/null && head -c 16 /dev/hwrng | wc -c
+";
+
+/// A command on a PCI bus.
+pub fn on_pci(fixture: &Fixture, name: &str) -> Result<String> {
+    let mut command = kite(fixture, &kernel(name)?)?;
+    command.args(["--transport", "pci", "--cpus", "2", "--user", "root", "--", "sh", "-c", LOOK]);
+    let ended = ended(command, b"")?;
+    let stdout = String::from_utf8_lossy(&ended.stdout);
+    let expected = "5 0x1af4 1 0x1b36\nballoon console rng virtiofs virtiofs\n5\n16\n";
+    ensure!(ended.code == Some(0) && stdout == expected && ended.stderr.is_empty(), "{ended:#?}\n{stdout}");
+    Ok(String::new())
+}
+
 /// Streams and statuses.
 pub fn streams(fixture: &Fixture, name: &str) -> Result<String> {
     let cases = [

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::{Fixture, finish, noise, stats, watched};
 use crate::debian;
 use crate::host;
-use crate::machine::{Access, Net, Vmm};
+use crate::machine::{Access, Machine, Net, Vmm};
 
 /// The size of a disk for data, in bytes.
 const SIZE: u64 = 128 << 20;
@@ -73,12 +73,19 @@ pub fn debian(fixture: &Fixture, cpus: u32) -> Result<String> {
 
 /// What is written is what is read; and of a disk that forgets, the file is what it was.
 pub fn verified(fixture: &Fixture, cpus: u32) -> Result<String> {
+    verify(fixture, Machine { cpus, ..fixture.machine(&format!("{VERIFY}{SCRIBBLE}"))? })
+}
+
+/// The same on a PCI bus.
+pub fn verified_on_pci(fixture: &Fixture) -> Result<String> {
+    verify(fixture, Machine { cpus: 2, ..fixture.machine_on_pci(&format!("{VERIFY}{SCRIBBLE}"))? })
+}
+
+fn verify(fixture: &Fixture, mut machine: Machine) -> Result<String> {
     let (disk, kept) = (fixture.file("data.img"), fixture.file("kept.img"));
     File::create(&disk).and_then(|file| file.set_len(SIZE)).context("making a disk")?;
     let before = noise(&kept, 48 << 20)?;
     let listing = || -> Result<usize> { Ok(fs::read_dir(fixture.folder.path())?.count()) };
-    let mut machine = fixture.machine(&format!("{VERIFY}{SCRIBBLE}"))?;
-    machine.cpus = cpus;
     machine.disks.push((disk.clone(), Access::Write));
     machine.disks.push((kept.clone(), Access::Ephemeral));
     let files = listing()?;

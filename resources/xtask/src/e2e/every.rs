@@ -12,7 +12,7 @@ use super::command::{ended, kite};
 use super::wire::SEVERAL;
 use super::{Fixture, GUEST, HERE, SCRIPT, Wire, finish, kernel, noise, watched};
 use crate::host;
-use crate::machine::{Access, Net};
+use crate::machine::{Access, Machine, Net};
 use crate::running::Running;
 
 /// The first boot works with everything, takes a disk away from its driver while that reads and writes, and reboots; the
@@ -57,9 +57,21 @@ sleep infinity
 
 /// A host that answers through a port, and the same machine after a reboot.
 pub fn devices(fixture: &Fixture) -> Result<String> {
+    every_device(fixture, fixture.machine(&script())?)
+}
+
+/// The same on a PCI bus.
+pub fn devices_on_pci(fixture: &Fixture) -> Result<String> {
+    every_device(fixture, fixture.machine_on_pci(&script())?)
+}
+
+fn script() -> String {
+    format!("GUEST={GUEST}\nHERE={HERE}\n{DEVICES}")
+}
+
+fn every_device(fixture: &Fixture, mut machine: Machine) -> Result<String> {
     let wire = Wire::new(fixture.user)?;
     let socket = fixture.file("agent");
-    let mut machine = fixture.machine(&format!("GUEST={GUEST}\nHERE={HERE}\n{DEVICES}"))?;
     for (name, access) in [("every.img", Access::Write), ("forgets.img", Access::Ephemeral)] {
         let disk = fixture.file(name);
         noise(&disk, 32 << 20)?;

@@ -93,6 +93,7 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("disk/verified/1cpu", Tiers::ALL, |fixture| disk::verified(fixture, 1)),
     ("disk/verified/2cpu", Tiers::ROOT, |fixture| disk::verified(fixture, 2)),
     ("disk/verified/4cpu", Tiers::ALL, |fixture| disk::verified(fixture, 4)),
+    ("disk/verified/pci", Tiers::NIGHTLY, disk::verified_on_pci),
     ("disk/killed-2-times", Tiers::ROOT, |fixture| killed::killed(fixture, 2)),
     ("disk/killed-50-times", Tiers::ALL, |fixture| killed::killed(fixture, 50)),
     ("net/tap", Tiers::ROOT, network::tap),
@@ -103,6 +104,8 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("command/together/6.1", Tiers::USER, |fixture| together::command(fixture, "6.1")),
     ("command/streams/6.1", Tiers::NIGHTLY_BY_BOTH, |fixture| command::streams(fixture, "6.1")),
     ("command/streams/6.12", Tiers::NIGHTLY, |fixture| command::streams(fixture, "6.12")),
+    ("command/pci/6.1", Tiers::NIGHTLY, |fixture| command::on_pci(fixture, "6.1")),
+    ("command/pci/6.12", Tiers::ROOT, |fixture| command::on_pci(fixture, "6.12")),
     ("command/bytes/64M", Tiers::ROOT, |fixture| command::bytes(fixture, "6.12", 64)),
     ("command/bytes/1G", Tiers::NIGHTLY, |fixture| command::bytes(fixture, "6.1", 1024)),
     ("command/files/6.1", Tiers::NIGHTLY, |fixture| command::files(fixture, "6.1")),
@@ -152,6 +155,7 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("oci/many/50", Tiers::ALL_ALONE, |fixture| many::many(fixture, "6.12", 50)),
     // These are traced, too: see `seccomp_coverage`.
     ("jail/devices", Tiers::ROOT, every::devices),
+    ("jail/devices/pci", Tiers::NIGHTLY, every::devices_on_pci),
     ("jail/share", Tiers::ROOT, |fixture| every::share(fixture, "6.12")),
     ("output/terminal", Tiers::ROOT, |fixture| output::terminal(fixture, "6.12")),
     ("output/lost", Tiers::ROOT, |fixture| output::lost(fixture, "6.1")),
@@ -247,8 +251,20 @@ impl Fixture {
     /// # Errors
     /// Its initrd cannot be written.
     pub fn machine(&self, job: &str) -> Result<Machine> {
+        self.machine_with(job, "virtio_mmio")
+    }
+
+    /// The same with its devices on a PCI bus.
+    ///
+    /// # Errors
+    /// As [`Self::machine`].
+    pub fn machine_on_pci(&self, job: &str) -> Result<Machine> {
+        Ok(Machine { transport: Some("pci"), ..self.machine_with(job, "virtio_pci")? })
+    }
+
+    fn machine_with(&self, job: &str, transport: &str) -> Result<Machine> {
         let initrd = self.file("initrd");
-        job::write_initrd(&self.kernel, job, &initrd)?;
+        job::write_initrd(&self.kernel, job, transport, &initrd)?;
         let mut machine = Machine::new(&self.kernel.bz_image(), &initrd);
         machine.append = "quiet".into();
         if job != job::RECORDS {

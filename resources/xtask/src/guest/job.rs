@@ -23,18 +23,20 @@ pub const STATUS: &str = "guest: status ";
 pub const RECORDS: &str = "records";
 /// The file that holds the job.
 const JOB: &str = "/job";
-/// Modules of a stock kernel without which no job is done.
-const NEEDED: [&str; 4] = ["virtio_mmio", "virtio_blk", "virtio_net", "ext4"];
+/// Modules of a stock kernel without which no job is done, beside that of the transport.
+const NEEDED: [&str; 3] = ["virtio_blk", "virtio_net", "ext4"];
 /// Modules that jobs may use.
 const USEFUL: [&str; 4] = ["virtio_console", "virtio_rng", "virtio_balloon", "virtiofs"];
 
-/// Writes the initrd of a guest that does `job`, which is [`RECORDS`] or a script for the shell of the first disk.
+/// Writes the initrd of a guest that does `job`, which is [`RECORDS`] or a script for the shell of the first disk, and has
+/// its devices over the transport with this module.
 ///
 /// # Errors
 /// A needed module is missing, or the file cannot be written.
-pub fn write_initrd(kernel: &Kernel, job: &str, path: &Path) -> Result<()> {
+pub fn write_initrd(kernel: &Kernel, job: &str, transport: &str, path: &Path) -> Result<()> {
+    let needed = [&[transport], &NEEDED[..]].concat();
     let files = [(JOB, job.as_bytes())];
-    Initrd { program: program(path)?, needed: &NEEDED, useful: &USEFUL, files: &files }.write(kernel, path)
+    Initrd { program: program(path)?, needed: &needed, useful: &USEFUL, files: &files }.write(kernel, path)
 }
 
 /// This program, stripped where strip(1) is installed: a guest unpacks it.

@@ -36,7 +36,7 @@ pub fn run(setup: &mut Setup) -> Result<()> {
     let programs = Programs::built()?;
     let folder = tempfile::tempdir().context("making a folder")?;
     let initrd = folder.path().join("initrd");
-    job::write_initrd(&kernel, JOB, &initrd)?;
+    job::write_initrd(&kernel, JOB, "virtio_mmio", &initrd)?;
     let (program, name) = TEST;
     let set = |name: &str, path: &std::path::Path| OsString::from(format!("{name}={}", path.display()));
     let mut argv: Vec<OsString> = vec!["env".into(), set("STATE_KERNEL", &kernel.bz_image())];

@@ -131,7 +131,7 @@ impl Folders {
             .context("copying a kernel")?;
         link(kernel.modules().parent().context("modules are in a folder")?, "modules")?;
         debian::copy(&fixture.debian.disk(), &at("work/debian.img"))?;
-        job::write_initrd(kernel, "test -b /dev/vda", &at("work/initrd.img"))?;
+        job::write_initrd(kernel, "test -b /dev/vda", "virtio_mmio", &at("work/initrd.img"))?;
         let init = Arc::new(File::open(fixture.program()?).context("opening kite")?);
         let mut root = File::create(at("work/rootfs.cpio.gz")).context("making an initrd")?;
         // Without modules: kite as init and nothing else.
