@@ -3,7 +3,8 @@
 //! the console this halves the exits of a boot.
 //!
 //! Such a write may be late, but for some registers that does not show. What a virtio driver acknowledges takes back only
-//! what it has read ([`devices::virtio::transport::mmio::InterruptLine`]). The clock's index does nothing until the data
+//! what it has read ([`devices::virtio::transport::mmio::InterruptLine`]). What it sets up over PCI counts when it goes on to
+//! write another register ([`devices::virtio::transport::pci::LATE`]). The clock's index does nothing until the data
 //! port is used. And the serial port's data may wait if the driver comes back to the port after its last byte, so the
 //! ring starts when the guest's driver has shown that it does ([`devices::chipset::serial::Host::output_awaited`]).
 #![expect(
@@ -92,7 +93,19 @@ impl Coalesced {
 
     /// Lets KVM keep what the guest writes to the register at `address`, 32 bits wide, of a device in memory space.
     pub fn add_register(&self, address: u64) {
-        self.add(IoEventAddress::Mmio(address), 4);
+        self.add_memory(address, 4);
+    }
+
+    /// Lets KVM keep what the guest writes to `len` bytes from `address` on, in memory space.
+    pub fn add_memory(&self, address: u64, len: u32) {
+        self.add(IoEventAddress::Mmio(address), len);
+    }
+
+    /// Has what was added there exit again; what waits in the ring stays there.
+    pub fn remove_memory(&self, address: u64, len: u32) {
+        if self.ring.get().is_some() {
+            let _ = self.vm.unregister_coalesced_mmio(IoEventAddress::Mmio(address), len);
+        }
     }
 
     /// Carries out what waits in the ring. To be called before any other access is carried out, with no device locked.

@@ -297,7 +297,7 @@ fn add_devices(
         let added = places.map(|(index, device)| add_mmio(vm, coalesced, mmio, index, device));
         return Ok((added.collect::<Result<_, _>>()?, None));
     };
-    let mut bus = PciBus::new(vm, pages);
+    let mut bus = PciBus::new(vm, pages, coalesced);
     let added = devices.into_iter().map(|device| add_function(vm, &mut bus, device));
     let added = added.collect::<Result<_, _>>()?;
     Ok((added, Some(bus.finish(mmio)?)))

@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, ensure};
 use boot::layout;
-use devices::bus::{Bus, SharedDevice};
+use devices::bus::{Bus, BusDevice, SharedDevice};
 use devices::pci::memory::{Place, Placed, Window};
-use devices::pci::msix::{Message, Messages, Msix};
+use devices::pci::msix::{ENTRY, Message, Messages, Msix};
 use devices::pci::{Function, HostBridge, Page, Root, Shown};
 use devices::virtio::Virtio;
-use devices::virtio::transport::pci::{Doorbells, MOST_QUEUES, NOTIFY_STEP, REGION, Vectors, VirtioFunction};
+use devices::virtio::transport::pci::{
+    Doorbells, LATE, LATE_OF_ENTRY, MOST_QUEUES, NOTIFY, NOTIFY_STEP, REGION, TABLE, Vectors, VirtioFunction,
+};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
@@ -23,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::host::event::kvm_event;
 use crate::host::lock::lock;
+use crate::vcpu::coalesced::Coalesced;
 use crate::vm::Vm;
 use crate::vm::config_space::ConfigSpace;
 use crate::vm::device_thread::{Kicks, Notifier, QueueEvents};
@@ -34,10 +37,14 @@ const LINE_ROUTES: usize = (layout::FIRST_MESSAGE_GSI + 2 * PIC_LINES) as usize;
 /// The most messages there can be: a list of routes for KVM has 1,024.
 const MOST_MESSAGES: usize = 1024 - LINE_ROUTES;
 
+/// Of how many vectors of a function KVM keeps what the guest writes into the table.
+const MOST_LATE_ENTRIES: usize = 16;
+
 /// The bus while it is being built: its functions so far, the host bridge first.
 pub(super) struct PciBus {
     pages: Arc<ConfigSpace>,
     routes: Arc<Routes>,
+    coalesced: Arc<Coalesced>,
     functions: Vec<Shown>,
     placed: Vec<Placed>,
     names: Vec<String>,
@@ -45,13 +52,14 @@ pub(super) struct PciBus {
 
 impl PciBus {
     /// A bus whose configuration space is `pages`, with a host bridge.
-    pub fn new(vm: &Vm, pages: &Arc<ConfigSpace>) -> Self {
+    pub fn new(vm: &Vm, pages: &Arc<ConfigSpace>, coalesced: &Arc<Coalesced>) -> Self {
         let bridge: Arc<Mutex<dyn Function>> = Arc::new(Mutex::new(HostBridge::new()));
         let page: Box<dyn Page> = Box::new(pages.page(0));
         let routes = Routes { vm: vm.fd().clone(), messages: Mutex::default() };
         Self {
             pages: pages.clone(),
             routes: Arc::new(routes),
+            coalesced: coalesced.clone(),
             functions: vec![(bridge, page)],
             placed: Vec::new(),
             names: Vec::new(),
@@ -93,7 +101,9 @@ impl PciBus {
         let place = Arc::new(Place::new(window.clone(), REGION));
         let base = window.start + REGION * index as u64;
         let notify = Arc::new(Notifier(events.clone()));
-        let kicks = Arc::new(FunctionKicks { vm: self.routes.vm.clone(), events, state: Mutex::default() });
+        let late = late(events.kicks().len() + 1);
+        let (vm, coalesced, state) = (self.routes.vm.clone(), self.coalesced.clone(), Mutex::default());
+        let kicks = Arc::new(FunctionKicks { vm, events, coalesced, late, state });
         let moved = Box::new(Moved(kicks.clone()));
         let function = VirtioFunction::new(virtio, vectors, notify, (place.clone(), base), moved);
         let function: Arc<Mutex<dyn Function>> = Arc::new(Mutex::new(function));
@@ -111,7 +121,9 @@ impl PciBus {
     pub fn finish(self, mmio: &mut Bus) -> anyhow::Result<Arc<Mutex<Root>>> {
         let taken = "two devices share an address";
         let root = Arc::new(Mutex::new(Root::new(self.functions)));
-        mmio.insert(layout::PCI_CONFIG, layout::PCI_CONFIG_LEN, root.clone()).context(taken)?;
+        let space = ConfigWrites { root: root.clone(), coalesced: self.coalesced, is_used: false };
+        let space: SharedDevice = Arc::new(Mutex::new(space));
+        mmio.insert(layout::PCI_CONFIG, layout::PCI_CONFIG_LEN, space).context(taken)?;
         mmio.set_name(layout::PCI_CONFIG, "pci");
         let placed: Arc<[Placed]> = self.placed.into();
         let mut at = layout::PCI_MEMORY;
@@ -126,6 +138,36 @@ impl PciBus {
         }
         Ok(root)
     }
+}
+
+/// Configuration space as the guest writes it. From its first write on, what it writes for nothing makes no exit.
+struct ConfigWrites {
+    root: Arc<Mutex<Root>>,
+    coalesced: Arc<Coalesced>,
+    is_used: bool,
+}
+
+impl BusDevice for ConfigWrites {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        lock(&self.root).read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let mut root = lock(&self.root);
+        if !std::mem::replace(&mut self.is_used, true) {
+            for (at, len) in root.idle() {
+                self.coalesced.add_memory(layout::PCI_CONFIG + at, len);
+            }
+        }
+        root.write(offset, data);
+    }
+}
+
+/// The parts of the memory region of a function with so many vectors where writes may be late, an offset and a length each.
+/// KVM takes its time over each.
+fn late(vectors: usize) -> Vec<(u64, u32)> {
+    let entries = (TABLE..).step_by(ENTRY as usize).map(|at| (at, LATE_OF_ENTRY));
+    LATE.into_iter().chain(entries.take(vectors.min(MOST_LATE_ENTRIES))).collect()
 }
 
 /// The routes of all interrupts: those of the lines, as KVM has them at first, and what the guest has said of messages.
@@ -213,6 +255,9 @@ impl Messages for FunctionMessages {
 pub(super) struct FunctionKicks {
     vm: Arc<VmFd>,
     events: Arc<QueueEvents>,
+    coalesced: Arc<Coalesced>,
+    /// The parts of the region where writes may be late.
+    late: Vec<(u64, u32)>,
     state: Mutex<KickState>,
 }
 
@@ -230,6 +275,12 @@ impl FunctionKicks {
     fn each(&self, base: u64) -> impl Iterator<Item = (&EventFd, IoEventAddress)> {
         let addresses = (base..).step_by(NOTIFY_STEP as usize).map(IoEventAddress::Mmio);
         self.events.kicks().iter().zip(addresses)
+    }
+
+    /// Where writes may be late, if queue 0 is kicked at this address.
+    fn late(&self, kicks: Option<u64>) -> impl Iterator<Item = (u64, u32)> {
+        let region = kicks.map(|kicks| kicks - NOTIFY);
+        region.into_iter().flat_map(|region| self.late.iter().map(move |(at, len)| (region + at, *len)))
     }
 
     /// Where KVM refuses, exits go on.
@@ -251,6 +302,9 @@ impl FunctionKicks {
                 }
             }
         }
+        // What waits in the ring for the old place was carried out before this move.
+        self.late(state.address).for_each(|(at, len)| self.coalesced.remove_memory(at, len));
+        self.late(address).for_each(|(at, len)| self.coalesced.add_memory(at, len));
         state.address = address;
         if state.enabled {
             self.events.driver_ok();

@@ -19,6 +19,8 @@ const LATENCY: usize = 0x0d;
 const BAR: usize = 0x10;
 const SUBSYSTEM_VENDOR: usize = 0x2c;
 const SUBSYSTEM: usize = 0x2e;
+/// The expansion ROM's BAR, of which there is none, ends here.
+const ROM_END: usize = 0x34;
 const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 /// The header ends here, and capabilities begin.
@@ -130,6 +132,14 @@ impl Config {
     pub fn memory(&self) -> Option<u64> {
         let on = u16::from_le_bytes(self.array(COMMAND)) & MEMORY != 0;
         on.then(|| u64::from_le_bytes(self.array(BAR)) & !BAR_FLAGS)
+    }
+
+    /// The BARs of which the guest can change nothing, and all between them and the expansion ROM's: a start and a length.
+    /// Drivers size them all the same.
+    pub fn constant_bars(&self) -> (usize, usize) {
+        let first = (BAR..ROM_END).find(|at| self.writable[*at..ROM_END].iter().all(|bits| *bits == 0));
+        let first = first.unwrap_or(ROM_END);
+        (first, ROM_END - first)
     }
 
     /// The guest reads: beyond the end are zeros.

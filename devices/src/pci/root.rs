@@ -55,6 +55,16 @@ impl Root {
         root
     }
 
+    /// The parts in which the guest can write what it likes and nothing happens, though drivers do: an offset and a length
+    /// each.
+    pub fn idle(&self) -> Vec<(u64, u32)> {
+        let idle = |(device, slot): (u64, &Slot)| {
+            let (start, len) = slot.lock().config().constant_bars();
+            (device * FUNCTIONS as u64 * PAGE + start as u64, len as u32)
+        };
+        (0..).zip(&self.functions).map(idle).collect()
+    }
+
     /// The function whose page `offset` is in, and where in it.
     fn find(&self, offset: u64) -> Option<(&Slot, u64)> {
         let index = usize::try_from(offset / PAGE).ok().filter(|index| index % FUNCTIONS == 0)?;

@@ -201,6 +201,12 @@ fn capabilities_are_a_list() {
 }
 
 #[test]
+fn bars_that_the_guest_cannot_change_are_known() {
+    assert_eq!(HostBridge::new().config().constant_bars(), (0x10, 0x24));
+    assert_eq!(Plain::new(1).config().constant_bars(), (0x18, 0x1c));
+}
+
+#[test]
 fn a_bus_is_the_same_after_it_was_saved_and_loaded() {
     let mut saved = board();
     saved.enable(1, true);

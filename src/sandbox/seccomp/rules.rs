@@ -100,6 +100,7 @@ mod kvm {
     pub const IRQ_LINE: u64 = 0x4008_ae61;
     pub const IOEVENTFD: u64 = 0x4040_ae79;
     pub const REGISTER_COALESCED_MMIO: u64 = 0x4010_ae67;
+    pub const UNREGISTER_COALESCED_MMIO: u64 = 0x4010_ae68;
     pub const CHECK_EXTENSION: u64 = 0xae03;
     pub const GET_VCPU_MMAP_SIZE: u64 = 0xae04;
     pub const CREATE_VM: u64 = 0xae01;
@@ -155,8 +156,11 @@ pub(super) const TEST_DEVICES: &[Rule] =
 
 /// What a vCPU's thread does for PCI: messages get their routes when the guest unmasks them, and where a function was
 /// kicked is disconnected when the guest moves it.
-pub(super) const PCI: &[Rule] =
-    &[(SYS_ioctl, Request(kvm::SET_GSI_ROUTING)), (SYS_ioctl, Request(kvm::IOEVENTFD))];
+pub(super) const PCI: &[Rule] = &[
+    (SYS_ioctl, Request(kvm::SET_GSI_ROUTING)),
+    (SYS_ioctl, Request(kvm::IOEVENTFD)),
+    (SYS_ioctl, Request(kvm::UNREGISTER_COALESCED_MMIO)),
+];
 
 /// Waits for a device's driver.
 pub(super) const DEVICE: &[Rule] = &[

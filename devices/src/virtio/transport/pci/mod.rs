@@ -24,6 +24,11 @@ pub const NOTIFY_STEP: u64 = 4;
 pub const PENDING: u64 = 0x4000;
 /// Where in the region MSI-X's table is, up to the end.
 pub const TABLE: u64 = 0x8000;
+/// The parts of the region in which nothing happens until the driver writes another part, or reads: features, queues and
+/// vectors, but not the status. A start and a length each.
+pub const LATE: [(u64, u32); 2] = [(COMMON, 0x14), (COMMON + 0x16, 0x22)];
+/// As [`LATE`], of each entry of MSI-X's table: the message, but not its mask.
+pub const LATE_OF_ENTRY: u32 = 12;
 /// Each structure but the table has this much room.
 const ROOM: u64 = 0x1000;
 /// The most queues that such a device can have.
