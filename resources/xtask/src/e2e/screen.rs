@@ -42,7 +42,7 @@ pub fn frame_buffer(fixture: &Fixture, name: &str) -> Result<String> {
 /// Where viewers find the screen.
 const ADDRESS: [&str; 2] = ["127.0.0.1", "5901"];
 /// What all viewers may take, with an emulated machine's boot.
-const LOOKING: Duration = Duration::from_secs(780);
+const LOOKING: Duration = Duration::from_secs(850);
 /// The font of Linux's console.
 const FONT: &str = "/usr/share/consolefonts/Lat15-VGA16.psf.gz";
 

@@ -9,6 +9,7 @@ pictures: each cell is compared with the font's.
 import asyncio
 import gzip
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ HOST, PORT, FONT, PASSWORD, FOLDER = sys.argv[1:]
 WIDTH, HEIGHT = 1024, 768
 # What a boot may take, and what an answer may: the machine is emulated.
 BOOT, ANSWER = 400, 180
+# Where the browser is driven.
+DEBUGGER = 9222
 
 
 def glyphs():
@@ -94,16 +97,30 @@ def by_vncdotool():
     vncdo("type", "exit", "key", "enter")
 
 
+def answers(port):
+    """Whether somebody listens at a port of this machine's."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def by_chromium():
     from selenium import webdriver
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
+    # Its driver would not wait for it as long as an emulated machine takes to start it.
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    words += [f"--remote-debugging-port={DEBUGGER}", f"--user-data-dir={os.path.join(FOLDER, 'chromium')}", "about:blank"]
+    with open(os.path.join(FOLDER, "chromium.log"), "w") as log:
+        chromium = subprocess.Popen(["chromium", *words], stdout=log, stderr=log)
+    deadline = time.monotonic() + BOOT
+    while not answers(DEBUGGER):
+        assert chromium.poll() is None, f"chromium ended with {chromium.returncode}"
+        assert time.monotonic() < deadline, "chromium does not start"
+        time.sleep(1)
     options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_argument(f"--user-data-dir={os.path.join(FOLDER, 'chromium')}")
+    options.debugger_address = f"127.0.0.1:{DEBUGGER}"
     browser = webdriver.Chrome(options=options)
     try:
         browser.set_page_load_timeout(ANSWER)
@@ -124,6 +141,8 @@ def by_chromium():
         wait_for("debian login:", look, ANSWER, "chromium")
     finally:
         browser.quit()
+        chromium.terminate()
+        chromium.wait()
 
 
 def by_asyncvnc():
