@@ -101,17 +101,18 @@ impl Guest {
         self.send(&Frame { kind: Kind::Start, id, payload: serde_json::to_vec(&spec).unwrap() });
     }
 
-    /// How a process ends, and what it has written to its outputs.
+    /// How a process ends, and what it has written to its output and then, whenever that came, to its error output.
     fn end(&mut self, id: u32) -> (End, String) {
-        let mut output = Vec::new();
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
         loop {
             let frame = self.next();
             match frame.kind {
                 Kind::Ended if frame.id == id => {
                     let end = serde_json::from_slice(&frame.payload).unwrap();
-                    return (end, String::from_utf8(output).unwrap());
+                    return (end, String::from_utf8([output, errors].concat()).unwrap());
                 }
-                Kind::Stdout | Kind::Stderr if frame.id == id => output.extend(frame.payload),
+                Kind::Stdout if frame.id == id => output.extend(frame.payload),
+                Kind::Stderr if frame.id == id => errors.extend(frame.payload),
                 _ => {}
             }
         }
