@@ -44,6 +44,11 @@ fn descriptions_of_devices_that_make_no_sense_are_refused() {
         attempt.refused([&["run", "--no-acpi"][..], &device].concat(), "--no-acpi");
     }
     attempt.refused(["run", "--no-acpi", "--console", "virtio", "--kernel", "/dev/null"], "");
+    let on_pci = ["run", "--kernel", "/dev/null", "--transport", "pci"];
+    attempt
+        .refused([&on_pci[..], &["--no-acpi"]].concat(), "--transport pci needs ACPI: leave out --no-acpi");
+    attempt.refused([&on_pci[..], &["--test-devices"]].concat(), "leave out --transport pci");
+    attempt.refused(["run", "--transport", "isa"], "auto, mmio, pci");
 }
 
 #[test]
