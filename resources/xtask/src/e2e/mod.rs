@@ -113,7 +113,7 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("command/connected", Tiers::USER, |fixture| connected::connected(fixture, "6.12")),
     ("screen/6.1", Tiers::NIGHTLY, |fixture| screen::frame_buffer(fixture, "6.1")),
     ("screen/6.12", Tiers::BOTH, |fixture| screen::frame_buffer(fixture, "6.12")),
-    ("screen/viewers", Tiers::NIGHTLY_ALONE, screen::viewers),
+    ("screen/viewers", Tiers::ALL_ALONE, screen::viewers),
     ("screen/xorg/fbdev", Tiers::NIGHTLY_ALONE, |fixture| screen::xorg(fixture, "6.12", "fbdev")),
     ("screen/xorg/modesetting", Tiers::NIGHTLY_ALONE, |fixture| screen::xorg(fixture, LAB, "modesetting")),
     ("command/rights", Tiers::BOTH, |fixture| rights::rights(fixture, "6.12")),
