@@ -10,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::state::{Folder, SOCKET};
+use super::state::{Folder, SOCKET, Status};
 use crate::spec::frames::GuestProcess;
 
 /// The longest request in bytes.
@@ -44,6 +44,18 @@ pub enum Reply {
     Failed(String),
 }
 
+/// An error that says that a container has stopped, in the words that engines look for.
+#[derive(Debug)]
+pub struct NotRunning;
+
+impl std::fmt::Display for NotRunning {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("container not running")
+    }
+}
+
+impl std::error::Error for NotRunning {}
+
 /// The path of the monitor's socket, which fits whatever the folder's path is (unix(7)).
 fn path(folder: &Folder) -> String {
     format!("/proc/self/fd/{}/{SOCKET}", folder.handle.as_raw_fd())
@@ -60,17 +72,28 @@ pub fn listen(folder: &Folder) -> anyhow::Result<UnixListener> {
 /// Asks; answers with the connection, for what follows.
 ///
 /// # Errors
-/// The monitor is not there, does not answer, or refuses.
+/// [`NotRunning`] of a container that has stopped, also while it was asked: its monitor ends with it, and may not come to
+/// an answer. Else the monitor is not there, does not answer, or refuses.
 pub fn ask(folder: &Folder, request: &Request) -> anyhow::Result<UnixStream> {
+    let (stream, reply) = exchange(folder, request).map_err(|error| {
+        let has_stopped = folder.record().is_ok_and(|record| record.status == Status::Stopped);
+        if has_stopped { NotRunning.into() } else { error }
+    })?;
+    match reply {
+        Reply::Done => Ok(stream),
+        Reply::Failed(why) => bail!(why),
+    }
+}
+
+/// Sends a request and receives its answer.
+fn exchange(folder: &Folder, request: &Request) -> anyhow::Result<(UnixStream, Reply)> {
     let mut stream = UnixStream::connect(path(folder)).context("cannot ask the container's monitor")?;
     // What a guest needs to boot is not known; the connection ends with the monitor.
     let limit = Some(PATIENCE).filter(|_| !matches!(request, Request::Start));
     stream.set_read_timeout(limit)?;
     send(&mut stream, request)?;
-    match receive(&stream)? {
-        Reply::Done => Ok(stream),
-        Reply::Failed(why) => bail!(why),
-    }
+    let reply = receive(&stream)?;
+    Ok((stream, reply))
 }
 
 /// Sends a line.

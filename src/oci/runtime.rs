@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::config::Config;
-use super::protocol::{self, Request};
+use super::protocol::{self, NotRunning, Request};
 use super::state::{FAILURE, Folder, NoContainer, RUN, Record, Status, VERSION};
 use super::{group, hooks, network};
 use crate::host::messages;
@@ -49,8 +49,7 @@ pub fn ask(root: &Path, id: &str, what: Ask) -> anyhow::Result<()> {
         Ask::Pause => &[Status::Running],
         Ask::Resume => &[Status::Paused],
     };
-    // The words that engines look for.
-    ensure!(expected.contains(&status) || status != Status::Stopped, "container not running");
+    ensure!(status != Status::Stopped, NotRunning);
     ensure!(
         expected.contains(&status),
         "container is {}, and that is for one that is {}",
@@ -62,7 +61,11 @@ pub fn ask(root: &Path, id: &str, what: Ask) -> anyhow::Result<()> {
         Ask::Pause => Request::Pause,
         Ask::Resume => Request::Resume,
     };
-    protocol::ask(&folder, &request).map(drop)
+    match protocol::ask(&folder, &request) {
+        // Its end is the answer.
+        Err(error) if error.is::<NotRunning>() && what == Ask::Signal(Signal::SIGKILL as i32) => Ok(()),
+        asked => asked.map(drop),
+    }
 }
 
 /// Starts a container's machine, and then runs its `poststart` hooks.
@@ -206,7 +209,48 @@ pub fn features() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::state::begun;
     use super::*;
+
+    #[test]
+    fn a_container_that_ends_while_it_is_asked_is_killed_and_else_not_running() {
+        let pid = std::process::id() as i32;
+        for (what, succeeds) in [
+            (Ask::Signal(Signal::SIGKILL as i32), true),
+            (Ask::Signal(Signal::SIGTERM as i32), false),
+            (Ask::Pause, false),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let folder = Folder::make(root.path(), "a").unwrap();
+            let mut record = Record {
+                oci_version: VERSION.to_owned(),
+                id: "a".to_owned(),
+                status: Status::Running,
+                pid,
+                begun: begun(pid).unwrap(),
+                bundle: "/b".into(),
+                created: String::new(),
+                annotations: BTreeMap::new(),
+                group: None,
+            };
+            folder.write_record(&record).unwrap();
+            let listener = protocol::listen(&folder).unwrap();
+            let monitor = std::thread::spawn(move || {
+                let (stream, _) = listener.accept().unwrap();
+                protocol::receive::<Request>(&stream).unwrap();
+                record.status = Status::Stopped;
+                folder.write_record(&record).unwrap();
+            });
+            let asked = ask(root.path(), "a", what);
+            monitor.join().unwrap();
+            assert_eq!(asked.is_ok(), succeeds, "{what:?}: {asked:?}");
+            if let Err(error) = asked {
+                assert_eq!(error.to_string(), "container not running");
+            }
+        }
+    }
 
     #[test]
     fn a_signal_has_a_name_or_a_number() {
