@@ -2,6 +2,7 @@
 
 mod groups;
 mod listing;
+mod program;
 mod refused;
 mod rules;
 
@@ -9,17 +10,14 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use anyhow::{Context, anyhow};
 use nix::unistd::Pid;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
-};
+use seccompiler::BpfProgram;
 
 use crate::backend::Calls;
 use crate::host::thread::ThreadKind as Thread;
 use crate::vcpu::exit::KVM_RUN;
 pub use listing::listing;
+use program::{AUDIT_ARCH_X86_64, Condition, Verdict};
 use rules::{Check, Rule};
 
 /// What the machine has that system calls are made for.
@@ -95,17 +93,23 @@ thread_local! {
 /// The kernel has no such filters.
 pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
     refused::report("thread ")?;
-    let compile = |thread| compile(&groups::of_machine(thread, &needs), None);
     // A process is locked once.
-    let _ = FILTERS.set(vec![
-        (Thread::Vcpu, with_quick_entry(compile(Thread::Vcpu)?)),
-        (Thread::Io, compile(Thread::Io)?),
-        (Thread::Share, compile(Thread::Share)?),
-        (Thread::ReadOnlyShare, compile(Thread::ReadOnlyShare)?),
-        (Thread::Vnc, compile(Thread::Vnc)?),
-        (Thread::Main, compile(Thread::Main)?),
-    ]);
+    let _ = FILTERS.set(of_threads(needs));
     Ok(())
+}
+
+/// The filters of all threads that a machine may have.
+fn of_threads(needs: Needs) -> Vec<(Thread, BpfProgram)> {
+    let compile = |thread| {
+        let program = compile(&groups::of_machine(thread, &needs), None);
+        // Every exit pays for the way to what a vCPU's thread does all the time.
+        let quick = || program::with_quick_entry(&program, libc::SYS_ioctl as u32, KVM_RUN as u32);
+        (thread, if thread == Thread::Vcpu { quick() } else { program })
+    };
+    let mut threads = vec![Thread::Vcpu, Thread::Io, Thread::Main];
+    threads.extend(needs.shares.iter().flat_map(|_| [Thread::Share, Thread::ReadOnlyShare]));
+    threads.extend(needs.vnc.then_some(Thread::Vnc));
+    threads.into_iter().map(compile).collect()
 }
 
 /// As [`prepare`], for the supervisor.
@@ -115,7 +119,7 @@ pub(super) fn prepare(needs: Needs) -> anyhow::Result<()> {
 pub(super) fn prepare_supervisor(needs: SupervisorNeeds) -> anyhow::Result<()> {
     refused::report("the supervisor's thread ")?;
     // A process is locked once.
-    let filter = compile(&groups::of_supervisor(&needs), Some(needs.vm))?;
+    let filter = compile(&groups::of_supervisor(&needs), Some(needs.vm));
     let _ = FILTERS.set(vec![(Thread::Supervisor, filter)]);
     Ok(())
 }
@@ -129,89 +133,123 @@ pub fn confine(thread: Thread) {
 }
 
 /// The program of these groups, for the supervisor of the process `vm` if there is one.
-fn compile(groups: &[&[Rule]], vm: Option<Pid>) -> anyhow::Result<BpfProgram> {
-    let mut calls: BTreeMap<i64, Option<Vec<SeccompRule>>> = BTreeMap::new();
+fn compile(groups: &[&[Rule]], vm: Option<Pid>) -> BpfProgram {
+    let mut calls = BTreeMap::new();
     for (call, check) in groups.iter().copied().flatten() {
-        let ways = calls.entry(*call).or_insert_with(|| Some(Vec::new()));
-        match (condition(*check, vm)?, ways) {
-            (None, ways) => *ways = None,
-            (Some(condition), Some(ways)) => ways.push(SeccompRule::new(vec![condition])?),
-            (Some(_), None) => {}
+        let verdict = calls.entry(*call as u32).or_insert_with(|| Verdict::AllowIf(Vec::new()));
+        match (condition(*check, vm), verdict) {
+            (None, verdict) => *verdict = Verdict::Allow,
+            (Some(condition), Verdict::AllowIf(ways)) => ways.push(condition),
+            // It may be made in any way.
+            (Some(_), _) => {}
         }
     }
-    // A call without rules is one that may be made in any way.
-    let calls = calls.into_iter().map(|(call, ways)| (call, ways.unwrap_or_default())).collect();
-    let filter = SeccompFilter::new(calls, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)
-        .and_then(BpfProgram::try_from)
-        .map_err(|error| anyhow!("cannot make a filter: {error}"))?;
-    Ok([&first()[..], &filter].concat())
+    // Its arguments lie in memory that may change after they were looked at.
+    calls.insert(libc::SYS_clone3 as u32, Verdict::Missing);
+    program::of(calls)
 }
 
-fn condition(check: Check, vm: Option<Pid>) -> anyhow::Result<Option<SeccompCondition>> {
-    let vm = || vm.context("there is no VM process").map(|it| it.as_raw() as u64);
-    use SeccompCmpArgLen::{Dword, Qword};
-    use SeccompCmpOp::{Eq, MaskedEq};
-    Ok(Some(match check {
-        Check::Any => return Ok(None),
-        Check::Request(request) => SeccompCondition::new(1, Dword, Eq, request)?,
-        Check::NoExec => SeccompCondition::new(2, Qword, MaskedEq(libc::PROT_EXEC as u64), 0)?,
-        Check::Is(at, value) => SeccompCondition::new(at, Dword, Eq, value)?,
-        Check::IsVm => SeccompCondition::new(0, Dword, Eq, vm()?)?,
-        Check::IsThis => SeccompCondition::new(0, Dword, Eq, std::process::id().into())?,
-    }))
+/// What the arguments must be, if they are looked at.
+fn condition(check: Check, vm: Option<Pid>) -> Option<Condition> {
+    let equal = |argument, value| Some(Condition { argument, mask: u32::MAX, value });
+    match check {
+        Check::Any => None,
+        Check::Request(request) => equal(1, request as u32),
+        Check::NoExec => Some(Condition { argument: 2, mask: libc::PROT_EXEC as u32, value: 0 }),
+        Check::Is(at, value) => equal(at, value as u32),
+        Check::IsVm => equal(0, vm.expect("the supervisor has a VM process").as_raw() as u32),
+        Check::IsThis => equal(0, std::process::id()),
+    }
 }
 
-/// What goes first: a call by another architecture's numbers is reported like any
-/// that is refused, and clone3(2) is no such call, as its arguments lie in memory that may change after they were looked
-/// at.
-fn first() -> [sock_filter; 6] {
-    let no_such_call = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-    [
-        load(ARCHITECTURE),
-        skip(AUDIT_ARCH_X86_64, 1, 0),
-        end(libc::SECCOMP_RET_TRAP),
-        load(NUMBER),
-        skip(libc::SYS_clone3 as u32, 0, 1),
-        end(no_such_call),
-    ]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VM: i32 = 0x1_2345;
+
+    /// What the rules say of a call.
+    fn is_allowed(groups: &[&[Rule]], number: i64, arguments: [u64; 6]) -> bool {
+        let low = |index: usize| arguments[index] & 0xffff_ffff;
+        groups.iter().copied().flatten().filter(|rule| rule.0 == number).any(|(_, check)| match *check {
+            Check::Any => true,
+            Check::Request(request) => low(1) == request,
+            Check::NoExec => arguments[2] & libc::PROT_EXEC as u64 == 0,
+            Check::Is(index, value) => low(index.into()) == value,
+            Check::IsVm => low(0) == VM as u64,
+            Check::IsThis => low(0) == u64::from(std::process::id()),
+        })
+    }
+
+    /// Arguments that rules look at, and others that are nearly those.
+    fn arguments(groups: &[&[Rule]]) -> Vec<[u64; 6]> {
+        let mut all = vec![[0; 6], [u64::MAX; 6]];
+        for (_, check) in groups.iter().copied().flatten() {
+            let (index, value) = match *check {
+                Check::Any => continue,
+                Check::Request(request) => (1, request),
+                Check::NoExec => (2, libc::PROT_EXEC as u64),
+                Check::Is(index, value) => (index.into(), value),
+                Check::IsVm => (0, VM as u64),
+                Check::IsThis => (0, std::process::id().into()),
+            };
+            for value in [value, value + 1, value ^ 2, value | 1 << 32, value | 1 << 63] {
+                let mut arguments = [0; 6];
+                arguments[index] = value;
+                all.push(arguments);
+            }
+        }
+        all
+    }
+
+    fn lets_through_what_rules_say(program: &BpfProgram, groups: &[&[Rule]]) {
+        let run = program::tests::run;
+        let arguments = arguments(groups);
+        for number in (0..600).chain([1 << 30, 1 << 30 | 1, i64::from(u32::MAX)]) {
+            for arguments in &arguments {
+                let expected = match number {
+                    libc::SYS_clone3 => libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
+                    _ if is_allowed(groups, number, *arguments) => libc::SECCOMP_RET_ALLOW,
+                    _ => libc::SECCOMP_RET_TRAP,
+                };
+                let answer = |architecture| run(program, architecture, number as u32, *arguments);
+                assert_eq!(answer(AUDIT_ARCH_X86_64), expected, "{number} {arguments:x?}");
+                assert_eq!(answer(0x4000_0003), libc::SECCOMP_RET_TRAP, "{number} {arguments:x?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_machine_s_filters_let_through_what_its_rules_say_and_nothing_more() {
+        let all = Needs {
+            disks: true,
+            networks: true,
+            ports: true,
+            shares: Some(true),
+            vnc: true,
+            streams: true,
+            test_devices: true,
+            stats: true,
+            files: true,
+            threads: 1,
+            restart: true,
+            control: true,
+            pci: true,
+        };
+        for needs in [Needs::default(), Needs { restart: false, ..all }, all] {
+            for (thread, program) in of_threads(needs) {
+                lets_through_what_rules_say(&program, &groups::of_machine(thread, &needs));
+            }
+        }
+    }
+
+    #[test]
+    fn a_supervisor_s_filter_lets_through_what_its_rules_say_and_nothing_more() {
+        let vm = Pid::from_raw(VM);
+        for needed in [false, true] {
+            let needs = SupervisorNeeds { vm, files: needed, names: needed, groups: needed, control: needed };
+            let groups = groups::of_supervisor(&needs);
+            lets_through_what_rules_say(&compile(&groups, Some(vm)), &groups);
+        }
+    }
 }
-
-/// The program of a vCPU's thread, with what it does all the time in front: KVM_RUN is let through before the list is gone
-/// through, for every exit pays for the way.
-fn with_quick_entry(program: BpfProgram) -> BpfProgram {
-    let quick = [
-        load(ARCHITECTURE),
-        skip(AUDIT_ARCH_X86_64, 0, 5),
-        load(NUMBER),
-        skip(libc::SYS_ioctl as u32, 0, 3),
-        load(REQUEST),
-        skip(KVM_RUN as u32, 0, 1),
-        end(libc::SECCOMP_RET_ALLOW),
-    ];
-    [&quick[..], &program].concat()
-}
-
-/// Where there is in `struct seccomp_data` the call's number.
-const NUMBER: u32 = 0;
-/// The architecture.
-const ARCHITECTURE: u32 = 4;
-/// The lower half of the second argument, which is all that ioctl(2) looks at.
-const REQUEST: u32 = 24;
-
-/// Looks at the 32 bits there (Linux `include/uapi/linux/bpf_common.h`, as all instructions here).
-fn load(k: u32) -> sock_filter {
-    sock_filter { code: 0x20, jt: 0, jf: 0, k }
-}
-
-/// Skips `jt` instructions if what was looked at is `k`, and `jf` if not.
-fn skip(k: u32, jt: u8, jf: u8) -> sock_filter {
-    sock_filter { code: 0x15, jt, jf, k }
-}
-
-/// Answers.
-fn end(k: u32) -> sock_filter {
-    sock_filter { code: 0x06, jt: 0, jf: 0, k }
-}
-
-/// Linux `include/uapi/linux/audit.h`.
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
