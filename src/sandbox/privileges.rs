@@ -34,11 +34,8 @@ fn prctl(option: libc::c_int, argument: libc::c_ulong) -> nix::Result<libc::c_in
 /// # Errors
 /// The kernel refuses.
 pub(super) fn drop_capabilities(needed: u64, for_owners: bool) -> anyhow::Result<()> {
-    let known = (0..MOST).take_while(|capability| prctl(libc::PR_CAPBSET_READ, *capability).is_ok());
-    for capability in known {
-        // Who has none has none to drop from this set either.
-        let _ = prctl(libc::PR_CAPBSET_DROP, capability);
-    }
+    // Until there is none of that number. Who has none has none to drop from this set either.
+    let _ = (0..MOST).try_for_each(|capability| prctl(libc::PR_CAPBSET_DROP, capability).map(drop));
     let _ = prctl(libc::PR_SET_SECUREBITS, if for_owners { SECURE_BUT_FOR_OWNERS } else { SECURE });
     let permitted = permitted().context("cannot read capabilities")?;
     set_capabilities(needed & permitted).context("cannot give up capabilities")
