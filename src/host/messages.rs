@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::host::lock::lock;
-use crate::host::thread::{ThreadKind, spawn};
+use crate::host::thread::{ThreadKind, spawn_gathered};
 
 /// How many bytes may wait when one more line comes that can be done without.
 const LOG_ROOM: usize = 64 << 10;
@@ -90,7 +90,7 @@ pub fn start() -> anyhow::Result<()> {
     if std::mem::replace(&mut state().threaded, true) {
         return Ok(());
     }
-    let started = spawn("messages", STACK, ThreadKind::Io, || run());
+    let started = spawn_gathered("messages", STACK, ThreadKind::Io, || run());
     started.map(drop).inspect_err(|_| state().threaded = false)
 }
 

@@ -1,7 +1,9 @@
 //! Threads of kite's: how each starts, and how it confines itself in the sandbox.
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -84,8 +86,80 @@ impl Drop for Entry {
     }
 }
 
+/// A thread that was started, or is yet to be.
+pub struct Thread<T>(Receiver<T>);
+
+impl<T> Thread<T> {
+    /// Waits for what it comes to.
+    pub fn join(self) -> T {
+        self.0.recv().expect("a panic ends the process")
+    }
+
+    /// Waits until it has ended or the time is over; answers whether it has.
+    pub fn ends_within(&self, time: Duration) -> bool {
+        !matches!(self.0.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+    }
+}
+
+/// Starts a thread, which confines itself unless it is confined by who starts it.
+type Start = Box<dyn FnOnce(bool) -> anyhow::Result<()> + Send>;
+
+/// Threads of [`ThreadKind::Io`] that are not started yet. To confine oneself takes longer than to be started, and a thread is
+/// confined as the one that starts it: so one starts all.
+struct Waiting {
+    /// Those that are gathered.
+    gathered: Option<Vec<Start>>,
+    /// Those that the first one is to start.
+    rest: Vec<Start>,
+    /// Why one could not be started.
+    refusal: Option<anyhow::Error>,
+}
+
+static WAITING: Mutex<Waiting> = Mutex::new(Waiting { gathered: None, rest: Vec::new(), refusal: None });
+
+/// Threads of [`ThreadKind::Io`] that are to be started together. Dropping it starts them.
+pub struct Gathered(());
+
+/// Gathers the threads of [`spawn_gathered`] from now on.
+pub fn gather() -> Gathered {
+    lock(&WAITING).gathered.get_or_insert_default();
+    Gathered(())
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        let _ = start_gathered();
+    }
+}
+
+/// Starts the threads that were gathered, if any, and waits until every thread is confined.
+///
+/// # Errors
+/// The host has no thread left.
+pub fn start_gathered() -> anyhow::Result<()> {
+    let mut gathered = lock(&WAITING).gathered.take().unwrap_or_default().into_iter();
+    if let Some(first) = gathered.next() {
+        lock(&WAITING).rest = gathered.collect();
+        if let Err(refusal) = first(false) {
+            lock(&WAITING).rest.clear();
+            return Err(refusal);
+        }
+    }
+    wait_for_confinement();
+    lock(&WAITING).refusal.take().map_or(Ok(()), Err)
+}
+
+/// Starts the rest of them from the first one.
+fn start_rest() {
+    let rest = std::mem::take(&mut lock(&WAITING).rest);
+    let refusal = rest.into_iter().find_map(|start| start(true).err());
+    if refusal.is_some() {
+        lock(&WAITING).refusal = refusal;
+    }
+}
+
 /// Waits until every thread that has been started is confined.
-pub fn wait_for_confinement() {
+fn wait_for_confinement() {
     let mut on_the_way = lock(&ON_THE_WAY);
     while *on_the_way > 0 {
         on_the_way = ARRIVED.wait(on_the_way).unwrap_or_else(PoisonError::into_inner);
@@ -110,4 +184,62 @@ pub fn spawn<T: Send + 'static>(
     };
     let thread = Builder::new().name(name.to_owned()).stack_size(stack).spawn(run);
     thread.with_context(|| format!("cannot start a thread ({name})"))
+}
+
+/// As [`spawn`]; where threads are [gathered](gather), one of [`ThreadKind::Io`] is started with them.
+///
+/// # Errors
+/// The host has no thread left.
+pub fn spawn_gathered<T: Send + 'static>(
+    name: &str,
+    stack: usize,
+    kind: ThreadKind,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<Thread<T>> {
+    let (entry, name) = (Entry::new(), name.to_owned());
+    let (done, result) = channel();
+    let starts_rest = kind == ThreadKind::Io;
+    let start = move |is_confined: bool| {
+        let thread = Builder::new().name(name.clone()).stack_size(stack);
+        let run = move || {
+            if is_confined {
+                drop(entry);
+            } else {
+                // Until the rest is started, too, not all are confined.
+                let _rest = Entry::new();
+                entry.confine(kind);
+                starts_rest.then(start_rest);
+            }
+            let _ = done.send(work());
+        };
+        thread.spawn(run).map(drop).with_context(|| format!("cannot start a thread ({name})"))
+    };
+    let mut waiting = lock(&WAITING);
+    match waiting.gathered.as_mut().filter(|_| starts_rest) {
+        Some(gathered) => gathered.push(Box::new(start)),
+        None => {
+            drop(waiting);
+            start(false)?;
+        }
+    }
+    Ok(Thread(result))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_that_are_gathered_start_together() {
+        let gathered = gather();
+        let started = [1, 2, 3].map(|number| {
+            spawn_gathered("test", 64 << 10, ThreadKind::Io, move || number)
+                .expect("there is room for a thread")
+        });
+        start_gathered().expect("all are started");
+        assert_eq!(started.map(Thread::join), [1, 2, 3]);
+        drop(gathered);
+        let alone = spawn_gathered("test", 64 << 10, ThreadKind::Io, || 4);
+        assert_eq!(alone.map(Thread::join).expect("there is room for a thread"), 4);
+    }
 }

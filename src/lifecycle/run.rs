@@ -13,6 +13,7 @@ use super::kernel::{self, Boot};
 use super::measurements::{LastLook, Measurements};
 use super::resources::Resources;
 use crate::host::terminal;
+use crate::host::thread;
 use crate::observe::trace::Timeline;
 use crate::sandbox::cgroup::Cgroup;
 use crate::sandbox::{self, Fork, InheritedFds, VmProcess};
@@ -86,6 +87,7 @@ fn to_its_end(
         }
         devices.start()?;
         measurements.watch(&mut machine)?;
+        let _gathered = thread::gather();
         let mut running = timeline.phase("start the threads", || machine.start())?;
         let screen = devices.display().map(|display| &**display.screen());
         let controls = Controls::new(process.questions(), screen);

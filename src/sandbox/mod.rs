@@ -191,14 +191,18 @@ const READ: u64 = 1 << 2;
 /// The capabilities that such threads of this process keep.
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
-/// Confines the main thread, once all others are confined: then the guest may begin.
-pub fn close() {
-    close_as(Thread::Main);
+/// Confines the main thread, once all others are started and confined: then the guest may begin.
+///
+/// # Errors
+/// The host has no thread left.
+pub fn close() -> anyhow::Result<()> {
+    close_as(Thread::Main)
 }
 
-fn close_as(kind: Thread) {
-    thread::wait_for_confinement();
+fn close_as(kind: Thread) -> anyhow::Result<()> {
+    thread::start_gathered()?;
     confine(kind);
+    Ok(())
 }
 
 fn confine(thread: Thread) {

@@ -173,7 +173,7 @@ impl Supervisor {
     /// # Errors
     /// The host refuses to wait, a file that the VM process has sent cannot be written, or that process sends without end.
     pub fn attend(mut self) -> anyhow::Result<ProcessEnd> {
-        close_as(Thread::Supervisor);
+        close_as(Thread::Supervisor)?;
         self.inbox.reply(&match &self.locked {
             Ok(()) => ToVm::Locked,
             Err(why) => ToVm::NotLocked(format!("{why:#}")),

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 
 use super::{Controls, Progress, Session, rounded_up};
 use crate::host::signals::{self, Signals};
-use crate::host::{messages, terminal};
+use crate::host::{messages, terminal, thread};
 use crate::observe::crash::watchdog::{Verdict, Watch};
 use crate::sandbox;
 use crate::vcpu::PausedVcpus;
@@ -27,8 +27,11 @@ pub fn attend(
     machine: &Running,
     controls: &Controls<'_>,
 ) -> anyhow::Result<()> {
-    session.start(machine)?;
-    sandbox::close();
+    let started = session.start(machine);
+    // All of them, as what stops the machine waits for them.
+    thread::start_gathered()?;
+    started?;
+    sandbox::close()?;
     machine.release();
     let exit = machine.exit();
     let mut watch = Watch::new(session.idle_timeout());

@@ -4,12 +4,9 @@
 //! set up by the thread when the driver comes up, as the kernel waits for every vCPU to see it: a guest without drivers
 //! does not pay for it.
 
-use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -19,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::host::event::kvm_event;
 use crate::host::lock::lock;
-use crate::host::thread::{ThreadKind, spawn};
+use crate::host::thread::{Thread, ThreadKind, spawn_gathered};
 use crate::vcpu::LONGEST_STEP;
 
 /// The events of one device's queues, which its driver sends to the thread that serves it.
@@ -97,8 +94,7 @@ const STACK: usize = 256 << 10;
 /// A thread that serves devices. Dropping it stops it.
 pub struct IoThread {
     stop: EventFd,
-    /// The thread, and what hears of its end.
-    thread: Option<(JoinHandle<()>, Receiver<Infallible>)>,
+    thread: Option<Thread<()>>,
 }
 
 impl IoThread {
@@ -128,27 +124,16 @@ impl IoThread {
         }
         // A thread that serves several serves none that needs more than others.
         let kind = devices.first().map_or(ThreadKind::Io, |device| device.confinement);
-        let (alive, ended) = mpsc::channel();
-        let run = move || {
-            let _alive = alive;
-            run(&epoll, devices);
-        };
-        let thread = spawn(name, STACK, kind, run)?;
-        Ok(Self { stop, thread: Some((thread, ended)) })
+        let run = move || run(&epoll, devices);
+        Ok(Self { stop, thread: Some(spawn_gathered(name, STACK, kind, run)?) })
     }
 
     /// Stops it, and waits until it has ended or the time is over. Answers whether it has ended; if not, it keeps what it
     /// uses, and ends with the process.
     pub fn end(&mut self, until: Instant) -> bool {
         let _ = self.stop.write(1);
-        let Some((thread, ended)) = self.thread.take() else { return true };
         let left = until.saturating_duration_since(Instant::now());
-        if ended.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
-            return false;
-        }
-        // The panic hook has reported a panic and ended the process.
-        let _ = thread.join();
-        true
+        self.thread.take().is_none_or(|thread| thread.ends_within(left))
     }
 }
 

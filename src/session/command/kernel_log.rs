@@ -94,7 +94,7 @@ impl KernelLog {
             shared.ended.store(true, Ordering::SeqCst);
             done.wake();
         };
-        thread::spawn("kernel-log", STACK, ThreadKind::Io, run).map(drop)
+        thread::spawn_gathered("kernel-log", STACK, ThreadKind::Io, run).map(drop)
     }
 
     /// The machine has stopped: what the serial port has is all there is.

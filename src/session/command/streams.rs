@@ -211,7 +211,7 @@ impl OutputStream {
     ) -> anyhow::Result<()> {
         let this = self.clone();
         let run = move || this.run(&inbox, tee, &timeline);
-        thread::spawn(self.output.port(), STACK, ThreadKind::Io, run).map(drop)
+        thread::spawn_gathered(self.output.port(), STACK, ThreadKind::Io, run).map(drop)
     }
 
     fn run(&self, inbox: &Inbox, mut tee: Option<Tee>, timeline: &Timeline) {
@@ -327,7 +327,7 @@ impl InputStream {
     pub fn start(self: &Arc<Self>, inbox: Arc<Inbox>, keys: bool) -> anyhow::Result<()> {
         let this = self.clone();
         let run = move || this.run(&inbox, keys.then(Keys::default));
-        thread::spawn(STDIN, STACK, ThreadKind::Io, run).map(drop)
+        thread::spawn_gathered(STDIN, STACK, ThreadKind::Io, run).map(drop)
     }
 
     fn run(&self, inbox: &Inbox, mut keys: Option<Keys>) {

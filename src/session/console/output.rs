@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
@@ -18,7 +17,7 @@ use crate::host::event::awaited_event;
 use crate::host::lock::lock;
 use crate::host::messages::{self, write_all};
 use crate::host::signals::{self, Signals};
-use crate::host::thread::{self, ThreadKind};
+use crate::host::thread::{self, Thread, ThreadKind};
 use crate::observe::crash::text::PanicText;
 use crate::observe::trace::{Milestones, Timeline};
 use crate::vcpu::stop::{Exit, ExitRequest};
@@ -116,7 +115,7 @@ pub(super) struct Output {
     ready: Arc<Ready>,
     done: Arc<EventFd>,
     exit: Arc<ExitRequest>,
-    thread: JoinHandle<nix::Result<()>>,
+    thread: Thread<nix::Result<()>>,
 }
 
 impl Output {
@@ -134,7 +133,7 @@ impl Output {
         let (to, why, end) = (ready.clone(), exit.clone(), done.clone());
         let mut writer =
             Writer { serial, hvc, ready: to, exit: why, done: end, ears: Default::default(), timeline };
-        let thread = thread::spawn("console", 128 << 10, ThreadKind::Io, move || writer.run())?;
+        let thread = thread::spawn_gathered("console", 128 << 10, ThreadKind::Io, move || writer.run())?;
         Ok(Self { ready, done, exit, thread })
     }
 
@@ -155,8 +154,7 @@ impl Output {
             let polled = poll(&mut fds, timeout);
             if fds[0].any() == Some(true) {
                 return match self.thread.join() {
-                    Ok(Err(error)) if !ends_at_once => Err(not_written(error)),
-                    // The panic hook has reported a panic and ended the process.
+                    Err(error) if !ends_at_once => Err(not_written(error)),
                     _ => Ok(None),
                 };
             }
