@@ -17,11 +17,16 @@ pub fn keep_one_heap() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Gives back the pages of code and constants, and free heap. What is used again comes back from the page cache, a few
-/// pages at a time.
+/// Gives back free heap, and code and constants as by [`drop_code`].
 pub fn shrink() {
     // SAFETY: trims free memory only.
     unsafe { libc::malloc_trim(0) };
+    drop_code();
+}
+
+/// Gives back the pages of code and constants. What is used again comes back from the page cache, some pages at a time: it
+/// is best done right before a long wait.
+pub fn drop_code() {
     let start = (&raw const __executable_start).addr();
     let len = (&raw const etext).addr().saturating_sub(start) / PAGE * PAGE;
     // SAFETY: these pages are the file's own, mapped read-only and never written (the program is linked where it is

@@ -31,12 +31,16 @@ use super::{
 };
 use crate::host::atomic_file;
 use crate::host::messages;
+use crate::host::rss;
 use crate::host::signals::{self, Interrupts};
 use crate::host::terminal::Saved;
 use crate::spec::sandbox::SandboxSpec;
 
 /// How many messages are looked at before signals are.
 const BATCH: usize = 64;
+
+/// When nothing has happened for so long, in milliseconds, not much will.
+const SETTLING: u16 = 200;
 
 /// How long the VM process may take to end by a signal that was passed on to it.
 const GRACE: Duration = Duration::from_secs(10);
@@ -67,6 +71,8 @@ pub struct Supervisor {
     interrupts: Interrupts,
     /// The signal that kite ends by, once the VM process has ended.
     ends_by: Option<i32>,
+    /// Nothing has happened for [`SETTLING`]: it is to wait for long, with little memory.
+    is_quiet: bool,
     /// The first signal that was passed on to end the VM process, and until when that has to have ended.
     passed_on: Option<PassedOn>,
     end: Option<ProcessEnd>,
@@ -116,6 +122,7 @@ impl Supervisor {
             are_commands,
             interrupts: Interrupts::default(),
             ends_by: None,
+            is_quiet: false,
             passed_on: None,
             end: None,
         }
@@ -188,7 +195,14 @@ impl Supervisor {
             let readable = self.inbox.readable().filter(|_| !self.files.is_busy());
             fds.extend(readable.map(|channel| PollFd::new(channel, PollFlags::POLLIN)));
             self.control.iter().for_each(|control| control.descriptors(&mut fds));
-            match poll(&mut fds, self.time_left()) {
+            let timeout = self.time_left();
+            let is_short = timeout != PollTimeout::NONE && timeout < PollTimeout::from(SETTLING);
+            if self.is_quiet {
+                rss::shrink();
+            }
+            let ready = poll(&mut fds, if self.is_quiet || is_short { timeout } else { SETTLING.into() });
+            self.is_quiet = ready == Ok(0) && !is_short;
+            match ready {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(anyhow!(error).context("cannot wait for the VM process")),
             }

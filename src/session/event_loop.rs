@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::Signal;
 
 use super::{Controls, Progress, Session, rounded_up};
+use crate::host::rss;
 use crate::host::signals::{self, Signals};
 use crate::host::{messages, terminal, thread};
 use crate::observe::crash::watchdog::{Verdict, Watch};
@@ -37,6 +38,7 @@ pub fn attend(
     let mut watch = Watch::new(session.idle_timeout());
     // While a command has them paused.
     let mut paused = None;
+    let (mut is_quiet, mut settled) = (false, false);
     while exit.reason().is_none() {
         let ready = {
             let mut fds = vec![
@@ -45,12 +47,19 @@ pub fn attend(
             ];
             fds.extend(controls.readable().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             session.descriptors(&mut fds);
+            match (is_quiet, settled) {
+                (true, false) => rss::shrink(),
+                (true, true) => rss::drop_code(),
+                (false, _) => {}
+            }
+            settled |= is_quiet;
             match poll(&mut fds, rounded_up(Some(session.timeout()))) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error).context("cannot wait for the guest"),
             }
             fds.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<_>>()
         };
+        is_quiet = !ready.contains(&true);
         if ready[1] {
             take_signal(session, signals, machine, &mut paused);
         }

@@ -24,7 +24,6 @@ use nix::sys::eventfd::EventFd;
 use super::{End, Next, Outcome, Progress, Session, Stopped, Wiring, event_loop};
 use crate::host::event::event;
 use crate::host::lock::lock;
-use crate::host::rss;
 use crate::host::signals::Signals;
 use crate::host::terminal::{self, RawTerminal};
 use crate::host::{exit_code, messages};
@@ -213,10 +212,7 @@ impl Session for Console {
     }
 
     fn serve(&mut self, ready: &[bool], machine: &Running) {
-        if !self.settled && !ready.contains(&true) {
-            self.settled = true;
-            rss::shrink();
-        }
+        self.settled |= !ready.contains(&true);
         if ready[0] {
             let _ = self.wanted.read();
         }
