@@ -72,16 +72,17 @@ fn to_its_end(
     process.part_shares(devices.shares(), &folders);
     process.part_files();
     let mut plan = Plan::new(spec, &boot, &timeline);
+    let needs = sandbox::Needs {
+        streams: spec.command.is_some(),
+        test_devices: machine_spec.test_devices,
+        pci: machine_spec.has_pci(),
+        restart: machine_spec.on_reboot == OnReboot::Restart,
+        stats: measurements.are_read(),
+        ..devices.needs(machine_spec.cpus)
+    };
     loop {
-        let mut machine = plan.build(&devices, session.serial_host(), &timeline)?;
-        let needs = sandbox::Needs {
-            streams: spec.command.is_some(),
-            test_devices: machine_spec.test_devices,
-            pci: machine_spec.has_pci(),
-            restart: machine_spec.on_reboot == OnReboot::Restart,
-            stats: measurements.are_read(),
-            ..devices.needs(machine_spec.cpus)
-        };
+        let opened = || process.prepare(needs);
+        let mut machine = plan.build(&devices, session.serial_host(), opened, &timeline)?;
         for lack in process.lock(needs)?.iter().filter(|_| spec.verbose) {
             terminal::tell(lack);
         }
@@ -136,11 +137,12 @@ impl<'a> Plan<'a> {
         Self { spec, boot, kvm, initrd: None }
     }
 
-    /// Builds a machine and loads the guest.
+    /// Builds a machine and loads the guest. When it needs no path any more, it calls `opened` on a thread of its own.
     fn build(
         &mut self,
         devices: &Devices,
         host: Box<dyn Host>,
+        opened: impl FnOnce() + Send,
         timeline: &Timeline,
     ) -> anyhow::Result<Machine> {
         let Self { spec, boot, kvm, initrd } = self;
@@ -166,9 +168,12 @@ impl<'a> Plan<'a> {
                 }
             };
             let (image, cmdline, module) = (&boot.image, &boot.cmdline, &boot.module);
-            Ok(Guest { image, initrd, cmdline, module }.load(machine_spec, devices.count(), &ram, timeline))
+            let guest = Guest { image, initrd, cmdline, module };
+            let loaded = guest.load(machine_spec, devices.count(), &ram, timeline);
+            timeline.phase("part from the host", opened);
+            Ok(loaded)
         };
-        // KVM mostly waits while it builds a machine: time enough to load the guest.
+        // KVM mostly waits while it builds a machine: time enough to load the guest, and for what of the sandbox takes long.
         let (machine, loaded) = std::thread::scope(|scope| -> anyhow::Result<_> {
             let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
             let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;

@@ -14,9 +14,8 @@ use nix::unistd::{Pid, getegid, geteuid};
 use super::channel::{self, Inbox, ToVm, VmEnd};
 use crate::host::exit_code;
 
-/// The namespaces beside the user's.
-const OTHERS: i32 =
-    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+/// The namespaces beside the user's and the network's, which takes as long as all of them and is made later.
+const OTHERS: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 /// All of them.
 const ALL: i32 = libc::CLONE_NEWUSER | OTHERS;
 
@@ -25,7 +24,7 @@ const ALL: i32 = libc::CLONE_NEWUSER | OTHERS;
 pub(super) struct Apart {
     /// It is in a user namespace of its own.
     pub user: bool,
-    /// It is in the other five, too.
+    /// It is in others, too, and may make one of networks.
     pub others: bool,
     /// Every user of the host is a user there.
     pub all_users: bool,

@@ -220,7 +220,11 @@ fn confine(thread: Thread) {
 
 /// Why not all namespaces could be had, and what to do.
 fn why_no_namespaces(refusal: Errno, apart: Apart) -> String {
-    let what = if apart.others { "no user namespace" } else { "none" };
+    why_not(if apart.others { "no user namespace" } else { "none" }, refusal)
+}
+
+/// What there is not, why, and what to do.
+fn why_not(what: &str, refusal: Errno) -> String {
     let why = match refusal {
         Errno::ENOSPC | Errno::EUSERS => {
             "there are as many as the host allows; sysctl -w user.max_user_namespaces=15000".to_owned()

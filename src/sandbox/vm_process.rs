@@ -1,5 +1,6 @@
 //! The VM process: it locks itself in, step by step, until only what the machine needs is possible.
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -7,6 +8,7 @@ use std::sync::atomic::Ordering;
 use ::landlock::{Access, Scope};
 use anyhow::ensure;
 use devices::virtio::fs::Share;
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 
@@ -15,9 +17,15 @@ use crate::host::atomic_file;
 use super::fork::Apart;
 use super::{
     InheritedFds, KEPT, Lacks, Layer, Mode, Needs, Questions, READ, channel, landlock, no_new_privs,
-    privileges, read_only, root, seccomp, shares, with_confinement,
+    privileges, read_only, root, seccomp, shares, why_not, with_confinement,
 };
 use crate::spec::sandbox::SandboxSpec;
+
+/// Makes a network namespace for the calling thread; answers what leads there, if both can be had.
+fn new_network() -> Option<File> {
+    unshare(CloneFlags::CLONE_NEWNET).ok()?;
+    File::open("/proc/thread-self/ns/net").ok()
+}
 
 /// The process that has the machine, on its way into the sandbox; kite's only process where there is no fork.
 pub struct VmProcess {
@@ -29,6 +37,9 @@ pub struct VmProcess {
     shares: Vec<(OwnedFd, bool)>,
     /// What commands may ask of the machine, if they may.
     questions: Option<Questions>,
+    /// The network namespace, which another thread has made.
+    network: Option<File>,
+    prepared: bool,
     locked: bool,
 }
 
@@ -40,7 +51,8 @@ impl VmProcess {
         lacks: Lacks,
         questions: Option<Questions>,
     ) -> Self {
-        Self { options, apart, inherited, lacks, shares: Vec::new(), questions, locked: false }
+        let (shares, network) = (Vec::new(), None);
+        Self { options, apart, inherited, lacks, shares, questions, network, prepared: false, locked: false }
     }
 
     /// By which commands ask for the machine, if they may.
@@ -51,7 +63,7 @@ impl VmProcess {
     /// Parts the folders shared with the guest, in this order at these `paths`, from the host's other files. Where that is
     /// not allowed, they stay as they are, and Landlock limits this process to them.
     pub fn part_shares(&mut self, folders: Vec<&mut Share>, paths: &[PathBuf]) {
-        if self.options.mode == Mode::None {
+        if self.options.mode == Mode::None || folders.is_empty() {
             return;
         }
         // The kernel gives these numbers for users that are not known here.
@@ -93,6 +105,40 @@ impl VmProcess {
         }
     }
 
+    /// Does what of [`Self::lock`] takes long, on any thread of this process: when all that has a path is open, and while
+    /// others build the machine. The first time only.
+    pub fn prepare(&mut self, needs: Needs) {
+        if std::mem::replace(&mut self.prepared, true) || self.options.mode == Mode::None {
+            return;
+        }
+        let Self { apart, lacks, questions, .. } = self;
+        if apart.others {
+            // Before the way there is out of reach with the root.
+            self.network = new_network();
+        }
+        lacks.try_layer(Layer::Root, || {
+            ensure!(apart.others, "it needs a mount namespace");
+            root::empty().map_err(with_confinement)
+        });
+        let needs = Needs { files: atomic_file::are_sent(), control: questions.is_some(), ..needs };
+        lacks.try_layer(Layer::Seccomp, || seccomp::prepare(needs));
+    }
+
+    /// Moves the calling thread, and those that it starts from then on, into the network namespace that there is or into
+    /// a new one.
+    fn part_network(&mut self) {
+        if !self.apart.others {
+            return;
+        }
+        let parted = match self.network.take() {
+            Some(network) => setns(network, CloneFlags::CLONE_NEWNET),
+            None => unshare(CloneFlags::CLONE_NEWNET),
+        };
+        if let Err(refusal) = parted {
+            self.lacks.add(Layer::Namespaces, why_not("no network namespace", refusal));
+        }
+    }
+
     /// Locks this process in, which has one thread, for a machine that `needs` this much; the first time only. The
     /// supervisor is locked in then, too.
     ///
@@ -107,13 +153,11 @@ impl VmProcess {
         if self.options.mode == Mode::None {
             return channel::wait_until_locked().map(|()| Vec::new());
         }
+        self.prepare(needs);
+        self.part_network();
         privileges::clear_environment();
         privileges::close(&self.inherited.0);
         let Self { apart, shares, lacks, .. } = self;
-        lacks.try_layer(Layer::Root, || {
-            ensure!(apart.others, "it needs a mount namespace");
-            root::empty().map_err(with_confinement)
-        });
         lacks.try_layer(Layer::Rlimits, || {
             privileges::limit((apart.user && counts_by_namespace()).then_some(needs.threads))
         });
@@ -129,8 +173,6 @@ impl VmProcess {
             landlock::restrict(&folders, Scope::from_all(landlock::LATEST))
         });
         shares.clear();
-        let needs = Needs { files: atomic_file::are_sent(), control: self.questions.is_some(), ..needs };
-        lacks.try_layer(Layer::Seccomp, || seccomp::prepare(needs));
         let lacks = self.lacks.answer()?;
         channel::wait_until_locked()?;
         Ok(lacks)
