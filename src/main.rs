@@ -19,6 +19,7 @@ use kite::host::messages;
 use kite::host::remedy::Surroundings;
 use kite::host::signals;
 use kite::host::terminal;
+use kite::lifecycle::Ahead;
 
 #[global_allocator]
 static HEAP: Heap = Heap;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
     terminal::end_on_panic();
     signals::survive_file_limits();
     log::start();
+    let ahead = Ahead::begin();
     let surroundings = Surroundings::now();
     let command = match cli::parse() {
         Ok(command) => command,
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
     let result = match command {
         Command::Run(options) => {
             let spec = options.spec().map_err(anyhow::Error::msg);
-            spec.and_then(|spec| run::run(spec, options.print_spec, begun))
+            spec.and_then(|spec| run::run(spec, options.print_spec, begun, ahead))
         }
         Command::Matrix(options) => matrix::run(&options, cli::check),
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),

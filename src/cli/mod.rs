@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cmd::bench;
 use crate::cmd::image;
@@ -55,6 +55,9 @@ const SANDBOX_VARIABLE: &str = "KITE_SANDBOX";
 
 /// The name by which kite is an OCI runtime.
 const RUNTIME: &str = "kite-oci";
+
+/// The command that boots a kernel.
+const RUN: &str = "run";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -340,6 +343,18 @@ fn arguments() -> Vec<OsString> {
     arguments
 }
 
+/// Matches the command line with the grammar: with as little of it as will do, as to make all of it takes longer than all else
+/// before the machine. What is wrong or asked for is said by the whole.
+fn matches(arguments: &[OsString]) -> Result<ArgMatches, clap::Error> {
+    if arguments.get(1).is_some_and(|name| name == RUN) {
+        let run = clap::Command::new("kite").subcommand(RunOptions::augment_args(clap::Command::new(RUN)));
+        if let Ok(matches) = run.try_get_matches_from(arguments) {
+            return Ok(matches);
+        }
+    }
+    Cli::command().try_get_matches_from(arguments)
+}
+
 /// Reads the command line. What is wrong with it is printed as one line; help and version as they are.
 ///
 /// # Errors
@@ -364,7 +379,7 @@ pub fn parse() -> Result<Command, ExitCode> {
         }
         _ => complained(&refusal::line(&error, &arguments)),
     };
-    let matches = Cli::command().try_get_matches_from(&arguments).map_err(refused)?;
+    let matches = matches(&arguments).map_err(refused)?;
     let command = Cli::from_arg_matches(&matches).map_err(refused)?.command;
     let (Command::Run(options), Some((_, given))) = (&command, matches.subcommand()) else {
         return Ok(command);

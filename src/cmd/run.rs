@@ -7,15 +7,16 @@ use anyhow::Context;
 
 use crate::host::exit_code::DONE;
 use crate::host::messages;
-use crate::lifecycle;
+use crate::lifecycle::{self, Ahead};
 use crate::spec::RunSpec;
 
-/// Runs it, or prints it; returns the exit code. `begun` is when kite was started.
+/// Runs it, or prints it; returns the exit code. `begun` is when kite was started, and `ahead` what it has
+/// begun since.
 ///
 /// # Errors
 /// kite or the host failed.
-pub fn run(spec: RunSpec, print_spec: bool, begun: Instant) -> anyhow::Result<u8> {
-    if print_spec { print(spec) } else { lifecycle::run(&spec, begun) }
+pub fn run(spec: RunSpec, print_spec: bool, begun: Instant, ahead: Ahead) -> anyhow::Result<u8> {
+    if print_spec { print(spec) } else { lifecycle::run(&spec, begun, ahead) }
 }
 
 /// Prints a spec that means the same wherever it is read.

@@ -1,5 +1,6 @@
 //! The life of a machine: opened, parted, built, locked, run, and what its end comes to.
 
+mod ahead;
 mod boot_plan;
 mod command;
 mod devices;
@@ -22,15 +23,17 @@ use crate::host::messages;
 use crate::sandbox;
 use crate::spec::RunSpec;
 
+pub use ahead::Ahead;
 pub(crate) use boot_plan::BootPlan;
 
-/// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code. `begun` is when kite was started.
+/// Runs the guest to its end, in a cgroup if that is wanted; returns the exit code. `begun` is when kite was started, and
+/// `ahead` what it has begun since.
 ///
 /// # Errors
 /// kite or the host failed.
-pub fn run(spec: &RunSpec, begun: Instant) -> anyhow::Result<u8> {
+pub fn run(spec: &RunSpec, begun: Instant, ahead: Ahead) -> anyhow::Result<u8> {
     kernel::say_which_is_built(&spec.machine.boot);
-    supervise::run(spec, begun)
+    supervise::run(spec, begun, ahead)
 }
 
 /// Whether a machine can be begun, as far as that is known before anything of it is opened but its kernel.

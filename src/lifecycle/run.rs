@@ -6,8 +6,10 @@ use std::time::Instant;
 use ::devices::chipset::serial::Host;
 use anyhow::{Context, bail};
 use boot::Piece;
+use kvm_bindings::CpuId;
 use kvm_ioctls::Kvm;
 
+use super::Ahead;
 use super::devices::Devices;
 use super::kernel::{self, Boot};
 use super::measurements::{LastLook, Measurements};
@@ -31,13 +33,14 @@ use crate::vm::memory::GuestRam;
 pub(super) fn run(
     spec: &RunSpec,
     begun: Instant,
+    ahead: Ahead,
     inherited: InheritedFds,
     group: Option<Cgroup>,
 ) -> anyhow::Result<Fork<Outcome>> {
     let measurements = Measurements::open(&spec.measure, begun)?;
     let results = Results::new(spec.command.as_ref())?;
     let mut look = LastLook::default();
-    let mut outcome = match to_its_end(spec, &results, measurements, &mut look, inherited, group) {
+    let mut outcome = match to_its_end(spec, &results, measurements, &mut look, ahead, inherited, group) {
         // The VM process writes the results.
         Ok(Fork::Supervisor(supervisor)) => return Ok(Fork::Supervisor(supervisor)),
         Ok(Fork::Vm(outcome)) => Ok(outcome),
@@ -56,6 +59,7 @@ fn to_its_end(
     results: &Results<'_>,
     mut measurements: Measurements,
     look: &mut LastLook,
+    ahead: Ahead,
     inherited: InheritedFds,
     group: Option<Cgroup>,
 ) -> anyhow::Result<Fork<Outcome>> {
@@ -65,13 +69,14 @@ fn to_its_end(
     let Resources { boot, signals, mut session, mut devices, folders } =
         Resources::open(spec, results, parts, &timeline)?;
     devices.cleanup().passes_signals_on = spec.command.as_ref().is_some_and(|it| it.image().is_some());
+    let cpuid = timeline.phase("ask for CPUID", || ahead.cpuid());
     let mut process = match fork(machine_spec.sandbox, inherited, &mut devices, group)? {
         Fork::Vm(process) => process,
         Fork::Supervisor(supervisor) => return Ok(Fork::Supervisor(supervisor)),
     };
     process.part_shares(devices.shares(), &folders);
     process.part_files();
-    let mut plan = Plan::new(spec, &boot, &timeline);
+    let mut plan = Plan::new(spec, &boot, cpuid, &timeline);
     let needs = sandbox::Needs {
         streams: spec.command.is_some(),
         test_devices: machine_spec.test_devices,
@@ -126,15 +131,17 @@ struct Plan<'a> {
     boot: &'a Boot,
     /// KVM, or why there is none.
     kvm: Result<Kvm, String>,
+    /// What that can show a guest of this processor, if it is known.
+    cpuid: Option<CpuId>,
     /// Made for the first machine, and used again for the next.
     initrd: Option<Vec<Piece>>,
 }
 
 impl<'a> Plan<'a> {
-    fn new(spec: &'a RunSpec, boot: &'a Boot, timeline: &Timeline) -> Self {
+    fn new(spec: &'a RunSpec, boot: &'a Boot, cpuid: Option<CpuId>, timeline: &Timeline) -> Self {
         // That there is no KVM is reported once everything else is known to be well.
         let kvm = timeline.phase("open KVM", vm::open_kvm).map_err(|error| format!("{error:#}"));
-        Self { spec, boot, kvm, initrd: None }
+        Self { spec, boot, kvm, cpuid, initrd: None }
     }
 
     /// Builds a machine and loads the guest. When it needs no path any more, it calls `opened` on a thread of its own.
@@ -145,7 +152,7 @@ impl<'a> Plan<'a> {
         opened: impl FnOnce() + Send,
         timeline: &Timeline,
     ) -> anyhow::Result<Machine> {
-        let Self { spec, boot, kvm, initrd } = self;
+        let Self { spec, boot, kvm, cpuid, initrd } = self;
         let machine_spec = &spec.machine;
         let ram = timeline.phase("memory", || {
             let mut ram = GuestRam::new(machine_spec.memory)?;
@@ -178,7 +185,10 @@ impl<'a> Plan<'a> {
             let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
             let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
             let machine = devices.attach(&ram).and_then(|devices| match kvm {
-                Ok(kvm) => Machine::build(kvm, machine_spec, ram.clone(), host, devices, timeline),
+                Ok(kvm) => {
+                    let cpuid = cpuid.clone();
+                    Machine::build(kvm, cpuid, machine_spec, ram.clone(), host, devices, timeline)
+                }
                 Err(why) => bail!("{why}"),
             });
             Ok((machine, loader.join().expect("a panic ends the process")))

@@ -6,21 +6,21 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 
-use super::{die_by, run as machine};
+use super::{Ahead, die_by, run as machine};
 use crate::host::exit_code;
 use crate::host::messages;
 use crate::host::signals;
 use crate::sandbox::cgroup::Cgroup;
-use crate::sandbox::{Fork, InheritedFds, ProcessEnd, Supervisor};
+use crate::sandbox::{Fork, ProcessEnd, Supervisor};
 use crate::session::Outcome;
 use crate::session::command::results::Results;
 use crate::spec::limits::{CgroupName, Limits};
 use crate::spec::{MachineSpec, RunSpec};
 
 /// Runs the guest to its end; returns the exit code.
-pub(super) fn run(spec: &RunSpec, begun: Instant) -> anyhow::Result<u8> {
-    let inherited = InheritedFds::now();
-    let run = machine::run(spec, begun, inherited, group(&spec.machine)?);
+pub(super) fn run(spec: &RunSpec, begun: Instant, mut ahead: Ahead) -> anyhow::Result<u8> {
+    let inherited = ahead.inherited();
+    let run = machine::run(spec, begun, ahead, inherited, group(&spec.machine)?);
     match run.map_err(|error| with_limit(error, &spec.machine.limits))? {
         Fork::Vm(Outcome { signal: Some(signal), .. }) => die_by(signal),
         Fork::Vm(outcome) => Ok(outcome.code),

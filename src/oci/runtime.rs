@@ -16,7 +16,7 @@ use super::protocol::{self, NotRunning, Request};
 use super::state::{FAILURE, Folder, NoContainer, RUN, Record, Status, VERSION};
 use super::{group, hooks, network};
 use crate::host::messages;
-use crate::lifecycle;
+use crate::lifecycle::{self, Ahead};
 use crate::spec::RunSpec;
 
 /// How long a container that is killed may take to end.
@@ -160,7 +160,7 @@ pub fn machine(root: &Path, id: &str, connected: bool) -> anyhow::Result<u8> {
     spec.validate().map_err(|why| anyhow!("{RUN}: {why}"))?;
     // What is open when a machine begins is its caller's, and closed.
     drop(folder);
-    lifecycle::run(&spec, Instant::now())
+    lifecycle::run(&spec, Instant::now(), Ahead::default())
 }
 
 /// Says in the container's folder why its monitor or machine cannot begin, for `create` or `start` to say it; answers whether

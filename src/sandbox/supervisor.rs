@@ -71,7 +71,7 @@ pub struct Supervisor {
     interrupts: Interrupts,
     /// The signal that kite ends by, once the VM process has ended.
     ends_by: Option<i32>,
-    /// Nothing has happened for [`SETTLING`]: it is to wait for long, with little memory.
+    /// Nothing has happened for [`SETTLING`]: the next wait is a long one, with little memory.
     is_quiet: bool,
     /// The first signal that was passed on to end the VM process, and until when that has to have ended.
     passed_on: Option<PassedOn>,

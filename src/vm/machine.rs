@@ -64,13 +64,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds the board of `spec` around `ram`; `console` is what the serial port wakes, `devices` are the virtio devices. Notes in
-    /// `phases` how long each part takes.
+    /// Builds the board of `spec` around `ram`; `console` is what the serial port wakes, `devices` are the virtio devices.
+    /// `cpuid` is what KVM can show of this processor, where that was asked before. Notes in `phases` how long each part
+    /// takes.
     ///
     /// # Errors
     /// The host has not enough of something.
     pub fn build(
         kvm: &Kvm,
+        cpuid: Option<CpuId>,
         spec: &MachineSpec,
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
@@ -83,16 +85,20 @@ impl Machine {
             "{} CPUs are too many: this host's KVM has at most {most}",
             spec.cpus
         );
-        // While KVM waits for what a virtual machine takes, it can as well ask the processor: on a host that is itself a
-        // guest each answer is an exit, and all of them take as long.
-        let (vm, supported) = thread::scope(|scope| -> anyhow::Result<_> {
-            let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
-            let ask = || phases.phase("ask for CPUID", || vm::supported_cpuid(kvm));
-            let asking = asking.spawn_scoped(scope, ask);
-            let asking = asking.context("cannot start a thread")?;
-            let vm = phases.phase("virtual machine", || Vm::new(kvm, ram, spec.cpus));
-            Ok((vm?, asking.join().expect("a panic ends the process")?))
-        })?;
+        let build = || phases.phase("virtual machine", || Vm::new(kvm, ram, spec.cpus));
+        let (vm, supported) = match cpuid {
+            Some(cpuid) => (build()?, cpuid),
+            // While KVM waits for what a virtual machine takes, it can as well ask the processor: on a host that is itself a
+            // guest each answer is an exit, and all of them take as long.
+            None => thread::scope(|scope| -> anyhow::Result<_> {
+                let asking = Builder::new().name("cpuid".to_owned()).stack_size(STACK);
+                let ask = || phases.phase("ask for CPUID", || vm::supported_cpuid(kvm));
+                let asking = asking.spawn_scoped(scope, ask);
+                let asking = asking.context("cannot start a thread")?;
+                let vm = build();
+                Ok((vm?, asking.join().expect("a panic ends the process")?))
+            })?,
+        };
         let start = Instant::now();
         let exit = Arc::new(ExitRequest::new()?);
         let coalesced = Arc::new(vm.coalesced());

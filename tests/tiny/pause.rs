@@ -42,7 +42,8 @@ fn run(guest: &'static Code) -> Running {
     let guest = Guest { image: &image, initrd: &[], cmdline: "", module: "" };
     let info = guest.load(&spec, 0, &ram, &timeline).unwrap();
     let kvm = kite::vm::open_kvm().unwrap();
-    let mut machine = Machine::build(&kvm, &spec, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
+    let mut machine =
+        Machine::build(&kvm, None, &spec, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
     machine.boot(&image, info).unwrap();
     let running = machine.start().unwrap();
     running.release();

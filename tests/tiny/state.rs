@@ -136,7 +136,8 @@ impl Backends {
         let ram = Arc::new(ram);
         let (console, devices) = (Box::new(NoReader), self.devices(&ram));
         let machine =
-            Machine::build(kvm, &self.spec(), ram.clone(), console, devices, &Timeline::default()).unwrap();
+            Machine::build(kvm, None, &self.spec(), ram.clone(), console, devices, &Timeline::default())
+                .unwrap();
         (machine, ram)
     }
 
