@@ -23,6 +23,7 @@ use clap::Args;
 
 use self::lab::Queue;
 use self::tally::Tally;
+use crate::bench::memory;
 use crate::fuzz;
 use crate::host;
 use crate::images;
@@ -56,7 +57,7 @@ struct Part {
 }
 
 /// The parts that need neither Linux guests nor what tests are built from.
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     Part { name: "format", tier: Tier::Quick, run: format },
     Part { name: "clippy", tier: Tier::Quick, run: clippy },
     Part { name: "docs", tier: Tier::Nightly, run: docs },
@@ -64,6 +65,7 @@ const PARTS: [Part; 7] = [
     Part { name: "fuzz", tier: Tier::Nightly, run: fuzzers },
     Part { name: "demo", tier: Tier::Nightly, run: demo },
     Part { name: "package", tier: Tier::Nightly, run: packages },
+    Part { name: "memory", tier: Tier::Nightly, run: memory },
 ];
 /// Unit tests and tests of the binary.
 const NATIVE: (&str, Tier) = ("native", Tier::Quick);
@@ -279,6 +281,13 @@ fn demo(tally: &mut Tally) -> Result<()> {
 /// What users install.
 fn packages(tally: &mut Tally) -> Result<()> {
     package::check()?;
+    tally.passed += 1;
+    Ok(())
+}
+
+/// What kite takes besides its guest's RAM.
+fn memory(tally: &mut Tally) -> Result<()> {
+    memory::check(&Profile::Release.build()?)?;
     tally.passed += 1;
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::step::output;
 pub fn settle(programs: &Programs, kernel: &Kernel, images: &Images) -> Result<()> {
     let mut files = vec![programs.kite.clone(), programs.bare.clone(), kernel.bz_image(), kernel.elf()];
     files.extend(
-        [&images.tiny, &images.bz_image, &images.elf, &images.initrd, &images.small_initrd]
+        [&images.tiny, &images.idle, &images.bz_image, &images.elf, &images.initrd, &images.small_initrd]
             .map(PathBuf::from),
     );
     files.push(kernel.modules().join("modules.dep"));

@@ -16,6 +16,8 @@ use crate::setup::Kernel;
 /// Writes [`BYTE`] to COM1, and halts for ever; the same bytes in 32-bit and in 64-bit mode:
 /// `mov dx, 0x3f8; mov al, '!'; out dx, al; hlt; jmp` back to the `hlt`.
 const CODE: [u8; 10] = [0x66, 0xba, 0xf8, 0x03, 0xb0, BYTE, 0xee, 0xf4, 0xeb, 0xfd];
+/// As [`CODE`], but it halts with its interrupts on, of which none comes: a guest that is idle, and not dead.
+const IDLE_CODE: [u8; 11] = [0x66, 0xba, 0xf8, 0x03, 0xb0, BYTE, 0xee, 0xfb, 0xf4, 0xeb, 0xfd];
 /// What the guest says.
 pub const BYTE: u8 = b'!';
 /// The modules that kite gives a guest.
@@ -25,6 +27,8 @@ pub const MODULES: [&str; 1] = ["virtio_mmio"];
 pub struct Images {
     /// A guest of ten bytes, as ELF.
     pub tiny: PathBuf,
+    /// One that stays idle.
+    pub idle: PathBuf,
     /// A stock kernel, patched, as bzImage.
     pub bz_image: PathBuf,
     /// The same as ELF.
@@ -41,11 +45,20 @@ impl Images {
         let path = |name: &str| folder.join(name);
         Self {
             tiny: path("tiny"),
+            idle: path("idle"),
             bz_image: path("vmlinuz"),
             elf: path("vmlinux"),
             initrd: path("initrd"),
             small_initrd: path("small-initrd"),
         }
+    }
+
+    /// Makes the guest that stays idle alone, which needs no kernel.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn make_idle(&self) -> Result<()> {
+        write(&self.idle, &tiny_kernel(&IDLE_CODE, Entry::Pvh))
     }
 
     /// Makes the files.
@@ -54,6 +67,7 @@ impl Images {
     /// The kernel is none that kite boots, or a file cannot be written.
     pub fn make(&self, kernel: &Kernel, kite: &Path) -> Result<()> {
         write(&self.tiny, &tiny_kernel(&CODE, Entry::Pvh))?;
+        self.make_idle()?;
         write(&self.small_initrd, &[0])?;
         let bz_image = image(&kernel.bz_image())?;
         // The 64-bit entry point, and the 32-bit one below it (Linux `Documentation/arch/x86/boot.rst`).

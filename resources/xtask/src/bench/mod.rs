@@ -10,7 +10,7 @@ mod image_cost;
 pub mod images;
 mod io;
 pub mod latency;
-mod memory;
+pub mod memory;
 mod run;
 mod screen;
 mod start;
