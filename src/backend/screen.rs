@@ -47,10 +47,13 @@ impl Display {
         }
     }
 
+    /// How many devices a screen is.
+    pub const DEVICES: usize = 3;
+
     /// The devices: graphics card, keyboard, pointer.
-    pub fn backends(&self) -> Vec<Box<dyn Backend>> {
+    pub fn backends(&self) -> [Box<dyn Backend>; Self::DEVICES] {
         let input = |device| Box::new(InputBackend { inputs: self.inputs.clone(), device });
-        vec![Box::new(GpuBackend(self.screen.clone())), input(Inputs::keyboard), input(Inputs::pointer)]
+        [Box::new(GpuBackend(self.screen.clone())), input(Inputs::keyboard), input(Inputs::pointer)]
     }
 }
 

@@ -53,8 +53,9 @@ pub(super) fn check_room(spec: &RunSpec) -> Result<()> {
     let root = usize::from(spec.command.is_some());
     let folders = machine.shares().count() + container.map_or(0, shown);
     let others = machine.disks().count() + machine.nets().count();
+    let screen = machine.screen().filter(|_| machine.acpi).map_or(0, |_| Display::DEVICES);
     // The console's ports are one device.
-    let inner = usize::from(machine.has_balloon()) + usize::from(machine.has_rng()) + 1;
+    let inner = usize::from(machine.has_balloon()) + usize::from(machine.has_rng()) + screen + 1;
     let most = if machine.has_pci() { layout::PCI_MAX } else { layout::VIRTIO_MAX };
     let room = (most as usize).saturating_sub(root + others + inner);
     ensure!(
@@ -173,5 +174,27 @@ impl Devices {
     /// New devices for a machine with `ram`.
     pub fn attach(&self, ram: &GuestRam) -> Result<Vec<Box<dyn VirtioDevice>>> {
         self.backends.iter().map(|backend| backend.device(ram)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::device::{DeviceSpec, ScreenSpec, ShareSpec};
+    use crate::spec::{CommandSpec, MeasureSpec};
+
+    #[test]
+    fn a_screen_s_devices_leave_less_room_for_folders() {
+        let room = |screen: bool| {
+            let share = || DeviceSpec::Share(ShareSpec::parse("/").unwrap());
+            (0..100).find(|count| {
+                let mut devices: Vec<_> = (0..=*count).map(|_| share()).collect();
+                devices.extend(screen.then(|| DeviceSpec::Screen(ScreenSpec { width: 640, height: 480 })));
+                let machine = MachineSpec { devices, ..MachineSpec::default() };
+                let command = CommandSpec { argv: vec!["true".into()], ..CommandSpec::default() };
+                check_room(&RunSpec::new(machine, Some(command), MeasureSpec::default(), false)).is_err()
+            })
+        };
+        assert_eq!(room(false).unwrap() - room(true).unwrap(), Display::DEVICES);
     }
 }
