@@ -30,11 +30,14 @@ struct Subject {
     command: Command,
 }
 
-/// Boots each once, after a start of a tiny guest to warm up, and prints a table.
+/// What kite alone can have beside what QEMU's machine has.
+const VARIANTS: [(&str, &[&str]); 2] = [("screen", &["--screen"]), ("PCI bus", &["--transport", "pci"])];
+
+/// Boots each whose name has `only` in it, once, after a start of a tiny guest to warm up, and prints a table.
 ///
 /// # Errors
 /// A boot fails.
-pub fn run(programs: &Programs, kernel: &Kernel, images: &Images, count: Count) -> Result<()> {
+pub fn run(programs: &Programs, kernel: &Kernel, images: &Images, count: Count, only: &str) -> Result<()> {
     for mut command in [programs.kite(&images.tiny), programs.qemu(&images.tiny)] {
         let (mut child, _) = start(&mut command)?;
         child.kill().and_then(|()| child.wait()).context("ending a VMM")?;
@@ -52,7 +55,9 @@ pub fn run(programs: &Programs, kernel: &Kernel, images: &Images, count: Count) 
             println!("{:<34}{:>9}{:>16}{:>14}{:>9}", "", "to user", "in all", "port accesses", "bytes");
         }
     }
-    for mut subject in subjects(programs, kernel, &images.initrd) {
+    let mut subjects = subjects(programs, kernel, &images.initrd);
+    subjects.retain(|subject| subject.name.contains(only));
+    for mut subject in subjects {
         match count {
             Count::Instructions => instructions(&mut subject)?,
             Count::Exits => exits(&mut subject)?,
@@ -75,6 +80,17 @@ fn subjects(programs: &Programs, kernel: &Kernel, initrd: &Path) -> Vec<Subject>
                 subjects.push(Subject { name: format!("{name}, {format}, {log}"), command });
             }
         }
+        for (what, options) in VARIANTS {
+            let mut command = programs.kite(&kernel.bz_image());
+            command.args(["--append", words]).args(options).arg("--initrd").arg(initrd);
+            subjects.push(Subject { name: format!("kite, bzImage, {log}, {what}"), command });
+        }
+    }
+    for transport in ["mmio", "pci"] {
+        let mut command = programs.kite(&kernel.bz_image());
+        command.arg("--modules").arg(kernel.modules()).args(["--transport", transport]);
+        command.args(["--", "echo", "kite: up"]);
+        subjects.push(Subject { name: format!("kite, command, {transport}"), command });
     }
     subjects
 }

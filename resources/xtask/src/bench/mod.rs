@@ -60,24 +60,20 @@ pub enum Task {
     /// A stock kernel's boot to user space and off again: instructions and VM exits of kite and QEMU's microvm
     ///
     /// Instructions are those of everything together (host kernel, VMM and guest), in a lab that counts them. Exits
-    /// are counted in a run of their own.
+    /// are counted in a run of their own. kite boots with a screen, too, and runs a command by each transport.
     Boot {
         /// Count only these
         #[arg(long)]
         only: Option<Count>,
+        /// Boot only what has this in its name
+        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+        subjects: String,
     },
     /// Disk and network of a running guest: kite, and QEMU's microvm with io_uring and with threads
     ///
     /// The same kernel, initrd, programs, disk and tap. Each round boots each once, and its guest does everything
     /// before it goes. VM exits are counted in a round of their own.
-    Io {
-        /// Rounds
-        #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::whole(1, u32::MAX))]
-        rounds: u32,
-        /// Do only what has this in its name
-        #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-        only: String,
-    },
+    Io(io::Question),
     /// VM exits: instructions for each, counted, or times beside other monitors that run the same guests
     ///
     /// `kite bench exits` alone measures times on this machine's /dev/kvm. --count runs it in the lab that counts
@@ -192,10 +188,8 @@ pub enum Task {
         /// kite, or no kite
         #[arg(long)]
         kite: Option<std::path::PathBuf>,
-        #[arg(long)]
-        rounds: u32,
-        #[arg(long, default_value = "")]
-        only: String,
+        #[command(flatten)]
+        question: io::Question,
         /// The kernel's name below target/kernels
         kernel: String,
     },
@@ -216,6 +210,8 @@ pub enum Task {
         programs: Programs,
         #[arg(long)]
         count: Count,
+        #[arg(long, default_value = "")]
+        subjects: String,
         /// The kernel's name below target/kernels
         kernel: String,
     },
@@ -248,8 +244,8 @@ pub enum Count {
 pub fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Start { only, rounds } => start_everywhere(only, rounds)?,
-        Task::Boot { only } => boot_everywhere(only)?,
-        Task::Io { rounds, only } => io_somewhere(rounds, &only)?,
+        Task::Boot { only, subjects } => boot_everywhere(only, &subjects)?,
+        Task::Io(question) => io_somewhere(&question)?,
         Task::Exits { count, peers } => {
             let kite = build_kite()?;
             let mut setup = Setup::new();
@@ -273,15 +269,15 @@ pub fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Probe(targets) => compare::probe::run(&targets),
         Task::RunHere { kite, virtme, tree, rounds } => run::run(&kite, &virtme, &tree, rounds)?,
-        Task::IoHere { kite, rounds, only, kernel } => io::run(kite, &kernel, rounds, &only)?,
+        Task::IoHere { kite, question, kernel } => io::run(kite, &kernel, &question)?,
         Task::StartHere { programs, rounds, kernel } => {
             let (kernel, images) = here(&programs, &kernel)?;
             start::run(&programs, &kernel, &images, rounds)?;
             memory::run(&programs, &images)?;
         }
-        Task::BootHere { programs, count, kernel } => {
+        Task::BootHere { programs, count, subjects, kernel } => {
             let (kernel, images) = here(&programs, &kernel)?;
-            boot::run(&programs, &kernel, &images, count)?;
+            boot::run(&programs, &kernel, &images, count, &subjects)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -329,7 +325,7 @@ fn start_everywhere(only: Option<Place>, rounds: Option<u32>) -> Result<()> {
     Ok(())
 }
 
-fn boot_everywhere(only: Option<Count>) -> Result<()> {
+fn boot_everywhere(only: Option<Count>, subjects: &str) -> Result<()> {
     let mut setup = Setup::new();
     let (programs, kernel) = prepare(&mut setup)?;
     let mut lab = Lab::new(&mut setup)?;
@@ -340,6 +336,7 @@ fn boot_everywhere(only: Option<Count>) -> Result<()> {
         }
         lab.icount = count == Count::Instructions;
         let mut arguments = vec!["boot-here".into(), "--count".into(), name.into()];
+        arguments.extend(["--subjects".into(), subjects.into()]);
         arguments.extend(programs.arguments());
         arguments.push(OsString::from(&kernel.name));
         in_lab(&mut lab, arguments)?;
@@ -347,7 +344,7 @@ fn boot_everywhere(only: Option<Count>) -> Result<()> {
     Ok(())
 }
 
-fn io_somewhere(rounds: u32, only: &str) -> Result<()> {
+fn io_somewhere(question: &io::Question) -> Result<()> {
     let kite = build_kite()?;
     let mut setup = Setup::new();
     setup.qemu()?;
@@ -355,8 +352,13 @@ fn io_somewhere(rounds: u32, only: &str) -> Result<()> {
     setup.programs(&PROGRAMS)?;
     let kernel = setup.kernel()?;
     let mut arguments: Vec<OsString> = vec!["io-here".into(), "--kite".into(), kite.into()];
-    arguments.extend(["--rounds".into(), rounds.to_string().into(), "--only".into(), only.into()]);
+    arguments.extend(question.arguments());
     arguments.push(kernel.name.into());
+    if question.count {
+        let mut lab = Lab::new(&mut setup)?;
+        (lab.timeout, lab.icount) = (LIMIT, true);
+        return in_lab(&mut lab, arguments);
+    }
     somewhere(&mut setup, |lab| lab.cpus = 2, arguments)
 }
 
