@@ -185,10 +185,7 @@ impl<'a> Plan<'a> {
             let loader = std::thread::Builder::new().name("loader".to_owned()).stack_size(LOADER_STACK);
             let loader = loader.spawn_scoped(scope, load).context("cannot start a thread")?;
             let machine = devices.attach(&ram).and_then(|devices| match kvm {
-                Ok(kvm) => {
-                    let cpuid = cpuid.clone();
-                    Machine::build(kvm, cpuid, machine_spec, ram.clone(), host, devices, timeline)
-                }
+                Ok(kvm) => Machine::build(kvm, cpuid, machine_spec, ram.clone(), host, devices, timeline),
                 Err(why) => bail!("{why}"),
             });
             Ok((machine, loader.join().expect("a panic ends the process")))

@@ -65,14 +65,14 @@ pub struct Machine {
 
 impl Machine {
     /// Builds the board of `spec` around `ram`; `console` is what the serial port wakes, `devices` are the virtio devices.
-    /// `cpuid` is what KVM can show of this processor, where that was asked before. Notes in `phases` how long each part
-    /// takes.
+    /// `cpuid` is what KVM can show of this processor, which is asked where it is not known. Notes in `phases` how long each
+    /// part takes.
     ///
     /// # Errors
     /// The host has not enough of something.
     pub fn build(
         kvm: &Kvm,
-        cpuid: Option<CpuId>,
+        cpuid: &mut Option<CpuId>,
         spec: &MachineSpec,
         ram: Arc<GuestRam>,
         console: Box<dyn Host>,
@@ -87,7 +87,7 @@ impl Machine {
         );
         let build = || phases.phase("virtual machine", || Vm::new(kvm, ram, spec.cpus));
         let (vm, supported) = match cpuid {
-            Some(cpuid) => (build()?, cpuid),
+            Some(known) => (build()?, &*known),
             // While KVM waits for what a virtual machine takes, it can as well ask the processor: on a host that is itself a
             // guest each answer is an exit, and all of them take as long.
             None => thread::scope(|scope| -> anyhow::Result<_> {
@@ -96,7 +96,8 @@ impl Machine {
                 let asking = asking.spawn_scoped(scope, ask);
                 let asking = asking.context("cannot start a thread")?;
                 let vm = build();
-                Ok((vm?, asking.join().expect("a panic ends the process")?))
+                let answer = asking.join().expect("a panic ends the process")?;
+                Ok((vm?, &*cpuid.insert(answer)))
             })?,
         };
         let start = Instant::now();
@@ -131,7 +132,7 @@ impl Machine {
             counters: Vec::new(),
         };
         phases.note("devices", start);
-        phases.phase("vCPUs", || machine.create_vcpus(&supported))?;
+        phases.phase("vCPUs", || machine.create_vcpus(supported))?;
         Ok(machine)
     }
 

@@ -43,7 +43,7 @@ fn run(guest: &'static Code) -> Running {
     let info = guest.load(&spec, 0, &ram, &timeline).unwrap();
     let kvm = kite::vm::open_kvm().unwrap();
     let mut machine =
-        Machine::build(&kvm, None, &spec, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
+        Machine::build(&kvm, &mut None, &spec, ram, Box::new(Nobody), Vec::new(), &timeline).unwrap();
     machine.boot(&image, info).unwrap();
     let running = machine.start().unwrap();
     running.release();

@@ -74,7 +74,7 @@ fn run(display: &Display) -> Running {
     let info = guest.load(&spec, 0, &ram, &timeline).unwrap();
     let kvm = kite::vm::open_kvm().unwrap();
     let mut machine =
-        Machine::build(&kvm, None, &spec, ram, Box::new(Unconnected), Vec::new(), &timeline).unwrap();
+        Machine::build(&kvm, &mut None, &spec, ram, Box::new(Unconnected), Vec::new(), &timeline).unwrap();
     machine.boot(&image, info).unwrap();
     display.begin(machine.vm());
     let running = machine.start().unwrap();

@@ -136,7 +136,7 @@ impl Backends {
         let ram = Arc::new(ram);
         let (console, devices) = (Box::new(NoReader), self.devices(&ram));
         let machine =
-            Machine::build(kvm, None, &self.spec(), ram.clone(), console, devices, &Timeline::default())
+            Machine::build(kvm, &mut None, &self.spec(), ram.clone(), console, devices, &Timeline::default())
                 .unwrap();
         (machine, ram)
     }

@@ -104,7 +104,6 @@ mod kvm {
     pub const CHECK_EXTENSION: u64 = 0xae03;
     pub const GET_VCPU_MMAP_SIZE: u64 = 0xae04;
     pub const CREATE_VM: u64 = 0xae01;
-    pub const GET_SUPPORTED_CPUID: u64 = 0xc008_ae05;
     pub const CREATE_VCPU: u64 = 0xae41;
     pub const SET_USER_MEMORY_REGION: u64 = 0x4020_ae46;
     pub const SET_TSS_ADDR: u64 = 0xae47;
@@ -302,7 +301,6 @@ pub(super) const REBUILD: &[Rule] = &[
     (SYS_ioctl, Request(kvm::CHECK_EXTENSION)),
     (SYS_ioctl, Request(kvm::CREATE_VM)),
     (SYS_ioctl, Request(kvm::GET_VCPU_MMAP_SIZE)),
-    (SYS_ioctl, Request(kvm::GET_SUPPORTED_CPUID)),
     (SYS_ioctl, Request(kvm::CREATE_VCPU)),
     (SYS_ioctl, Request(kvm::SET_USER_MEMORY_REGION)),
     (SYS_ioctl, Request(kvm::SET_TSS_ADDR)),
