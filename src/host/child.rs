@@ -1,27 +1,27 @@
 //! One child process: followed to its end, or ended.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::{Pid, getpid, getppid};
+
+use super::atomic_file;
 
 /// How long a child may take to end once it was asked to.
 const GRACE: Duration = Duration::from_secs(10);
 /// How much is read at once, and how often once a child has ended: more than its pipes hold.
 const PIECE: usize = 16 << 10;
 const LAST_PIECES: usize = 128;
-/// What any pipe holds, in bytes (pipe(7)).
-const PIPE_MIN: usize = 4096;
 
 /// Where output came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,52 +40,35 @@ pub(crate) enum End {
     Late,
 }
 
-/// Runs a command to its end and gives `take` what it prints. It gets no input, is a process group of its own, and ends
-/// with the calling thread. Once `stop` is readable or `limit` is over, it is asked to end, and then made to.
+/// Runs a command to its end and gives `take` what it prints. It reads `input` and no more, is a process group of its own,
+/// and ends with the calling thread. Once `stop` is readable or `limit` is over, it is asked to end, and then made to.
 ///
 /// # Errors
 /// The command cannot be started or followed.
 pub(crate) fn run(
     command: &mut Command,
-    stop: BorrowedFd<'_>,
-    limit: Option<Duration>,
-    take: &mut dyn FnMut(Stream, &[u8]),
-) -> anyhow::Result<End> {
-    follow(command.stdin(Stdio::null()), stop, limit, take)
-}
-
-/// Runs a command that reads `input`, which a pipe is to hold: at most 4096 bytes. It is ended once `limit` is over.
-///
-/// # Errors
-/// The input is too long, or the command cannot be started or followed.
-pub(crate) fn run_with_input(
-    command: &mut Command,
     input: &[u8],
-    limit: Duration,
-    take: &mut dyn FnMut(Stream, &[u8]),
-) -> anyhow::Result<End> {
-    if input.len() > PIPE_MIN {
-        bail!("cannot give {} {} bytes of input", command.get_program().display(), input.len());
-    }
-    let (reader, mut writer) = io::pipe().context("cannot make a pipe")?;
-    writer.write_all(input).context("cannot write to a pipe")?;
-    drop(writer);
-    // Never readable.
-    let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("cannot make an eventfd")?;
-    follow(command.stdin(reader), stop.as_fd(), Some(limit), take)
-}
-
-fn follow(
-    command: &mut Command,
-    stop: BorrowedFd<'_>,
+    stop: Option<BorrowedFd<'_>>,
     limit: Option<Duration>,
     take: &mut dyn FnMut(Stream, &[u8]),
 ) -> anyhow::Result<End> {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let stdin = if input.is_empty() { Stdio::null() } else { memory_with(input)?.into() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     end_with_this_thread(command);
     let child = command.spawn().with_context(|| format!("cannot run {}", command.get_program().display()))?;
     let mut following = Following::new(child)?;
     following.follow(stop, limit, take)
+}
+
+/// A file that has no name and holds these bytes: a pipe may hold fewer.
+fn memory_with(bytes: &[u8]) -> anyhow::Result<File> {
+    let write = || {
+        let mut memory = atomic_file::memory()?;
+        memory.write_all(bytes)?;
+        memory.rewind()?;
+        io::Result::Ok(memory)
+    };
+    write().context("cannot hold a program's input in memory")
 }
 
 /// The child of a thread that is gone is ended by the kernel, as no thread would.
@@ -136,14 +119,14 @@ impl Following {
 
     fn follow(
         &mut self,
-        stop: BorrowedFd<'_>,
+        stop: Option<BorrowedFd<'_>>,
         limit: Option<Duration>,
         take: &mut dyn FnMut(Stream, &[u8]),
     ) -> anyhow::Result<End> {
         let mut why = None;
         let mut deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         loop {
-            let ready = self.wait(stop, why.is_none(), deadline)?;
+            let ready = self.wait(stop.filter(|_| why.is_none()), deadline)?;
             if ready.exited {
                 let status = self.reap(take)?;
                 return Ok(why.unwrap_or(End::Status(status)));
@@ -165,9 +148,9 @@ impl Following {
     }
 
     /// Waits for something to do.
-    fn wait(&self, stop: BorrowedFd<'_>, listen: bool, deadline: Option<Instant>) -> anyhow::Result<Ready> {
+    fn wait(&self, stop: Option<BorrowedFd<'_>>, deadline: Option<Instant>) -> anyhow::Result<Ready> {
         let mut fds = vec![PollFd::new(self.exited.as_fd(), PollFlags::POLLIN)];
-        fds.extend(listen.then(|| PollFd::new(stop, PollFlags::POLLIN)));
+        fds.extend(stop.map(|stop| PollFd::new(stop, PollFlags::POLLIN)));
         fds.extend(self.pipes().into_iter().flatten().map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
         let timeout = deadline.map_or(PollTimeout::NONE, |deadline| {
             // Rounded up; what is too long for one wait takes several.
@@ -179,9 +162,9 @@ impl Following {
             Err(error) => return Err(error).context("cannot wait for a process"),
         }
         let ready: Vec<_> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
-        let pipes = 1 + usize::from(listen);
+        let pipes = 1 + usize::from(stop.is_some());
         let output = ready.iter().skip(pipes).any(|ready| *ready);
-        Ok(Ready { exited: ready[0], stop: listen && ready[1], output })
+        Ok(Ready { exited: ready[0], stop: stop.is_some() && ready[1], output })
     }
 
     /// Reads a piece of each stream; `false` if there was none.

@@ -76,7 +76,7 @@ impl Runner<'_> {
         cell.picture.iter().for_each(|path| _ = fs::remove_file(path));
         let started = Instant::now();
         let limit = cell.timeout.and_then(|timeout| timeout.checked_add(PATIENCE));
-        let end = child::run(&mut self.command(cell), self.stop, limit, &mut take);
+        let end = child::run(&mut self.command(cell), b"", Some(self.stop), limit, &mut take);
         let elapsed = started.elapsed();
         shown.end();
         let problem = files.and_then(Files::problem);

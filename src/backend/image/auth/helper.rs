@@ -51,7 +51,8 @@ pub(super) fn ask_program(path: &Path, server: &str) -> anyhow::Result<Option<Cr
         answer.extend_from_slice(&bytes[..bytes.len().min(room)]);
     };
     let input = format!("{server}\n");
-    let ended = child::run_with_input(Command::new(path).arg("get"), input.as_bytes(), LIMIT, &mut take)?;
+    let get = &mut Command::new(path);
+    let ended = child::run(get.arg("get"), input.as_bytes(), None, Some(LIMIT), &mut take)?;
     let [stdout, stderr] = answer;
     let status = match ended {
         End::Status(status) => status,

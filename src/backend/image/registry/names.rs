@@ -60,7 +60,7 @@ fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
         }
     };
     let mut getent = Command::new("getent");
-    let ended = child::run_with_input(getent.args(["ahosts", host]), b"", LIMIT, &mut take);
+    let ended = child::run(getent.args(["ahosts", host]), b"", None, Some(LIMIT), &mut take);
     match ended {
         Err(error) => return Err(failed(&format!("{error:#}; kite asks the program getent, of libc-bin"))),
         Ok(End::Status(_)) => {}

@@ -123,8 +123,8 @@ pub fn boot(
     let mut command = guest.command(monitor, &trace);
     let (nivcsw, steal) = (lost_cpus(), steal_ns());
     let mut ear = Ear { start: now(), ..Ear::default() };
-    let ended =
-        child::run(&mut command, stop, Some(limit), &mut |stream, bytes| ear.hear(stream, bytes, now()))?;
+    let mut take = |stream, bytes: &[u8]| ear.hear(stream, bytes, now());
+    let ended = child::run(&mut command, b"", Some(stop), Some(limit), &mut take)?;
     let end = now();
     let trouble = match ended {
         End::Stopped => return Ok(None),
