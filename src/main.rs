@@ -43,7 +43,7 @@ fn main() -> ExitCode {
             let spec = options.spec().map_err(anyhow::Error::msg);
             spec.and_then(|spec| run::run(spec, options.print_spec, begun, ahead))
         }
-        Command::Matrix(options) => matrix::run(&options, cli::check),
+        Command::Matrix(options) => matrix::run(&options, cli::run_spec),
         Command::Inspect { calls: true, json, .. } => inspect::calls(json),
         Command::Inspect { pid, json, .. } => inspect::run(pid, json),
         Command::List { json } => machines::list(json),

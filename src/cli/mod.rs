@@ -21,6 +21,7 @@ use crate::cmd::inspect;
 use crate::cmd::machines;
 use crate::cmd::matrix;
 use crate::cmd::oci;
+use crate::spec::RunSpec;
 use crate::spec::device::{PortSpec, ScreenSpec};
 use crate::spec::disk::{self, DiskSpec};
 use crate::spec::duration;
@@ -409,16 +410,32 @@ fn complained(why: &str) -> ExitCode {
 /// # Errors
 /// What is wrong with them, in one line.
 pub fn check(arguments: &[OsString]) -> Result<(), String> {
-    let all: Vec<_> = [OsString::from("kite")].into_iter().chain(arguments.iter().cloned()).collect();
-    let command = Cli::try_parse_from(&all).map_err(|error| match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
-        _ => refusal::why(&error, &all),
-    });
-    match command?.command {
+    match parsed(arguments)? {
         // What a file says is known when it is read.
         Command::Run(options) if options.spec.is_none() => options.spec().map(drop),
         _ => Ok(()),
     }
+}
+
+/// What a `kite run` with these words behind it does, without the defaults of files.
+///
+/// # Errors
+/// What is wrong with them, in one line.
+pub fn run_spec(words: &[OsString]) -> Result<RunSpec, String> {
+    match parsed(&[&[RUN.into()], words].concat())? {
+        Command::Run(options) => options.spec(),
+        _ => Err("this is no `kite run`".to_owned()),
+    }
+}
+
+/// The command of these arguments, the program's name not among them.
+fn parsed(arguments: &[OsString]) -> Result<Command, String> {
+    let all = [&["kite".into()], arguments].concat();
+    let command = Cli::try_parse_from(&all).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => "they only ask for help".to_owned(),
+        _ => refusal::why(&error, &all),
+    });
+    Ok(command?.command)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use kite::spec::RunSpec;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -14,9 +15,17 @@ use crate::support::attempt::Attempt;
 use crate::support::child::{End, Running};
 use crate::support::{KITE, until};
 
-/// Runs what is behind `--`, as `kite run` would in a guest; `$kernel` is the kernel's name.
-const STAND_IN: &str = "#!/bin/sh\n[ \"$1\" = run ] || exit 125\nkernel=${2##*/}; export kernel\n\
-    while [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n";
+/// Runs a spec's command, as `kite run` would in a guest; `$spec` is the spec, and `$kernel` the kernel's name. A string of
+/// JSON is one of bash between `$'` and `'`.
+const STAND_IN: &str = r#"#!/usr/bin/env bash
+[ "$*" = "run --spec -" ] || exit 125
+spec=$(cat)
+one() { sed -n "s/^ *\"$1\": \"\\(.*\\)\",\\?$/\\1/p" <<<"$spec"; }
+kernel=$(one kernel); kernel=${kernel##*/}; export kernel spec
+words=$(sed -n "/^ *\"argv\": \\[$/,/^ *\\],\\?$/ { s/'/\\\\'/g; s/^ *\"\\(.*\\)\",\\?$/\$'\\1'/p }" <<<"$spec")
+eval "set -- ${words//$'\n'/ }"
+exec "$@"
+"#;
 
 /// A folder with two kernels, a stand-in, and a matrix file.
 struct Matrix {
@@ -112,16 +121,31 @@ fn the_cases_that_failed_are_named_below_the_table() {
 }
 
 #[test]
-fn the_environment_s_sandbox_is_that_of_every_run() {
-    let matrix = Matrix::new(&command("c", "'echo \"$KITE_SANDBOX\"'"));
+fn a_run_s_spec_says_what_a_command_line_would_and_is_all_of_its_input() {
+    let options = "options = ['--memory=2G', '--cpus', '3', '--env=A=b', '--idle-timeout=5s', '-v']\n";
+    // No pipe holds so much.
+    let script = format!("printf \"%s\" \"$spec\"; cat; cat >&2 # {}", "x".repeat(70_000));
+    let run = command("c", &format!("'{script}'"));
+    let matrix = Matrix::new(&[&run, options, "timeout = '1m'\n"].concat());
     let folder = matrix.path("logs");
-    let mut kite = matrix.command(&["--output", folder.to_str().unwrap()]);
-    kite.env("KITE_SANDBOX", "auto,no-seccomp").stdout(Stdio::null()).stderr(Stdio::null());
-    let status = kite.status().unwrap();
-    assert!(status.success());
-    for kernel in ["A", "B"] {
-        let printed = fs::read_to_string(folder.join(kernel).join("c.stdout")).unwrap();
-        assert_eq!(printed, "auto,no-seccomp\n", "{kernel}");
+    // These defaults are for other runs.
+    matrix.attempt.file("kite.toml", b"no-rng = true\n");
+    let of_environment = |kite: &mut Command| {
+        kite.current_dir(matrix.path(".")).env("KITE_SANDBOX", "auto,no-seccomp").env("KITE_KERNEL", "other");
+        let output = kite.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    of_environment(&mut matrix.command(&["--output", folder.to_str().unwrap()]));
+    for (kernel, path) in [("A", "a"), ("B", "b")] {
+        let mut kite = Command::new(KITE);
+        kite.args(["run", "--no-config", "--print-spec", "--kernel"]).arg(matrix.path(path));
+        kite.args(["--timeout=1m", "--memory=2G", "--cpus=3", "--env=A=b", "--idle-timeout=5s", "-v"]);
+        kite.args(["--", "sh", "-c", &script]);
+        let [given, rest] =
+            ["c.stdout", "c.stderr"].map(|it| fs::read(folder.join(kernel).join(it)).unwrap());
+        let [given, printed] = [given, of_environment(&mut kite)].map(|it| RunSpec::from_json(&it).unwrap());
+        assert_eq!((given, rest), (printed, Vec::new()), "{kernel}");
     }
 }
 
@@ -248,16 +272,9 @@ fn one_junit_file_has_a_suite_for_every_run() {
 
 #[test]
 fn a_run_that_fails_leaves_a_picture_that_its_suite_names() {
-    let run = "'case $kernel in a) echo png >\"$picture\"; exit 1;; esac'";
-    let options = "options = ['--screen']\n";
-    let matrix = Matrix::new(&format!("{}{options}", command("c", run)));
-    // It writes the picture where it is told to.
-    let taking = STAND_IN.replacen(
-        "kernel=${2##*/}; export kernel",
-        "picture=${2#--screenshot-on-failure=}; kernel=${3##*/}; export kernel picture",
-        1,
-    );
-    matrix.attempt.file("stand-in", taking.as_bytes());
+    let place = r#"picture=${spec##*screenshot_on_failure\": \"}; picture=${picture%%\"*}"#;
+    let run = format!("'{place}; case $kernel in a) echo png >\"$picture\"; exit 1;; esac'");
+    let matrix = Matrix::new(&format!("{}options = ['--screen']\n", command("c", &run)));
     let (logs, path) = (matrix.path("logs"), matrix.path("junit.xml"));
     let [logs, junit] = [&logs, &path].map(|path| path.to_str().unwrap());
     fs::create_dir_all(format!("{logs}/B")).unwrap();
@@ -312,6 +329,14 @@ fn no_more_run_at_a_time_than_jobs_and_no_fewer() {
     let alone = Matrix::new(&[one, command("two", "'mkdir lock && sleep 0.05 && rmdir lock'")].concat());
     let end = alone.run(&["--jobs", "1"]);
     assert_eq!(end.status.code(), Some(0), "{}", end.stderr);
+    // As many as the host has CPUs for, of guests that have more than it has.
+    for options in ["'--cpus=100000'", "'-c', '100000'"] {
+        let text = fs::read_to_string(alone.path("matrix.toml")).unwrap();
+        let text = text.lines().filter(|line| !line.starts_with("options")).collect::<Vec<_>>().join("\n");
+        alone.attempt.file("matrix.toml", format!("options = [{options}]\n{text}").as_bytes());
+        let end = alone.run(&[]);
+        assert_eq!(end.status.code(), Some(0), "{options}: {}", end.stderr);
+    }
     // Each waits for the other.
     let script = "'touch $kernel.here; i=0; while [ ! -e a.here ] || [ ! -e b.here ]; do i=$((i+1)); \
         [ $i -lt 1000 ] || exit 1; sleep 0.02; done'";
@@ -439,6 +464,16 @@ fn files_that_are_wrong_are_refused_in_one_line() {
         (with("options = ['--kernel=x']"), "options: --kernel does not belong here"),
         (kernel_with("options = ['--']"), "kernel A: options: -- does not belong here"),
         (boot_with("options = ['--junit', 'x']"), "command boot: options: --junit does not belong here"),
+        (with("options = ['-k', 'a']"), "options: -k does not belong here; the kernel has a key of its own"),
+        (with("options = ['-vka']"), "kernel A, command boot: options: -k does not belong here"),
+        (with("options = ['--print-spec']"), "options: --print-spec does not belong here"),
+        (with("options = ['--spec=a']"), "options: the argument '--spec <FILE>' cannot be used with"),
+        (with("options = ['--initrd=a']"), "options: a command needs kite's own initrd"),
+        (
+            with("image = 'a'\noptions = ['--root=/']"),
+            "'--root <DIR|disk>' cannot be used with '--image <IMAGE>'",
+        ),
+        (with("options = ['a']"), "kernel A, command boot: options: unexpected argument 'a'"),
         (
             with("options = ['--memory', '1']"),
             "kernel A, command boot: options: invalid value '1' for '--memory",
@@ -498,6 +533,14 @@ fn a_program_that_is_not_there_fails_every_run() {
     let end = matrix.attempt.run([Path::new("matrix"), "--program".as_ref(), "./none".as_ref(), &file]);
     assert_eq!(end.status.code(), Some(125));
     assert_eq!(table(end.text())[1..], [["A", "kite failed"], ["B", "kite failed"]]);
+}
+
+#[test]
+fn a_run_is_a_kite_that_says_itself_what_is_wrong() {
+    let matrix = Matrix::new(&command("c", "['true']"));
+    let end = matrix.attempt.run(["matrix", "matrix.toml"]);
+    assert_eq!(table(end.text())[1..], [["A", "kite failed"], ["B", "kite failed"]]);
+    assert!(end.stderr.contains("A/c| kite: cannot boot a: it looks like an empty file"), "{}", end.stderr);
 }
 
 #[test]

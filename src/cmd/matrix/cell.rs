@@ -73,10 +73,11 @@ impl Runner<'_> {
             files.iter_mut().for_each(|files| files.write(stream, bytes));
         };
         // Only what this run shows is its picture.
-        cell.picture.iter().for_each(|path| _ = fs::remove_file(path));
+        cell.picture().into_iter().for_each(|path| _ = fs::remove_file(path));
         let started = Instant::now();
-        let limit = cell.timeout.and_then(|timeout| timeout.checked_add(PATIENCE));
-        let end = child::run(&mut self.command(cell), b"", Some(self.stop), limit, &mut take);
+        let limit = cell.timeout().and_then(|timeout| timeout.checked_add(PATIENCE));
+        let spec = cell.spec.to_json();
+        let end = child::run(&mut self.command(), spec.as_bytes(), Some(self.stop), limit, &mut take);
         let elapsed = started.elapsed();
         shown.end();
         let problem = files.and_then(Files::problem);
@@ -89,8 +90,7 @@ impl Runner<'_> {
             Err(error) => Ending::Failed(format!("{error:#}")),
         };
         let mut suite = recorder.finish(&ending, elapsed, &stderr);
-        let picture =
-            cell.picture.as_deref().filter(|path| path.symlink_metadata().is_ok_and(|it| it.is_file()));
+        let picture = cell.picture().filter(|path| path.symlink_metadata().is_ok_and(|it| it.is_file()));
         picture.into_iter().for_each(|path| suite.attach(path));
         let outcome = Outcome::new(&ending, stopped, elapsed, suite);
         self.progress.finished(&name, &outcome, [&stdout, &stderr]);
@@ -100,9 +100,10 @@ impl Runner<'_> {
         outcome
     }
 
-    fn command(&self, cell: &Cell) -> Command {
+    /// What reads a run's spec and does it.
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg0("kite").args(&cell.arguments);
+        command.arg0("kite").args(["run", "--spec", "-"]);
         // The matrix makes the annotations itself, with the names of kernel and command.
         command.env_remove("GITHUB_ACTIONS");
         command

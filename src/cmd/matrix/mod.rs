@@ -24,7 +24,7 @@ use crate::lifecycle::die_by;
 use crate::observe::results::{FailOnKtap, Suite, junit};
 use crate::spec::number;
 use cell::{Outcome, Runner};
-pub use plan::Check;
+pub use plan::Convert;
 use plan::Plan;
 use progress::Progress;
 
@@ -102,12 +102,12 @@ pub struct Options {
 /// kite itself, whatever has become of its file.
 const ITSELF: &str = "/proc/self/exe";
 
-/// Runs the matrix, whose options are checked by `check`; returns the exit code.
+/// Runs the matrix, whose options `convert` takes; returns the exit code.
 ///
 /// # Errors
 /// The file or an option is wrong, or the host failed.
-pub fn run(options: &Options, check: Check) -> anyhow::Result<u8> {
-    let mut plan = Plan::read(&options.file, options.image.as_deref(), check)?;
+pub fn run(options: &Options, convert: Convert) -> anyhow::Result<u8> {
+    let mut plan = Plan::read(&options.file, options.image.as_deref(), convert)?;
     if let Some(rule) = options.fail_on_ktap {
         plan.cells.iter_mut().for_each(|cell| cell.fail_on_ktap = rule);
     }

@@ -1,5 +1,6 @@
 //! The matrix file: read, checked, and made into the runs that it stands for.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -7,38 +8,20 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, Error, anyhow, bail, ensure};
 use serde::{Deserialize, Deserializer};
 
 use crate::observe::results::FailOnKtap;
+use crate::spec::RunSpec;
 use crate::spec::command::ImageSpec;
 use crate::spec::duration;
+use crate::spec::machine::default_kernel;
 use crate::spec::text::{OneOrList, one_or_list};
 
 /// How long a matrix file may be, in bytes.
 const LONGEST: u64 = 1 << 20;
 /// How long a name may be, in bytes.
 const LONGEST_NAME: usize = 64;
-
-/// The options of `kite run` that a matrix gives it itself.
-mod options {
-    pub(super) const COMMAND: &str = "run";
-    pub(super) const KERNEL: &str = "--kernel";
-    pub(super) const MODULES: &str = "--modules";
-    pub(super) const TIMEOUT: &str = "--timeout";
-    pub(super) const CPUS: &str = "--cpus";
-    pub(super) const IMAGE: &str = "--image";
-    /// What else a list of options must not hold: every run would write the one file.
-    pub(super) const JUNIT: &str = "--junit";
-    /// See [`JUNIT`].
-    pub(super) const SCREENSHOT: &str = "--screenshot-on-failure";
-    pub(super) const SCREEN: &str = "--screen";
-    /// A matrix says all there is to say of its runs.
-    pub(super) const NO_CONFIG: &str = "--no-config";
-    /// What the matrix decides itself.
-    pub(super) const FAIL_ON_KTAP: &str = "--fail-on-ktap";
-    pub(super) const END: &str = "--";
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -97,8 +80,8 @@ impl<'de> Deserialize<'de> for Words {
     }
 }
 
-/// Whether kite takes these arguments, or in one line why not.
-pub type Check = fn(&[OsString]) -> Result<(), String>;
+/// Makes a spec of the words behind `kite run`, or says in one line what is wrong with them.
+pub type Convert = fn(&[OsString]) -> Result<RunSpec, String>;
 
 /// The runs of a matrix.
 #[derive(Debug)]
@@ -116,14 +99,9 @@ pub(super) struct Plan {
 pub(super) struct Cell {
     pub kernel: String,
     pub command: String,
-    /// kite's arguments.
-    pub arguments: Vec<OsString>,
-    /// When kite stops it.
-    pub timeout: Option<Duration>,
-    /// Whether failed cases make it fail.
+    /// Whether failed cases make it fail. The matrix decides, so the spec has nothing of it.
     pub fail_on_ktap: FailOnKtap,
-    /// Where what was on its screen goes if it fails.
-    pub picture: Option<PathBuf>,
+    pub spec: RunSpec,
 }
 
 impl Cell {
@@ -131,90 +109,65 @@ impl Cell {
     pub(super) fn name(&self) -> String {
         format!("{}/{}", self.kernel, self.command)
     }
+
+    /// When kite stops it.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.spec.command.as_ref()?.timeout
+    }
+
+    /// Where what was on its screen goes if it fails.
+    pub(super) fn picture(&self) -> Option<&Path> {
+        self.spec.measure.screenshot_on_failure.as_deref()
+    }
 }
 
 impl Plan {
-    /// Reads and checks a file, its options by `check`. Its commands run in `image`, if there is one, unless they name
-    /// another.
-    pub(super) fn read(path: &Path, image: Option<&str>, check: Check) -> anyhow::Result<Self> {
+    /// Reads and checks a file, whose options `convert` takes. Its commands run in `image`, if there is one, unless they
+    /// name another.
+    pub(super) fn read(path: &Path, image: Option<&str>, convert: Convert) -> anyhow::Result<Self> {
         let text = read_text(path)?;
         let mut matrix: Matrix = toml::from_str(&text).map_err(|error: toml::de::Error| {
             let line = error.span().map(|span| text[..span.start].matches('\n').count() + 1);
             let at =
                 line.map_or_else(|| path.display().to_string(), |line| format!("{}:{line}", path.display()));
             let what: Vec<_> = error.message().split_whitespace().collect();
-            anyhow::anyhow!("{at}: {}", what.join(" "))
+            anyhow!("{at}: {}", what.join(" "))
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let of_commands = matrix.command.iter_mut().filter_map(|command| command.image.as_mut());
         of_commands.chain(&mut matrix.image).for_each(|image| ImageSpec::rebase(image, folder));
         matrix.image = image.map(str::to_owned).or(matrix.image);
-        Self::of(&matrix, folder, check).with_context(|| path.display().to_string())
+        Self::of(&mut matrix, folder, convert).with_context(|| path.display().to_string())
     }
 
-    fn of(matrix: &Matrix, folder: &Path, check: Check) -> anyhow::Result<Self> {
-        ensure!(!matrix.kernel.is_empty(), "there is no [[kernel]]");
-        ensure!(!matrix.command.is_empty(), "there is no [[command]]");
-        let kernels: Vec<_> = matrix.kernel.iter().map(|kernel| kernel.name.clone()).collect();
-        let commands: Vec<_> = matrix.command.iter().map(|command| command.name.clone()).collect();
-        check_names("kernel", &kernels)?;
-        check_names("command", &commands)?;
-        check_options(&matrix.options).context("options")?;
-        let timeout = timeout(matrix.timeout.as_deref())?;
+    fn of(matrix: &mut Matrix, folder: &Path, convert: Convert) -> anyhow::Result<Self> {
+        matrix.check(folder)?;
         let mut cells = Vec::new();
         for kernel in &matrix.kernel {
-            let of_kernel = kernel.arguments(folder).with_context(|| format!("kernel {}", kernel.name))?;
             for command in &matrix.command {
-                let of_command = command
-                    .cell(kernel, timeout, matrix.fail_on_ktap)
-                    .with_context(|| format!("command {}", command.name))?;
-                let (mut cell, text) = of_command;
-                let mut arguments = of_kernel.clone();
-                arguments.push(options::NO_CONFIG.into());
-                let text = text.or(matrix.timeout.as_deref());
-                arguments.extend(text.map(|text| format!("{}={text}", options::TIMEOUT).into()));
-                let lists = [&matrix.options, &kernel.options, &command.options];
-                arguments.extend(lists.into_iter().flatten().map(OsString::from));
-                let image = command.image.as_ref().or(matrix.image.as_ref());
-                arguments.extend(image.map(|image| format!("{}={image}", options::IMAGE).into()));
-                let has_command = !command.run.0.is_empty();
-                ensure!(has_command || image.is_some(), "command {}: run is empty", command.name);
-                arguments.extend(has_command.then(|| options::END.into()));
-                arguments.extend(command.run.0.iter().map(OsString::from));
-                cell.arguments = arguments;
-                cells.push(cell);
+                let fail_on_ktap = command.fail_on_ktap.unwrap_or(matrix.fail_on_ktap);
+                let spec = matrix.spec(kernel, command, convert);
+                let (kernel, command) = (kernel.name.clone(), command.name.clone());
+                let spec =
+                    spec.map_err(|why| anyhow!("kernel {kernel}, command {command}: options: {why}"))?;
+                cells.push(Cell { kernel, command, fail_on_ktap, spec });
             }
         }
-        for cell in &cells {
-            let refused =
-                |why| anyhow::anyhow!("kernel {}, command {}: options: {why}", cell.kernel, cell.command);
-            check(&cell.arguments).map_err(refused)?;
-        }
-        Ok(Self { jobs: matrix.jobs()?, kernels, commands, cells })
+        let kernels = matrix.kernel.iter().map(|kernel| kernel.name.clone()).collect();
+        let commands = matrix.command.iter().map(|command| command.name.clone()).collect();
+        Ok(Self { jobs: matrix.jobs(&cells)?, kernels, commands, cells })
     }
-}
 
-impl Plan {
     /// Has each run that has a screen and fails write what was on it to the file that `place` names.
     ///
     /// # Errors
     /// No run has a screen.
     pub(super) fn take_pictures(&mut self, place: impl Fn(&str, &str) -> PathBuf) -> anyhow::Result<()> {
+        let with_screen = self.cells.iter_mut().filter(|cell| cell.spec.machine.screen().is_some());
         let mut any = false;
-        for cell in &mut self.cells {
-            let end = cell.arguments.iter().position(|word| word == options::END);
-            let own = &cell.arguments[..end.unwrap_or(cell.arguments.len())];
-            let is_screen = |word: &OsString| {
-                let rest = word.to_str().and_then(|word| word.strip_prefix(options::SCREEN));
-                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-            };
-            if own.iter().any(is_screen) {
-                let path = place(&cell.kernel, &cell.command);
-                // The first word is the command.
-                cell.arguments.insert(1, assigned(options::SCREENSHOT, &path));
-                cell.picture = Some(path);
-                any = true;
-            }
+        for cell in with_screen {
+            cell.spec.measure.screenshot_on_failure = Some(place(&cell.kernel, &cell.command));
+            any = true;
         }
         ensure!(any, "no run has a screen: add --screen to options");
         Ok(())
@@ -231,61 +184,72 @@ fn read_text(path: &Path) -> anyhow::Result<String> {
 }
 
 impl Matrix {
-    fn jobs(&self) -> anyhow::Result<u16> {
+    /// Whether it makes sense as far as it goes without options; has its paths begin at `folder`.
+    fn check(&mut self, folder: &Path) -> anyhow::Result<()> {
+        ensure!(!self.kernel.is_empty(), "there is no [[kernel]]");
+        ensure!(!self.command.is_empty(), "there is no [[command]]");
+        check_names("kernel", self.kernel.iter().map(|kernel| &*kernel.name))?;
+        check_names("command", self.command.iter().map(|command| &*command.name))?;
+        check_options(&self.options).context("options")?;
+        timeout(self.timeout.as_deref()).map_err(Error::msg)?;
+        for kernel in &mut self.kernel {
+            kernel.check(folder).with_context(|| format!("kernel {}", kernel.name))?;
+        }
+        for command in &self.command {
+            let has_image = command.image.is_some() || self.image.is_some();
+            command.check(has_image).with_context(|| format!("command {}", command.name))?;
+        }
+        Ok(())
+    }
+
+    /// What a `kite run` of this command on this kernel does.
+    fn spec(&self, kernel: &Kernel, command: &Command, convert: Convert) -> Result<RunSpec, String> {
+        let options = [&self.options, &kernel.options, &command.options].into_iter().flatten().cloned();
+        let image = command.image.as_ref().or(self.image.as_ref()).map(|image| format!("--image={image}"));
+        let run = ["--".to_owned()].into_iter().chain(command.run.0.iter().cloned());
+        let words: Vec<_> = options.chain(image).chain(run).map(OsString::from).collect();
+        let mut spec = convert(&words)?;
+        let boot = &mut spec.machine.boot;
+        if boot.kernel != default_kernel() {
+            return Err("-k does not belong here; the kernel has a key of its own".to_owned());
+        }
+        (boot.kernel, boot.modules) = (Some(kernel.path.clone()), kernel.modules.clone());
+        let timeout = timeout(command.timeout.as_deref().or(self.timeout.as_deref()))?;
+        spec.command.iter_mut().for_each(|command| command.timeout = timeout);
+        spec.validate().map(|()| spec)
+    }
+
+    fn jobs(&self, cells: &[Cell]) -> anyhow::Result<u16> {
         if let Some(jobs) = self.jobs {
             ensure!(jobs > 0, "jobs is 0; nothing would run");
             return Ok(jobs);
         }
-        let kernels = self.kernel.iter().filter_map(|kernel| cpus(&kernel.options));
-        let commands = self.command.iter().filter_map(|command| cpus(&command.options));
-        let most = kernels.chain(commands).chain(cpus(&self.options)).max().unwrap_or(1).max(1);
-        let host = available_parallelism().map_or(1, usize::from);
-        Ok(u16::try_from(host / most).unwrap_or(u16::MAX).max(1))
+        let widest = cells.iter().map(|cell| cell.spec.machine.cpus).max().unwrap_or(1);
+        let host = available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX));
+        Ok(u16::try_from(host / widest).unwrap_or(u16::MAX).max(1))
     }
 }
 
 impl Kernel {
-    /// kite's arguments up to the timeout.
-    fn arguments(&self, folder: &Path) -> anyhow::Result<Vec<OsString>> {
+    fn check(&mut self, folder: &Path) -> anyhow::Result<()> {
         check_options(&self.options).context("options")?;
-        let path = existing(folder, &self.path, "path")?;
-        let mut arguments = vec![options::COMMAND.into(), assigned(options::KERNEL, &path)];
-        if let Some(modules) = &self.modules {
-            let path = existing(folder, modules, "modules")?;
-            ensure!(path.is_dir(), "modules: {} is not a folder", path.display());
-            arguments.push(assigned(options::MODULES, &path));
+        self.path = existing(folder, &self.path, "path")?;
+        if let Some(modules) = &mut self.modules {
+            *modules = existing(folder, modules, "modules")?;
+            ensure!(modules.is_dir(), "modules: {} is not a folder", modules.display());
         }
-        ensure!(!path.is_dir(), "path: {} is a folder", path.display());
-        Ok(arguments)
+        ensure!(!self.path.is_dir(), "path: {} is a folder", self.path.display());
+        Ok(())
     }
 }
 
 impl Command {
-    /// The run on this kernel, without its arguments; and its own timeout as it was written.
-    fn cell(
-        &self,
-        kernel: &Kernel,
-        otherwise: Option<Duration>,
-        rule: FailOnKtap,
-    ) -> anyhow::Result<(Cell, Option<&str>)> {
+    fn check(&self, has_image: bool) -> anyhow::Result<()> {
         check_options(&self.options).context("options")?;
-        ensure!(self.run.0.first().is_none_or(|program| !program.is_empty()), "run is empty");
+        ensure!(self.run.0.first().map_or(has_image, |program| !program.is_empty()), "run is empty");
         ensure!(!self.run.0.iter().any(|word| word.contains('\0')), "run: no argument can hold a NUL");
-        let own = timeout(self.timeout.as_deref())?;
-        let (kernel, command) = (kernel.name.clone(), self.name.clone());
-        let fail_on_ktap = self.fail_on_ktap.unwrap_or(rule);
-        let (timeout, arguments) = (own.or(otherwise), Vec::new());
-        let cell = Cell { kernel, command, arguments, timeout, fail_on_ktap, picture: None };
-        Ok((cell, self.timeout.as_deref()))
+        timeout(self.timeout.as_deref()).map(drop).map_err(Error::msg)
     }
-}
-
-/// `OPTION=PATH`, which holds for every path.
-fn assigned(option: &str, path: &Path) -> OsString {
-    let mut argument = OsString::from(option);
-    argument.push("=");
-    argument.push(path);
-    argument
 }
 
 fn existing(folder: &Path, path: &Path, key: &str) -> anyhow::Result<PathBuf> {
@@ -297,53 +261,67 @@ fn existing(folder: &Path, path: &Path, key: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn timeout(text: Option<&str>) -> anyhow::Result<Option<Duration>> {
-    text.map(|text| duration::parse(text).map_err(|why| anyhow::anyhow!("timeout {text:?}: {why}")))
-        .transpose()
+fn timeout(text: Option<&str>) -> Result<Option<Duration>, String> {
+    text.map(|text| duration::parse(text).map_err(|why| format!("timeout {text:?}: {why}"))).transpose()
 }
 
 /// Names are columns, rows, and names of files.
-fn check_names(what: &str, names: &[String]) -> anyhow::Result<()> {
-    for (index, name) in names.iter().enumerate() {
+fn check_names<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> anyhow::Result<()> {
+    let mut known = HashSet::new();
+    for name in names {
         let allowed = |char: char| char.is_alphanumeric() || "._+-@:=".contains(char);
         ensure!(
             !name.is_empty() && name.chars().all(allowed) && !name.starts_with(['.', '-']),
             "{what} {name:?}: a name is letters, digits and ._+-@:= and starts with none of .-"
         );
         ensure!(name.len() <= LONGEST_NAME, "{what} {name}: a name has at most {LONGEST_NAME} bytes");
-        ensure!(!names[..index].contains(name), "{what} {name}: there are two of this name");
+        ensure!(known.insert(name), "{what} {name}: there are two of this name");
     }
     Ok(())
 }
 
+/// Whether they say nothing that has another place.
 fn check_options(list: &[String]) -> anyhow::Result<()> {
-    use options::{END, FAIL_ON_KTAP, JUNIT, KERNEL, MODULES, SCREENSHOT, TIMEOUT};
     for option in list {
         let name = option.split('=').next().unwrap_or_default();
         match name {
-            END => bail!("-- does not belong here; the command is in run"),
-            KERNEL | MODULES | TIMEOUT | FAIL_ON_KTAP => {
+            "--" => bail!("-- does not belong here; the command is in run"),
+            "--kernel" | "--modules" | "--timeout" | "--fail-on-ktap" => {
                 bail!("{name} does not belong here; it has a key of its own")
             }
-            JUNIT | SCREENSHOT => bail!("{name} does not belong here; give it to kite matrix"),
+            "--junit" | "--screenshot-on-failure" => {
+                bail!("{name} does not belong here; give it to kite matrix")
+            }
+            "--print-spec" => bail!("{name} does not belong here; nothing would run"),
             _ => ensure!(!option.contains('\0'), "no option can hold a NUL"),
         }
     }
     Ok(())
 }
 
-/// How many CPUs these options give a guest, if they say so. What is no number, `kite run` refuses.
-fn cpus(list: &[String]) -> Option<usize> {
-    let value = list.iter().enumerate().rev().find_map(|(index, option)| {
-        let rest = option.strip_prefix(options::CPUS)?;
-        rest.strip_prefix('=').or_else(|| list.get(index + 1).filter(|_| rest.is_empty()).map(String::as_str))
-    });
-    value?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::MeasureSpec;
+    use crate::spec::command::CommandSpec;
+    use crate::spec::device::{DeviceSpec, ScreenSpec};
+    use crate::spec::machine::{BootSpec, MachineSpec};
+
+    /// A run of the words themselves, with a screen if one of the options is for it, and as many CPUs as the last says.
+    #[expect(clippy::unnecessary_wraps, reason = "it is a `Convert`")]
+    fn convert(words: &[OsString]) -> Result<RunSpec, String> {
+        let boot = BootSpec { kernel: default_kernel(), ..BootSpec::default() };
+        let mut machine = MachineSpec { boot, ..MachineSpec::default() };
+        for word in words.iter().map(|word| word.to_str().unwrap()).take_while(|word| *word != "--") {
+            if let Some(cpus) = word.strip_prefix("--cpus=") {
+                machine.cpus = cpus.parse().unwrap();
+            } else if word == "--screen" {
+                machine.devices.push(DeviceSpec::Screen(ScreenSpec { width: 64, height: 64 }));
+            }
+        }
+        let command = CommandSpec { argv: words.to_vec(), ..CommandSpec::default() };
+        Ok(RunSpec::new(machine, Some(command), MeasureSpec::default(), false))
+    }
 
     fn plan(text: &str) -> anyhow::Result<Plan> {
         plan_in(None, text)
@@ -354,7 +332,12 @@ mod tests {
         std::fs::write(folder.path().join("k"), "").unwrap();
         std::fs::create_dir(folder.path().join("m")).unwrap();
         std::fs::write(folder.path().join("matrix.toml"), text).unwrap();
-        Plan::read(&folder.path().join("matrix.toml"), image, |_| Ok(()))
+        Plan::read(&folder.path().join("matrix.toml"), image, convert)
+    }
+
+    fn words(cell: &Cell) -> Vec<&str> {
+        let words = &cell.spec.command.as_ref().unwrap().argv;
+        words.iter().map(|word| word.to_str().unwrap()).collect()
     }
 
     const SMALL: &str = "[[kernel]]\nname = 'a'\npath = 'k'\n[[command]]\nname = 'c'\nrun = ['true']\n";
@@ -369,17 +352,15 @@ mod tests {
         let plan = plan(text).unwrap();
         let names: Vec<_> = plan.cells.iter().map(Cell::name).collect();
         assert_eq!(names, ["a/c", "a/d", "b/c", "b/d"]);
-        let words = |cell: &Cell| {
-            let words = cell.arguments.iter().map(|word| word.to_str().unwrap());
-            words.map(|word| word.rsplit('/').next().unwrap().to_owned()).collect::<Vec<_>>().join("|")
-        };
-        assert_eq!(
-            words(&plan.cells[0]),
-            "run|k|m|--no-config|--timeout=5m|--memory|1G|--no-rng|--cpus=2|--|echo|a b|--|"
-        );
-        assert_eq!(words(&plan.cells[3]), "run|k|--no-config|--timeout=30s|--memory|1G|--|sh|-c|echo $HOME");
-        assert_eq!(plan.cells[3].timeout, Some(Duration::from_secs(30)));
-        assert!(plan.cells[0].arguments[1].to_str().unwrap().starts_with("--kernel=/"));
+        let [first, .., last] = &plan.cells[..] else { panic!("{names:?}") };
+        assert_eq!(words(first), ["--memory", "1G", "--no-rng", "--cpus=2", "--", "echo", "a b", "--", ""]);
+        assert_eq!(words(last), ["--memory", "1G", "--", "sh", "-c", "echo $HOME"]);
+        let seconds = |cell: &Cell| cell.timeout().map(|timeout| timeout.as_secs());
+        assert_eq!((seconds(first), seconds(last)), (Some(300), Some(30)));
+        let [with, without] = [first, last].map(|cell| &cell.spec.machine.boot);
+        let (kernel, modules) = (with.kernel.as_ref().unwrap(), with.modules.as_ref().unwrap());
+        assert!(kernel.is_absolute() && kernel.ends_with("k") && modules.ends_with("m"));
+        assert_eq!((&without.kernel, &without.modules), (&with.kernel, &None));
     }
 
     #[test]
@@ -387,17 +368,16 @@ mod tests {
         let text = "image = 'debian:12'\n[[kernel]]\nname = 'a'\npath = 'k'\n\
             [[command]]\nname = 'c'\nrun = ['true']\n\
             [[command]]\nname = 'd'\nimage = 'm:tag'\n";
-        let last = |plan: &Plan, index: usize, count: usize| {
-            let words = plan.cells[index].arguments.iter().map(|word| word.to_str().unwrap().to_owned());
-            words.rev().take(count).collect::<Vec<_>>()
-        };
         let of_file = plan(text).unwrap();
-        assert_eq!(last(&of_file, 0, 3), ["true", "--", "--image=debian:12"]);
-        let own = &last(&of_file, 1, 1)[0];
-        assert!(own.starts_with("--image=/") && own.ends_with("/m:tag"), "{own}");
+        assert_eq!(words(&of_file.cells[0]), ["--image=debian:12", "--", "true"]);
+        let own = words(&of_file.cells[1]);
+        assert!(
+            own[0].starts_with("--image=/") && own[0].ends_with("/m:tag") && own[1..] == ["--"],
+            "{own:?}"
+        );
         let of_option = plan_in(Some("x"), text).unwrap();
-        assert_eq!(last(&of_option, 0, 1 + 2), ["true", "--", "--image=x"]);
-        assert_eq!(last(&of_option, 1, 1)[0].rsplit('/').next(), Some("m:tag"));
+        assert_eq!(words(&of_option.cells[0]), ["--image=x", "--", "true"]);
+        assert!(words(&of_option.cells[1])[0].ends_with("/m:tag"));
         let none = "[[kernel]]\nname = 'a'\npath = 'k'\n[[command]]\nname = 'c'\n";
         assert!(format!("{:#}", plan(none).unwrap_err()).contains("run is empty"));
         assert!(plan_in(Some("x"), none).is_ok());
@@ -405,15 +385,13 @@ mod tests {
 
     #[test]
     fn runs_with_a_screen_have_a_file_each_for_its_picture() {
-        let text = "[[kernel]]\nname = 'a'\npath = 'k'\noptions = ['--screen=64x64']\n\
+        let text = "[[kernel]]\nname = 'a'\npath = 'k'\noptions = ['--screen']\n\
             [[kernel]]\nname = 'b'\npath = 'k'\n\
             [[command]]\nname = 'c'\nrun = ['echo', '--screen']\n";
         let mut pictured = plan(text).unwrap();
         pictured.take_pictures(|kernel, command| format!("{kernel}/{command}.png").into()).unwrap();
-        let pictures: Vec<_> = pictured.cells.iter().map(|cell| cell.picture.clone()).collect();
-        assert_eq!(pictures, [Some("a/c.png".into()), None]);
-        assert_eq!(pictured.cells[0].arguments[1], "--screenshot-on-failure=a/c.png");
-        assert!(!pictured.cells[1].arguments.iter().any(|word| word == "--screenshot-on-failure=b/c.png"));
+        let pictures: Vec<_> = pictured.cells.iter().map(Cell::picture).collect();
+        assert_eq!(pictures, [Some(Path::new("a/c.png")), None]);
         let none = plan(SMALL).unwrap().take_pictures(|_, _| PathBuf::new()).unwrap_err();
         assert!(none.to_string().contains("add --screen"));
         let named = format!("options = ['--screenshot-on-failure=a.png']\n{SMALL}");
@@ -422,19 +400,10 @@ mod tests {
 
     #[test]
     fn the_default_number_of_jobs_counts_the_cpus_of_the_widest_guest() {
-        for (options, expected) in [
-            (vec!["--cpus", "3"], Some(3)),
-            (vec!["--cpus=4", "--no-rng"], Some(4)),
-            (vec!["--cpus", "1", "--cpus", "2"], Some(2)),
-            (vec!["--cpus"], None),
-            (vec!["--cpusx", "3"], None),
-            (vec!["--cpus", "x"], None),
-            (vec![], None),
-        ] {
-            let options: Vec<_> = options.into_iter().map(str::to_owned).collect();
-            assert_eq!(cpus(&options), expected, "{options:?}");
-        }
-        assert_eq!(plan(&format!("options = ['--cpus=100000']\n{SMALL}")).unwrap().jobs, 1);
-        assert_eq!(plan(&format!("jobs = 7\n{SMALL}")).unwrap().jobs, 7);
+        let text = SMALL.replace("path = 'k'\n", "path = 'k'\noptions = ['--cpus=100000']\n");
+        assert_eq!(plan(&text).unwrap().jobs, 1);
+        let host = available_parallelism().map_or(1, usize::from);
+        assert_eq!(usize::from(plan(SMALL).unwrap().jobs), host);
+        assert_eq!(plan(&format!("jobs = 7\n{text}")).unwrap().jobs, 7);
     }
 }
