@@ -199,6 +199,7 @@ fn xattrs(folder: &Path) -> Result<Image> {
         acl.extend(tag.to_le_bytes().into_iter().chain(permissions.to_le_bytes()).chain(id.to_le_bytes()));
     }
     let lower = [
+        directory("./").record("SCHILY.xattr.user.root", "r").record("SCHILY.xattr.trusted.root", "t"),
         file("f", "f")
             .record("SCHILY.xattr.security.capability", capability)
             .record("SCHILY.xattr.user.n", "v")

@@ -3,6 +3,7 @@
 
 mod disk;
 mod pseudo;
+mod xattrs;
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
@@ -40,7 +41,11 @@ pub(super) fn enter(spec: &GuestCommand) -> anyhow::Result<()> {
     make(NEW, 0o755)?;
     match &spec.root {
         Root::Share { tag } => mount_share_under_memory(tag)?,
-        Root::Image => under_memory(|| disk::mount_image(LOWER))?,
+        Root::Image => {
+            under_memory(|| disk::mount_image(LOWER))?;
+            xattrs::copy(Path::new(LOWER), Path::new(NEW))
+                .context("cannot read the attributes of the root folder")?;
+        }
         Root::Disk { readonly } => disk::mount_first(NEW, *readonly)?,
     }
     enter_new()?;
