@@ -29,6 +29,9 @@ fn main() -> ExitCode {
     if guest::is_init() {
         guest::main();
     }
+    if guest::is_modprobe() {
+        return guest::load_module();
+    }
     terminal::end_on_panic();
     signals::survive_file_limits();
     log::start();

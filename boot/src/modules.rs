@@ -11,6 +11,7 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+mod alias;
 mod folder;
 mod tree;
 mod whole;
@@ -267,10 +268,14 @@ fn is_file_of(path: &[u8], name: &str) -> bool {
     let Some(start) = stem.len().checked_sub(name.len()) else {
         return false;
     };
-    let same = |(&a, &b): (&u8, &u8)| a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'));
     (start == 0 || stem[start - 1] == b'/')
-        && stem[start..].iter().zip(name.as_bytes()).all(same)
+        && stem[start..].iter().zip(name.as_bytes()).all(|(a, b)| is_same(*a, *b))
         && !name.contains('/')
+}
+
+/// Whether two bytes of modules' names are one: `-` and `_` are.
+fn is_same(a: u8, b: u8) -> bool {
+    a == b || (matches!(a, b'-' | b'_') && matches!(b, b'-' | b'_'))
 }
 
 /// A module file's path without its suffix.

@@ -6,6 +6,7 @@
 mod command;
 mod console;
 mod job;
+mod modprobe;
 mod modules;
 mod network;
 mod power;
@@ -15,6 +16,7 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -38,6 +40,16 @@ pub fn prefers_hvc(cmdline: &str) -> bool {
 /// Whether this process is the init of a guest that kite started. Process 1 of a container is not.
 pub fn is_init() -> bool {
     std::process::id() == 1 && std::env::args_os().next().is_some_and(|name| name == "/init")
+}
+
+/// Whether the kernel of such a guest has started this process to have a module loaded.
+pub fn is_modprobe() -> bool {
+    modprobe::is_it(std::env::args_os())
+}
+
+/// Loads the module.
+pub fn load_module() -> ExitCode {
+    modprobe::run(std::env::args_os())
 }
 
 /// Runs the guest until it is off. What cannot be done without is printed and ends this process, on which the

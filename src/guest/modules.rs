@@ -42,7 +42,11 @@ pub fn load() -> Vec<String> {
     loaded
 }
 
-fn load_file(path: &Path) -> io::Result<()> {
+/// Loads the module of a file.
+///
+/// # Errors
+/// It cannot be read or unpacked, or the kernel refuses it.
+pub(super) fn load_file(path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
     let mut magic = [0; 4];
     // A file too short for a magic number is the kernel's to refuse.

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{network, power};
+use super::{modprobe, network, power};
 use crate::spec::container::ContainerSpec;
 use crate::spec::frames;
 use crate::spec::wire::{End, GuestCommand, Report};
@@ -54,6 +54,8 @@ fn carry_out(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
         return run_container(spec, container, ports);
     }
     root::enter(spec)?;
+    // Without modules there is nothing to offer.
+    let _ = modprobe::offer();
     // Neither is worth failing for: a kernel without networking has no loopback either.
     let _ = net::bring_up_loopback();
     connect(spec, &ports.control);

@@ -29,15 +29,17 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1001:Ann:/home/a
 const GROUP: &str = "root:x:0:\nann:x:1001:\nkvm:x:104:ann\n";
 /// What the image's own command prints.
 const OWN: &str = "hello\nuid=1000(ann) gid=1001(ann) groups=104(kvm)\n/srv/here\n/home/ann\nkite\n";
-/// As root: what kite adds, and that it can be written to.
+/// As root: what kite adds, and that it can be written to; a module, for which the image has no program.
 const ADDED: &str = "grep -c kite /etc/hosts; cat /etc/hostname; test -e /etc/resolv.conf && echo resolv.conf
 test -c /dev/fuse && test -c /dev/net/tun && test -d /dev/pts && echo nodes
+test -e /sbin/modprobe || test 1 </dev/net/tun && echo module
 ls -d /proc/self /sys/class /tmp; test -e /sys/fs/cgroup/cgroup.procs && echo cgroup
 touch /etc/new /tmp/new && echo written; stat -c '%U %a' /bin/busybox; cat /mnt/file; id -u; exit 7";
 const ADDED_PRINTED: &str = "2
 kite
 resolv.conf
 nodes
+module
 /proc/self
 /sys/class
 /tmp
