@@ -45,7 +45,12 @@ impl Process {
 
     /// The folder that its environment says is the user's.
     pub fn home(&self) -> Option<&OsStr> {
-        self.env.iter().find(|(name, _)| name == "HOME").map(|(_, home)| home.as_os_str())
+        self.variable("HOME")
+    }
+
+    /// A variable of its environment.
+    pub fn variable(&self, name: &str) -> Option<&OsStr> {
+        self.env.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_os_str())
     }
 }
 

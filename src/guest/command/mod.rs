@@ -17,6 +17,7 @@ mod user;
 
 use std::convert::Infallible;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
@@ -34,6 +35,8 @@ use ports::{Control, Ports};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// From the start of the command on, the kernel shows all it has to say but debugging.
 const LOG_LEVEL: &str = "7";
+/// Memory, in which programs have their sockets.
+const RUN: &str = "/run";
 
 /// Runs the command and ends the machine.
 ///
@@ -61,6 +64,8 @@ fn carry_out(spec: &GuestCommand, ports: Ports) -> anyhow::Result<End> {
     connect(spec, &ports.control);
     let _ = fs::write("/proc/sys/kernel/printk", LOG_LEVEL);
     let mut process = Process::of(spec)?;
+    // What needs it says so.
+    let _ = process.user.make_runtime_folder(process.variable("XDG_RUNTIME_DIR"), Path::new(RUN));
     // Without cgroups the command is in none.
     process.group = cgroup::delegate(&process.user).unwrap_or_default();
     if spec.root.is_in_memory()

@@ -1,5 +1,11 @@
 //! Who runs the command: passwd(5) and group(5), read from the guest's own files.
 
+use std::ffi::OsStr;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::path::Path;
+
 use anyhow::{Context, bail};
 
 use super::file;
@@ -31,6 +37,24 @@ impl User {
                 look_up_in_container(user, group.as_deref(), &passwd, &groups)
             }
         }
+    }
+}
+
+impl User {
+    /// Makes the folder `run`/user/NUMBER, as a login does, where that is what `XDG_RUNTIME_DIR` names: the guest's /run is new,
+    /// and the variable may be of a login on the host.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_runtime_folder(&self, named: Option<&OsStr>, run: &Path) -> io::Result<()> {
+        let above = run.join("user");
+        let folder = above.join(self.uid.to_string());
+        if named != Some(folder.as_os_str()) || folder.exists() {
+            return Ok(());
+        }
+        DirBuilder::new().recursive(true).mode(0o755).create(above)?;
+        DirBuilder::new().mode(0o700).create(&folder)?;
+        chown(folder, Some(self.uid), Some(self.gid))
     }
 }
 
@@ -97,6 +121,11 @@ fn fields(line: &str) -> Vec<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::path::PathBuf;
+
+    use nix::unistd::{getegid, geteuid};
+
     use super::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nbroken\nann:x:1000:1001:Ann:/home/ann:/bin/sh\n";
@@ -133,6 +162,23 @@ mod tests {
         assert_eq!((empty.uid, empty.gid), (0, 0));
         assert!(look_up_in_container("eve", None, PASSWD, GROUP).is_err());
         assert!(look_up_in_container("ann", Some("wheel"), PASSWD, GROUP).is_err());
+    }
+
+    #[test]
+    fn the_folder_of_a_login_is_made_where_the_environment_names_it() {
+        let run = tempfile::tempdir().unwrap();
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        let user = User { uid, gid, groups: Vec::new(), env: Vec::new() };
+        let folder = run.path().join(format!("user/{uid}"));
+        for other in [None, Some(PathBuf::from("/elsewhere")), Some(run.path().join("user/123456789"))] {
+            user.make_runtime_folder(other.as_deref().map(Path::as_os_str), run.path()).unwrap();
+            assert!(!folder.exists(), "{other:?}");
+        }
+        for _again in 0..2 {
+            user.make_runtime_folder(Some(folder.as_os_str()), run.path()).unwrap();
+            let made = folder.metadata().unwrap();
+            assert_eq!((made.mode() & 0o7777, made.uid(), made.gid()), (0o700, uid, gid));
+        }
     }
 
     #[test]
