@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::command::{Ended, ended, kite, wait};
+use super::engines::{self, Engines};
 use super::{Fixture, NotHere, kernel};
 use crate::host;
 use crate::images::guest;
@@ -107,9 +108,14 @@ pub fn command(fixture: &Fixture, name: &str) -> Result<String> {
 const PODMAN: &str = "set -e
 mkdir -p /tmp/tree/bin && cp /bin/busybox /tmp/tree/bin/ && ln -s busybox /tmp/tree/bin/sh
 tar -C /tmp/tree -c . | podman --log-level=error import - tiny >/dev/null
-test $(id -u) != 0 || podman info --format '{{.Store.GraphDriverName}}'
+podman info --format '{{.Store.GraphDriverName}}'
 podman run --rm tiny sh -c 'echo inside; exit 7' || echo $?
 podman run --rm tiny sh -c 'read inside outside count </proc/self/uid_map; echo $outside'";
+
+/// Who runs podman, and the number that root of a container has then.
+const USERS: [(&str, &str); 2] = [("root", "0"), ("ann", "1000")];
+/// Debian's podman takes whole copies for users otherwise.
+const DRIVER: &str = "STORAGE_DRIVER=overlay";
 
 /// podman in an image with it, as root and as a user without privileges.
 pub fn podman(fixture: &Fixture, name: &str) -> Result<String> {
@@ -118,23 +124,37 @@ pub fn podman(fixture: &Fixture, name: &str) -> Result<String> {
         return Err(NotHere("there is no image with podman".to_owned()).into());
     }
     let kernel = kernel(name)?;
-    // Which driver a user's podman takes is its own choice: Debian's takes vfs by default.
-    for (user, driver, inside) in [("root", "overlay\n", "0"), ("ann", "", "1000")] {
+    for (user, inside) in USERS {
         let mut command = kite(fixture, &kernel)?;
         command.env("XDG_CACHE_HOME", fixture.file("cache"));
-        command.args(["--user", user, "--image"]).arg(&archive);
-        contained(command, &format!("{driver}inside\n7\n{inside}\n")).with_context(|| user.to_owned())?;
+        command.args(["--user", user, "--env", DRIVER, "--image"]).arg(&archive);
+        command.args(["--memory", "2G", "--", "bash", "-c", PODMAN]);
+        contained(&ended(command, b"")?, inside).with_context(|| user.to_owned())?;
     }
     Ok("as root and as a user".to_owned())
 }
 
-/// Has a guest run the containers.
-fn contained(mut command: Command, expected: &str) -> Result<()> {
-    command.args(["--memory", "2G", "--", "bash", "-c", PODMAN]);
-    let ended = ended(command, b"")?;
-    let printed = String::from_utf8_lossy(&ended.stdout);
-    ensure!(ended.code == Some(0) && printed == expected, "{expected:?} was expected: {ended:#?}");
-    Ok(())
+/// The same where the root folder is the host's, which has podman: with the host's settings, and a user's own kite.
+pub fn podman_here(fixture: &Fixture, name: &str) -> Result<String> {
+    let engines = Engines::of_test(fixture, name, engines::PODMAN)?;
+    for (user, inside) in USERS {
+        let login = match user {
+            "root" => String::new(),
+            _ => format!(
+                "setpriv --reuid {user} --regid {user} --init-groups \
+                 env HOME=/home/{user} XDG_RUNTIME_DIR=/run/user/{inside} "
+            ),
+        };
+        let script = PODMAN.replace('\'', "'\\''");
+        let script = format!("{login}kite run --memory 2G --env {DRIVER} -- bash -c '{script}'");
+        contained(&engines.run("", &script)?, inside).with_context(|| user.to_owned())?;
+    }
+    Ok("as root and as a user".to_owned())
+}
+
+/// Fails unless the containers were run, and root in them is this number.
+fn contained(ended: &Ended, inside: &str) -> Result<()> {
+    expect_output(ended, 0, &format!("overlay\ninside\n7\n{inside}\n"))
 }
 
 /// Where a guest has this program, which lists its tree: in memory, which is no part of that.
@@ -189,11 +209,14 @@ fn stopped(mut command: Command) -> Result<()> {
 }
 
 fn expect(ended: &Ended, code: i32, stdout: &str) -> Result<()> {
+    ensure!(ended.stderr.is_empty(), "no message was expected: {ended:#?}");
+    expect_output(ended, code, stdout)
+}
+
+/// The same of what may say more on standard error.
+fn expect_output(ended: &Ended, code: i32, stdout: &str) -> Result<()> {
     let printed = String::from_utf8_lossy(&ended.stdout);
-    ensure!(
-        ended.code == Some(code) && printed == stdout && ended.stderr.is_empty(),
-        "{code} and {stdout:?} were expected: {ended:#?}"
-    );
+    ensure!(ended.code == Some(code) && printed == stdout, "{code} and {stdout:?} were expected: {ended:#?}");
     Ok(())
 }
 

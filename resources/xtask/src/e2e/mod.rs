@@ -177,6 +177,7 @@ const TESTS: &[(&str, Tiers, Run)] = &[
     ("image/trees/by-tools", Tiers::NIGHTLY_BY_USER, |fixture| image::trees(fixture, "6.12", &BY_TOOLS)),
     ("image/trees/by-hand", Tiers::NIGHTLY_BY_USER, |fixture| image::trees(fixture, "6.12", &BY_HAND)),
     ("image/podman", Tiers::NIGHTLY, |fixture| image::podman(fixture, "6.12")),
+    ("command/podman", Tiers::NIGHTLY_ALONE, |fixture| image::podman_here(fixture, "6.12")),
     ("image/command/6.12", Tiers::NIGHTLY, |fixture| image::command(fixture, "6.12")),
     ("command/many/3", Tiers::NIGHTLY, |fixture| command::many(fixture, "6.12", 3)),
     ("command/many/200", Tiers::ALL, |fixture| command::many(fixture, "6.1", 200)),

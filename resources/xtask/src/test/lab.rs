@@ -49,8 +49,9 @@ impl Queue {
     }
 }
 
-/// The test of containers in a guest, and those of engines.
+/// The tests of containers in a guest, of an image's podman and the host's, and those of engines.
 const PODMAN: &str = "image/podman";
+const OWN_PODMAN: &str = "command/podman";
 const ENGINES: &str = "oci/";
 /// The tests of images' trees in guests.
 const TREES: [&str; 2] = ["image/trees/by-tools", "image/trees/by-hand"];
@@ -151,7 +152,7 @@ fn set_up(setup: &mut Setup, choice: &Choice, tally: &mut Tally) -> Result<Vec<K
     if choice.takes(PODMAN, Tier::Nightly) {
         optional(setup.podman())?;
     }
-    if choice.tier >= Tier::Nightly || choice.names.iter().any(|name| name.starts_with(ENGINES)) {
+    if choice.takes(OWN_PODMAN, Tier::Nightly) || choice.names.iter().any(|name| name.starts_with(ENGINES)) {
         optional(setup.engines())?;
     }
     if host::hardware_kvm().is_err() {

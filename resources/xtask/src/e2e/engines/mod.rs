@@ -141,7 +141,10 @@ pub struct Engines {
 
 impl Engines {
     /// Those of a test.
-    fn of_test(fixture: &Fixture, version: &str, engine: Engine) -> Result<Self> {
+    ///
+    /// # Errors
+    /// There is no archive of them; or they do not start.
+    pub(super) fn of_test(fixture: &Fixture, version: &str, engine: Engine) -> Result<Self> {
         if !engines_archive()?.exists() {
             return Err(NotHere("there is no root folder with engines".to_owned()).into());
         }
@@ -185,7 +188,7 @@ impl Engines {
     ///
     /// # Errors
     /// There is no end.
-    fn run(&self, runtime: &str, script: &str) -> Result<Ended> {
+    pub(super) fn run(&self, runtime: &str, script: &str) -> Result<Ended> {
         ended(self.command(runtime, script), b"").with_context(|| format!("with {runtime}: {script}"))
     }
 
