@@ -94,12 +94,13 @@ pub enum Task {
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::whole(1, u32::MAX))]
         rounds: u32,
     },
-    /// A container's image: the first run and a later one, beside skopeo and umoci, and a plain command
+    /// A container's image: the first run and later ones, beside skopeo and umoci, and a plain command; and memory
     ///
-    /// The image is Debian with podman in a file. What counts are the ratios of medians, in the lab.
+    /// The image is Debian with podman in a file. What counts are the ratios of medians, in the lab. What a layer of 1 GiB takes
+    /// of memory is measured on this machine.
     Image {
         /// Rounds
-        #[arg(long, value_name = "N", default_value_t = 3, value_parser = crate::whole(1, u32::MAX))]
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = crate::whole(1, u32::MAX))]
         rounds: u32,
     },
     /// Measure an image where this runs, as root
@@ -427,14 +428,17 @@ fn run_in_lab(rounds: u32) -> Result<()> {
     in_lab(&mut lab, arguments)
 }
 
-/// In the lab, where this is root.
+/// In the lab, where this is root; memory here, as it is the same everywhere.
 fn image_in_lab(rounds: u32) -> Result<()> {
     let kite = build_kite()?;
     let mut setup = Setup::new();
     let (image, kernel) = (image_cost::image(&mut setup)?, setup.kernel()?);
     let mut lab = Lab::new(&mut setup)?;
-    println!("In the lab, whose times are an emulator's: only their ratios mean something.");
-    lab.timeout = LIMIT;
+    for line in crate::images::measure_memory(&mut setup, &kite)? {
+        println!("a layer of 1 GiB, {line}");
+    }
+    println!("\nIn the lab, whose times are an emulator's: only their ratios mean something.");
+    (lab.timeout, lab.silence) = (image_cost::LIMIT, image_cost::SILENCE);
     let mut arguments: Vec<OsString> = vec!["image-here".into(), "--kite".into(), kite.into()];
     arguments.extend(["--image".into(), image.into(), "--rounds".into(), rounds.to_string().into()]);
     arguments.push(kernel.name.into());

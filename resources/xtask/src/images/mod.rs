@@ -26,7 +26,7 @@ use tempfile::TempDir;
 use self::cases::{CASES, Case};
 use crate::host;
 use crate::setup::{Setup, Unavailable};
-use crate::step::output;
+use crate::step::{output, step};
 use crate::user::USER;
 
 /// What the tests use, each with its package.
@@ -70,14 +70,31 @@ pub fn compare_all(setup: &mut Setup, kite: &Path) -> Result<Outcome> {
     if !known.split_whitespace().any(|name| name == "erofs") {
         return Err(Unavailable("this kernel has no EROFS".to_owned()).into());
     }
-    let own = std::env::current_exe().context("finding this program")?;
-    let own = own.to_str().context("this program's path is no text")?;
-    let said = output(host::as_root(own)?.arg("images").arg(kite))?;
+    let said = as_root(kite, &[])?;
     let lines = |start| said.lines().filter_map(move |line: &str| line.strip_prefix(start));
     Ok(Outcome {
         passed: lines(PASSED).count(),
         failed: lines(FAILED).map(|line| format!("images: {line}")).collect(),
     })
+}
+
+/// Measures what a pull of a layer of 1 GiB takes of memory at most, as an ordinary user. Returns a line for each compression.
+///
+/// # Errors
+/// What is needed cannot be installed, or a pull fails or takes more than it may.
+pub fn measure_memory(setup: &mut Setup, kite: &Path) -> Result<Vec<String>> {
+    setup.programs(&[("tar", "tar"), ("zstd", "zstd")])?;
+    let names = memory::KINDS.map(|(name, ..)| name);
+    let said = step("pulling layers of 1 GiB", || as_root(kite, &names))?;
+    ensure!(said.lines().all(|line| line.starts_with(PASSED)), "{said}");
+    Ok(said.lines().map(|line| line.trim_start_matches(PASSED).to_owned()).collect())
+}
+
+/// Has root compare images, those of these names or all. Returns what is printed.
+fn as_root(kite: &Path, names: &[&str]) -> Result<String> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let own = own.to_str().context("this program's path is no text")?;
+    output(host::as_root(own)?.arg("images").arg(kite).args(names))
 }
 
 /// Installs what makes images.
