@@ -10,6 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use nix::pty::{Winsize, openpty};
 use serde_json::{Value, json};
 use sha2::Digest;
 use tempfile::TempDir;
@@ -20,6 +21,8 @@ const REGISTRY: &str = "/usr/bin/docker-registry";
 const ACCOUNT: &str = "me:$2b$04$KDNl/03ltVMy.2kYLi.WAeSbLhAh18rsJhkRx/vXE7rrkkmeTUryi\n";
 /// The same as Docker writes it.
 const CREDENTIALS: &str = "bWU6c2VjcmV0";
+/// The type of an image's manifest.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// What kite ends with when it fails.
 const FAILED: i32 = 125;
 
@@ -91,13 +94,7 @@ impl Fixture {
     /// Pushes an image of one layer with one file, by the protocol.
     fn push(&self, tag: &str, content: &[u8]) {
         let layer = tar_with("file", content);
-        let config = json!({ "os": "linux", "architecture": "amd64", "config": { "Cmd": ["cat", "/file"] },
-                             "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] } });
-        let config = config.to_string().into_bytes();
-        let blob = |kind: &str, bytes: &[u8]| json!({ "mediaType": format!("application/vnd.oci.image.{kind}"), "size": bytes.len(), "digest": digest(bytes) });
-        let kind = "application/vnd.oci.image.manifest.v1+json";
-        let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": blob("config.v1+json", &config),
-                               "layers": [blob("layer.v1.tar", &layer)] });
+        let [config, manifest] = documents(&layer);
         for bytes in [&layer, &config] {
             let begun = self.send("POST", "/v2/team/app/blobs/uploads/", "", b"");
             let place = begun.lines().find_map(|line| line.strip_prefix("Location: ")).unwrap();
@@ -106,7 +103,7 @@ impl Fixture {
             assert!(self.send("PUT", &whole, "application/octet-stream", bytes).starts_with("HTTP/1.1 201"));
         }
         let path = format!("/v2/team/app/manifests/{tag}");
-        let put = self.send("PUT", &path, kind, manifest.to_string().as_bytes());
+        let put = self.send("PUT", &path, MANIFEST, &manifest);
         assert!(put.starts_with("HTTP/1.1 201"), "{put}");
     }
 
@@ -175,6 +172,43 @@ fn digest(bytes: &[u8]) -> String {
     "sha256:".to_owned() + &hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
 }
 
+/// What describes a part of an image of some kind.
+fn descriptor(kind: &str, bytes: &[u8]) -> Value {
+    json!({ "mediaType": kind, "size": bytes.len(), "digest": digest(bytes) })
+}
+
+/// The configuration and the manifest of an image of one layer.
+fn documents(layer: &[u8]) -> [Vec<u8>; 2] {
+    let config = json!({ "os": "linux", "architecture": "amd64", "config": { "Cmd": ["cat", "/file"] },
+                         "rootfs": { "type": "layers", "diff_ids": [digest(layer)] } });
+    let config = config.to_string().into_bytes();
+    let manifest = json!({ "schemaVersion": 2, "mediaType": MANIFEST,
+                           "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+                           "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", layer)] });
+    [config, manifest.to_string().into_bytes()]
+}
+
+/// Makes a folder an OCI layout with an image of one layer.
+fn write_layout(folder: &Path, layer: &[u8]) {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let [config, manifest] = documents(layer);
+    for bytes in [layer, &config, &manifest] {
+        fs::write(blobs.join(digest(bytes).trim_start_matches("sha256:")), bytes).unwrap();
+    }
+    let index = json!({ "schemaVersion": 2, "manifests": [descriptor(MANIFEST, &manifest)] });
+    fs::write(folder.join("index.json"), index.to_string()).unwrap();
+    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+/// All files below a folder, by their paths in it.
+fn files(folder: &Path) -> Vec<String> {
+    let list = Command::new("find").arg(folder).args(["-mindepth", "1", "-printf", "%P %y %m %s\n"]).output();
+    let mut files: Vec<_> = done(list.unwrap()).lines().map(str::to_owned).collect();
+    files.sort_unstable();
+    files
+}
+
 fn tar_with(name: &str, content: &[u8]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -212,6 +246,71 @@ fn an_image_comes_from_a_registry_is_shown_and_goes() {
     assert!(fixture.fail(&["remove", &image]).contains("kite image list"));
     let absent = fixture.fail(&["pull", &fixture.image("team/app:absent")]);
     assert!(absent.contains("has no such image: 404"), "{absent}");
+}
+
+#[test]
+fn a_hostile_image_changes_nothing_but_the_cache_that_the_environment_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["home", "cache", "target"] {
+        fs::create_dir(path(name)).unwrap();
+    }
+    fs::write(path("target/victim"), "as it was").unwrap();
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut add = |kind: tar::EntryType, name: &str, link: &Path, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(content.len() as u64);
+        header.set_mode(0o6777);
+        // The crate itself refuses names that lead out.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_link_name_literal(link.as_os_str().as_encoded_bytes()).unwrap();
+        header.set_cksum();
+        layer.append(&header, content).unwrap();
+    };
+    let (none, target) = (Path::new(""), path("target"));
+    let absolute = target.join("absolute");
+    add(tar::EntryType::Regular, "../../../../../../../../escaped", none, b"x");
+    add(tar::EntryType::Regular, absolute.to_str().unwrap(), none, b"x");
+    add(tar::EntryType::Symlink, "link", &target, b"");
+    add(tar::EntryType::Regular, "link/victim", none, b"changed");
+    add(tar::EntryType::Regular, "link/.wh.victim", none, b"");
+    add(tar::EntryType::Symlink, "up", Path::new("../../../../.."), b"");
+    add(tar::EntryType::Regular, "up/up/escaped", none, b"x");
+    add(tar::EntryType::Symlink, "loop", Path::new("loop"), b"");
+    write_layout(&path("layout"), &layer.into_inner().unwrap());
+    let before = files(folder.path());
+    let mut kite = Command::new(env!("CARGO_BIN_EXE_kite"));
+    kite.args(["image", "pull"]).arg(path("layout")).env_clear().current_dir(&target);
+    kite.env("PATH", "/usr/bin:/bin").env("HOME", path("home")).env("XDG_CACHE_HOME", path("cache"));
+    done(kite.stdin(Stdio::null()).output().unwrap());
+    let (cached, others): (Vec<_>, Vec<_>) =
+        files(folder.path()).into_iter().partition(|file| file.starts_with("cache/"));
+    assert_eq!(others, before.into_iter().filter(|file| !file.starts_with("cache/")).collect::<Vec<_>>());
+    assert!(cached.iter().any(|file| file.starts_with("cache/kite/images/roots/")), "{cached:?}");
+    assert_eq!(fs::read_to_string(path("target/victim")).unwrap(), "as it was");
+    assert!(!Path::new("/escaped").exists());
+}
+
+#[test]
+fn who_waits_at_a_terminal_sees_how_far_a_pull_is() {
+    let Some(fixture) = Fixture::new() else { return };
+    let layer = digest(&tar_with("file", b"the layer"));
+    let image = format!("{}/team/app:one", holding(&fixture.host, layer));
+    let size = Winsize { ws_row: 24, ws_col: 100, ws_xpixel: 0, ws_ypixel: 0 };
+    let terminal = openpty(&size, None).unwrap();
+    let mut kite =
+        fixture.kite(&["pull", &image]).env("TERM", "xterm").stderr(terminal.slave).spawn().unwrap();
+    let (mut master, mut shown) = (File::from(terminal.master), String::new());
+    // A bar, and how many bytes there are to come.
+    while !(shown.contains("pulling ") && shown.contains("] ") && shown.contains("/2.00 KiB")) {
+        let mut buffer = [0; 4096];
+        let count = master.read(&mut buffer).unwrap_or(0);
+        assert_ne!(count, 0, "it has ended: {shown}");
+        shown += &String::from_utf8_lossy(&buffer[..count]);
+    }
+    kite.kill().unwrap();
+    kite.wait().unwrap();
 }
 
 #[test]

@@ -187,6 +187,18 @@ fn came(end: End, stdout: &str, stderr: &str) -> Came {
 }
 
 #[test]
+fn orphans_of_a_command_leave_no_zombies() {
+    if not_root("orphans_of_a_command_leave_no_zombies") {
+        return;
+    }
+    // One that has ended is in /proc until it is waited for.
+    let script = "(sh -c 'read pid rest </proc/self/stat; echo $pid' &) |
+        { read pid; while test -e /proc/$pid; do sleep 0.01; done; echo gone; }";
+    let come = Session::start(&command(&["sh", "-c", script])).end(b"");
+    assert_eq!(come, came(End::Exited(0), "gone\n", ""));
+}
+
+#[test]
 fn a_command_s_streams_and_end_are_told_whole() {
     if not_root("a_command_s_streams_and_end_are_told_whole") {
         return;

@@ -183,3 +183,17 @@ pub(super) fn make(path: &str, mode: u32) -> anyhow::Result<()> {
     }
     .with_context(|| format!("cannot make folder {path} in the guest"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_a_file_system_gets_one_line_that_names_its_option() {
+        for (kind, option) in [("erofs", "CONFIG_EROFS_FS"), ("overlay", "CONFIG_OVERLAY_FS")] {
+            let line = format!("{:#}", lacking(kind, Errno::ENODEV));
+            assert!(line.contains(kind) && line.contains(option) && !line.contains('\n'), "{line}");
+            assert!(!format!("{:#}", lacking(kind, Errno::EIO)).contains(option));
+        }
+    }
+}
