@@ -30,7 +30,7 @@ def zipped(layer):
     return gzip.compress(layer, mtime=0)
 
 
-def image(folder, layers, compress=zipped, kind="gzip"):
+def image(folder, layers, compress=zipped, kind="gzip", architecture="amd64"):
     """Writes an image with the tag `t`; each layer is compressed by `compress`."""
     blobs = os.path.join(folder, "blobs", "sha256")
     os.makedirs(blobs)
@@ -45,7 +45,7 @@ def image(folder, layers, compress=zipped, kind="gzip"):
     descriptors = [blob(compress(layer), f"{oci}layer.v1.tar+{kind}") for layer in layers]
     digests = ["sha256:" + hashlib.sha256(layer).hexdigest() for layer in layers]
     rootfs = {"type": "layers", "diff_ids": digests}
-    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
+    config = json.dumps({"architecture": architecture, "os": "linux", "config": {}, "rootfs": rootfs}).encode()
     manifest = {"schemaVersion": 2, "mediaType": f"{oci}manifest.v1+json", "layers": descriptors}
     manifest["config"] = blob(config, f"{oci}config.v1+json")
     entry = blob(json.dumps(manifest).encode(), f"{oci}manifest.v1+json")
