@@ -32,7 +32,7 @@ use face::Face;
 
 pub use contract::{INDIRECT, every_queue_serves, queue_serves};
 pub use face::{REGION_BASE, Transport};
-pub use ram::{CANARY, RAM, fill, memory};
+pub use ram::{CANARY, RAM, memory};
 pub use watch::{alone, files_and_threads, lines_logged, watched};
 
 /// Where the rings of queue `n` are: from here, [`RINGS_STEP`] a queue.

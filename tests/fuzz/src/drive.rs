@@ -1,15 +1,12 @@
 //! Drives any virtio device with bytes: what a driver does, well or badly, and what the host sends meanwhile. Then the
 //! device is held to its contract.
 
-use std::cell::RefCell;
-
 use arbitrary::Arbitrary;
 use devices::GuestMemory;
 use devices::device::Device;
 use devices::virtio::VirtioDevice;
 use devices::virtio::testing::{
-    BUFFERS, Driver, INDIRECT, MODERN, NEXT, RINGS, RINGS_STEP, Raw, Transport, WRITE, fill, lines_logged,
-    memory,
+    BUFFERS, Driver, INDIRECT, MODERN, NEXT, RINGS, RINGS_STEP, Raw, Transport, WRITE, lines_logged, memory,
 };
 
 use crate::{bytes, each, list};
@@ -136,28 +133,6 @@ fn address(number: u64) -> u64 {
     }
 }
 
-thread_local! {
-    /// One for all inputs: it is never unmapped.
-    static MEMORY: RefCell<Option<GuestMemory>> = const { RefCell::new(None) };
-}
-
-/// A driver over MMIO of the device that `make` makes, in memory that nobody has written.
-pub fn driver(make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Driver {
-    driver_over(Transport::Mmio, make)
-}
-
-fn driver_over(transport: Transport, make: impl FnOnce(&GuestMemory) -> Box<dyn VirtioDevice>) -> Driver {
-    let memory = blank_memory();
-    Driver::over(transport, memory, make)
-}
-
-/// Memory that nobody has written; it is the same for all inputs.
-pub fn blank_memory() -> GuestMemory {
-    let memory = MEMORY.with_borrow_mut(|kept| kept.get_or_insert_with(memory).clone());
-    fill(&memory);
-    memory
-}
-
 /// Drives the device that `make` makes with `data`, over the transport that its last byte chooses. `host` sends bytes to where the device listens; `request` asks the
 /// device for something that it has to serve after all this, as
 /// [`every_queue_serves`](devices::virtio::testing::every_queue_serves) does.
@@ -168,7 +143,7 @@ pub fn drive(
     request: impl FnOnce(&mut Driver),
 ) {
     let transport = Transport::ALL[usize::from(data.last().is_some_and(|last| last % 2 != 0))];
-    let mut drive = Drive { driver: driver_over(transport, make), used: [0; 3] };
+    let mut drive = Drive { driver: Driver::over(transport, memory(), make), used: [0; 3] };
     drive.driver.start(0);
     let mut lines = 0;
     for op in each(data, MOST_OPS) {

@@ -16,7 +16,7 @@ use devices::virtio::pool::Spawn;
 use devices::virtio::testing::{BUFFERS, Driver, every_queue_serves};
 use tempfile::TempDir;
 
-use crate::drive::{driver, reload};
+use crate::drive::reload;
 use crate::{drive, each};
 
 const SECRET: &str = "not the guest's, but the host's";
@@ -302,7 +302,7 @@ pub fn run(data: &[u8]) {
     if options & 6 == 0 {
         drive(data, make, |_| {}, every_queue_serves);
     } else {
-        let mut guest = Guest { driver: driver(make), nodes: vec![1], handles: Vec::new() };
+        let mut guest = Guest { driver: Driver::new(make), nodes: vec![1], handles: Vec::new() };
         guest.driver.start(0);
         for act in each::<Act>(data, MOST) {
             match &act {

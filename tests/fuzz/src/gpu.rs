@@ -8,7 +8,7 @@ use devices::virtio::VirtioDevice;
 use devices::virtio::gpu::Gpu;
 use devices::virtio::testing::{BUFFERS, Driver, UP, every_queue_serves};
 
-use crate::drive::{self, drive, reload};
+use crate::drive::{drive, reload};
 use crate::each;
 
 const MOST_ACTS: usize = 200;
@@ -55,7 +55,7 @@ pub fn run(data: &[u8]) {
     if first % 4 == 0 {
         return drive(data, make, |_| look(&mut viewer), every_queue_serves);
     }
-    let mut driver = drive::driver(make);
+    let mut driver = Driver::new(make);
     driver.start(0);
     for act in each(data, MOST_ACTS) {
         match act {

@@ -12,11 +12,10 @@ use devices::pci::msix::{ENABLE, MASK_ALL, Msix};
 use devices::pci::testing::{Sent, Shown, capabilities};
 use devices::pci::{Function, HostBridge, PAGE, Page, Root};
 use devices::virtio::testing::devices::Echo;
-use devices::virtio::testing::lines_logged;
+use devices::virtio::testing::{lines_logged, memory};
 use devices::virtio::transport::pci::{Doorbells, PENDING, REGION, TABLE, Vectors, VirtioFunction};
 use devices::virtio::{Interrupt, Notify, Virtio};
 
-use crate::drive::blank_memory;
 use crate::{bytes, each};
 
 const WINDOW: u64 = 0x4000_0000;
@@ -200,7 +199,7 @@ impl Board {
 /// One input.
 pub fn run(data: &[u8]) {
     lines_logged();
-    let mut board = Board::new(&blank_memory());
+    let mut board = Board::new(&memory());
     for op in each(data, MOST_OPS) {
         board.apply(op);
         board.check();

@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "maps guest memory with guard pages around it")]
 
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
@@ -15,35 +16,49 @@ pub const CANARY: u8 = 0xa5;
 
 const PAGE: usize = 4096;
 
+/// RAM that is mapped. It is never unmapped, and is used again when nothing has it any more: many drivers, one after another,
+/// take the memory of one.
+static MAPPED: Mutex<Vec<Regions>> = Mutex::new(Vec::new());
+
+type Regions = [Arc<GuestRegionMmap>; RAM.len()];
+
 /// RAM between guard pages, filled with [`CANARY`].
 pub fn memory() -> GuestMemory {
-    let region = |(start, len): (u64, usize)| {
-        let (access, flags) =
-            (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-        // SAFETY: a new mapping at an address of the kernel's choice. It is never unmapped: a test's memory.
-        let guard = unsafe { libc::mmap(std::ptr::null_mut(), len + 2 * PAGE, access, flags, -1, 0) };
-        assert_ne!(guard, libc::MAP_FAILED, "the host has no memory");
-        let ram = guard.wrapping_byte_add(PAGE).cast::<u8>();
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: within the mapping that was just made.
-        assert_eq!(unsafe { libc::mprotect(ram.cast(), len, access) }, 0, "the host has no memory");
-        // SAFETY: `len` bytes from `ram` on are mapped, readable and writable, for good.
-        let builder = unsafe {
-            MmapRegionBuilder::new(len)
-                .with_mmap_prot(access)
-                .with_mmap_flags(flags)
-                .with_raw_mmap_pointer(ram)
-        };
-        let region = builder.build().expect("the region is whole pages");
-        GuestRegionMmap::new(region, GuestAddress(start)).expect("the region fits the address space")
+    let regions = {
+        let mut mapped = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_free = |regions: &mut Regions| regions.iter_mut().all(|it| Arc::get_mut(it).is_some());
+        let free = mapped.iter_mut().position(is_free);
+        let at = free.unwrap_or_else(|| {
+            mapped.push(RAM.map(|(start, len)| Arc::new(map(start, len))));
+            mapped.len() - 1
+        });
+        mapped[at].clone()
     };
-    let memory = GuestMemory::from_regions(RAM.map(region).into()).expect("the regions are in order");
+    let memory = GuestMemory::from_arc_regions(regions.into()).expect("the regions are in order");
     fill(&memory);
     memory
 }
 
+/// Maps a region between guard pages.
+fn map(start: u64, len: usize) -> GuestRegionMmap {
+    let (access, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let guard = unsafe { libc::mmap(std::ptr::null_mut(), len + 2 * PAGE, access, flags, -1, 0) };
+    assert_ne!(guard, libc::MAP_FAILED, "the host has no memory");
+    let ram = guard.wrapping_byte_add(PAGE).cast::<u8>();
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: within the mapping that was just made.
+    assert_eq!(unsafe { libc::mprotect(ram.cast(), len, access) }, 0, "the host has no memory");
+    // SAFETY: `len` bytes from `ram` on are mapped, readable and writable, for good.
+    let builder = unsafe {
+        MmapRegionBuilder::new(len).with_mmap_prot(access).with_mmap_flags(flags).with_raw_mmap_pointer(ram)
+    };
+    let region = builder.build().expect("the region is whole pages");
+    GuestRegionMmap::new(region, GuestAddress(start)).expect("the region fits the address space")
+}
+
 /// Fills all RAM with [`CANARY`].
-pub fn fill(memory: &GuestMemory) {
+fn fill(memory: &GuestMemory) {
     for (start, len) in RAM {
         let mut at = start;
         while at < start + len as u64 {
@@ -125,4 +140,34 @@ impl Account {
 
 fn is_within(ranges: &[Range<u64>], address: u64) -> bool {
     ranges.iter().any(|range| range.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestMemoryBackend;
+
+    use super::super::alone;
+    use super::*;
+
+    #[test]
+    fn memory_that_nothing_has_any_more_is_blank_and_used_again() {
+        alone(
+            "virtio::testing::ram::tests::memory_that_nothing_has_any_more_is_blank_and_used_again",
+            || {
+                let place = |memory: &GuestMemory| memory.get_host_address(GuestAddress(0)).unwrap();
+                let first = memory();
+                let copy = first.clone();
+                let at = place(&first);
+                drop(first);
+                assert_ne!(place(&memory()), at, "the copy has it");
+                copy.write_slice(b"written", GuestAddress(9)).unwrap();
+                drop(copy);
+                let again = memory();
+                assert_eq!(place(&again), at);
+                let mut bytes = [0; PAGE];
+                again.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+                assert_eq!(bytes, [CANARY; PAGE]);
+            },
+        );
+    }
 }
