@@ -147,7 +147,7 @@ pub fn screenshot(id: Option<&MachineId>, file: &Path) -> anyhow::Result<u8> {
         Some(id) => id.clone(),
         None => the_one_with_a_screen(control::list()?.0)?,
     };
-    let picture = control::screenshot(&id)?;
+    let picture = control::connect(&id)?.screenshot()?;
     let surface = picture.surface().with_context(|| format!("cannot take a picture of machine {id}"))?;
     screenshot::write(&surface, file)?;
     Ok(DONE)
@@ -158,7 +158,7 @@ pub fn screenshot(id: Option<&MachineId>, file: &Path) -> anyhow::Result<u8> {
 /// # Errors
 /// There is no such machine, or it cannot or does not answer.
 pub fn pause(id: &MachineId, pause: bool) -> anyhow::Result<u8> {
-    control::pause(id, pause).map(|()| DONE)
+    control::connect(id)?.pause(pause).map(|()| DONE)
 }
 
 /// Ends a machine, and kills it after `timeout`. Returns the exit status.
@@ -166,7 +166,7 @@ pub fn pause(id: &MachineId, pause: bool) -> anyhow::Result<u8> {
 /// # Errors
 /// There is no such machine, or it does not end.
 pub fn stop(id: &MachineId, timeout: Duration) -> anyhow::Result<u8> {
-    control::stop(id, timeout).map(|()| DONE)
+    control::connect(id)?.stop(timeout).map(|()| DONE)
 }
 
 /// The machine that is meant where none is named.

@@ -23,7 +23,7 @@ use nix::unistd::{Pid, dup2_stdin, dup2_stdout, geteuid};
 
 use super::cgroup::Cgroup;
 use super::channel::{FromVm, Inbox, Lie, ToVm};
-use super::control::{Server, Wish};
+use super::control::{Server, Unasked, Wish};
 use super::file_proxy::FileProxy;
 use super::{
     Chores, Cleanup, InheritedFds, Lacks, Layer, Thread, close_as, landlock, no_new_privs, privileges,
@@ -250,7 +250,8 @@ impl Supervisor {
             FromVm::EndBy(signal) => self.ends_by = Some(signal),
             FromVm::File { index, content } => self.files.begin(index, content)?,
             FromVm::Answer(answer) => {
-                self.control.as_mut().ok_or(Lie::Unasked)?.pass_on(answer)?;
+                let control = self.control.as_mut().ok_or(Lie::Unasked)?;
+                control.pass_on(answer).map_err(|Unasked| Lie::Unasked)?;
             }
         }
         Ok(true)

@@ -38,7 +38,7 @@ pub struct Description {
 
 /// What a command asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Request {
+pub enum Request {
     /// What is the machine?
     Describe,
     /// What is on its screen?
@@ -54,7 +54,7 @@ pub(super) enum Request {
 
 /// What the supervisor answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Reply {
+pub enum Reply {
     /// The machine is this.
     Description(Description),
     /// The descriptor that goes with this is memory with a picture of this size.
@@ -66,12 +66,12 @@ pub(super) enum Reply {
 }
 
 /// The bytes of a message.
-pub(super) fn encode(message: &impl Serialize) -> Vec<u8> {
+pub fn encode(message: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(message).expect("plain data can be written as JSON")
 }
 
 /// The message of these bytes, if they are one.
-pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     serde_json::from_slice(bytes).ok()
 }
 

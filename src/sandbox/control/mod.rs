@@ -7,7 +7,7 @@
 
 mod client;
 mod folder;
-mod message;
+pub mod message;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -18,10 +18,10 @@ use anyhow::{Context, anyhow};
 
 use crate::backend::socket::{Name, listen_for_packets};
 use crate::spec::id::MachineId;
-pub use client::{Picture, list, pause, screenshot, stop};
+pub use client::{Connection, Picture, connect, list};
 use folder::Folder;
 pub use message::{Description, Facts, cut};
-pub(super) use server::{Server, Wish};
+pub use server::{Server, Unasked, Wish};
 
 /// A control socket that listens, and what its machine is.
 pub struct ControlSocket {
@@ -46,7 +46,12 @@ impl ControlSocket {
             }
             _ => anyhow!(error).context(format!("cannot listen at {}", folder.path_of(id).display())),
         })?;
-        Ok((Self { listener, facts }, name))
+        Ok((Self::new(listener, facts), name))
+    }
+
+    /// The socket of the machine that `facts` are about.
+    pub fn new(listener: UnixListener, facts: Facts) -> Self {
+        Self { listener, facts }
     }
 }
 

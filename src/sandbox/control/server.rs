@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::ControlSocket;
 use super::message::{Description, Reply, Request, cut, decode, encode};
-use crate::sandbox::channel::{Answer, Lie, Packet, Question, Socket};
+use crate::sandbox::channel::{Answer, Packet, Question, Socket};
 
 /// The most clients at a time; others wait until one has gone.
 const MOST: usize = 8;
@@ -23,7 +23,7 @@ pub(super) const TO_ANSWER: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_secs(1);
 
 /// The control socket and its clients.
-pub(in crate::sandbox) struct Server {
+pub struct Server {
     socket: ControlSocket,
     clients: Vec<Client>,
     /// What the VM process was asked, in the order of its answers.
@@ -64,12 +64,16 @@ struct Asked {
 
 /// What the supervisor is to do for a client.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::sandbox) enum Wish {
+pub enum Wish {
     /// Ask the VM process.
     Ask(Question),
     /// End the machine, and kill it after this time.
     Stop(Duration),
 }
+
+/// The VM process has answered what it was not asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unasked;
 
 /// What becomes of a client.
 enum Next {
@@ -198,8 +202,8 @@ impl Server {
     ///
     /// # Errors
     /// That process was not asked, or not this.
-    pub fn pass_on(&mut self, answer: Answer) -> Result<(), Lie> {
-        let asked = self.asked.pop_front().ok_or(Lie::Unasked)?;
+    pub fn pass_on(&mut self, answer: Answer) -> Result<(), Unasked> {
+        let asked = self.asked.pop_front().ok_or(Unasked)?;
         let (reply, content) = match (asked.question, answer) {
             (_, Answer::Failed(why)) => (Reply::Failed(cut(&why)), None),
             (Question::Screenshot, Answer::Picture { size, content }) => {
@@ -209,7 +213,7 @@ impl Server {
                 self.is_paused = question == Question::Pause;
                 (Reply::Done, None)
             }
-            _ => return Err(Lie::Unasked),
+            _ => return Err(Unasked),
         };
         if let Some(at) = self.clients.iter().position(|client| client.number == asked.client) {
             let client = self.clients.swap_remove(at);

@@ -13,7 +13,7 @@ use super::client::{Picture, connect_to};
 use super::message::{Reply, Request, decode, encode};
 use super::*;
 use crate::host::atomic_file;
-use crate::sandbox::channel::{Answer, LONGEST, Lie, Packet, Question, Socket};
+use crate::sandbox::channel::{Answer, LONGEST, Packet, Question, Socket};
 
 /// Longer than anything is waited for.
 const LONG: Duration = Duration::from_secs(60);
@@ -34,7 +34,7 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         let (listener, name) = listen_for_packets(&path).unwrap();
-        let server = Server::new(ControlSocket { listener, facts: facts(screen) });
+        let server = Server::new(ControlSocket::new(listener, facts(screen)));
         Self { server, path, _folder: folder, _name: name }
     }
 
@@ -134,11 +134,11 @@ fn a_picture_of_a_machine_that_lies_is_refused_or_bounded() {
 #[test]
 fn an_answer_to_what_was_not_asked_is_a_lie() {
     let mut rig = Rig::new();
-    assert_eq!(rig.server.pass_on(Answer::Failed(String::new())), Err(Lie::Unasked));
+    assert_eq!(rig.server.pass_on(Answer::Failed(String::new())), Err(Unasked));
     let _client = rig.ask(&Request::Screenshot);
     rig.serve();
     rig.server.pass_on(Answer::Failed(String::new())).unwrap();
-    assert_eq!(rig.server.pass_on(Answer::Failed(String::new())), Err(Lie::Unasked));
+    assert_eq!(rig.server.pass_on(Answer::Failed(String::new())), Err(Unasked));
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn a_pause_is_described_until_the_machine_goes_on() {
     }
     let _client = rig.ask(&Request::Pause);
     rig.serve();
-    assert_eq!(rig.server.pass_on(picture(Size { width: 1, height: 1 }, &[0; 4])), Err(Lie::Unasked));
+    assert_eq!(rig.server.pass_on(picture(Size { width: 1, height: 1 }, &[0; 4])), Err(Unasked));
 }
 
 #[test]

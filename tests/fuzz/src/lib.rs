@@ -7,6 +7,7 @@
 mod balloon;
 mod block;
 mod console;
+mod control;
 mod drive;
 pub mod erofs;
 mod fs;
@@ -52,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     ("erofs", erofs::run),
     ("layers", layers::run),
     ("vnc", vnc::run),
+    ("control", control::run),
 ];
 
 /// The target of this name.

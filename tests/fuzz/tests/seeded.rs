@@ -135,6 +135,11 @@ fn any_viewer_of_the_screen_does_no_harm() {
     seeded("vnc", 1000);
 }
 
+#[test]
+fn any_client_of_a_supervisor_and_any_supervisor_do_no_harm() {
+    seeded("control", 1000);
+}
+
 /// A target that shows the images it makes.
 type Shown = fn(&[u8], &dyn Fn(&File));
 
