@@ -180,9 +180,11 @@ impl Connection {
 
     /// From now on it is a viewer's.
     fn greet(&mut self, site: &Site, web: Option<Unwrapper>) {
-        let mut greeting = Vec::new();
-        let session = Box::new(Session::new(site.display.clone(), &mut greeting));
-        pass(web.is_some(), &mut greeting, &mut self.output);
+        let start = self.output.len();
+        let session = Box::new(Session::new(site.display.clone(), &mut self.output));
+        if web.is_some() {
+            wrap(start, &mut self.output);
+        }
         self.face = Face::Viewer { session, web };
     }
 
@@ -198,9 +200,11 @@ impl Connection {
                 Control::Close => closed = true,
             })?;
         }
-        let mut answer = Vec::new();
-        session.receive(if web.is_some() { &data } else { bytes }, now, &mut answer)?;
-        pass(web.is_some(), &mut answer, &mut self.output);
+        let start = self.output.len();
+        session.receive(if web.is_some() { &data } else { bytes }, now, &mut self.output)?;
+        if web.is_some() {
+            wrap(start, &mut self.output);
+        }
         if closed { Err("its page has closed it") } else { Ok(()) }
     }
 
@@ -217,12 +221,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Has the session go on.
+    /// Has the session go on, when all output has gone.
     fn produce(&mut self, now: Instant) {
         let Face::Viewer { session, web } = &mut self.face else { return };
-        let mut made = Vec::new();
-        session.produce(now, &mut made);
-        pass(web.is_some(), &mut made, &mut self.output);
+        session.produce(now, &mut self.output);
+        if web.is_some() {
+            wrap(0, &mut self.output);
+        }
         if session.is_over() {
             self.face = Face::Leaving;
         }
@@ -243,14 +248,54 @@ impl Connection {
                 Err(_) => return Err("it has gone"),
             }
         }
-        // What was a large rectangle's is the host's again.
-        self.output = Vec::new();
         self.written = 0;
+        self.output.clear();
+        if !self.is_amid_picture() {
+            // What was a large rectangle's is the host's again.
+            self.output = Vec::new();
+        }
         Ok(had_some)
+    }
+
+    /// Whether another rectangle of the same picture comes.
+    fn is_amid_picture(&self) -> bool {
+        matches!(&self.face, Face::Viewer { session, .. } if matches!(session.wait(), Wait::Room))
     }
 }
 
-/// Moves what a session says into the output.
-fn pass(web: bool, from: &mut Vec<u8>, output: &mut Vec<u8>) {
-    if web { wrap(from, output) } else { output.append(from) }
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use devices::screen::{Screen, Size};
+
+    use super::super::novnc::Pages;
+    use super::super::session::Display;
+    use super::super::tests::Log;
+    use super::*;
+
+    #[test]
+    fn output_is_in_the_same_memory_until_a_picture_has_gone_and_in_none_then() {
+        let screen = Arc::new(Screen::new(Size::new(300, 250).unwrap()).unwrap());
+        let input = Arc::new(Log::default());
+        let display = Display { screen, input, password: None, name: String::new() };
+        let mut site = Site::new(Arc::new(display), Pages::default());
+        let (mut viewer, server) = UnixStream::pair().unwrap();
+        viewer.set_nonblocking(true).unwrap();
+        let now = Instant::now();
+        let mut connection = Connection::new(server.into(), now);
+        viewer.write_all(b"RFB 003.008\n\x01\x01").unwrap();
+        viewer.write_all(&[3, 0, 0, 0, 0, 0, 1, 44, 0, 250]).unwrap();
+        let (mut places, mut got) = (Vec::new(), Vec::new());
+        while got.len() < 300 * 250 * 4 || !connection.output.is_empty() {
+            assert!(connection.serve(true, now, &mut site));
+            places.push((connection.output.capacity() > 0).then_some(connection.output.as_ptr()));
+            let error = viewer.read_to_end(&mut got).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        }
+        places.dedup();
+        assert!(matches!(places[..], [Some(_), None]), "{places:?}");
+    }
 }

@@ -86,6 +86,15 @@ pub fn header(rect: Rect, number: i32, out: &mut Vec<u8>) {
     out.extend(number.to_be_bytes());
 }
 
+/// What rectangles are made in, one after another: a picture allocates once.
+#[derive(Default)]
+pub struct Workspace {
+    /// The rectangle's pixels, row by row.
+    pub pixels: Vec<u32>,
+    /// What of them is compressed.
+    plain: Vec<u8>,
+}
+
 /// Compresses for one viewer: its streams go on from rectangle to rectangle.
 #[derive(Default)]
 pub struct Encoder {
@@ -94,51 +103,52 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Appends `pixels`, rows of `width`, to `out`.
+    /// Appends the pixels of `workspace`, rows of `width`, to `out`.
     pub fn encode(
         &mut self,
         encoding: Encoding,
         format: PixelFormat,
-        pixels: &[u32],
         width: usize,
+        workspace: &mut Workspace,
         out: &mut Vec<u8>,
     ) {
+        let Workspace { pixels, plain } = workspace;
+        plain.clear();
         match encoding {
             Encoding::Raw => write(&format.pixels(), pixels, out),
             Encoding::Zrle => {
-                let tiles = tiles(&format.compact_pixels(), pixels, width);
+                write_tiles(&format.compact_pixels(), pixels, width, plain);
                 let start = out.len();
                 out.extend([0; 4]);
-                compress(&mut self.zrle, &tiles, out);
+                compress(&mut self.zrle, plain, out);
                 let len = (out.len() - start - 4) as u32;
                 out[start..start + 4].copy_from_slice(&len.to_be_bytes());
             }
-            Encoding::Tight => self.encode_tight(&format.tight_pixels(), pixels, out),
+            Encoding::Tight => self.encode_tight(&format.tight_pixels(), pixels, plain, out),
         }
     }
 
-    fn encode_tight(&mut self, writer: &PixelWriter, pixels: &[u32], out: &mut Vec<u8>) {
+    fn encode_tight(&mut self, writer: &PixelWriter, pixels: &[u32], plain: &mut Vec<u8>, out: &mut Vec<u8>) {
         let first = pixels.first().copied().unwrap_or_default();
         if pixels.iter().all(|it| it & COLORS == first & COLORS) {
             out.push(TIGHT_FILL);
             return writer.write(first, out);
         }
         out.push(TIGHT_BASIC);
-        let mut plain = Vec::with_capacity(pixels.len() * writer.size());
-        write(writer, pixels, &mut plain);
+        write(writer, pixels, plain);
         if plain.len() < TIGHT_COMPRESSED_MIN {
-            return out.append(&mut plain);
+            return out.append(plain);
         }
-        let mut packed = Vec::new();
-        compress(&mut self.tight, &plain, &mut packed);
+        let start = out.len();
+        compress(&mut self.tight, plain, out);
         // Seven bits a byte, the lowest first; the third has eight.
-        let len = packed.len();
+        let len = out.len() - start;
+        let bytes = [len as u8 | 0x80, (len >> 7) as u8 | 0x80, (len >> 14) as u8];
         match len {
-            ..0x80 => out.push(len as u8),
-            0x80..0x4000 => out.extend([len as u8 | 0x80, (len >> 7) as u8]),
-            _ => out.extend([len as u8 | 0x80, (len >> 7) as u8 | 0x80, (len >> 14) as u8]),
+            ..0x80 => out.insert(start, len as u8),
+            0x80..0x4000 => _ = out.splice(start..start, [bytes[0], bytes[1] & 0x7f]),
+            _ => _ = out.splice(start..start, bytes),
         }
-        out.append(&mut packed);
     }
 }
 
@@ -164,9 +174,8 @@ fn compress(stream: &mut Option<Compress>, data: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// The tiles of ZRLE: one colour, a palette with packed numbers, or pixels.
-fn tiles(writer: &PixelWriter, pixels: &[u32], width: usize) -> Vec<u8> {
-    let mut out = Vec::new();
+/// Appends the tiles of ZRLE: one colour, a palette with packed numbers, or pixels.
+fn write_tiles(writer: &PixelWriter, pixels: &[u32], width: usize, out: &mut Vec<u8>) {
     let height = pixels.len() / width.max(1);
     let mut tile = Vec::with_capacity(TILE * TILE);
     for top in (0..height).step_by(TILE) {
@@ -177,10 +186,9 @@ fn tiles(writer: &PixelWriter, pixels: &[u32], width: usize) -> Vec<u8> {
                 let row = &pixels[y * width..(y + 1) * width];
                 tile.extend(row[columns.clone()].iter().map(|pixel| pixel & COLORS));
             }
-            write_tile(writer, &tile, columns.len(), &mut out);
+            write_tile(writer, &tile, columns.len(), out);
         }
     }
-    out
 }
 
 fn write_tile(writer: &PixelWriter, tile: &[u32], width: usize, out: &mut Vec<u8>) {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use devices::screen::{Cursor, InputSink, Look, Size, Surface, Viewer};
 
 use super::controls::Controls;
-use super::encoding::{self, Encoder, Encoding, Rect, TIGHT_WIDTH_MAX, header};
+use super::encoding::{self, Encoder, Encoding, Rect, TIGHT_WIDTH_MAX, Workspace, header};
 use super::pixel::PixelFormat;
 
 /// Rows of a rectangle at most.
@@ -84,6 +84,7 @@ struct Update {
     format: PixelFormat,
     encoding: Encoding,
     rects: VecDeque<Rect>,
+    workspace: Workspace,
 }
 
 /// A viewer.
@@ -276,14 +277,14 @@ impl View {
         }
         let Some(update) = &mut self.update else { return };
         if let Some(rect) = update.rects.pop_front() {
-            let (format, encoding) = (update.format, update.encoding);
-            header(rect, encoding.number(), out);
+            header(rect, update.encoding.number(), out);
             let width = usize::from(rect.width);
-            let mut pixels = vec![0; width * usize::from(rect.height)];
+            let pixels = &mut update.workspace.pixels;
+            pixels.resize(width * usize::from(rect.height), 0);
             for (row, y) in pixels.chunks_mut(width).zip(u32::from(rect.y)..) {
                 self.surface.read(rect.x.into(), y, row);
             }
-            self.encoder.encode(encoding, format, &pixels, width, out);
+            self.encoder.encode(update.encoding, update.format, width, &mut update.workspace, out);
         }
         if update.rects.is_empty() {
             self.update = None;
@@ -336,7 +337,8 @@ impl View {
         }
         self.due = Due::default();
         self.wanted = None;
-        self.update = Some(Update { format: self.format, encoding, rects });
+        let workspace = Workspace::default();
+        self.update = Some(Update { format: self.format, encoding, rects, workspace });
     }
 
     /// Tells the viewer a new size, if it understands that, as all of an update, which no request is needed for.
@@ -396,4 +398,31 @@ fn rects(width: u32, rows: &[Range<u32>], encoding: Encoding) -> VecDeque<Rect> 
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use devices::screen::Screen;
+
+    use super::super::tests::Log;
+    use super::*;
+
+    #[test]
+    fn rectangles_of_a_picture_are_made_in_the_same_memory() {
+        let screen = Arc::new(Screen::new(Size::new(300, 250).unwrap()).unwrap());
+        let mut now = Instant::now();
+        let mut view = View::new(screen.attach().unwrap(), Arc::new(Log::default()), now);
+        for encoding in [Encoding::Raw, Encoding::Tight, Encoding::Zrle] {
+            view.encoding = Some(encoding);
+            view.request(false, 0, 250);
+            now += PAUSE;
+            let mut places = Vec::new();
+            loop {
+                view.produce(now, &mut Vec::new());
+                let Some(update) = &view.update else { break };
+                places.push(update.workspace.pixels.as_ptr());
+            }
+            assert_eq!(places, [places[0]; 3], "{encoding:?}");
+        }
+    }
 }

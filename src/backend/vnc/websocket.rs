@@ -24,27 +24,29 @@ pub fn accept(key: &str) -> String {
     STANDARD.encode(Sha1::new().chain_update(key).chain_update(GUID).finalize())
 }
 
-/// Appends a frame with `data` to `out`, unless there is none.
-pub fn wrap(data: &[u8], out: &mut Vec<u8>) {
-    if !data.is_empty() {
-        frame(BINARY, data, out);
+/// Makes what `out` has from `start` on a frame, unless there is nothing.
+pub fn wrap(start: usize, out: &mut Vec<u8>) {
+    if start < out.len() {
+        let head = head(BINARY, out.len() - start);
+        out.splice(start..start, head);
     }
 }
 
-fn frame(kind: u8, data: &[u8], out: &mut Vec<u8>) {
-    out.push(TOP | kind);
-    match data.len() {
-        len @ ..=125 => out.push(len as u8),
-        len @ 126..=0xffff => {
-            out.push(126);
-            out.extend((len as u16).to_be_bytes());
+/// The head of a frame with so many bytes.
+fn head(kind: u8, len: usize) -> Vec<u8> {
+    let mut head = vec![TOP | kind];
+    match len {
+        ..=125 => head.push(len as u8),
+        126..=0xffff => {
+            head.push(126);
+            head.extend((len as u16).to_be_bytes());
         }
-        len => {
-            out.push(127);
-            out.extend((len as u64).to_be_bytes());
+        _ => {
+            head.push(127);
+            head.extend((len as u64).to_be_bytes());
         }
     }
-    out.extend_from_slice(data);
+    head
 }
 
 /// What has come beside data.
@@ -104,9 +106,7 @@ impl Unwrapper {
                 }
                 match self.frame.take().map(|it| (it.kind, it.control)) {
                     Some((PING, content)) => {
-                        let mut answer = Vec::new();
-                        self::frame(PONG, &content, &mut answer);
-                        control(Control::Ping(answer));
+                        control(Control::Ping([head(PONG, content.len()), content].concat()));
                     }
                     Some((CLOSE, _)) => control(Control::Close),
                     _ => {}
@@ -163,13 +163,11 @@ mod tests {
     /// A frame as a browser sends it.
     fn masked(first: u8, content: &[u8]) -> Vec<u8> {
         const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-        let mut plain = Vec::new();
-        frame(0, content, &mut plain);
-        let head = plain.len() - content.len();
-        plain[0] = first;
-        plain[1] |= TOP;
+        let mut head = head(0, content.len());
+        head[0] = first;
+        head[1] |= TOP;
         let content = content.iter().zip(MASK.iter().cycle()).map(|(byte, mask)| byte ^ mask);
-        [&plain[..head], &MASK, &content.collect::<Vec<_>>()].concat()
+        [&head[..], &MASK, &content.collect::<Vec<_>>()].concat()
     }
 
     /// What comes of `bytes` in pieces of `step`.
@@ -209,8 +207,8 @@ mod tests {
 
     #[test]
     fn frames_that_no_browser_sends_are_refused() {
-        let mut bare = Vec::new();
-        wrap(b"no mask", &mut bare);
+        let mut bare = b"no mask".to_vec();
+        wrap(0, &mut bare);
         let long = |len: u64| [&[0x82, 0xff][..], &len.to_be_bytes(), &[0; 4]].concat();
         let wrong = [
             bare,
@@ -234,10 +232,10 @@ mod tests {
     #[test]
     fn what_is_sent_has_the_shortest_head() {
         let head = |len| {
-            let mut out = Vec::new();
-            wrap(&vec![1; len], &mut out);
-            out.truncate(out.len() - len);
-            out
+            let mut out = vec![1; 3 + len];
+            wrap(3, &mut out);
+            assert_eq!((&out[..3], &out[out.len() - len..]), (&[1; 3][..], &vec![1; len][..]));
+            out[3..out.len() - len].to_vec()
         };
         assert!(head(0).is_empty());
         assert_eq!(head(125), [0x82, 125]);
