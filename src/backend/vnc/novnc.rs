@@ -3,7 +3,8 @@
 //! They are read before the sandbox is locked. So what serves them can open nothing, whatever path it is asked for.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
@@ -34,6 +35,8 @@ const MISSING: &str = include_str!("missing.html");
 pub struct Pages {
     /// noVNC's files, by their path; empty without it.
     files: BTreeMap<String, Vec<u8>>,
+    /// The bytes of all of them.
+    len: usize,
 }
 
 /// One thing that a browser gets.
@@ -76,14 +79,17 @@ impl Pages {
             if path.is_dir() {
                 self.add(&path, &at, depth - 1)?;
             } else if name.ends_with(".js") && path.is_file() {
-                let len =
-                    fs::metadata(&path)?.len() as usize + self.files.values().map(Vec::len).sum::<usize>();
+                let mut content = Vec::new();
+                // One byte more than there is room for shows that there is more.
+                let most = (BYTES_MAX - self.len + 1) as u64;
+                let read = File::open(&path).and_then(|file| file.take(most).read_to_end(&mut content));
+                self.len += read.with_context(|| path.display().to_string())?;
                 ensure!(
-                    len <= BYTES_MAX && self.files.len() < FILES_MAX,
+                    self.len <= BYTES_MAX && self.files.len() < FILES_MAX,
                     "it has more than {FILES_MAX} files, or more than {} MiB",
                     BYTES_MAX >> 20
                 );
-                self.files.insert(at, fs::read(&path).with_context(|| path.display().to_string())?);
+                self.files.insert(at, content);
             }
         }
         Ok(())
@@ -168,6 +174,17 @@ mod tests {
         let empty = folder(&[("core/other.js", "")]);
         let error = Pages::read(Some(empty.path())).map(drop).unwrap_err().to_string();
         assert!(error.contains("it has no file core/rfb.js"), "{error}");
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_is_refused() {
+        let folder = folder(&[("core/rfb.js", "rfb"), ("vendor/x.js", "x")]);
+        let grow = |len| File::create(folder.path().join("vendor/x.js")).unwrap().set_len(len).unwrap();
+        grow(BYTES_MAX as u64 - 3);
+        Pages::read(Some(folder.path())).unwrap();
+        grow(BYTES_MAX as u64 - 2);
+        let error = format!("{:#}", Pages::read(Some(folder.path())).map(drop).unwrap_err());
+        assert!(error.contains("more than 8 MiB"), "{error}");
     }
 
     #[test]
