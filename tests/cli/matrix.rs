@@ -415,8 +415,9 @@ fn runs_that_ignore_it_are_made_to_stop() {
 
 #[test]
 fn runs_end_with_a_matrix_that_is_killed() {
-    let script = "'trap \"kill $!; exit\" TERM; sleep 1000 & trap \"kill $!; exit\" TERM; \
-        printf \"%s\\n%s\\n\" $! $$ >>pids; wait'";
+    // A process notes itself: a signal to one that is about to become another program may be lost.
+    let script = "'trap \"kill \\$!; exit\" TERM; sh -c \"echo \\$\\$ >>pids; exec sleep 1000\" & \
+        echo $$ >>pids; wait'";
     let (_matrix, mut child, pids) = sleeping(script);
     child.kill();
     child.wait();

@@ -54,6 +54,18 @@ const SPECIALS: &[Special] = &[
     Special { words: "x86/vmexit.flat", said: "1\n", ..USUAL },
     Special { words: "kvm-unit-tests", said: "PASS", ..USUAL },
     Special { words: "--screenshot-on-failure", codes: &[1], ..USUAL },
+    Special {
+        words: "kite screenshot",
+        changes: &[("kite screenshot", "machine installer --screen && kite screenshot")],
+        ..USUAL
+    },
+    Special { words: "kite pause", changes: &[("kite pause", "machine build && kite pause")], ..USUAL },
+    Special {
+        words: "kite resume",
+        changes: &[("kite resume", "machine build && kite pause build && kite resume")],
+        ..USUAL
+    },
+    Special { words: "kite stop", changes: &[("kite stop", "machine build && kite stop")], ..USUAL },
     Special { words: "--stats=", ..USUAL },
     Special { words: "--stats", said: "KVM's own counters", ..USUAL },
     // There may be another kite, or none.

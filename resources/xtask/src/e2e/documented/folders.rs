@@ -33,6 +33,20 @@ case $1 in
     *arch/x86/*|*tools/testing*) cd "$HOME/linux" ;;
     *) cd "$HOME/work" ;;
 esac
+# Has a machine of that name run until the line has ended.
+machine() {
+    local id=$1; shift
+    kite run --id "$id" "$@" -- sleep 1000 < /dev/null > "$id.log" 2>&1 &
+    machines+=($!)
+    for _ in {1..100}; do
+        kite list | grep -q "^$id " && return
+        sleep 1
+    done
+    cat "$id.log"
+    return 1
+}
+machines=()
+trap 'test ${#machines[@]} = 0 || kill "${machines[@]}"; wait' EXIT
 case $1 in *'git bisect'*) git bisect start HEAD HEAD~2 > /dev/null ;; esac
 set +e
 eval "$1"
@@ -51,7 +65,7 @@ for name in vmlinuz bzImage old/bzImage new/bzImage 6.1/bzImage; do ln -s "$KERN
 ln -s "$VMLINUX" vmlinux
 ln -s "$HOME/modules/$RELEASE" out/lib/modules/
 ln -s "$RESOURCES" resources
-truncate -s 1M data.img
+truncate -s 1M data.img disk.img
 printf '#!/bin/sh\necho tested\n' > test
 printf '#!/bin/sh\nprintf "TAP version 13\\n1..2\\nok 1 a\\nok 2 b\\n"\n' > ktap-test
 printf 'check:\n\techo checked\n' > Makefile
