@@ -189,7 +189,7 @@ mod tests {
             let share = || DeviceSpec::Share(ShareSpec::parse("/").unwrap());
             (0..100).find(|count| {
                 let mut devices: Vec<_> = (0..=*count).map(|_| share()).collect();
-                devices.extend(screen.then(|| DeviceSpec::Screen(ScreenSpec { width: 640, height: 480 })));
+                devices.extend(screen.then_some(DeviceSpec::Screen(ScreenSpec { width: 640, height: 480 })));
                 let machine = MachineSpec { devices, ..MachineSpec::default() };
                 let command = CommandSpec { argv: vec!["true".into()], ..CommandSpec::default() };
                 check_room(&RunSpec::new(machine, Some(command), MeasureSpec::default(), false)).is_err()

@@ -46,6 +46,8 @@ const SPECIALS: &[Special] = &[
     Special { words: "git bisect run", said: "is the first bad commit", ..USUAL },
     Special { words: "cat /etc/os-release", said: "Debian", ..USUAL },
     Special { words: "curl http://example.org/", said: "served", ..USUAL },
+    // Debian's kernels read no MP table.
+    Special { words: "--no-acpi", changes: &[("--no-acpi", "--no-acpi --append nolapic")], ..USUAL },
     Special { words: "initrd.img", said: "guest: status 0", ..USUAL },
     Special { words: "rootfs.cpio.gz", said: "kite: kernel", ..USUAL },
     Special { words: "./ktap-test", said: "ok 1", ..USUAL },
