@@ -225,6 +225,23 @@ pub fn spawn_gathered<T: Send + 'static>(
     Ok(Thread(result))
 }
 
+/// Whether the calling thread is scheduled as usual, and not by a policy that its user has chosen.
+#[expect(unsafe_code, reason = "scheduling policies have no safe interface")]
+pub fn is_scheduled_as_usual() -> bool {
+    // SAFETY: it takes no memory.
+    unsafe { libc::sched_getscheduler(0) == libc::SCHED_OTHER }
+}
+
+/// Whether the calling thread, when it is woken, waits until who woke it waits itself or its time is over, instead of
+/// taking its processor at once (sched(7), SCHED_BATCH). Where the host refuses, nothing changes.
+#[expect(unsafe_code, reason = "scheduling policies have no safe interface")]
+pub fn set_patient(patient: bool) {
+    let policy = if patient { libc::SCHED_BATCH } else { libc::SCHED_OTHER };
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: it reads the structure.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const priority) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -241,5 +258,19 @@ mod tests {
         drop(gathered);
         let alone = spawn_gathered("test", 64 << 10, ThreadKind::Io, || 4);
         assert_eq!(alone.map(Thread::join).expect("there is room for a thread"), 4);
+    }
+
+    #[test]
+    fn a_patient_thread_is_not_scheduled_as_usual() {
+        std::thread::spawn(|| {
+            if is_scheduled_as_usual() {
+                set_patient(true);
+                assert!(!is_scheduled_as_usual());
+                set_patient(false);
+                assert!(is_scheduled_as_usual());
+            }
+        })
+        .join()
+        .unwrap();
     }
 }

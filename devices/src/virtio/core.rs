@@ -291,6 +291,11 @@ impl Virtio {
         self.with_queues(|device, queues| device.drain(queues));
     }
 
+    /// How many chains the last service took from the queues.
+    pub fn taken(&self) -> u32 {
+        self.rings.iter().map(Ring::taken).sum()
+    }
+
     /// The queues that have more to serve, as [`Self::serve`] answered.
     pub fn take_unserved(&mut self) -> Vec<usize> {
         let rings = self.rings.iter_mut().enumerate();

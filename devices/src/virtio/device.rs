@@ -21,6 +21,12 @@ pub trait VirtioDevice: Send {
         Thread::Own
     }
 
+    /// Whether requests may gather while its driver makes more of them: serving several at once is cheaper than each by
+    /// itself, and the driver does not wait for the first.
+    fn gathers(&self) -> bool {
+        false
+    }
+
     /// The device's own feature bits, 0 to 23 and 50 to 63; those of transport and rings are added by
     /// [`Virtio`](super::Virtio).
     fn features(&self) -> u64 {

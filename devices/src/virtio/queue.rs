@@ -131,6 +131,11 @@ impl Ring {
         Ok(())
     }
 
+    /// How many chains the last service took.
+    pub fn taken(&self) -> u32 {
+        self.queue.size().saturating_sub(self.budget).into()
+    }
+
     /// Marks `head` as held; false if it is already.
     fn hold(&mut self, head: u16) -> bool {
         let Some(word) = self.in_flight.get_mut(usize::from(head / 64)) else { return false };

@@ -179,6 +179,10 @@ pub(super) const DISK: &[Rule] = &[
     (SYS_pwrite64, Any),
     (SYS_fdatasync, Any),
     (SYS_fallocate, Any),
+    // Requests gather, or not.
+    (SYS_sched_getscheduler, Any),
+    (SYS_sched_setscheduler, Is(1, SCHED_BATCH as u64)),
+    (SYS_sched_setscheduler, Is(1, SCHED_OTHER as u64)),
     // Until the kernel has memory for more.
     (SYS_clock_nanosleep, Any),
 ];

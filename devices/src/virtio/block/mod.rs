@@ -155,6 +155,10 @@ impl VirtioDevice for Block {
         KIND
     }
 
+    fn gathers(&self) -> bool {
+        true
+    }
+
     fn features(&self) -> u64 {
         let mut bits = vec![VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_TOPOLOGY];
         bits.push(VIRTIO_BLK_F_FLUSH);
