@@ -244,8 +244,12 @@ impl Stream {
         if !outcome.is_definite && level.is_some_and(|level| level.dialect == Dialect::Ktap) {
             return false;
         }
-        if !self.at(lead, sink) && !self.begin_result(lead, &outcome, begin, sink) {
+        let is_open = self.at(lead, sink) || (begin && self.end_suite(lead, sink));
+        if !is_open && !self.begin_result(lead, &outcome, begin, sink) {
             return false;
+        }
+        if outcome.number == Some(1) {
+            self.part_suite(sink);
         }
         let Some(level) = self.levels.last() else { return false };
         if level.is_closed_by_plan() && outcome.number == Some(1) {
@@ -282,6 +286,36 @@ impl Stream {
             self.finish(sink);
         }
         true
+    }
+
+    /// Whether a result of this indentation is that of a KUnit suite which has a version line, and nothing around it: so
+    /// modules print theirs from Linux 6.2 to 6.5, and a run from debugfs.
+    fn end_suite(&mut self, lead: &str, sink: &mut Sink) -> bool {
+        let [suite] = self.levels.as_slice() else { return false };
+        let is_suite = suite.start == Start::Document && suite.dialect == Dialect::Ktap && suite.named;
+        if !is_suite || !INDENTS.iter().any(|indent| suite.lead.strip_suffix(indent) == Some(lead)) {
+            return false;
+        }
+        let Some(group) = sink.cases.open_group(None) else { return false };
+        self.levels.insert(0, Level::new(lead, Dialect::Ktap, Start::Suites, group));
+        self.at(lead, sink)
+    }
+
+    /// Parts such a suite, which has ended, from a document before that has all of its results.
+    fn part_suite(&mut self, sink: &mut Sink) {
+        let [document] = self.levels.as_mut_slice() else { return };
+        let is_other = document.start == Start::Document
+            && document.dialect == Dialect::Ktap
+            && document.is_complete()
+            && document.results() > 0;
+        let Some(suite) = document.ended.take_if(|suite| is_other && suite.named) else { return };
+        let lead = document.lead.clone();
+        self.finish(sink);
+        if self.open(&lead, Dialect::Ktap, Start::Suites, sink)
+            && let Some(suites) = self.levels.last_mut()
+        {
+            suites.ended = Some(suite);
+        }
     }
 
     /// Whether a level was begun for a result that is in none that is open.

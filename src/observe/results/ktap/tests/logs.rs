@@ -100,6 +100,36 @@ fn kunit_s_modules_before_linux_6_2_print_no_version() {
 }
 
 #[test]
+fn a_suite_with_a_version_and_nothing_around_it_needs_no_plan_around_it() {
+    // So modules print it from Linux 6.2 to 6.5, and a run from debugfs.
+    let suite = |prefix: &str, second: &str, number: u8| {
+        let lines = ["KTAP version 1", "# Subtest: fake", "1..2", "ok 1 a", second];
+        let inner: String = lines.iter().map(|line| format!("{prefix}    {line}\n")).collect();
+        let own = if second.starts_with("not") { "not ok" } else { "ok" };
+        format!("{inner}{prefix}# fake: pass:1 fail:1 skip:0 total:2\n{prefix}{own} {number} fake\n")
+    };
+    let passed = [("fake", "a", "passed"), ("fake", "b", "passed")];
+    for prefix in
+        ["", "[    1.234567] ", "[    1.234567] [   T45] ", "6,1,2,-;", "Nov 28 05:30:16 host kernel: "]
+    {
+        let (good, bad) = (suite(prefix, "ok 2 b", 1), suite(prefix, "not ok 2 b", 1));
+        assert_told(&good, &passed);
+        assert_told(&bad, &EXPECTED);
+        assert_told(&format!("{good}{}", suite(prefix, "not ok 2 b", 2)), &[passed, EXPECTED].concat());
+        assert_told(&format!("{good}{bad}"), &[passed, EXPECTED].concat());
+        // A run after that of what is built in, whose document is complete.
+        let built_in = format!("{prefix}KTAP version 1\n{prefix}1..1\n{good}");
+        assert_told(&format!("{built_in}{good}{bad}"), &[passed, passed, EXPECTED].concat());
+        // One more than was planned is no suite of its own.
+        let more = format!("{built_in}{}", suite(prefix, "ok 2 b", 2));
+        assert!(cases(&more).iter().any(Case::is_bad), "{more}");
+        // Its own result never comes.
+        let lost: String = good.lines().take(5).map(|line| format!("{line}\n")).collect();
+        assert_eq!(cases(&lost).len(), 2, "as it was");
+    }
+}
+
+#[test]
 fn a_module_that_crashes_within_its_suite_fails() {
     let text =
         "[ 1.2]     # Subtest: s\n[ 1.2]     1..2\n[ 1.2]     ok 1 - a\n[ 1.2] BUG: kernel NULL pointer\n";
