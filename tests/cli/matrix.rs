@@ -150,6 +150,25 @@ fn a_run_s_spec_says_what_a_command_line_would_and_is_all_of_its_input() {
 }
 
 #[test]
+fn a_matrix_whose_output_cannot_be_written_fails_though_its_runs_pass() {
+    let matrix = Matrix::new(&command("c", "'head -c 100000 /dev/zero | tr \"\\0\" x'"));
+    let folder = matrix.path("logs");
+    let kite = matrix.command(&["--output", folder.to_str().unwrap()]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 16; exec \"$@\"", "sh"]).arg(kite.get_program()).args(kite.get_args());
+    let output = limited.env_remove("GITHUB_ACTIONS").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(
+        stderr.contains("kite: cannot write ") && stderr.contains("c.stdout: File too large"),
+        "{stderr}"
+    );
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = matrix.command(&[]).stdout(Stdio::null()).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(125));
+}
+
+#[test]
 fn the_exit_status_is_the_worst() {
     for (scripts, expected, told) in [
         (&["exit 0", "exit 3"][..], 3, "exit 3"),
@@ -241,7 +260,8 @@ fn all_output_is_kept_as_it_was() {
     symlink(&precious, folder.join("A/c.stdout")).unwrap();
     let output = matrix.command(&["--output", folder.to_str().unwrap()]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && stderr.contains("logs/A/c.stdout: it is a symbolic link"), "{stderr}");
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("logs/A/c.stdout: it is a symbolic link"), "{stderr}");
     assert_eq!(fs::read(precious).unwrap(), b"precious");
     assert_eq!(fs::read(folder.join("B/c.stdout")).unwrap(), b"a\0b\r\nb");
 }

@@ -95,7 +95,7 @@ impl Runner<'_> {
         let outcome = Outcome::new(&ending, stopped, elapsed, suite);
         self.progress.finished(&name, &outcome, [&stdout, &stderr]);
         if let Some(problem) = problem {
-            self.progress.tell(&problem);
+            self.progress.complain(&problem);
         }
         outcome
     }

@@ -17,6 +17,7 @@ use clap::Args;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::host::atomic_file;
+use crate::host::exit_code;
 use crate::host::lock::lock;
 use crate::host::messages::print;
 use crate::host::signals;
@@ -57,7 +58,7 @@ Exit status: the worst of all runs, from good to bad:
   1-123, 126-254       a run failed: the status of its command, or 1 if only cases of it failed
   124                  a run's time was over
   255                  a guest crashed
-  125                  kite or the host failed, or the file is wrong
+  125                  kite or the host failed, or the file is wrong; or some output could not be written
 Of two statuses that are equally bad, the greater. Ctrl-C stops all runs; what is done by then is told.
 
 Examples:
@@ -137,7 +138,8 @@ pub fn run(options: &Options, convert: Convert) -> anyhow::Result<u8> {
     if let Ok(Some(info)) = signal.read_signal() {
         return die_by(i32::try_from(info.ssi_signo).context("an unknown signal")?);
     }
-    Ok(cell::worst(outcomes.iter().map(|outcome| outcome.code)))
+    let codes = outcomes.iter().map(|outcome| outcome.code);
+    Ok(cell::worst(codes.chain(progress.has_lost().then_some(exit_code::FAILED))))
 }
 
 /// The outcomes in the plan's order. The threads live as long as their children, which would end with them.

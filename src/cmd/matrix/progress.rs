@@ -1,7 +1,8 @@
 //! What people see while the matrix runs, on standard error: a line for each run that ends, with the last lines of what
 //! it printed if it failed; and on a terminal a line below that tells what is running.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub(super) struct Progress {
     verbose: bool,
     bar: Option<ProgressBar>,
     state: Mutex<State>,
+    /// Something was not written that ought to be.
+    has_lost: AtomicBool,
 }
 
 #[derive(Default)]
@@ -42,7 +45,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_secs(1));
             bar
         });
-        Self { total, verbose, bar, state: Mutex::default() }
+        Self { total, verbose, bar, state: Mutex::default(), has_lost: AtomicBool::new(false) }
     }
 
     /// A run begins.
@@ -80,9 +83,15 @@ impl Progress {
         self.show(&state);
     }
 
-    /// Tells of something that went wrong and changes nothing.
-    pub(super) fn tell(&self, what: &str) {
+    /// Whether something could not be written: of what the runs have printed, or what people see.
+    pub(super) fn has_lost(&self) -> bool {
+        self.has_lost.load(Ordering::SeqCst)
+    }
+
+    /// Says why some of what a run has printed could not be written.
+    pub(super) fn complain(&self, what: &str) {
         let _state = self.lock();
+        self.has_lost.store(true, Ordering::SeqCst);
         self.print(format!("kite: {}\n", printable(what)).as_bytes());
     }
 
@@ -104,9 +113,14 @@ impl Progress {
         }
     }
 
-    /// Whether anybody reads it changes nothing.
+    /// A reader that has gone is no loss.
     fn print(&self, text: &[u8]) {
-        let write = || drop(io::stderr().write_all(text));
+        let write = || match io::stderr().write_all(text) {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                self.has_lost.store(true, Ordering::SeqCst)
+            }
+            _ => {}
+        };
         match &self.bar {
             Some(bar) => bar.suspend(write),
             None => write(),
