@@ -151,8 +151,12 @@ fn needs_more(error: &clap::Error) -> bool {
 fn sources() -> Vec<Source> {
     let mut sources = Vec::new();
     let here = env::current_dir().unwrap_or_default();
-    let near = here.ancestors().map(|folder| folder.join(PROJECT)).find(|path| path.is_file());
+    let near =
+        here.ancestors().map(|folder| folder.join(PROJECT)).find(|path| path.is_file() || path.is_symlink());
     match near {
+        Some(path) if !path.is_file() => {
+            super::complain(&format!("{}: is a link to no file, and is not read", path.display()));
+        }
         Some(path) if is_ours(&path) => sources.push(Source { path, is_project: true }),
         Some(path) => super::complain(&format!("{}: is another user's, and is not read", path.display())),
         None => {}

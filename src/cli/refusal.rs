@@ -19,6 +19,7 @@ const COMMAND_HEADING: &str = "Options for a command";
 pub(super) fn line(error: &clap::Error, arguments: &[OsString]) -> String {
     match reason(error, arguments) {
         (why, true) => why,
+        (why, false) if why.ends_with('?') => format!("{why} Try `{}`", help(arguments)),
         (why, false) => format!("{why}; try `{}`", help(arguments)),
     }
 }
@@ -219,7 +220,7 @@ mod tests {
             ("kite run -z 1G", "there is no option '-z'; try `kite run --help`"),
             (
                 "kite run --mem 1G",
-                "there is no option '--mem'; do you mean '--memory'?; try `kite run --help`",
+                "there is no option '--mem'; do you mean '--memory'? Try `kite run --help`",
             ),
             ("kite bench boot --run 5", "there is no option '--run'; do you mean '--runs'?"),
         ] {

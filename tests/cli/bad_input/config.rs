@@ -82,6 +82,14 @@ fn the_nearest_project_above_is_this_one() {
 }
 
 #[test]
+fn a_project_that_is_a_link_to_nothing_is_reported() {
+    let attempt = Attempt::new();
+    std::os::unix::fs::symlink("/nowhere", attempt.path("kite.toml")).unwrap();
+    let end = attempt.end_of(Command::new(KITE).args(["run", "-k", "none"]));
+    assert!(end.stderr.contains("/kite.toml: is a link to no file, and is not read\n"), "{}", end.stderr);
+}
+
+#[test]
 fn another_user_s_project_is_not_read() {
     needs!(root());
     let attempt = Attempt::new();
