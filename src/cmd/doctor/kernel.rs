@@ -25,7 +25,7 @@ pub(super) fn kernel(named: Option<OsString>, root: &Path) -> Kernel {
     let named = named.or_else(|| kernel::built(Path::new("")));
     let found = kernel::choose(named.as_deref(), root);
     let opened = found.map_err(|error| Problem::new(error.to_string(), error.fix())).and_then(|path| {
-        let image = open(&path).map_err(|error| refused(&path, &error))?;
+        let image = open(&path).map_err(|error| refused(&path, &error, root))?;
         Ok((path, image.version()))
     });
     match opened {
@@ -61,7 +61,13 @@ fn open(path: &Path) -> Result<Image, kernel::Error> {
     }
 }
 
-fn refused(path: &Path, error: &kernel::Error) -> Problem {
+fn refused(path: &Path, error: &kernel::Error, root: &Path) -> Problem {
+    let is_other = |kernel: &kernel::Installed| kernel.path != path && kernel.is_readable();
+    let other = kernel::installed(root).into_iter().find(is_other);
+    let fix = |what: &str| match &other {
+        Some(other) => format!("kite run --kernel {}, or set KITE_KERNEL to {what}", other.version),
+        None => format!("set KITE_KERNEL to {what}"),
+    };
     let path = path.display();
     match error {
         // Ubuntu's kernels are for root only.
@@ -69,11 +75,10 @@ fn refused(path: &Path, error: &kernel::Error) -> Problem {
             format!("{path}: permission denied"),
             format!("chmod +r {path}, or copy it and set KITE_KERNEL"),
         ),
-        kernel::Error::Read(error) => Problem::new(
-            format!("{path}: {error}"),
-            "set KITE_KERNEL to a bzImage or vmlinux that can be read",
-        ),
-        error => Problem::new(format!("{path}: {error}"), "set KITE_KERNEL to an x86-64 bzImage or vmlinux"),
+        kernel::Error::Read(error) => {
+            Problem::new(format!("{path}: {error}"), fix("a bzImage or vmlinux that can be read"))
+        }
+        error => Problem::new(format!("{path}: {error}"), fix("an x86-64 bzImage or vmlinux")),
     }
 }
 
@@ -129,9 +134,21 @@ mod tests {
     #[test]
     fn a_forbidden_kernel_is_fixed_by_its_mode() {
         let error = kernel::Error::Read(ErrorKind::PermissionDenied.into());
-        let problem = refused(Path::new("/boot/vmlinuz-6"), &error);
+        let problem = refused(Path::new("/boot/vmlinuz-6"), &error, Path::new(NOWHERE));
         assert_eq!(problem.found, "/boot/vmlinuz-6: permission denied");
         assert!(problem.fix.starts_with("chmod +r /boot/vmlinuz-6"));
+    }
+
+    #[test]
+    fn another_kernel_is_the_fix_of_one_that_is_broken() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("boot")).unwrap();
+        for version in ["6.1", "9.9"] {
+            fs::write(root.path().join(format!("boot/vmlinuz-{version}")), "").unwrap();
+        }
+        let problem = kernel(None, root.path()).image.unwrap_err();
+        assert!(problem.found.contains("vmlinuz-9.9: "), "{}", problem.found);
+        assert!(problem.fix.starts_with("kite run --kernel 6.1, or set KITE_KERNEL"), "{}", problem.fix);
     }
 
     #[test]
