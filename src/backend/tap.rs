@@ -37,7 +37,9 @@ pub struct Tap {
 pub fn open(name: &str, queues: u16, mtu: Option<u16>) -> anyhow::Result<Tap> {
     let made = if_nametoindex(name).is_err();
     if !made && is_other(&fs::read_to_string(format!("{INTERFACES}/{name}/tun_flags")), name) {
-        bail!("{name} is an interface of another kind; name a tap, or one that is not there, such as tap0");
+        bail!(
+            "--net tap={name}: it is an interface of another kind; name a tap, or one that is not there, such as tap0"
+        );
     }
     let files: Vec<_> = (0..queues).map(|_| open_device()).collect::<Result<_, _>>()?;
     let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
@@ -216,7 +218,7 @@ mod tests {
         let none = || Err(io::ErrorKind::NotFound.into());
         assert!(is_other(&none(), "lo") && !is_other(&none(), "kite-none"));
         let error = open("lo", 1, None).map(drop).unwrap_err().to_string();
-        assert!(error.starts_with("lo is an interface of another kind"), "{error}");
+        assert!(error.starts_with("--net tap=lo: it is an interface of another kind"), "{error}");
     }
 
     #[test]

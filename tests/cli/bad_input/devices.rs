@@ -91,7 +91,10 @@ fn disks_that_are_none_or_in_use_are_refused() {
 fn networks_that_cannot_be_used_are_refused_with_what_to_do() {
     let (attempt, kernel) = Attempt::with(&elf());
     let kernel = kernel.to_str().unwrap();
-    attempt.refused(["run", "--kernel", kernel, "--net", "tap=lo"], "lo is an interface of another kind");
+    attempt.refused(
+        ["run", "--kernel", kernel, "--net", "tap=lo"],
+        "--net tap=lo: it is an interface of another kind",
+    );
     let fixed = "tap=kitet7,ip=192.0.2.7/24";
     attempt.refused(["run", "--kernel", kernel, "--net", fixed], "name one behind --");
 }
