@@ -180,12 +180,8 @@ impl Connection {
 
     /// From now on it is a viewer's.
     fn greet(&mut self, site: &Site, web: Option<Unwrapper>) {
-        let start = self.output.len();
-        let session = Box::new(Session::new(site.display.clone(), &mut self.output));
-        if web.is_some() {
-            wrap(start, &mut self.output);
-        }
-        self.face = Face::Viewer { session, web };
+        let session = said(web.is_some(), &mut self.output, |out| Session::new(site.display.clone(), out));
+        self.face = Face::Viewer { session: Box::new(session), web };
     }
 
     /// Takes what a viewer says.
@@ -200,11 +196,8 @@ impl Connection {
                 Control::Close => closed = true,
             })?;
         }
-        let start = self.output.len();
-        session.receive(if web.is_some() { &data } else { bytes }, now, &mut self.output)?;
-        if web.is_some() {
-            wrap(start, &mut self.output);
-        }
+        let data = if web.is_some() { &data } else { bytes };
+        said(web.is_some(), &mut self.output, |out| session.receive(data, now, out))?;
         if closed { Err("its page has closed it") } else { Ok(()) }
     }
 
@@ -221,13 +214,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Has the session go on, when all output has gone.
+    /// Has the session go on.
     fn produce(&mut self, now: Instant) {
         let Face::Viewer { session, web } = &mut self.face else { return };
-        session.produce(now, &mut self.output);
-        if web.is_some() {
-            wrap(0, &mut self.output);
-        }
+        said(web.is_some(), &mut self.output, |out| session.produce(now, out));
         if session.is_over() {
             self.face = Face::Leaving;
         }
@@ -261,6 +251,16 @@ impl Connection {
     fn is_amid_picture(&self) -> bool {
         matches!(&self.face, Face::Viewer { session, .. } if matches!(session.wait(), Wait::Room))
     }
+}
+
+/// Has a session append to the output, as a message of its own for a page.
+fn said<T>(web: bool, output: &mut Vec<u8>, say: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    let start = output.len();
+    let result = say(output);
+    if web {
+        wrap(start, output);
+    }
+    result
 }
 
 #[cfg(test)]
