@@ -26,7 +26,7 @@ const FOLDER: &str = "/lib/modules";
 /// The kernel has no such setting, as without modules, or cannot be asked for it.
 pub(super) fn offer() -> io::Result<()> {
     let own = fs::read_to_string(SETTING)?;
-    // It is empty where somebody wants no modules.
+    // An empty one is for a guest without modules.
     let own = own.trim_end();
     if own.is_empty() || Path::new(own).exists() { Ok(()) } else { fs::write(SETTING, PROGRAM) }
 }

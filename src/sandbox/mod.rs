@@ -223,7 +223,7 @@ fn why_no_namespaces(refusal: Errno, apart: Apart) -> String {
     why_not(if apart.others { "no user namespace" } else { "none" }, refusal)
 }
 
-/// What there is not, why, and what to do.
+/// Which namespaces the kernel refuses, why, and what to do.
 fn why_not(what: &str, refusal: Errno) -> String {
     let why = match refusal {
         Errno::ENOSPC | Errno::EUSERS => {
